@@ -1,0 +1,76 @@
+"""Every key a config has, with its default. A config file writes only what differs.
+
+Values are plain data; what they mean is documented on the dataclasses of `medkor_jax.phases`, which a
+config becomes. Keys are locked: a misspelt one fails with the nearest name.
+"""
+
+from ml_collections import ConfigDict
+
+LORA = {"rank": 16, "alpha": 32.0, "targets": ("q", "k", "v", "o", "gate", "up", "down")}
+NO_LORA = LORA | {"rank": 0}
+
+
+def stage(**changes):
+    """One stretch of training; steps=0 trains nothing."""
+    defaults = dict(
+        steps=0, trees=(), data={}, batch_size=16, seq_len=1024, microbatches=1, loss_positions=0,
+        groups={
+            "lora": dict(pattern="lora/.*", learning_rate=2e-4, weight_decay=0.0),
+            "lang": dict(pattern="lang/.*", learning_rate=1e-3, weight_decay=0.0),
+        },
+        warmup_steps=20, final_share=0.1, clip_norm=1.0, dropout=0.0, next_token_weight=1.0,
+        retention=dict(weight=0.0, layers=4, positions=32, temperature=1.0),
+        save_every=200, keep_last=1, validation={}, validate_every=0, take="last",
+    )  # fmt: skip
+    return changed(defaults, changes)
+
+
+def retention(**changes):
+    """The remedy stage of the phases that must not forget: "each layer" training on English medical text."""
+    base = dict(next_token_weight=0.0, retention=dict(weight=1.0, layers=4, positions=32, temperature=1.0))
+    return stage(**changed(base, changes, new_keys=True))
+
+
+def gate(**changes):
+    defaults = dict(
+        metric="accuracy", threshold=0.97, reading="non_inferior", confidence=0.95, on_failure="stop", rounds=3,
+        allow_chance=False,
+    )  # fmt: skip
+    return changed(defaults, changes)
+
+
+def exam(path, **changes):
+    """An exam that judges: kind of source, how it is asked."""
+    source = dict(path=path, split="valid", subset="", language="", licence="", fields=(), limit=0)
+    defaults = dict(source=source, mode="letter", shots=0, fewshot=None, batch_size=16)
+    return changed(defaults, changes)
+
+
+def phase(title, **changes):
+    """A phase: its own keys, and those of its training stage beside them."""
+    own = dict(
+        title=title, after="", candidates=(), lora=NO_LORA, remedy_lora=NO_LORA, language=dict(kind=""), merge=False,
+        is_reference=False, exam="english", gate=gate(), remedy=stage(),
+    )  # fmt: skip
+    return changed(own | stage(), changes)
+
+
+def get_config():
+    """A run without phases: `configs/pipeline.py` adds them."""
+    return ConfigDict(dict(
+        run_dir="runs/medkor", weights="google/medgemma-4b-it", run=(), exams={}, watch={}, watch_tokens=65536,
+        dtype="bfloat16", param_dtype="bfloat16", remat=True, chunk=256, route="token",
+        mesh=dict(data=-1, fsdp=1, tensor=1), seed=0, allow_leaks=(), drop_bad=False, log_every=10,
+    ))  # fmt: skip
+
+
+def changed(defaults, changes, new_keys=False):
+    """Returns `defaults` with `changes` put in, key by key at every depth; what maps names to sources is replaced whole."""
+    result = dict(defaults)
+    for key, value in changes.items():
+        if key not in defaults and not new_keys:
+            raise ValueError(f"{key!r} is not a key here; there are {', '.join(defaults)}")
+        inner = defaults.get(key)
+        deeper = isinstance(inner, dict) and isinstance(value, dict) and key not in ("data", "validation")
+        result[key] = changed(inner, value, new_keys) if deeper else value
+    return result

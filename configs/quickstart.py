@@ -1,0 +1,52 @@
+"""Phases 0 to 3 on the embedded Gemma 3 270M and the embedded exam, in minutes on two CPU cores.
+
+The texts state the facts of the training and the validation exam; questions are trained on for training
+facts only. Facts of the test split are in nothing that is trained on: their texts are what is watched.
+"""
+
+from configs import common, phase0, phase1, phase2, phase3, pipeline
+
+OURS = dict(path="embedded", licence="Apache-2.0")
+SHAPE = dict(batch_size=4, seq_len=256, warmup_steps=5, save_every=50)
+
+
+def text(language):
+    return {
+        f"{language}-text-{split}": dict(kind="text", language=language, subset=split, **OURS, weight=weight)
+        for split, weight in (("train", 3.0), ("valid", 1.0))
+    }
+
+
+def exam(language):
+    return {f"{language}-exam-train": dict(kind="exam", language=language, **OURS)}
+
+
+def get_config(run=("phase0", "phase1", "phase2", "phase3")):
+    config = pipeline.get_config(run)
+    config.run_dir, config.weights = "runs/quickstart", "embedded"
+    config.dtype = config.param_dtype = "float32"
+    config.remat, config.log_every = False, 5
+    with config.unlocked():
+        config.exams = {
+            "english": common.exam("embedded", source=dict(language="en", licence="Apache-2.0")),
+            "korean": common.exam("embedded", source=dict(language="ko", licence="Apache-2.0")),
+        }
+        config.watch = {
+            language: dict(kind="text", language=code, subset="test", **OURS)
+            for language, code in (("korean", "ko"), ("english", "en"))
+        }
+        config.phase0 = phase0.phase(data=text("en"), steps=60, **SHAPE)
+        config.phase1 = phase1.phase(
+            candidates=("phase0",),
+            gate=dict(threshold=0.5, rounds=2),
+            remedy=dict(data=text("en") | exam("en"), steps=60, **SHAPE),
+        )
+        config.phase2 = phase2.phase(data=text("ko"), steps=20, remedy=dict(data=text("en"), steps=10, **SHAPE), **SHAPE)
+        config.phase3 = phase3.phase(
+            data=text("ko") | exam("ko"),
+            steps=60,
+            gate=dict(reading="relative"),
+            remedy=dict(data=text("en"), steps=20, **SHAPE),
+            **SHAPE,
+        )
+    return config

@@ -1,0 +1,80 @@
+"""Low-rank adapters beside the frozen matrices: made, checked, and merged into the base.
+
+    lora = make_lora(base, key, rank=16, targets=("q", "v"))
+    merged = merge(base, lora, scale=alpha / rank)
+
+B starts at zero, so a fresh adapter changes nothing. How an adapter is applied stands in one place,
+`model.layers.adapted_matmul`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from typing import Any, Iterable
+
+import jax
+import jax.numpy as jnp
+
+from medkor_jax.model.params import ADAPTABLE, Tree
+
+
+def check_targets(targets: Iterable[str], rank: int) -> tuple[str, ...]:
+    """Returns `targets` as a tuple. Raises: ValueError on an unknown or repeated matrix, or a rank below 1."""
+    targets = tuple(targets)
+    if rank < 1:
+        raise ValueError(f"LoRA rank is {rank}; it must be at least 1")
+    for name in targets:
+        if name not in ADAPTABLE:
+            near = difflib.get_close_matches(str(name), ADAPTABLE, n=1, cutoff=0.0)[0]
+            raise ValueError(f"LoRA target {name!r} is none of {', '.join(ADAPTABLE)}; nearest: {near!r}")
+    if not targets or len(set(targets)) != len(targets):
+        raise ValueError(f"LoRA targets {targets} must name at least one matrix, each once")
+    return targets
+
+
+def make_lora(base: Tree, key: jax.Array, *, rank: int, targets: Iterable[str], dtype: Any = jnp.float32) -> Tree:
+    """Returns {name: {"a": [L, in, R] ~ N(0, 1/in), "b": [L, R, out] = 0}} for each target.
+
+    `base` may hold ShapeDtypeStructs: only shapes are read.
+    Source: Hu et al. 2021 (arXiv:2106.09685), section 4.1.
+    """
+    tree = {}
+    for name in check_targets(targets, rank):
+        depth, d_in, d_out = base["layers"][name].shape
+        a = jax.random.normal(jax.random.fold_in(key, ADAPTABLE.index(name)), (depth, d_in, rank), dtype)
+        tree[name] = {"a": a * d_in**-0.5, "b": jnp.zeros((depth, rank, d_out), dtype)}
+    return tree
+
+
+def merge(base: Tree, lora: Tree, *, scale: float) -> Tree:
+    """Returns `base` with every adapter folded in: W + scale * A @ B.
+
+    base["layers"][name]: [L, in, out]; lora[name]: A [L, in, R], B [L, R, out]. Accumulates in float32,
+    one layer at a time, and rounds once to the dtype of `base`. Unadapted leaves are the same arrays.
+
+    Raises: ValueError, naming the key, if an adapter has no matrix in `base` or does not fit it.
+    Source: Hu et al. 2021 (arXiv:2106.09685), eq. 3.
+    """
+    layers = dict(base["layers"])
+    for name, pair in lora.items():
+        if name not in layers:
+            raise ValueError(f"adapter {name!r} has no matrix in the base; it has {', '.join(sorted(layers))}")
+        depth, d_in, d_out = layers[name].shape
+        rank = pair["a"].shape[-1]
+        if pair["a"].shape != (depth, d_in, rank) or pair["b"].shape != (depth, rank, d_out):
+            raise ValueError(
+                f"adapter {name!r} has A {pair['a'].shape}, B {pair['b'].shape}; matrix is {layers[name].shape}"
+            )
+        layers[name] = _merge_matrix(layers[name], pair["a"], pair["b"], scale)
+    return {**base, "layers": layers}
+
+
+@functools.partial(jax.jit, static_argnames="scale")
+def _merge_matrix(w: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+    def one(wab: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        w, a, b = (x.astype(jnp.float32) for x in wab)
+        delta = jnp.einsum("ir,ro->io", a, b, precision=jax.lax.Precision.HIGHEST)
+        return (w + scale * delta).astype(wab[0].dtype)
+
+    return jax.lax.map(one, (w, a, b))

@@ -1,0 +1,122 @@
+"""Their side: transformers with PEFT on torch, as its users run it. Imports torch; nothing else of ours does but verify.
+
+    peer = Peer(model="cache/bench/0a1b", dtype="float32")
+    peer.prepare_training(documents, batch_size=4, seq_len=512, rank=16, bos_id=2)
+
+Its natural best on a CPU: sdpa attention, as many threads as there are CPUs, no gradient checkpointing, the
+library's own loss (`labels=`), documents right-padded to the longest of their batch. The optimizer is AdamW with
+our settings over the adapters alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pathlib
+from typing import Any
+
+from medkor_jax.bench.documents import Document, pad
+from medkor_jax.bench.worker import Stopwatch, n_cpus
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SETTINGS = "attn sdpa, labels= loss, no gradient checkpointing, AdamW over adapters, gradient norm clipped at 1"
+
+
+def missing_packages() -> list[str]:
+    """Returns which of the peer's packages are not installed."""
+    return [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
+
+
+class Peer:
+    def __init__(self, model: str, dtype: str = "float32", learning_rate: float = 1e-4) -> None:
+        import torch
+
+        torch.set_num_threads(n_cpus())
+        self._model_path, self._learning_rate = model, learning_rate
+        self._dtype = getattr(torch, dtype)
+
+    def prepare_training(
+        self, documents: list[Document], batch_size: int, seq_len: int, rank: int, bos_id: int
+    ) -> dict[str, Any]:
+        import peft
+        import torch
+
+        torch.manual_seed(0)
+        settings = peft.LoraConfig(
+            r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(TARGETS), task_type="CAUSAL_LM"
+        )
+        self._model = peft.get_peft_model(self._load(), settings).train()
+        self._trainable = [p for p in self._model.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(self._trainable, lr=self._learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+        padded = pad(documents, bos_id=bos_id, pad_id=0)
+        self._batch = {name: torch.from_numpy(x) for name, x in padded.items()}
+        return {"shape": list(padded["input_ids"].shape), "parameters": sum(p.numel() for p in self._trainable)}
+
+    def step(self) -> dict[str, float]:
+        """Returns seconds and the loss before the update."""
+        import torch
+
+        with Stopwatch() as watch:
+            loss = self._model(**self._batch, use_cache=False).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self._trainable, 1.0)
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+        return watch.to_json() | {"loss": float(loss.detach())}
+
+    def prepare_decoding(self, prompts: list[list[int]], max_new_tokens: int, pad_id: int) -> None:
+        import torch
+
+        self._model = self._load().eval()
+        width = max(map(len, prompts))
+        ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        self._model.generation_config.eos_token_id = None  # both sides make exactly max_new_tokens
+
+        def generate() -> Any:
+            with torch.inference_mode():
+                out = self._model.generate(
+                    input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad_id
+                )
+            return out[:, width:]
+
+        self._generate = generate
+
+    def generate(self) -> dict[str, Any]:
+        with Stopwatch() as watch:
+            tokens = self._generate()
+        return watch.to_json() | {"tokens": tokens.tolist()}
+
+    def describe(self) -> dict[str, str]:
+        import peft
+        import torch
+        import transformers
+
+        versions = {module.__name__: module.__version__ for module in (torch, transformers, peft)}
+        return versions | {"threads": str(torch.get_num_threads()), "settings": SETTINGS}
+
+    def convert(self, weights: str, directory: str) -> None:
+        """Writes `weights` as safetensors, once: transformers takes long to read a GGUF file each time."""
+        import os
+
+        import safetensors.torch
+
+        from medkor_jax.io.verify import load_reference
+        from medkor_jax.io.weights import open_weights
+
+        target = pathlib.Path(directory)
+        partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+        partial.mkdir()
+        model = load_reference(open_weights(weights), weights).to(self._dtype)
+        # save_pretrained refuses a model that came from GGUF, although it is dequantised
+        safetensors.torch.save_model(model, str(partial / "model.safetensors"), metadata={"format": "pt"})
+        config = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
+        (partial / "config.json").write_text(json.dumps(config, default=str))
+        os.replace(partial, target)
+
+    def _load(self) -> Any:
+        import transformers
+
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            self._model_path, dtype=self._dtype, attn_implementation="sdpa", use_safetensors=True
+        )

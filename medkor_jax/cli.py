@@ -1,0 +1,167 @@
+"""`medkor`: parse, call one function, print.
+
+    medkor run --config configs/quickstart.py --config.phase3.steps=100
+    medkor eval --weights runs/quickstart --exam exam.csv --mode letter
+
+Exit codes: 0 done, 1 failed with a sentence, 2 bad usage or config, 3 a gate stayed closed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+from typing import Sequence
+
+WEIGHTS = "embedded, a directory, a .gguf file, a hub id, a run, or random:PRESET such as random:gemma3-4b"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments, overrides = make_parser().parse_known_args(argv)
+    if overrides and not hasattr(arguments, "config"):
+        print(f"medkor: not understood: {' '.join(overrides)}; see medkor {arguments.command} --help", file=sys.stderr)
+        return 2
+    _quiet_libraries()
+    from medkor_jax.eval.verdict import GateClosed
+    from medkor_jax.phases import ConfigError
+
+    try:
+        return arguments.function(arguments, overrides) or 0
+    except ConfigError as error:
+        return _fail(error, 2)
+    except GateClosed as error:
+        return _fail(error, 3)
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError, RuntimeError) as error:
+        if os.environ.get("MEDKOR_TRACEBACK"):
+            raise
+        return _fail(error, 1)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="medkor", description="Teach MedGemma the Korean medical licensing exam.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    run = _command(commands, "run", _run, "run the phases a config names, going on where the run stood")
+    run.add_argument("--config", required=True, help="a config file; override keys as --config.phase3.steps=100")
+    run.add_argument("--restart", metavar="PHASE", action="append", default=[], help="move this phase's directory aside and run it anew")
+    run.add_argument("--drop-bad", action="store_true", help="go on without rows that cannot be read, and list them")
+
+    evaluate = _command(commands, "eval", _eval, "put an exam to any weights")
+    evaluate.add_argument("--weights", required=True, help=WEIGHTS)
+    evaluate.add_argument("--exam", required=True, help="a file, a hub id, or embedded")
+    evaluate.add_argument("--split", default="valid", help="for a hub id or embedded (default: valid)")
+    evaluate.add_argument("--subset", default="", help="for a hub id, such as doctor")
+    evaluate.add_argument("--language", default="", choices=("", "ko", "en"), help="default: read from the text")
+    evaluate.add_argument("--fewshot", help="a file or hub id whose first questions are the shots")
+    evaluate.add_argument("--mode", default="letter", choices=("letter", "harness"))
+    evaluate.add_argument("--shots", type=int, default=0)
+    evaluate.add_argument("--limit", type=int, default=0, help="first N questions (default: all)")
+    evaluate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    evaluate.add_argument("--batch-size", type=int, default=16)
+    evaluate.add_argument("--out", help="write one JSON line a question here")
+    evaluate.add_argument("--json", action="store_true", help="print the summary as JSON")
+    evaluate.add_argument("--drop-bad", action="store_true")
+
+    verify = _command(commands, "verify", _verify, "compare logits with transformers")
+    verify.add_argument("--weights", required=True, help="embedded, a directory, a .gguf file, or a hub id")
+    verify.add_argument("--bound", type=float, help="largest logit difference allowed (default 1e-3)")
+    verify.add_argument("--json", action="store_true")
+
+    data = commands.add_parser("data", help="look at data").add_subparsers(dest="data_command", required=True, metavar="command")
+    check = _command(data, "check", _data_check, "rows, languages, lengths, licences and leaks of a config's sources")
+    check.add_argument("--config", required=True)
+    check.add_argument("--json", action="store_true")
+
+    bench = _command(commands, "bench", _bench, "measure speed and memory beside transformers with PEFT")
+    bench.add_argument("--weights", default="embedded", help=WEIGHTS)
+    bench.add_argument("--cases", default="", help="comma-separated; default: all")
+    bench.add_argument("--repeats", type=int, default=5)
+    bench.add_argument("--out", default="", help="write the figures as JSON here")
+
+    waive = _command(commands, "waive", _waive, "let the next phase start although a verdict failed, with a reason")
+    waive.add_argument("verdict", help="path of a verdict.json")
+    waive.add_argument("--reason", required=True)
+    return parser
+
+
+def _command(commands, name, function, text) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(function=function)
+    return parser
+
+
+def _run(arguments, overrides) -> None:
+    from medkor_jax import pipeline
+    from medkor_jax.config_file import load_recipe
+
+    overrides = [*overrides, *(["--config.drop_bad=True"] if arguments.drop_bad else [])]
+    recipe = load_recipe(arguments.config, overrides)
+    for phase in arguments.restart:
+        if aside := pipeline.restart(pathlib.Path(recipe.run_dir), phase):
+            print(f"{phase}: its earlier results are now in {aside}")
+    pipeline.Run(recipe).all()
+
+
+def _eval(arguments, _) -> None:
+    from medkor_jax.evaluation import evaluate_file
+
+    report = evaluate_file(
+        arguments.weights, arguments.exam, split=arguments.split, subset=arguments.subset, language=arguments.language,
+        fewshot=arguments.fewshot, mode=arguments.mode, n_shots=arguments.shots, limit=arguments.limit,
+        dtype=arguments.dtype, batch_size=arguments.batch_size, drop_bad=arguments.drop_bad,
+    )  # fmt: skip
+    if arguments.out:
+        report.write(arguments.out)
+    print(json.dumps(report.summary(), ensure_ascii=False) if arguments.json else report.table())
+
+
+def _verify(arguments, _) -> int:
+    from medkor_jax.io import verify
+
+    result = verify.verify(arguments.weights, verify.BOUND if arguments.bound is None else arguments.bound)
+    print(json.dumps(result.to_json()) if arguments.json else result.table())
+    return 0 if result.passed else 1
+
+
+def _data_check(arguments, overrides) -> int:
+    from medkor_jax.config_file import load_recipe
+    from medkor_jax.corpora import check_recipe
+    from medkor_jax.report.data import data_json, data_table
+
+    report = check_recipe(load_recipe(arguments.config, overrides))
+    print(json.dumps(data_json(report), ensure_ascii=False) if arguments.json else data_table(report))
+    return 0 if report.is_clean else 1
+
+
+def _bench(arguments, _) -> None:
+    from medkor_jax import bench
+
+    cases = [case for case in arguments.cases.split(",") if case]
+    print(bench.run(arguments.weights, cases, repeats=arguments.repeats, out=arguments.out))
+
+
+def _waive(arguments, _) -> None:
+    from medkor_jax.eval import verdict
+
+    verdict.waive(arguments.verdict, arguments.reason)
+    print(f"{arguments.verdict} is waived: {arguments.reason}")
+
+
+def _quiet_libraries() -> None:
+    import logging
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def _fail(error: BaseException, code: int) -> int:
+    print(f"medkor: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Packs tokenised documents into rows of fixed length, so that no document sees another.
+
+    rows = PackedRows(batch_size=2, seq_len=8, loss_positions=8, bos_id=2, pad_id=0)
+    rows.place(encode(example, tokenizer))     # how many of its tokens found room
+    batch = rows.arrays(tokenizer, route="token")
+
+Each document begins with bos at position 0 and has a segment of its own. Text that may be cut fills a row
+to its end and goes on elsewhere as a new segment, again after bos (Gemma is far off without it); each of
+its tokens is still predicted exactly once. What may not be cut goes whole into the first row with room.
+What it does not do: choose which document comes next (`batches`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medkor_jax.data.language import ENGLISH, KOREAN, token_languages
+from medkor_jax.data.rows import BadRow, Example
+
+if TYPE_CHECKING:
+    from medkor_jax.data.tokenizer import Tokenizer
+
+LANGUAGE_IDS = {"en": ENGLISH, "ko": KOREAN}
+ROUTES = ("token", "document")
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """One document as tokens, without bos. tokens: [n] int32; loss: [n] bool, whether the token is predicted."""
+
+    id: str
+    tokens: np.ndarray
+    loss: np.ndarray
+    language: int
+    splittable: bool
+
+
+def encode(example: Example, tokenizer: Tokenizer) -> Encoded:
+    """Returns the example's tokens. Parts are tokenised apart: a prompt's tokens do not depend on its answer."""
+    ids, loss = [], []
+    for text, carries_loss in example.parts:
+        part = tokenizer.encode(text)
+        ids += part
+        loss += [carries_loss] * len(part)
+    if example.eos:
+        ids.append(tokenizer.eos_id)
+        loss.append(example.parts[-1][1])
+    return Encoded(example.id, np.array(ids, np.int32), np.array(loss, bool), LANGUAGE_IDS[example.language], example.splittable)
+
+
+def find_too_long(
+    name: str, examples: Iterable[Example], tokenizer: Tokenizer, *, seq_len: int, loss_positions: int
+) -> dict[int, BadRow]:
+    """Returns {index: why} for the examples that may not be cut and fit no row. name: of their source."""
+    found = {}
+    for index, example in enumerate(examples):
+        if example.splittable or _surely_fits(example, min(seq_len, loss_positions)):
+            continue
+        encoded = encode(example, tokenizer)
+        length, losses = len(encoded.tokens) + 1, int(encoded.loss.sum())
+        if length > seq_len:
+            found[index] = BadRow(name, index + 1, f"{example.id} has {length} tokens and may not be cut, seq_len is {seq_len}")
+        elif losses > loss_positions:
+            reason = f"{example.id} has {losses} tokens with loss, loss_positions is {loss_positions}"
+            found[index] = BadRow(name, index + 1, reason)
+    return found
+
+
+def _surely_fits(example: Example, room: int) -> bool:
+    """Returns whether the example fits whatever its tokens are: no token is shorter than a byte; bos and eos add two."""
+    return sum(len(text.encode()) for text, _ in example.parts) + 2 <= room
+
+
+class PackedRows:
+    """B rows of T tokens being filled, of which at most M a row may be predicted."""
+
+    def __init__(self, *, batch_size: int, seq_len: int, loss_positions: int, bos_id: int, pad_id: int):
+        shape = (batch_size, seq_len)
+        self._tokens = np.full(shape, pad_id, np.int32)
+        self._positions = np.zeros(shape, np.int32)
+        self._segments = np.zeros(shape, np.int32)
+        self._documents = np.zeros(shape, np.int32)  # the document's language
+        self._loss_positions = np.zeros((batch_size, loss_positions), np.int32)
+        self._targets = np.zeros((batch_size, loss_positions), np.int32)
+        self._weights = np.zeros((batch_size, loss_positions), np.float32)
+        self._bos_id = bos_id
+        self._used = [0] * batch_size
+        self._used_loss = [0] * batch_size
+
+    @property
+    def tokens_placed(self) -> int:
+        return sum(self._used)
+
+    def is_full(self) -> bool:
+        """Returns whether no row can take even bos and one token."""
+        return all(self._room(row) < 1 for row in range(len(self._used)))
+
+    def place(self, document: Encoded, start: int = 0) -> int:
+        """Puts tokens from `start` on into the first row that can take them; returns how many, 0 if none can."""
+        for row in range(len(self._used)):
+            count = self._fitting(document, start, row)
+            if count:
+                self._write(document, start, count, row)
+                return count
+        return 0
+
+    def arrays(self, tokenizer: Tokenizer, *, route: str) -> Batch:
+        """Returns the batch: tokens, positions, segment_ids, langs [B, T]; loss_positions, targets, loss_weights [B, M].
+
+        route: "token" takes each token's language from its text, "document" from its document.
+        """
+        if route == "token":
+            # One walk for all rows: bos and padding lie between documents, so none sees the bytes of another.
+            langs = token_languages(self._tokens.reshape(-1), tokenizer).reshape(self._tokens.shape)
+        else:
+            langs = self._documents
+        return {
+            "tokens": self._tokens, "positions": self._positions, "segment_ids": self._segments,
+            "langs": langs.astype(np.int32), "loss_positions": self._loss_positions, "targets": self._targets,
+            "loss_weights": self._weights,
+        }
+
+    def _room(self, row: int) -> int:
+        """Returns how many tokens the row can take after a bos; 0 or less when it is full."""
+        if self._used_loss[row] >= self._targets.shape[1]:
+            return 0
+        return self._tokens.shape[1] - self._used[row] - 1
+
+    def _fitting(self, document: Encoded, start: int, row: int) -> int:
+        """Returns how many tokens from `start` on fit the row: all or none if the document may not be cut."""
+        rest = len(document.tokens) - start
+        count = min(rest, self._room(row))
+        if count <= 0:
+            return 0
+        loss_room = self._targets.shape[1] - self._used_loss[row]
+        losses = np.cumsum(document.loss[start:start + count])
+        if losses[-1] > loss_room:
+            count = int(np.searchsorted(losses, loss_room, side="right"))
+        return count if document.splittable or count == rest else 0
+
+    def _write(self, document: Encoded, start: int, count: int, row: int) -> None:
+        bos_at = self._used[row]
+        here = slice(bos_at, bos_at + count + 1)
+        self._tokens[row, bos_at] = self._bos_id
+        self._tokens[row, bos_at + 1:here.stop] = document.tokens[start:start + count]
+        self._positions[row, here] = np.arange(count + 1)
+        self._segments[row, here] = self._segments[row].max() + 1
+        self._documents[row, here] = document.language
+        lossy = np.flatnonzero(document.loss[start:start + count])
+        spots = slice(self._used_loss[row], self._used_loss[row] + len(lossy))
+        self._loss_positions[row, spots] = bos_at + lossy  # token i stands at bos_at + 1 + i: predicted one before
+        self._targets[row, spots] = document.tokens[start + lossy]
+        self._weights[row, spots] = 1.0
+        self._used[row] = here.stop
+        self._used_loss[row] = spots.stop

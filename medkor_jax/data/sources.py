@@ -1,0 +1,128 @@
+"""Loads a configured source, whichever kind it is, and says what is wrong with it.
+
+    source = Source("medquad", "text", "medquad.jsonl.gz", licence="CC BY 4.0")
+    loaded = load_examples(source, drop_bad=True)       # loaded.rows, loaded.bad
+
+Small sources stay in memory. A file of more than `IN_MEMORY_BYTES`, and any hub data set of text, is
+converted once into an Arrow file in the cache of `datasets`, and its rows are read from there as they are
+wanted: a corpus larger than memory costs disk. What it does not do: tokenise, shuffle or mix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+
+from medkor_jax.data import exams, rows, text, translation
+from medkor_jax.data.rows import (  # noqa: F401  (this module is where others take them from)
+    BadDataError, BadRow, Example, Loaded, Source,
+)
+
+IN_MEMORY_BYTES = 64 * 2**20
+_STORED_FORM = 1  # raise it when the meaning of the stored columns changes
+
+
+def load_questions(source: Source, *, drop_bad: bool) -> Loaded[exams.Question]:
+    """Returns the questions of an exam source.
+
+    Raises: BadDataError, listing file, row and reason, for bad rows (unless `drop_bad`), wrong columns, no rows;
+    ValueError if the source is no exam.
+    """
+    if source.kind != "exam":
+        raise ValueError(f"source {source.name!r} is of kind {source.kind!r}, expected 'exam'")
+    return exams.load(source, drop_bad=drop_bad)
+
+
+def load_examples(source: Source, *, drop_bad: bool) -> Loaded[Example]:
+    """Returns the documents of a source of any kind; an exam question becomes its prompt and its letter.
+
+    Raises: BadDataError, as load_questions.
+    """
+    if source.kind == "exam":
+        questions = load_questions(source, drop_bad=drop_bad)
+        return Loaded([exams.example(question) for question in questions.rows], questions.bad)
+    if _is_large(source):
+        good, bad = _stored(source)
+    else:
+        good, bad = rows.split_bad(_read(source))
+    return rows.settle(source, good, bad, drop_bad=drop_bad)
+
+
+def _read(source: Source) -> Iterator[Example | BadRow]:
+    return translation.load(source) if source.kind == "translation" else text.load(source)
+
+
+def _is_large(source: Source) -> bool:
+    path = pathlib.Path(source.path)
+    if source.path == rows.EMBEDDED or (source.limit and source.limit <= 10_000):
+        return False
+    if source.kind == "translation" and translation.twin_files(source):
+        return False
+    if path.is_file():
+        return path.stat().st_size > IN_MEMORY_BYTES
+    return rows.is_hub_id(source.path) or path.is_dir()
+
+
+class StoredExamples(Sequence):
+    """Examples that lie in an Arrow file and are built when they are asked for."""
+
+    def __init__(self, table, wanted: Sequence[int]):
+        self._table, self._wanted = table, wanted
+
+    def __len__(self) -> int:
+        return len(self._wanted)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = self._table[int(self._wanted[index])]
+        return Example(row["id"], tuple(zip(row["texts"], row["losses"])), row["language"], row["splittable"], row["eos"])
+
+
+def _stored(source: Source) -> tuple[StoredExamples, list[BadRow]]:
+    """Returns the examples and bad rows of a large source, converted on first use and cached after."""
+    import datasets
+    import numpy as np
+
+    features = datasets.Features({
+        "id": datasets.Value("string"), "texts": datasets.List(datasets.Value("large_string")),
+        "losses": datasets.List(datasets.Value("bool")), "language": datasets.Value("string"),
+        "splittable": datasets.Value("bool"), "eos": datasets.Value("bool"),
+        "bad_row": datasets.Value("int64"), "bad_reason": datasets.Value("string"),
+    })
+    try:
+        table = datasets.Dataset.from_generator(
+            _stored_rows, features=features, gen_kwargs={"source": source}, fingerprint=_fingerprint(source))
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, BadDataError):
+            raise error.__cause__ from None
+        raise
+    bad_rows = table.with_format("numpy", columns=["bad_row"])["bad_row"][:]
+    bad = [BadRow(rows.file_label(source), table[int(i)]["bad_row"], table[int(i)]["bad_reason"])
+           for i in np.flatnonzero(bad_rows >= 0)]
+    return StoredExamples(table, np.flatnonzero(bad_rows < 0)), bad
+
+
+def _stored_rows(source: Source) -> Iterator[dict]:
+    for item in _read(source):
+        if isinstance(item, BadRow):
+            yield {"id": "", "texts": [], "losses": [], "language": "", "splittable": False, "eos": False,
+                   "bad_row": item.row, "bad_reason": item.reason}
+        else:
+            texts, losses = zip(*item.parts)
+            yield {"id": item.id, "texts": list(texts), "losses": list(losses), "language": item.language,
+                   "splittable": item.splittable, "eos": item.eos, "bad_row": -1, "bad_reason": ""}
+
+
+def _fingerprint(source: Source) -> str:
+    """Returns what the cache knows the converted source by; it changes with the file and with how it is read."""
+    path = pathlib.Path(source.path)
+    if path.is_file():
+        stamp = f"{os.stat(path).st_size} {os.stat(path).st_mtime_ns}"
+    else:
+        stamp = rows.load_hub(source)._fingerprint  # changes with the revision on the hub
+    said = dataclasses.replace(source, weight=1.0, licence="", path=str(path.resolve()) if path.exists() else source.path)
+    return hashlib.sha256(f"{_STORED_FORM} {said} {stamp}".encode()).hexdigest()[:32]

@@ -1,0 +1,216 @@
+"""Text to token ids and back, over a sentencepiece model.
+
+    tokenizer = Tokenizer.load("some/checkpoint")      # its tokenizer.model, or else its tokenizer.json
+    tokenizer.decode(tokenizer.encode("정답：B"))
+
+Ids equal those of the reference fast tokenizer, with one deliberate difference: control tokens are
+never read out of text. The characters "<start_of_turn>" in an exam question are ordinary text, and
+only code can place the token. Newline and tab runs and markup tags, which the vocabulary marks as
+whole pieces, are still found in text as the reference finds them.
+
+Does not add bos or eos, pad, truncate or apply chat templates.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from medkor_jax.data.language import LanguageAutomaton, has_hangul, language_automaton
+
+if TYPE_CHECKING:
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+# Some files mark these as text ("user defined") and some as control; here they are always control.
+_CONTROL = re.compile(
+    r"<(pad|eos|bos|unk|mask|unused\d+|image_soft_token|start_of_turn|end_of_turn|start_of_image|end_of_image)>"
+    r"|\[multimodal\]"
+)
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+_NORMAL, _UNKNOWN, _CONTROL_TYPE, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # sentencepiece's own numbers
+
+
+class _Engine(Protocol):
+    """What a backing library must give; `pieces` is the vocabulary's text in id order."""
+
+    file_name: str
+    serialized: bytes
+    pieces: list[str]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+    def decode(self, ids: list[int]) -> str: ...
+
+
+class Tokenizer:
+    """One vocabulary. V is `vocab_size`; a checkpoint's embedding may have more rows, which no text reaches."""
+
+    def __init__(self, engine: _Engine) -> None:
+        self._engine = engine
+        pieces = engine.pieces
+        self.vocab_size = len(pieces)
+        ids = {pieces[i]: i for i in range(len(pieces) - 1, -1, -1) if pieces[i].startswith("<")}
+        missing = [name for name in ("<bos>", "<eos>", "<pad>") if name not in ids]
+        if missing:
+            raise ValueError(f"the vocabulary of {len(pieces)} pieces has no {', '.join(missing)}; is it Gemma's?")
+        self.bos_id, self.eos_id, self.pad_id = ids["<bos>"], ids["<eos>"], ids["<pad>"]
+        self.end_of_turn_id = ids.get("<end_of_turn>")
+        self.is_hangul_piece = np.fromiter(map(has_hangul, pieces), bool, len(pieces))
+        self.byte_value = np.full(len(pieces), -1, np.int16)
+        for piece, i in ids.items():
+            if match := _BYTE_PIECE.fullmatch(piece):
+                self.byte_value[i] = int(match[1], 16)
+
+    @classmethod
+    def from_vocabulary(
+        cls, pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], *, unk_id: int
+    ) -> Tokenizer:
+        """Returns the tokenizer of a byte-pair vocabulary with byte fallback, as GGUF metadata lists it.
+
+        types: sentencepiece's numbers (1 normal, 2 unknown, 3 control, 4 user defined, 6 byte).
+
+        Raises: ValueError if the three lists differ in length.
+        """
+        if not len(pieces) == len(scores) == len(types):
+            raise ValueError(f"{len(pieces)} pieces, {len(scores)} scores, {len(types)} types; they must be as many")
+        return cls(_SentencePiece(_model_proto(pieces, scores, types, unk_id)))
+
+    @classmethod
+    def load(cls, directory: str | pathlib.Path) -> Tokenizer:
+        """Returns the tokenizer of a directory; `tokenizer.model` is preferred to `tokenizer.json`.
+
+        Raises: FileNotFoundError if it has neither; ValueError if the file cannot be read.
+        """
+        directory = pathlib.Path(directory)
+        for engine in (_SentencePiece, _FastTokenizer):
+            path = directory / engine.file_name
+            if path.is_file():
+                try:
+                    return cls(engine.parse(path.read_bytes()))
+                except Exception as error:  # each library has its own exceptions for a broken file
+                    raise ValueError(f"{path} is not a readable tokenizer: {error}") from error
+        raise FileNotFoundError(
+            f"{directory} has neither tokenizer.model nor tokenizer.json; copy one from the base model"
+        )
+
+    def save(self, directory: str | pathlib.Path) -> None:
+        """Writes the one file that `load` reads back to the same ids and digest."""
+        directory = pathlib.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / self._engine.file_name).write_bytes(self._engine.serialized)
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        return self._engine.encode_batch(list(texts))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text; control tokens give none, and bytes that form no character give U+FFFD."""
+        return self._engine.decode([int(i) for i in ids])
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of what `save` writes, in hex."""
+        return hashlib.sha256(self._engine.serialized).hexdigest()
+
+    @functools.cached_property
+    def languages(self) -> LanguageAutomaton:
+        return language_automaton(self)
+
+
+class _SentencePiece:
+    file_name = "tokenizer.model"
+
+    def __init__(self, proto: ModelProto) -> None:
+        import sentencepiece
+
+        for piece in proto.pieces:
+            if piece.type == _USER_DEFINED:
+                _mend_user_defined(piece)
+        self.pieces = [piece.piece for piece in proto.pieces]
+        self.serialized = proto.SerializeToString(deterministic=True)
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.serialized)
+
+    @classmethod
+    def parse(cls, raw: bytes) -> _SentencePiece:
+        from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+        return cls(ModelProto.FromString(raw))
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return self._processor.encode(texts) if texts else []
+
+    def decode(self, ids: list[int]) -> str:
+        return self._processor.decode(ids)
+
+
+class _FastTokenizer:
+    file_name = "tokenizer.json"
+
+    def __init__(self, raw: bytes) -> None:
+        import tokenizers
+
+        self.serialized = raw
+        spec = json.loads(raw)
+        for token in spec["added_tokens"]:
+            token["special"] = token["special"] or _CONTROL.fullmatch(token["content"]) is not None
+        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        self._tokenizer.encode_special_tokens = True  # reads "special" tokens in text as plain text
+        self.pieces = [self._tokenizer.id_to_token(i) or "" for i in range(self._tokenizer.get_vocab_size())]
+
+    @classmethod
+    def parse(cls, raw: bytes) -> _FastTokenizer:
+        return cls(raw)
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _mend_user_defined(piece: ModelProto.SentencePiece) -> None:
+    """Gives control tokens their type, and runs of spaces the treatment that the reference gives them.
+
+    The reference finds runs of spaces by merging, before anything else and short runs first; matched
+    whole, as the file says, a run longer than the longest piece would be cut elsewhere.
+    """
+    if _CONTROL.fullmatch(piece.piece):
+        piece.type = _CONTROL_TYPE
+    elif not piece.piece.strip(" \u2581"):
+        piece.type = _NORMAL
+        piece.piece = piece.piece.replace(" ", "\u2581")  # GGUF writes these as plain spaces
+        piece.score = 1000.0 - len(piece.piece)
+
+
+def _model_proto(pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], unk_id: int) -> ModelProto:
+    """Returns a byte-pair model that changes nothing in the text but space to U+2581.
+
+    Source: sentencepiece's `sentencepiece_model.proto`; the normaliser is off as in Gemma's own model.
+    """
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
+
+    piece = ModelProto.SentencePiece
+    proto = ModelProto(pieces=[piece(piece=p, score=s, type=t) for p, s, t in zip(pieces, scores, types, strict=True)])
+    # GGUF lists <unk> as control; sentencepiece refuses a model without exactly one unknown piece.
+    proto.pieces[unk_id].type = _UNKNOWN
+    proto.trainer_spec.model_type = TrainerSpec.BPE
+    proto.trainer_spec.vocab_size = len(pieces)
+    proto.trainer_spec.byte_fallback = any(t == _BYTE for t in types)
+    for name in ("unk", "bos", "eos", "pad"):
+        piece_text = f"<{name}>"
+        setattr(proto.trainer_spec, f"{name}_piece", piece_text)
+        if piece_text in pieces:
+            setattr(proto.trainer_spec, f"{name}_id", pieces.index(piece_text))
+    proto.normalizer_spec.name = "identity"
+    proto.normalizer_spec.add_dummy_prefix = False
+    proto.normalizer_spec.remove_extra_whitespaces = False
+    proto.normalizer_spec.escape_whitespaces = True
+    return proto

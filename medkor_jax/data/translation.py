@@ -1,0 +1,98 @@
+"""Sentence pairs, each learnt in both directions with loss on the target only.
+
+    English: He has a fever.                한국어: 그는 열이 난다.
+    한국어: 그는 열이 난다.      and         English: He has a fever.
+
+Read from: lines "en TAB ko" (.tsv, .txt; further cells are ignored), columns en and ko (CSV, JSONL, JSON,
+Parquet, hub; other names as fields=(english, korean)), a pair of files beside each other (path "news.ko",
+"news.en" or "news" for both), or "embedded". What it does not do: align sentences.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Iterator
+
+from medkor_jax.data import rows
+from medkor_jax.data.language import has_hangul
+from medkor_jax.data.rows import BadDataError, BadRow, BadRowReason, Example, Row, Source
+
+LABELS = {"en": "English:", "ko": "한국어:"}
+
+
+def load(source: Source) -> Iterator[Example | BadRow]:
+    """Yields two Examples for each pair, into Korean first, or what is wrong with the pair.
+
+    Raises: BadDataError if the columns or the twin file are not there, or the twin files differ in length.
+    """
+    if source.path == rows.EMBEDDED:
+        from medkor_jax.data import embedded
+
+        for name, english, korean in itertools.islice(embedded.pairs(), source.limit or None):
+            yield from both_ways(name, english, korean)
+        return
+    numbered = None
+    if twins := twin_files(source):
+        numbered = _read_twins(source, twins)
+        source = dataclasses.replace(source, path=str(twins[0]))  # which reports then name
+
+    def convert(number: int, row: Row) -> list[Example]:
+        english, korean = _sentences(row, source)
+        return both_ways(f"{source.name}/{number - 1}", english, korean)
+
+    for item in rows.convert_rows(source, convert, numbered):
+        yield from [item] if isinstance(item, BadRow) else item
+
+
+def both_ways(name: str, english: str, korean: str) -> list[Example]:
+    """Returns the pair as two Examples; the language of each is that of its target."""
+    text = {"en": english, "ko": korean}
+    return [
+        Example(f"{name}/{given}-{target}",
+                ((f"{LABELS[given]} {text[given]}\n{LABELS[target]}", False), (f" {text[target]}", True)),
+                target, splittable=False)
+        for given, target in (("en", "ko"), ("ko", "en"))
+    ]
+
+
+def twin_files(source: Source) -> tuple[pathlib.Path, pathlib.Path] | None:
+    """Returns the English and the Korean file if the path names such a pair."""
+    path = pathlib.Path(source.path)
+    stem = str(path)[:-3] if path.suffix in (".en", ".ko") else str(path)
+    twins = pathlib.Path(stem + ".en"), pathlib.Path(stem + ".ko")
+    found = [twin for twin in twins if twin.is_file()]
+    if len(found) == 1:
+        lost = twins[1] if found[0] == twins[0] else twins[0]
+        raise BadDataError([BadRow(str(found[0]), 0, f"its twin {lost} is not there")], advice="half a pair of files")
+    return twins if found else None
+
+
+def _sentences(row: Row, source: Source) -> tuple[str, str]:
+    """Returns (English, Korean) of one row."""
+    if set(row) == {rows.TEXT}:
+        cells = str(row[rows.TEXT]).split("\t")
+        if len(cells) < 2:
+            raise BadRowReason("no tab: expected the English sentence, a tab, the Korean one")
+        english, korean = cells[:2]
+        if has_hangul(english) and not has_hangul(korean):
+            english, korean = korean, english
+    else:
+        columns = source.fields or ("en", "ko")
+        if len(columns) != 2:
+            raise ValueError(f"source {source.name!r}: `fields` is {columns}, expected two names: English, Korean")
+        missing = [column for column in columns if column not in row]
+        if missing:
+            raise rows.columns_missing(source, missing, list(row))
+        english, korean = (row[column] for column in columns)
+    return rows.text_of(english, "English sentence").strip(), rows.text_of(korean, "Korean sentence").strip()
+
+
+def _read_twins(source: Source, twins: tuple[pathlib.Path, pathlib.Path]) -> Iterator[tuple[int, Row]]:
+    english, korean = (path.read_text("utf-8", errors="surrogateescape").removesuffix("\n").split("\n") for path in twins)
+    if len(english) != len(korean):
+        counts = f"{len(english)} lines, but {twins[1]} has {len(korean)}: the sentences do not pair up"
+        raise BadDataError([BadRow(str(twins[0]), 0, counts)], advice="files of different length")
+    pairs = ({"en": e, "ko": k} for e, k in zip(english, korean))
+    yield from itertools.islice(enumerate(pairs, start=1), source.limit or None)

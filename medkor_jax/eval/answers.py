@@ -1,0 +1,66 @@
+r"""Which option a text chose. The only place where an answer is read out of text.
+
+    parse_answer("정답: B 입니다", n_options=5)                   # 1
+    parse_answer("모르겠습니다", n_options=5)                     # None: not parsed, which is never correct
+
+Reward, exam scoring and the gate all call `parse_answer`, so training and judging cannot disagree. For
+Korean it reads as the `extract_answer` filter of `kormedmcqa` v3.0 does (lm-evaluation-harness 0.4.13):
+four patterns in turn, the last match of the first that matches, upper or lower case. Two habits of that
+filter are kept because published scores contain them: a full-width colon does not count as a colon
+(such a letter is still found by the last pattern), and a Latin letter glued to Hangul ("B입니다")
+is found only behind "정답" or "정답은".
+
+What it does not do: compare option texts, read digits, or guess. A letter beyond the question's own
+options is not an answer.
+"""
+
+from __future__ import annotations
+
+import re
+
+from medkor_jax.data.exams import LETTERS
+
+KOREAN_PATTERNS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"정답[:\s]*([ABCDE])",
+        r"정답은\s*([ABCDE])\s*입니다",
+        r"\b([ABCDE])\.",
+        r"\b([ABCDE])\b",
+    )
+)
+# Ours, since the harness has no English exam of this kind. Upper case only: "a" is an English word.
+ENGLISH_PATTERNS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"\b[Aa]nswer(?:\s+is)?[:\s]*([ABCDE])\b",
+        r"\b([ABCDE])\.",
+        r"\b([ABCDE])\b",
+    )
+)
+_PATTERNS = {"ko": KOREAN_PATTERNS, "en": ENGLISH_PATTERNS}
+
+
+def extract_letter(text: str, language: str = "ko") -> str:
+    """Returns the letter "A" to "E" that `text` chose, or "" if no pattern matches.
+
+    Raises: ValueError for a language without patterns.
+    Source: for "ko", Kweon et al. 2024 (arXiv:2403.01469), appendix B, as `kormedmcqa` v3.0 applies it.
+    """
+    if language not in _PATTERNS:
+        raise ValueError(f"no answer patterns for language {language!r}; there are some for {sorted(_PATTERNS)}")
+    for pattern in _PATTERNS[language]:
+        found = pattern.findall(text)
+        if found:
+            return found[-1].upper()
+    return ""
+
+
+def parse_answer(text: str, n_options: int, language: str = "ko") -> int | None:
+    """Returns the 0-based option that `text` chose, or None: nothing found, or a letter past the options."""
+    if not 2 <= n_options <= len(LETTERS):
+        raise ValueError(f"a question with {n_options} options; 2 to {len(LETTERS)} can be read")
+    letter = extract_letter(text, language)
+    if not letter or LETTERS.index(letter) >= n_options:
+        return None
+    return LETTERS.index(letter)

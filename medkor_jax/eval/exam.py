@@ -1,0 +1,164 @@
+"""A model sits an exam.
+
+    report = evaluate(scorer, tokenizer, questions, mode="letter", source="embedded", split="valid")
+    print(report.table())
+
+Two modes. `letter`: one forward pass a question; the logits of the option letters right after the prompt
+are compared. `harness`: greedy text up to a stop string, then the answer is read out of it, as
+lm-evaluation-harness 0.4.13 does for `kormedmcqa` v3.0. Letter scores are steadier and cheaper; only
+harness scores may be set beside published ones, and the two are never mixed in a comparison.
+
+Knows nothing of weights or devices: a `Scorer` answers two questions about token ids.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import Callable, Protocol, Sequence
+
+import numpy as np
+
+from medkor_jax.data.exams import LETTERS, Question, answer_text, prompt
+from medkor_jax.eval import answers, harness
+from medkor_jax.eval.scores import MODES, Answer, Report
+
+
+class Scorer(Protocol):
+    """What an exam asks of a model. Prompts differ in length; bucketing and padding are the scorer's business."""
+
+    def next_logits(self, prompts: list[list[int]], token_ids: list[int]) -> np.ndarray:
+        """Returns float32 [prompts, token_ids]: the logits after each prompt's last token, at `token_ids`."""
+
+    def generate(self, prompts: list[list[int]], *, max_new_tokens: int, stop: tuple[str, ...]) -> list[str]:
+        """Returns the greedy continuations as text without control tokens, each cut before its first stop string."""
+
+
+class ExamTokenizer(harness.Encoder, Protocol):
+    def encode(self, text: str) -> list[int]: ...
+
+
+def evaluate(
+    scorer: Scorer,
+    tokenizer: ExamTokenizer,
+    questions: Sequence[Question],
+    *,
+    mode: str,
+    shots: Sequence[Question] = (),
+    source: str = "",
+    split: str = "",
+    batch_size: int = 16,
+    max_positions: int | None = None,
+    confidence: float = 0.95,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Returns every answer, in the order of `questions`, and the scores drawn from them.
+
+    Questions go to the scorer longest first, `batch_size` at a time, so that neighbours pad little and a
+    batch that does not fit fails at once. `on_progress(done, total)` is called after each.
+
+    Raises: ValueError for an unknown mode, no questions, a letter that is not one token after its prompt,
+    or logits that are not finite.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode {mode!r} is unknown; it is one of {', '.join(MODES)}")
+    if not questions:
+        raise ValueError(f"no questions in {source or 'this exam'} {split}: nothing to evaluate")
+    new_tokens = 1 if mode == "letter" else harness.MAX_NEW_TOKENS
+    requests = harness.requests(questions, shots, tokenizer, max_positions=max_positions, max_new_tokens=new_tokens)
+    shown = {prompt(shot) for shot in shots}
+    letters = _letter_tokens(tokenizer, questions, requests) if mode == "letter" else {}
+
+    answered: dict[int, Answer] = {}
+    for batch in _batches(questions, requests, batch_size):
+        prompts = [list(requests[i].token_ids) for i in batch]
+        if mode == "letter":
+            logits = scorer.next_logits(prompts, letters[questions[batch[0]].language])
+            read = [_read_logits(row, questions[i]) for i, row in zip(batch, logits, strict=True)]
+        else:
+            texts = scorer.generate(prompts, max_new_tokens=harness.MAX_NEW_TOKENS, stop=harness.STOP)
+            read = [_read_text(text, questions[i]) for i, text in zip(batch, texts, strict=True)]
+        for i, (predicted, text, probabilities) in zip(batch, read, strict=True):
+            question = questions[i]
+            answered[i] = Answer(
+                id=question.id,
+                key=LETTERS[question.answer],
+                predicted=None if predicted is None else LETTERS[predicted],
+                correct=predicted == question.answer,
+                text=text,
+                exam=question.exam,
+                year=question.year,
+                language=question.language,
+                n_options=len(question.options),
+                probabilities=probabilities,
+                among_shots=prompt(question) in shown,
+                truncated=requests[i].truncated,
+            )
+        if on_progress is not None:
+            on_progress(len(answered), len(questions))
+    ordered = tuple(answered[i] for i in range(len(questions)))
+    return Report(mode=mode, shots=len(shots), source=source, split=split, answers=ordered, confidence=confidence)
+
+
+def _batches(questions: Sequence[Question], requests: Sequence[harness.Request], batch_size: int) -> list[list[int]]:
+    """Returns indices in batches of one language each, longest prompt first."""
+    by_language = collections.defaultdict(list)
+    for i in sorted(range(len(questions)), key=lambda i: -len(requests[i].token_ids)):
+        by_language[questions[i].language].append(i)
+    return [group[at : at + batch_size] for group in by_language.values() for at in range(0, len(group), batch_size)]
+
+
+def _letter_tokens(
+    tokenizer: ExamTokenizer, questions: Sequence[Question], requests: Sequence[harness.Request]
+) -> dict[str, list[int]]:
+    """Returns for each language the token of each letter after a prompt, "A" first, as many as any question needs.
+
+    The token must be the one that training teaches: the same whether prompt and answer are encoded together
+    or apart, and exactly one. What stands before the prompt's last token cannot change that, so one question
+    is tried for each last token that occurs.
+    """
+    found: dict[str, list[int]] = {}
+    tried = set()
+    widest_first = sorted(range(len(questions)), key=lambda i: -len(questions[i].options))
+    for i in widest_first:
+        question, request = questions[i], requests[i]
+        if (question.language, request.token_ids[-1]) in tried:
+            continue
+        tried.add((question.language, request.token_ids[-1]))
+        answered = [dataclasses.replace(question, answer=c) for c in range(len(question.options))]
+        tokens = [_letter_token(tokenizer, one, request.context) for one in answered]
+        known = found.setdefault(question.language, tokens)
+        if known[: len(tokens)] != tokens:
+            raise ValueError(
+                f"the letters after {request.context[-12:]!r} are tokens {tokens}, after other prompts {known}; "
+                "letter mode needs the same ones, so use mode 'harness'"
+            )
+    return found
+
+
+def _letter_token(tokenizer: ExamTokenizer, question: Question, context: str) -> int:
+    before, answer = tokenizer.encode(context), answer_text(question)
+    together, apart = tokenizer.encode(context + answer), tokenizer.encode(answer)
+    if together[:-1] != before or together[-1:] != apart:
+        raise ValueError(
+            f"the answer {answer!r} after {context[-12:]!r} must be one token, the same with its prompt and alone; "
+            f"the prompt ends in {before[-3:]}, with the answer in {together[-4:]}, and the answer alone is {apart}. "
+            "Use mode 'harness', or a tokenizer that keeps a letter whole"
+        )
+    return apart[0]
+
+
+def _read_logits(logits: np.ndarray, question: Question) -> tuple[int, str, tuple[float, ...]]:
+    own = np.asarray(logits, np.float64)[: len(question.options)]
+    if not np.isfinite(own).all():
+        raise ValueError(
+            f"question {question.id!r} has letter logits {own.tolist()}; they must be finite: check weights and dtype"
+        )
+    weights = np.exp(own - own.max())
+    chosen = int(own.argmax())
+    return chosen, LETTERS[chosen], tuple((weights / weights.sum()).tolist())
+
+
+def _read_text(text: str, question: Question) -> tuple[int | None, str, None]:
+    text = harness.cut_at_stop(text)
+    return answers.parse_answer(text, len(question.options), question.language), text, None

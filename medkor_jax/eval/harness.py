@@ -1,0 +1,78 @@
+"""The `kormedmcqa` v3.0 task of lm-evaluation-harness 0.4.13: what the model reads and where it stops.
+
+    for request in requests(questions, shots, tokenizer, max_positions=32768):
+        request.context, request.token_ids      # equal to the harness's, character for character, id for id
+
+The context is the shots, each with its answer and a blank line, then the question up to its answer. The
+harness's model class lets the Gemma tokenizer put <bos> in front and cuts from the left what does not fit
+beside the tokens to generate, <bos> included; so does this. Shots are the first rows of the few-shot split,
+in order, the same for every question, and are not taken out when they are among the questions.
+
+The English form (prompt ending in "Answer:") is this project's own; the harness has none. A question of
+fewer than five options lists only those it has. No chat template, as in the published numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol, Sequence
+
+from medkor_jax.data.exams import Question, answer_text, prompt
+
+STOP = ("Q:", "</s>", "<|im_end|>", ".", "\n\n")
+MAX_NEW_TOKENS = 1024
+
+
+class Encoder(Protocol):
+    """The part of a tokenizer that building prompts needs."""
+
+    bos_id: int
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    id: str  # the question's
+    context: str
+    token_ids: tuple[int, ...]  # <bos> first unless truncated
+    truncated: bool
+
+
+def context(question: Question, shots: Sequence[Question] = ()) -> str:
+    """Returns the text that the model is asked to continue."""
+    return "".join(f"{prompt(shot)}{answer_text(shot)}\n\n" for shot in shots) + prompt(question)
+
+
+def requests(
+    questions: Sequence[Question],
+    shots: Sequence[Question],
+    tokenizer: Encoder,
+    *,
+    max_positions: int | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> list[Request]:
+    """Returns one request a question, in order; max_positions counts prompt and generated tokens together.
+
+    Raises: ValueError if `max_positions` leaves no room for a prompt.
+    """
+    if max_positions is not None and max_positions <= max_new_tokens:
+        raise ValueError(
+            f"a model of {max_positions} positions cannot hold a prompt and {max_new_tokens} new tokens; "
+            "use a longer model, or letter mode, which generates nothing"
+        )
+    limit = None if max_positions is None else max_positions - max_new_tokens
+    contexts = [context(question, shots) for question in questions]
+    built = []
+    for question, text, encoded in zip(questions, contexts, tokenizer.encode_batch(contexts), strict=True):
+        ids = [tokenizer.bos_id, *encoded]
+        kept = ids if limit is None else ids[-limit:]
+        built.append(Request(question.id, text, tuple(kept), truncated=len(kept) < len(ids)))
+    return built
+
+
+def cut_at_stop(text: str, stop: Sequence[str] = STOP) -> str:
+    """Returns `text` up to the first stop string in it."""
+    for term in stop:
+        text = text.split(term, 1)[0]
+    return text

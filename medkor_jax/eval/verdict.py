@@ -1,0 +1,150 @@
+"""The file that opens the next phase.
+
+    write_verdict("runs/a/phase1/verdict.json", phase="phase1", gate=gate, judgement=judgement, report=report,
+                  reference=None, digests={"weights": w, "data": d, "config": c})
+    require_open("runs/a/phase1/verdict.json", {"weights": w})       # GateClosed unless passed, unedited, matching
+
+A verdict holds the numbers with their intervals, the judgement, and the digests of what was judged. It opens
+only what it judged: other weights, data or config need their own. A person may waive a failed verdict, with
+a reason that stays in the file.
+
+The checksum finds edits by hand and damaged files. It is no signature: whoever can run this program can
+write a verdict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any, Mapping
+
+from medkor_jax.eval.gate import Gate, Judgement
+from medkor_jax.eval.scores import Report
+from medkor_jax.io.files import write_atomically
+
+FORMAT = 1
+DIGESTS = ("weights", "data", "config")
+
+
+class GateClosed(Exception):
+    """The next phase may not start; the message says which verdict and why."""
+
+
+def write_verdict(
+    path: str | os.PathLike,
+    *,
+    phase: str,
+    gate: Gate,
+    judgement: Judgement,
+    report: Report,
+    reference: Report | None,
+    digests: Mapping[str, str],
+    time: datetime.datetime | None = None,
+) -> dict[str, Any]:
+    """Writes the verdict, replacing an earlier one, and returns it. `time` is now unless given.
+
+    Raises: ValueError if a digest of weights, data or config is missing or empty.
+    """
+    missing = [name for name in DIGESTS if not digests.get(name)]
+    if missing:
+        raise ValueError(f"a verdict needs digests of {', '.join(DIGESTS)}; missing: {', '.join(missing)}")
+    return _store(path, {
+        "format": FORMAT,
+        "phase": phase,
+        "passed": judgement.passed,
+        "judgement": judgement.to_json(),
+        "gate": dataclasses.asdict(gate),
+        "mode": report.mode,
+        "report": report.summary(),
+        "reference": None if reference is None else reference.summary(),
+        "digests": dict(digests),
+        "waiver": None,
+        "time": _stamp(time),
+    })  # fmt: skip
+
+
+def read_verdict(path: str | os.PathLike) -> dict[str, Any]:
+    """Returns a verdict whose checksum holds.
+
+    Raises: GateClosed if the file is missing, damaged, edited, or of another format.
+    """
+    path = pathlib.Path(path)
+    try:
+        verdict = json.loads(path.read_text(encoding="utf-8"))
+        stated = verdict.pop("checksum")
+    except FileNotFoundError:
+        raise GateClosed(f"{path} does not exist: its phase was not evaluated; run that phase first") from None
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise GateClosed(f"{path} is not a whole verdict ({error!r}); evaluate the phase again") from error
+    if stated != _checksum(verdict):
+        raise GateClosed(
+            f"{path} was changed after it was written (its checksum does not hold); evaluate the phase again. To let a "
+            "failed phase pass, waive its verdict instead of editing it"
+        )
+    if verdict.get("format") != FORMAT:
+        raise GateClosed(
+            f"{path} has format {verdict.get('format')!r}, this program reads {FORMAT}; evaluate the phase again"
+        )
+    return verdict
+
+
+def waive(path: str | os.PathLike, reason: str, *, time: datetime.datetime | None = None) -> dict[str, Any]:
+    """Records in a failed verdict that a person lets the next phase start all the same; returns the verdict.
+
+    `passed` stays False: what was measured is not rewritten.
+
+    Raises: ValueError without a reason or if the verdict passed; GateClosed if it cannot be read.
+    """
+    if not reason.strip():
+        raise ValueError("a waiver needs a reason, in words that a later reader understands")
+    verdict = read_verdict(path)
+    if verdict["passed"]:
+        raise ValueError(f"{path} passed; there is nothing to waive")
+    return _store(path, {**verdict, "waiver": {"reason": reason.strip(), "time": _stamp(time)}})
+
+
+def require_open(path: str | os.PathLike, expected: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the verdict if it passed or was waived and judged exactly what `expected` names, {what: digest}.
+
+    Raises: GateClosed otherwise; ValueError if `expected` is empty, which would match anything.
+    """
+    if not expected:
+        raise ValueError("require_open needs at least one digest to match, else any verdict would open any phase")
+    verdict = read_verdict(path)
+    differing = [
+        f"{name} (judged {_short(verdict['digests'].get(name))}, found {_short(digest)})"
+        for name, digest in expected.items()
+        if verdict["digests"].get(name) != digest
+    ]
+    if differing:
+        raise GateClosed(
+            f"{path} judged something else: {', '.join(differing)}; evaluate phase {verdict['phase']!r} again"
+        )
+    if not verdict["passed"] and not verdict["waiver"]:
+        raise GateClosed(
+            f"{path} did not pass: {verdict['judgement']['words']} Train further, or waive it with a reason"
+        )
+    return verdict
+
+
+def _store(path: str | os.PathLike, verdict: dict[str, Any]) -> dict[str, Any]:
+    text = json.dumps({**verdict, "checksum": _checksum(verdict)}, ensure_ascii=False, indent=2, allow_nan=False)
+    write_atomically(path, text + "\n")
+    return verdict
+
+
+def _checksum(verdict: Mapping[str, Any]) -> str:
+    canonical = json.dumps(verdict, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
+
+
+def _stamp(time: datetime.datetime | None) -> str:
+    return (time or datetime.datetime.now(datetime.timezone.utc)).isoformat(timespec="seconds")
+
+
+def _short(digest: Any) -> str:
+    return f"{digest[:12]}" if isinstance(digest, str) else "none"

@@ -1,0 +1,142 @@
+"""Trees on disk, through orbax: a stage's running state, a phase's adapters, a merged base.
+
+    with StageCheckpoints(directory, keep_last=2) as checkpoints:
+        found = checkpoints.restore(abstract_state)               # (state, cursor) or None
+        checkpoints.save(step, state, cursor, validation_nats=1.9)
+
+Saves are asynchronous and atomic: a killed process leaves the last whole checkpoint. Only what trains is
+stored, with its optimizer state and the data cursor. Nothing here decides when to save.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from medkor_jax.model.params import Tree, leaf_paths
+
+
+def save_tree(directory: pathlib.Path, tree: Any) -> None:
+    """Writes a tree of arrays as one orbax checkpoint, replacing what is there; returns when it is on disk."""
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory.absolute(), tree, force=True)
+
+
+def restore_tree(directory: pathlib.Path, abstract: Any) -> Any:
+    """Returns the tree stored at `directory`, each leaf on the sharding of its ShapeDtypeStruct.
+
+    Raises: ValueError, naming the leaves, if what is stored has other names or shapes.
+    """
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        stored = checkpointer.metadata(directory.absolute()).item_metadata.tree
+        _check_same(leaf_paths(stored), leaf_paths(abstract), directory)
+        return checkpointer.restore(directory.absolute(), abstract)
+
+
+def stored_shapes(directory: pathlib.Path) -> Any:
+    """Returns the stored tree as ShapeDtypeStructs, without reading the arrays."""
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(directory.absolute()).item_metadata.tree
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def digest_tree(tree: Any) -> str:
+    """Returns the SHA-256, in hex, over names, shapes, dtypes and bytes of all leaves. For small trees.
+
+    Leaves spread over several processes are gathered: all of them must call this together.
+    """
+    sha = hashlib.sha256()
+    for path, leaf in sorted(leaf_paths(tree).items()):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        value = np.asarray(leaf)
+        sha.update(f"{path} {value.shape} {value.dtype}\n".encode())
+        sha.update(np.ascontiguousarray(value).tobytes())
+    return sha.hexdigest()
+
+
+def abstract_like(tree: Any, shardings: Tree | None = None) -> Any:
+    """Returns `tree` as ShapeDtypeStructs on `shardings` (none: where its arrays lie)."""
+    if shardings is None:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+class StageCheckpoints:
+    """The numbered checkpoints of one stage: the last few, and the best by validation loss if it is measured."""
+
+    def __init__(self, directory: pathlib.Path, *, keep_last: int = 1, keep_best: int = 1) -> None:
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
+
+        self._ocp = ocp
+        kept = [policy.LatestN(keep_last)]
+        if keep_best:
+            by_loss = lambda metrics: -metrics["validation_nats"]  # noqa: E731
+            kept.append(policy.BestN(get_metric_fn=by_loss, n=keep_best, keep_checkpoints_without_metrics=False))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy.AnyPreservationPolicy(kept),
+            best_fn=lambda metrics: metrics["validation_nats"],  # without it orbax does not store the metrics
+            best_mode="min",
+        )
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+
+    def __enter__(self) -> StageCheckpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def save(self, step: int, state: Any, cursor: dict[str, Any], validation_nats: float | None = None) -> None:
+        """Starts writing; blocks only while an earlier save is unfinished or the arrays are being copied."""
+        if step in self._manager.all_steps():
+            return
+        args = self._ocp.args.Composite(state=self._ocp.args.StandardSave(state), cursor=self._ocp.args.JsonSave(cursor))
+        metrics = None if validation_nats is None else {"validation_nats": validation_nats}
+        self._manager.save(step, args=args, metrics=metrics)
+
+    def wait(self) -> None:
+        self._manager.wait_until_finished()
+
+    @property
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of lowest validation loss among those kept; None if none was measured."""
+        measured = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+        losses = {step: metrics["validation_nats"] for step, metrics in measured.items() if metrics}
+        return min(losses, key=losses.get) if losses else None
+
+    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
+        """Returns (state, cursor) of `step`, by default the latest; None if nothing was saved."""
+        step = self._manager.latest_step() if step is None else step
+        if step is None:
+            return None
+        args = self._ocp.args.Composite(
+            state=self._ocp.args.StandardRestore(abstract_state), cursor=self._ocp.args.JsonRestore()
+        )
+        restored = self._manager.restore(step, args=args)
+        return restored.state, restored.cursor
+
+
+def _check_same(stored: dict[str, Any], wanted: dict[str, Any], directory: pathlib.Path) -> None:
+    missing, unused = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
+    if missing or unused:
+        raise ValueError(f"{directory} lacks {missing[:8] or 'nothing'} and has unknown {unused[:8] or 'nothing'}")
+    for path, leaf in wanted.items():
+        if tuple(stored[path].shape) != tuple(leaf.shape):
+            raise ValueError(f"{directory}: {path} is {tuple(stored[path].shape)}, expected {tuple(leaf.shape)}")

@@ -1,0 +1,179 @@
+"""One name for weights, everywhere alike, and one object for what it names.
+
+    weights = open_weights("embedded")              # or a directory, a .gguf file, a hub id, random:gemma3-4b
+    base = weights.load(jnp.bfloat16, shardings)
+
+Opening reads headers only: a checkpoint that does not fit its config is refused before anything is
+compiled. Weights, tokenizer and digest are read when first asked for.
+
+Does not hold the loaded tree, and does not save.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from medkor_jax.data.tokenizer import Tokenizer
+from medkor_jax.io.embedded_model import embedded_gguf
+from medkor_jax.io.gguf import GgufSource
+from medkor_jax.io.hf import HfSource, download
+from medkor_jax.io.streaming import TensorSource, WeightsError, check_dtype, digest_files, load_base
+from medkor_jax.model.config import ModelConfig, preset
+from medkor_jax.model.params import Tree, abstract_base, leaf_paths
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_RANDOM_SEED = 0
+_RANDOM_STD = 0.02  # Gemma3Config.initializer_range
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A base model by name: its config now; its tokenizer, digest and tensors on demand.
+
+    load(dtype, shardings) returns the base tree; dtype bfloat16 or float32; shardings a tree like it, or None.
+    """
+
+    name: str
+    config: ModelConfig
+    load: Callable[[Any, Tree | None], Tree]
+    make_digest: Callable[[], str]
+    make_tokenizer: Callable[[], Tokenizer] | None = None
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 over the bytes of all weight files, in hex."""
+        return self.make_digest()
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """None if the weights come without one (random ones do).
+
+        Raises: WeightsError if it has more pieces than the embedding has rows.
+        """
+        if self.make_tokenizer is None:
+            return None
+        tokenizer = self.make_tokenizer()
+        if tokenizer.vocab_size > self.config.vocab_size:
+            raise WeightsError(
+                f"{self.name}: its tokenizer has {tokenizer.vocab_size} pieces, "
+                f"its embedding {self.config.vocab_size} rows"
+            )
+        return tokenizer
+
+
+def open_weights(name: str) -> Weights:
+    """Returns what `name` names; the first opener that recognises it decides.
+
+    Raises: WeightsError if none does, or if what it names is missing, broken or not a Gemma 3.
+    """
+    for opener in OPENERS:
+        if weights := opener(name):
+            return weights
+    raise WeightsError(
+        f"no weights are called {name!r}. Tried: a directory or .gguf file (nothing at {pathlib.Path(name).absolute()}) "
+        "and a hub id (org/name). Give 'embedded', a directory with config.json and safetensors or one .gguf file, a .gguf "
+        "file, a hub id such as google/medgemma-4b-it, or random:PRESET such as random:gemma3-4b"
+    )
+
+
+def _open_embedded(name: str) -> Weights | None:
+    if name != "embedded":
+        return None
+    path, sha256 = embedded_gguf()
+    return dataclasses.replace(_from_gguf(name, path), make_digest=lambda: sha256)
+
+
+def _open_random(name: str) -> Weights | None:
+    if not name.startswith("random:"):
+        return None
+    try:
+        config = preset(name.removeprefix("random:"))
+    except ValueError as error:
+        raise WeightsError(f"{name}: {error}") from error
+    spelling = f"{name} seed {_RANDOM_SEED} std {_RANDOM_STD}"
+    return Weights(
+        name,
+        config,
+        load=functools.partial(_random_base, config),
+        make_digest=lambda: hashlib.sha256(spelling.encode()).hexdigest(),
+    )
+
+
+def _open_path(name: str) -> Weights | None:
+    if not name:
+        return None
+    path = pathlib.Path(name).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise WeightsError(
+                f"{path} is a file but not .gguf; name the directory that holds config.json and safetensors"
+            )
+        return _from_gguf(name, path)
+    if not path.is_dir():
+        return None
+    found = sorted(path.glob("*.gguf"))
+    if not found or any(path.glob("*.safetensors")):
+        return _from_hf(name, path)
+    if len(found) > 1:
+        listed = ", ".join(p.name for p in found[:8])
+        raise WeightsError(f"{path} holds {len(found)} .gguf files ({listed}); name one of them")
+    return _from_gguf(name, found[0])
+
+
+def _open_hub(name: str) -> Weights | None:
+    return _from_hf(name, download(name)) if _HUB_ID.fullmatch(name) else None
+
+
+OPENERS: list[Callable[[str], Weights | None]] = [_open_embedded, _open_random, _open_path, _open_hub]
+"""Tried in order; each returns None for a name that is not its kind, and raises for one it cannot open."""
+
+
+def _from_gguf(name: str, path: pathlib.Path) -> Weights:
+    source = GgufSource.open(path)
+    return Weights(name, source.config, _loader(source), lambda: digest_files([path]), source.make_tokenizer)
+
+
+def _from_hf(name: str, directory: pathlib.Path) -> Weights:
+    source = HfSource.open(directory)
+    return Weights(name, source.config, _loader(source), lambda: digest_files(source.files), source.make_tokenizer)
+
+
+def _loader(source: TensorSource) -> Callable[[Any, Tree | None], Tree]:
+    return lambda dtype, shardings=None: load_base(source, dtype=dtype, shardings=shardings)
+
+
+def _random_base(config: ModelConfig, dtype: Any, shardings: Tree | None = None) -> Tree:
+    """Returns matrices from N(0, 0.02) and zero norms, made on the devices that hold them.
+
+    Values depend on the leaf's name alone, not on the mesh (jax's default random numbers are partitionable).
+    """
+    check_dtype(dtype)
+    abstract = abstract_base(config, dtype)
+    placed = {} if shardings is None else leaf_paths(shardings)
+
+    def make(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        seed = int.from_bytes(hashlib.sha256(f"{_RANDOM_SEED} {path}".encode()).digest()[:4], "little")
+        std = 0.0 if path.endswith("norm") else _RANDOM_STD
+        return _normal_maker(leaf.shape, leaf.dtype, placed.get(path))(jnp.uint32(seed), jnp.asarray(std, dtype))
+
+    leaves = {path: make(path, leaf) for path, leaf in leaf_paths(abstract).items()}
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves.values())
+
+
+@functools.lru_cache(maxsize=64)
+def _normal_maker(shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding | None) -> Any:
+    """Returns make(seed, std) -> array; leaves of one shape share a program."""
+
+    def make(seed: jax.Array, std: jax.Array) -> jax.Array:
+        return jax.random.normal(jax.random.key(seed), shape, dtype) * std
+
+    return jax.jit(make, out_shardings=sharding)

@@ -1,0 +1,290 @@
+"""Prompts to continuations: one decoder for exams, translation, reasoning and rollouts.
+
+    decoder = Decoder(config, dtype=jnp.bfloat16, stop_ids=(tokenizer.eos_id,), decode=tokenizer.decode,
+                      routing=Routing.by_token(tokenizer.languages, config.vocab_size))
+    decoder.generate(params, prompts, max_new_tokens=64, stop=("\n\n",))      # list[Completion]
+
+Prompts are right-padded to a length bucket and read in one pass; then tokens come `check_every` at a time from
+one jitted loop whose cache is donated, which ends as soon as every row is done. In between the host looks for
+stop strings and gives the cache more room if it needs it. The weights are used as they lie: call under
+`jax.set_mesh(mesh)` with the training parameters. Greedy tokens are those of the full forward pass.
+
+Does not split a list of prompts into batches, share the cache of a common prompt, or return logits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.sharding import PartitionSpec
+
+from medkor_jax.model import cache as kv
+from medkor_jax.model.cached_forward import read_prompt, read_token
+from medkor_jax.model.config import ModelConfig
+from medkor_jax.model.forward import project_logits, spread
+from medkor_jax.model.params import Params
+from medkor_jax.model.prompts import Prompt, Routing, bucket, pad_prompts
+from medkor_jax.model.sampling import Sampling, choose_tokens
+
+STOP_TOKEN, STOP_STRING, LENGTH = "stop_token", "stop_string", "length"
+_NOTHING = -1  # what a finished row emits
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One row's continuation.
+
+    tokens: up to and with the stop token, or up to the token that completes the stop string.
+    text: without control tokens, cut before the stop string; empty if the decoder was given no `decode`.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    finish: str  # STOP_TOKEN, STOP_STRING or LENGTH
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the jitted functions are compiled for, besides shapes."""
+
+    config: ModelConfig
+    dtype: Any
+    sampling: Sampling
+    stop_ids: tuple[int, ...]
+    check_every: int
+
+
+@struct.dataclass
+class State:
+    """The rows after some tokens. `tokens` [B] were chosen but not read yet; they belong at `positions` [B]."""
+
+    cache: kv.Cache
+    tokens: jax.Array
+    langs: jax.Array
+    positions: jax.Array
+    states: jax.Array
+    seeds: jax.Array
+    is_done: jax.Array
+    n_new: jax.Array  # [] int32: tokens chosen so far
+
+
+class Decoder:
+    """Holds settings only; weights come with each call, so one decoder serves a model while it learns."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: Any,
+        sampling: Sampling = Sampling(),
+        stop_ids: Sequence[int] = (),
+        decode: Callable[[Sequence[int]], str] | None = None,
+        routing: Routing | None = None,
+        check_every: int = 8,
+    ) -> None:
+        """decode: token ids to text without control tokens. routing: None for one language a row, given with each call."""
+        if check_every < 1:
+            raise ValueError(f"check_every is {check_every}; it must be at least 1 token")
+        self.settings = Settings(config, jnp.dtype(dtype), sampling, tuple(stop_ids), check_every)
+        self._decode = decode
+        self._is_constant = routing is None
+        self._routing = Routing.constant(config.vocab_size) if routing is None else routing
+
+    def generate(
+        self,
+        params: Params,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        seeds: Sequence[int] | None = None,
+        languages: Sequence[int] | None = None,
+    ) -> list[Completion]:
+        """Returns one completion a prompt, all decoded in one batch.
+
+        seeds: one a row, needed when sampling. languages: one a row, only for constant routing (default 0).
+
+        Raises: ValueError, before anything is compiled, on an empty or too long prompt or missing arguments.
+        """
+        self._check(prompts, max_new_tokens, stop, seeds, languages)
+        settings, config = self.settings, self.settings.config
+        longest = max(map(len, prompts))
+        prompt = pad_prompts(prompts, self._routing, seeds=seeds, languages=languages)
+        # Most rows stop early, so the cache starts small and grows, rather than being read whole at every step.
+        size = bucket(prompt.tokens.shape[1] + min(max_new_tokens, 4 * settings.check_every))
+        state, tokens = _start(params, prompt, self._routing, settings=settings, size=size)
+        rows = [_Row(self._decode, stop, settings.stop_ids) for _ in prompts]
+        n_new = 1
+        while True:
+            for row, new in zip(rows, np.asarray(tokens)):
+                row.take(new)
+            if n_new == max_new_tokens or all(row.finish for row in rows):
+                return [row.completion() for row in rows]
+            n_steps = min(settings.check_every, max_new_tokens - n_new)
+            if longest + n_new + n_steps > size:
+                size = bucket(longest + n_new + n_steps)
+                state = _grow(state, config=config, size=size)
+            is_done = np.ones(prompt.lengths.shape, bool)
+            is_done[: len(rows)] = [row.finish is not None for row in rows]
+            state, tokens = _continue(params, state, self._routing, is_done, np.int32(n_steps), settings=settings)
+            n_new += n_steps
+
+    def _check(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        stop: Sequence[str],
+        seeds: Sequence[int] | None,
+        languages: Sequence[int] | None,
+    ) -> None:
+        config = self.settings.config
+        if not prompts or not all(len(p) for p in prompts):
+            raise ValueError("every prompt needs at least one token (bos), and there must be a prompt")
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+        longest = max(map(len, prompts))
+        if longest + max_new_tokens > config.max_positions:
+            raise ValueError(
+                f"the longest prompt has {longest} tokens; with max_new_tokens {max_new_tokens} that is more than the "
+                f"model's {config.max_positions} positions. Shorten the prompt or ask for fewer tokens"
+            )
+        low, high = min(map(min, prompts)), max(map(max, prompts))
+        if low < 0 or high >= config.vocab_size:
+            raise ValueError(f"prompts hold token ids {low} to {high}; the model has 0 to {config.vocab_size - 1}")
+        if stop and self._decode is None:
+            raise ValueError("stop strings need text: make the Decoder with decode=tokenizer.decode")
+        if "" in stop:
+            raise ValueError("an empty stop string stops everything; remove it")
+        if self.settings.sampling.temperature > 0 and seeds is None:
+            raise ValueError("sampling needs `seeds`, one a prompt, so that a row can be drawn again")
+        if languages is not None and not self._is_constant:
+            raise ValueError("`languages` are given, but routing is by token; make the Decoder without `routing`")
+        for name, given in (("seeds", seeds), ("languages", languages)):
+            if given is not None and len(given) != len(prompts):
+                raise ValueError(f"{len(given)} {name} for {len(prompts)} prompts; expected one a prompt")
+
+
+def n_compilations() -> dict[str, int]:
+    """Returns how many variants of each jitted function this process holds."""
+    return {"start": _start._cache_size(), "continue": _continue._cache_size(), "grow": _grow._cache_size()}
+
+
+@functools.partial(jax.jit, static_argnames=("settings", "size"))
+def _start(params: Params, prompt: Prompt, routing: Routing, *, settings: Settings, size: int) -> tuple[State, jax.Array]:
+    """Returns the state after reading the prompts and choosing a token each, and those tokens, [B, 1]."""
+    prompt = jax.tree.map(spread, prompt)
+    lengths = prompt.lengths
+    hidden, cache = read_prompt(
+        params, settings.config, prompt.tokens, lengths, prompt.langs, size=size, dtype=settings.dtype
+    )
+    # Before its first token a row stands on its last prompt token; `_choose` moves it on.
+    state = State(
+        cache, prompt.tokens[:, 0], prompt.langs[:, 0], lengths - 1, prompt.states, prompt.seeds, ~prompt.is_real,
+        jnp.zeros((), jnp.int32),
+    )  # fmt: skip
+    state, emitted = _choose(params, state, routing, hidden, settings)
+    return state, replicate(emitted[:, None])
+
+
+@functools.partial(jax.jit, static_argnames=("settings",), donate_argnames=("state",))
+def _continue(
+    params: Params, state: State, routing: Routing, is_done: jax.Array, n_steps: jax.Array, *, settings: Settings
+) -> tuple[State, jax.Array]:
+    """Returns the state after up to `n_steps` more tokens, and those, [B, check_every], -1 where a row had ended.
+
+    is_done: [B], rows that the host found to be finished. Donates `state`.
+    """
+    state = state.replace(is_done=state.is_done | spread(is_done))
+
+    def step(carry: tuple[jax.Array, State, jax.Array]) -> tuple[jax.Array, State, jax.Array]:
+        i, state, emitted = carry
+        hidden, cache = read_token(
+            params, settings.config, state.cache, state.tokens, state.positions, state.langs, dtype=settings.dtype
+        )
+        state, tokens = _choose(params, state.replace(cache=cache), routing, hidden, settings)
+        return i + 1, state, jax.lax.dynamic_update_slice(emitted, tokens[:, None], (0, i))
+
+    def is_going(carry: tuple[jax.Array, State, jax.Array]) -> jax.Array:
+        return (carry[0] < n_steps) & ~jnp.all(carry[1].is_done)
+
+    emitted = spread(jnp.full((is_done.shape[0], settings.check_every), _NOTHING, jnp.int32))
+    _, state, emitted = jax.lax.while_loop(is_going, step, (jnp.zeros((), jnp.int32), state, emitted))
+    return state, replicate(emitted)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "size"))  # a longer ring cannot reuse the memory of a shorter
+def _grow(state: State, *, config: ModelConfig, size: int) -> State:
+    return state.replace(cache=kv.grow(state.cache, config, size=size))
+
+
+def _choose(params: Params, state: State, routing: Routing, hidden: jax.Array, settings: Settings) -> tuple[State, jax.Array]:
+    """Returns the state moved on to a token chosen from `hidden` [B, D], and what each row emits, [B]."""
+    logits = project_logits(params.base, hidden)
+    tokens = choose_tokens(logits, settings.sampling, state.seeds, state.n_new)
+    emitted = jnp.where(state.is_done, _NOTHING, tokens)
+    tokens = jnp.where(state.is_done, state.tokens, tokens)
+    token_class = jnp.asarray(routing.token_class)[tokens]
+    is_stop = jnp.isin(tokens, jnp.array(settings.stop_ids, jnp.int32))
+    state = state.replace(
+        tokens=tokens,
+        langs=jnp.asarray(routing.language)[state.states, token_class],
+        states=jnp.asarray(routing.next_state)[state.states, token_class],
+        positions=state.positions + jnp.where(state.is_done, 0, 1),
+        is_done=state.is_done | is_stop,
+        n_new=state.n_new + 1,
+    )
+    return state, emitted
+
+
+def replicate(x: jax.Array) -> jax.Array:
+    """Returns x whole on every device, so that every process can read it."""
+    is_meshless = jax.sharding.get_abstract_mesh().empty
+    return x if is_meshless else jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
+class _Row:
+    """One row on the host: its tokens so far, and where it stopped."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str] | None, stop: Sequence[str], stop_ids: Sequence[int]) -> None:
+        self._decode, self._stop, self._stop_ids = decode, stop, stop_ids
+        self._n_searched = 0
+        self.tokens: list[int] = []
+        self.finish: str | None = None
+
+    def take(self, new: np.ndarray) -> None:
+        """Appends what the device emitted and decides whether the row has ended; nothing once it has."""
+        if self.finish:
+            return
+        self.tokens += [int(token) for token in new if token != _NOTHING]
+        if self._stop and find_stop(self._text(), self._stop) is not None:
+            # The token that completes it: the text is the same however many tokens were decoded at a time.
+            ends = range(self._n_searched + 1, len(self.tokens) + 1)
+            n = next(n for n in ends if find_stop(self._text(n), self._stop) is not None)
+            self.tokens, self.finish = self.tokens[:n], STOP_STRING
+        elif self.tokens[-1] in self._stop_ids:
+            self.finish = STOP_TOKEN
+        self._n_searched = len(self.tokens)
+
+    def completion(self) -> Completion:
+        text = self._text()
+        if self.finish == STOP_STRING:
+            text = text[: find_stop(text, self._stop)]
+        return Completion(tuple(self.tokens), text, self.finish or LENGTH)
+
+    def _text(self, n: int | None = None) -> str:
+        return "" if self._decode is None else self._decode(self.tokens[:n])
+
+
+def find_stop(text: str, stop: Sequence[str]) -> int | None:
+    """Returns where the stop string that ends first begins, None if there is none.
+
+    The one that ends first is found no matter how often the text is looked at while it grows.
+    """
+    ends = [(at + len(s), at) for s in stop if (at := text.find(s)) >= 0]
+    return min(ends)[1] if ends else None

@@ -1,0 +1,153 @@
+"""tokens -> residual stream -> final hidden states: one plain function, scanned over stacked layers.
+
+    hidden = forward(params, config, Inputs.of(batch), dtype=jnp.bfloat16)      # [B, T, D]
+    logits = project_logits(params.base, hidden[:, -1])                         # only where needed
+
+Logits are not part of `forward`: over 262k tokens they are the memory. The pieces (`embed`,
+`make_view`, `run_block`) are public because retention scans two models through them at once and
+decoding runs them with a cache.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import PartitionSpec
+
+from medkor_jax.model import attention
+from medkor_jax.model.config import ModelConfig
+from medkor_jax.model.layers import Adapters, Attend, Block, Rope, make_rope, rms_norm
+from medkor_jax.model.params import LayerPlan, Params, Tree, make_plan
+
+BATCH_AXES = ("data", "fsdp")  # mesh axes over which the batch is spread, when a mesh is set
+
+
+@struct.dataclass
+class Inputs:
+    """tokens, positions, segments, langs: [B, T] int32. Positions restart in each document; segment 0 is padding."""
+
+    tokens: jax.Array
+    positions: jax.Array
+    segments: jax.Array
+    langs: jax.Array
+
+    @classmethod
+    def of(cls, batch: Mapping[str, jax.Array]) -> Inputs:
+        return cls(batch["tokens"], batch["positions"], batch["segment_ids"], batch["langs"])
+
+
+@struct.dataclass
+class View:
+    """What each kind of layer sees of a batch: rotary tables and [B, T, S] masks."""
+
+    rope_local: Rope
+    rope_global: Rope
+    mask_local: jax.Array
+    mask_global: jax.Array
+
+    def of_layer(self, is_local: jax.Array) -> tuple[Rope, jax.Array]:
+        pick = lambda a, b: jnp.where(is_local, a, b)  # noqa: E731
+        return jax.tree.map(pick, self.rope_local, self.rope_global), pick(self.mask_local, self.mask_global)
+
+
+def make_view(config: ModelConfig, positions: jax.Array, segments: jax.Array) -> View:
+    def mask(window: int | None) -> jax.Array:
+        return attention.visible(positions, positions, segments, segments, window)
+
+    return View(
+        rope_local=make_rope(positions, config.head_dim, config.rope_base_local, 1.0),
+        rope_global=make_rope(positions, config.head_dim, config.rope_base_global, config.rope_scaling_global),
+        mask_local=mask(config.sliding_window),
+        mask_global=mask(None),
+    )
+
+
+def embed(params: Params, config: ModelConfig, tokens: jax.Array, langs: jax.Array, dtype: Any) -> jax.Array:
+    """Returns sqrt(D) * E[token], plus the language embedding of each token where there is one: [B, T, D]."""
+    scale = jnp.asarray(config.d_model**0.5, dtype)  # rounded to the compute dtype, as the reference does
+    x = params.base["embed"][tokens].astype(dtype) * scale
+    if "vector" in params.lang:
+        x = x + params.lang["vector"][langs].astype(dtype)
+    if "table" in params.lang:
+        x = x + params.lang["table"][langs, tokens].astype(dtype)
+    return spread(x)
+
+
+def run_block(
+    config: ModelConfig, layer: Tree, rope: Rope, attend: Attend, x: jax.Array, adapters: Adapters | None
+) -> jax.Array:
+    return spread(Block(config).apply({"params": layer}, x, rope, attend, adapters))
+
+
+def forward(
+    params: Params,
+    config: ModelConfig,
+    inputs: Inputs,
+    *,
+    dtype: Any,
+    remat: bool = False,
+    dropout: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Returns the hidden states after the final norm, [B, T, D] in `dtype`.
+
+    remat: keep only each layer's input for the backward pass and compute the layer again.
+    dropout: on the adapters' inputs; needs `dropout_key`.
+    """
+    x = embed(params, config, inputs.tokens, inputs.langs, dtype)
+    view = make_view(config, inputs.positions, inputs.segments)
+
+    def body(x: jax.Array, layer: LayerInputs) -> tuple[jax.Array, None]:
+        return run_layer(config, view, layer, x, params.lora_scale, dropout), None
+
+    layers = layer_inputs(params, config, dropout_key)
+    x, _ = jax.lax.scan(jax.checkpoint(body) if remat else body, x, layers)
+    return rms_norm(x, params.base["final_norm"], config.rms_eps)
+
+
+@struct.dataclass
+class LayerInputs:
+    """What one step of the layer scan reads; every leaf has a leading L axis before the scan."""
+
+    plan: LayerPlan
+    base: Tree
+    lora: Tree
+    key: jax.Array | None
+
+
+def layer_inputs(params: Params, config: ModelConfig, dropout_key: jax.Array | None) -> LayerInputs:
+    keys = None if dropout_key is None else jax.random.split(dropout_key, config.n_layers)
+    return LayerInputs(make_plan(config), params.base["layers"], params.lora, keys)
+
+
+def run_layer(
+    config: ModelConfig, view: View, layer: LayerInputs, x: jax.Array, lora_scale: float, dropout: float = 0.0
+) -> jax.Array:
+    """Returns the residual stream [B, T, D] after one layer of the uncached model."""
+    rope, mask = view.of_layer(layer.plan.is_local)
+    adapters = Adapters(layer.lora, layer.key, lora_scale, dropout) if layer.lora else None
+    return run_block(config, layer.base, rope, lambda q, k, v: attention.attend(q, k, v, mask), x, adapters)
+
+
+def project_logits(base: Tree, hidden: jax.Array) -> jax.Array:
+    """Returns float32 logits [..., V] of hidden states [..., D] through the tied head."""
+    table = base["embed"].astype(hidden.dtype)
+    return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+
+
+def batch_ways() -> int:
+    """Returns over how many parts `spread` lays a batch: 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def spread(x: jax.Array) -> jax.Array:
+    """Returns x with its first axis laid over the batch axes of the mesh in force (none: unchanged)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *[None] * (x.ndim - 1)))

@@ -1,0 +1,150 @@
+"""One Gemma 3 decoder block as a Flax module, and the one function every adapted matrix goes through.
+
+    out = Block(config).apply({"params": layer}, x, rope, attend, adapters)
+
+The only file that imports flax.linen. A block declares its weights (shape and initialiser, once) and
+computes; what attention sees is passed in as a function, so training, retention and cached decoding
+share this one block. It holds no state and knows no mesh.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from medkor_jax.model.config import ModelConfig
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(q [B,T,N,H] scaled, k [B,T,K,H], v [B,T,K,H]) -> [B,T,N*H]"""
+
+
+@struct.dataclass
+class Adapters:
+    """One layer's LoRA matrices and how they are applied.
+
+    matrices[name] = {"a": [in, R], "b": [R, out]}; dropout falls on the adapter's input only.
+    """
+
+    matrices: Mapping[str, Mapping[str, jax.Array]]
+    key: jax.Array | None = None
+    scale: float = struct.field(pytree_node=False, default=1.0)
+    dropout: float = struct.field(pytree_node=False, default=0.0)
+
+
+def adapted_matmul(x: jax.Array, w: jax.Array, name: str, adapters: Adapters | None) -> jax.Array:
+    """Returns x @ w, plus scale * (x @ A) @ B where `name` has an adapter.
+
+    x: [B, T, in]; w: [in, out]. Weights are cast to x's dtype; the product accumulates as the backend does.
+    Source: Hu et al. 2021 (arXiv:2106.09685), eq. 3.
+    """
+    y = jnp.einsum("bti,io->bto", x, w.astype(x.dtype))
+    if adapters is None or name not in adapters.matrices:
+        return y
+    pair = adapters.matrices[name]
+    if adapters.dropout > 0.0 and adapters.key is not None:
+        key = jax.random.fold_in(adapters.key, _NAME_SALT[name])
+        keep = jax.random.bernoulli(key, 1.0 - adapters.dropout, x.shape)
+        x = jnp.where(keep, x / (1.0 - adapters.dropout), 0).astype(x.dtype)
+    low = jnp.einsum("bti,ir->btr", x, pair["a"].astype(x.dtype))
+    return y + adapters.scale * jnp.einsum("btr,ro->bto", low, pair["b"].astype(x.dtype))
+
+
+_NAME_SALT = {name: i for i, name in enumerate(("q", "k", "v", "o", "gate", "up", "down"))}
+
+
+def rms_norm(x: jax.Array, w: jax.Array, eps: float) -> jax.Array:
+    """Returns (1 + w) * x / RMS(x) over the last axis, in float32, cast back to x's dtype.
+
+    Source: Zhang & Sennrich 2019 (arXiv:1910.07467); the 1 + w form is Gemma's.
+    """
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return (normed * (1.0 + w.astype(jnp.float32))).astype(x.dtype)
+
+
+@struct.dataclass
+class Rope:
+    """cos, sin: [B, T, H/2] float32, of one layer kind."""
+
+    cos: jax.Array
+    sin: jax.Array
+
+
+def make_rope(positions: jax.Array, head_dim: int, base: float, scaling: float) -> Rope:
+    """Returns the rotary tables of `positions` [B, T], each divided by `scaling` (linear interpolation).
+
+    Source: Su et al. 2021 (arXiv:2104.09864); Chen et al. 2023 (arXiv:2306.15595) for the scaling.
+    """
+    inverse = 1.0 / base ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions[..., None].astype(jnp.float32) * (inverse / scaling)
+    return Rope(jnp.cos(angles), jnp.sin(angles))
+
+
+def rotate(x: jax.Array, rope: Rope) -> jax.Array:
+    """Returns x [B, T, heads, H] with its two halves turned by the angle of each position."""
+    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = rope.cos[:, :, None, :], rope.sin[:, :, None, :]
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+
+
+class Block(nn.Module):
+    """x + norm(attention(norm(x))), then the same around the gated MLP ("sandwich" norms).
+
+    Source: Gemma 3 technical report (arXiv:2503.19786), section 2; QK norm replaces soft-capping.
+    """
+
+    config: ModelConfig
+    param_dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        c = self.config
+        matrix, zeros = nn.initializers.normal(0.02), nn.initializers.zeros_init()
+
+        def declare(name: str, init: Callable, *shape: int) -> jax.Array:
+            return self.param(name, init, shape, self.param_dtype)
+
+        self.w = {
+            **{name: declare(name, zeros, c.d_model) for name in _BLOCK_NORMS},
+            "q_norm": declare("q_norm", zeros, c.head_dim),
+            "k_norm": declare("k_norm", zeros, c.head_dim),
+            "q": declare("q", matrix, c.d_model, c.n_heads * c.head_dim),
+            "k": declare("k", matrix, c.d_model, c.n_kv_heads * c.head_dim),
+            "v": declare("v", matrix, c.d_model, c.n_kv_heads * c.head_dim),
+            "o": declare("o", matrix, c.n_heads * c.head_dim, c.d_model),
+            "gate": declare("gate", matrix, c.d_model, c.d_ff),
+            "up": declare("up", matrix, c.d_model, c.d_ff),
+            "down": declare("down", matrix, c.d_ff, c.d_model),
+        }
+
+    def declare(self, x: jax.Array) -> jax.Array:
+        """Touches `setup` alone, so shapes can be read without computing anything."""
+        return x
+
+    def __call__(self, x: jax.Array, rope: Rope, attend: Attend, adapters: Adapters | None = None) -> jax.Array:
+        """Returns the block's output [B, T, D] for its input x [B, T, D]."""
+        c, w = self.config, self.w
+
+        def norm(y: jax.Array, name: str) -> jax.Array:
+            return rms_norm(y, w[name], c.rms_eps)
+
+        def project(y: jax.Array, name: str) -> jax.Array:
+            return adapted_matmul(y, w[name], name, adapters)
+
+        def heads(y: jax.Array) -> jax.Array:
+            return y.reshape(*y.shape[:2], -1, c.head_dim)
+
+        y = norm(x, "pre_attn_norm")
+        q = rotate(norm(heads(project(y, "q")), "q_norm"), rope) * c.query_scale
+        k = rotate(norm(heads(project(y, "k")), "k_norm"), rope)
+        v = heads(project(y, "v"))
+        x = x + norm(project(attend(q, k, v), "o"), "post_attn_norm")
+        y = norm(x, "pre_ffw_norm")
+        y = nn.gelu(project(y, "gate"), approximate=True) * project(y, "up")
+        return x + norm(project(y, "down"), "post_ffw_norm")
+
+
+_BLOCK_NORMS = ("pre_attn_norm", "post_attn_norm", "pre_ffw_norm", "post_ffw_norm")

@@ -1,0 +1,81 @@
+"""The four parameter trees, and what each leaf of the base must look like.
+
+    params = Params(base=load(...), lora={}, lang={}, expand={})
+    abstract_base(config, jnp.bfloat16)["layers"]["q"].shape     # (L, D, N*H)
+
+`base` never changes in training; the other three are small and learn. All matrices are stored
+[in, out], layers stacked on a leading L axis. Shapes come from the modules' own declarations
+(`layers.Block`), so no shape is written twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from medkor_jax.model.config import GLOBAL, LOCAL, ModelConfig
+from medkor_jax.model.layers import Block
+
+Tree = dict[str, Any]
+
+ADAPTABLE = ("q", "k", "v", "o", "gate", "up", "down")
+"""Matrices of a block that a LoRA adapter can stand beside."""
+
+
+@struct.dataclass
+class Params:
+    """base, lora, lang, expand as in DESIGN section 4; an empty dict is an absent tree.
+
+    lora[name] = {"a": [L, in, R], "b": [L, R, out]}; `lora_scale` = alpha / rank multiplies A @ B.
+    lang = {"vector": [2, D]} or {"table": [2, V, D]}, row 0 English, row 1 Korean.
+    """
+
+    base: Tree
+    lora: Tree = struct.field(default_factory=dict)
+    lang: Tree = struct.field(default_factory=dict)
+    expand: Tree = struct.field(default_factory=dict)
+    lora_scale: float = struct.field(pytree_node=False, default=1.0)
+
+
+@struct.dataclass
+class LayerPlan:
+    """Per-layer facts as data, scanned beside the weights. is_local: [L] bool."""
+
+    is_local: jax.Array
+
+
+def make_plan(config: ModelConfig) -> LayerPlan:
+    return LayerPlan(is_local=jnp.array([kind == LOCAL for kind in config.layer_kinds]))
+
+
+def abstract_base(config: ModelConfig, dtype: Any) -> Tree:
+    """Returns the base tree as ShapeDtypeStructs: what a loader must fill, leaf by leaf."""
+    x = jax.ShapeDtypeStruct((1, 1, config.d_model), dtype)
+    block = Block(config, param_dtype=dtype)
+    layer = jax.eval_shape(lambda x: block.init(jax.random.key(0), x, method=Block.declare), x)["params"]
+    stacked = {name: jax.ShapeDtypeStruct((config.n_layers, *leaf.shape), dtype) for name, leaf in layer.items()}
+    return {
+        "embed": jax.ShapeDtypeStruct((config.vocab_size, config.d_model), dtype),
+        "final_norm": jax.ShapeDtypeStruct((config.d_model,), dtype),
+        "layers": stacked,
+    }
+
+
+def leaf_paths(tree: Any) -> dict[str, Any]:
+    """Returns {"layers/q": leaf, ...}: one spelling of a leaf's name for rules, digests and errors."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
+
+
+def n_leaves_and_params(tree: Any) -> tuple[int, int]:
+    leaves = jax.tree.leaves(tree)
+    return len(leaves), sum(leaf.size for leaf in leaves)
+
+
+__all__ = [
+    "ADAPTABLE", "GLOBAL", "LOCAL", "LayerPlan", "Params", "Tree",
+    "abstract_base", "leaf_paths", "make_plan", "n_leaves_and_params",
+]  # fmt: skip

@@ -1,0 +1,102 @@
+"""Prompts of different lengths as one padded batch, with the language of every token.
+
+    routing = Routing.by_token(tokenizer.languages, config.vocab_size)
+    prompt = pad_prompts([[2, 17, 5], [2, 9]], routing)         # tokens [2, 32], lengths [3, 2]
+
+Shapes come from two short ladders, so that a long exam compiles a handful of times. Routing is a table walk
+that the device can carry on where the prompt ended.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, Sequence
+
+import jax
+import numpy as np
+from flax import struct
+
+from medkor_jax.model.forward import batch_ways
+
+MIN_BUCKET = 32
+
+
+class Automaton(Protocol):
+    """token_class [V], next_state and language [S, classes], int32: see `data.language.LanguageAutomaton`."""
+
+    token_class: np.ndarray
+    next_state: np.ndarray
+    language: np.ndarray
+
+
+@struct.dataclass
+class Routing:
+    """How tokens get their language: an automaton walked from 0, or from the row's language where that is constant."""
+
+    token_class: np.ndarray
+    next_state: np.ndarray
+    language: np.ndarray
+
+    @classmethod
+    def by_token(cls, automaton: Automaton, vocab_size: int) -> Routing:
+        """vocab_size: rows of the embedding, which may outnumber the tokenizer's pieces."""
+        spare = vocab_size - len(automaton.token_class)
+        return cls(np.pad(automaton.token_class, (0, spare)), automaton.next_state, automaton.language)
+
+    @classmethod
+    def constant(cls, vocab_size: int, n_languages: int = 2) -> Routing:
+        itself = np.arange(n_languages, dtype=np.int32)[:, None]
+        return cls(np.zeros(vocab_size, np.int32), itself, itself)
+
+    def walk(self, tokens: Sequence[int], state: int) -> tuple[np.ndarray, int]:
+        """Returns the language of each token, [T] int32, and the state after the last."""
+        languages = np.empty(len(tokens), np.int32)
+        for t, token_class in enumerate(self.token_class[np.asarray(tokens)]):
+            languages[t] = self.language[state, token_class]
+            state = int(self.next_state[state, token_class])
+        return languages, state
+
+
+@struct.dataclass
+class Prompt:
+    """tokens, langs: [B, T] int32, padded on the right; lengths, states: [B] int32; seeds: [B] uint32; is_real: [B] bool."""
+
+    tokens: jax.Array
+    langs: jax.Array
+    lengths: jax.Array
+    states: jax.Array
+    seeds: jax.Array
+    is_real: jax.Array
+
+
+def pad_prompts(
+    prompts: Sequence[Sequence[int]],
+    routing: Routing,
+    *,
+    seeds: Sequence[int] | None = None,
+    languages: Sequence[int] | None = None,
+) -> Prompt:
+    """Returns the prompts padded to a bucket in both directions; added rows hold one token and are not real.
+
+    languages: where each row's walk through `routing` begins (default 0).
+    """
+    n, width = pad_rows(len(prompts)), bucket(max(map(len, prompts)))
+    tokens, langs = np.zeros((2, n, width), np.int32)
+    lengths, states, all_seeds = np.ones(n, np.int32), np.zeros(n, np.int32), np.zeros(n, np.uint32)
+    if seeds is not None:
+        all_seeds[: len(prompts)] = np.asarray(seeds, np.uint32)
+    for b, row in enumerate(prompts):
+        tokens[b, : len(row)], lengths[b] = row, len(row)
+        langs[b, : len(row)], states[b] = routing.walk(row, 0 if languages is None else languages[b])
+    return Prompt(tokens, langs, lengths, states, all_seeds, np.arange(n) < len(prompts))
+
+
+def bucket(n: int) -> int:
+    """Returns the least of 32, 48, 64, 96, 128, ... that is at least n: few shapes, at most half padded."""
+    power = max(MIN_BUCKET, 1 << (n - 1).bit_length())
+    return power * 3 // 4 if power > MIN_BUCKET and n <= power * 3 // 4 else power
+
+
+def pad_rows(n: int) -> int:
+    """Returns the power of two at or above n, made a multiple of the devices that share a batch in the mesh in force."""
+    ways, rows = batch_ways(), 1 << (n - 1).bit_length()
+    return -(-rows // ways) * ways

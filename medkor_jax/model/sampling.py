@@ -1,0 +1,88 @@
+"""From the logits of one position to one token a row.
+
+    choose_tokens(logits, Sampling(temperature=0.7, top_p=0.95), seeds, step)       # [B] int32
+
+Temperature first, then top-k, then top-p on what top-k left. A draw depends on its row's seed, the step and the
+row's logits, never on its neighbours. No sort and no random number per word of the vocabulary: both would cost
+more than the model on a CPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+_BLOCK = 64  # a draw goes over blocks of this many tokens first, then within one
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """temperature 0 is greedy; top_k 0 and top_p 1 keep the whole vocabulary.
+
+    Raises: ValueError on values without meaning.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0.0:
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; it must be 0 (all tokens) or more")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p is {self.top_p}; it must lie in (0, 1]")
+
+
+def choose_tokens(logits: jax.Array, sampling: Sampling, seeds: jax.Array, step: jax.Array) -> jax.Array:
+    """Returns [B] int32. logits: [B, V] float32; seeds: [B] uint32; step: [] int32, tokens drawn before this one."""
+    if sampling.temperature == 0.0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    kept = restrict(logits, sampling)
+    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(seeds)
+    return jax.vmap(_draw)(keys, kept)
+
+
+def restrict(logits: jax.Array, sampling: Sampling) -> jax.Array:
+    """Returns logits / temperature with what top-k and top-p leave out at -inf: [B, V].
+
+    Tokens that tie with the last one kept are kept too.
+    Source: top-k, Fan et al. 2018 (arXiv:1805.04833); top-p, Holtzman et al. 2019 (arXiv:1904.09751).
+    """
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        logits = _keep_best(logits, jnp.ones_like(logits), sampling.top_k)
+    if sampling.top_p < 1.0:
+        logits = _keep_best(logits, jax.nn.softmax(logits, axis=-1), sampling.top_p)
+    return logits
+
+
+def _keep_best(logits: jax.Array, weights: jax.Array, goal: float) -> jax.Array:
+    """Returns logits [B, V], all -inf but the fewest best tokens of a row whose `weights` sum to at least `goal`.
+
+    Bisects for the last logit kept, over integers that order as the floats do: at most 32 passes, no sort.
+    """
+    bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
+    ranks = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    low = ranks.min(axis=-1, keepdims=True)  # from here up: everything, which is enough
+    high = ranks.max(axis=-1, keepdims=True) + 1  # from here up: nothing
+
+    def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low & high) + ((low ^ high) >> 1)  # their mean; the sum would overflow
+        is_enough = jnp.where(ranks >= middle, weights, 0.0).sum(axis=-1, keepdims=True) >= goal
+        return jnp.where(is_enough, middle, low), jnp.where(is_enough, high, middle)
+
+    low, _ = jax.lax.while_loop(lambda bounds: jnp.any(bounds[0] + 1 < bounds[1]), halve, (low, high))
+    return jnp.where(ranks >= low, logits, -jnp.inf)
+
+
+def _draw(key: jax.Array, logits: jax.Array) -> jax.Array:
+    """Returns a token drawn from softmax(logits [V]): its block by the block's mass, then itself within the block."""
+    blocks = jnp.pad(logits, (0, -logits.shape[0] % _BLOCK), constant_values=-jnp.inf).reshape(-1, _BLOCK)
+    outer, inner = jax.random.split(key)
+    block = jax.random.categorical(outer, jax.nn.logsumexp(blocks, axis=-1))
+    return (block * _BLOCK + jax.random.categorical(inner, blocks[block])).astype(jnp.int32)

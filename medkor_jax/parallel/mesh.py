@@ -1,0 +1,111 @@
+"""The device mesh and where every tensor lies on it: one table of rules, used by every step.
+
+    mesh = make_mesh(MeshShape(data=-1, fsdp=4, tensor=1))
+    with jax.set_mesh(mesh): ...
+    shardings = shard_tree(abstract_params, mesh)
+
+Axes: `data` and `fsdp` both split the batch; `fsdp` also splits the weights' width, `tensor` their heads,
+feed-forward width and vocabulary. A dimension that an axis does not divide stays whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+
+# The last part(s) of a leaf's path -> the axis of each dimension. Every leaf matches exactly one rule.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"embed", ("tensor", "fsdp")),
+    (r"(q|k|v|gate|up)", (None, "fsdp", "tensor")),
+    (r"(o|down)", (None, "tensor", "fsdp")),
+    (r"(q|k|v|gate|up)/a", (None, "fsdp", None)),
+    (r"(q|k|v|gate|up)/b", (None, None, "tensor")),
+    (r"(o|down)/a", (None, "tensor", None)),
+    (r"(o|down)/b", (None, None, "fsdp")),
+    (r"vector", (None, None)),
+    (r"table", (None, "tensor", "fsdp")),
+    (r"\w*norm", ()),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """Devices along each axis; one of them may be -1: all that remain."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def resolve(self, n_devices: int) -> tuple[int, int, int]:
+        """Returns the three sizes. Raises: ValueError if they do not use exactly `n_devices`."""
+        sizes = [self.data, self.fsdp, self.tensor]
+        if sizes.count(-1) > 1 or any(n < 1 and n != -1 for n in sizes):
+            raise ValueError(f"mesh {self} may hold one -1 (the rest); every other axis is at least 1")
+        fixed = int(np.prod([n for n in sizes if n != -1]))
+        if -1 in sizes:
+            sizes[sizes.index(-1)] = max(n_devices // fixed, 1)
+        if int(np.prod(sizes)) != n_devices:
+            raise ValueError(f"mesh data x fsdp x tensor = {sizes} does not use the {n_devices} devices present")
+        return tuple(sizes)
+
+
+def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = shape.resolve(len(devices))
+    return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
+
+
+def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Returns where the leaf at `path` ("lora/q/a", also inside optimizer state) lies.
+
+    Raises: ValueError if no rule names it, or for another rank: a new tensor needs a decision, not a default.
+    """
+    if not shape:
+        return PartitionSpec()
+    for pattern, axes in RULES:
+        if re.search(rf"(^|/){pattern}$", path):
+            break
+    else:
+        raise ValueError(f"no sharding rule for {path!r} of shape {shape}; add one to parallel.mesh.RULES")
+    if axes and len(axes) != len(shape):
+        raise ValueError(f"the sharding rule {pattern!r} is for {len(axes)} dimensions; {path!r} has shape {shape}")
+    fits = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape)]
+    return PartitionSpec(*fits)
+
+
+def shard_tree(tree: Any, mesh: Mesh) -> Any:
+    """Returns the tree with each leaf (array or ShapeDtypeStruct) replaced by its NamedSharding."""
+    flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
+    specs = [spec_of(name, leaf.shape, mesh) for name, (_, leaf) in zip(names, flat)]
+    return jax.tree.unflatten(treedef, [NamedSharding(mesh, spec) for spec in specs])
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def check_batch(batch_size: int, microbatches: int, mesh: Mesh) -> None:
+    """Raises: ValueError unless every device gets the same number of rows in every microbatch."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"] * microbatches
+    if batch_size % ways:
+        raise ValueError(
+            f"batch_size {batch_size} is not a multiple of {ways} = data {mesh.shape['data']} x fsdp "
+            f"{mesh.shape['fsdp']} x microbatches {microbatches}"
+        )
+
+
+def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Returns the global batch (the same on every process) laid over the mesh by rows."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_callback(rows.shape, sharding, lambda index, rows=rows: rows[index])
+        for name, rows in batch.items()
+    }

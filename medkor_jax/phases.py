@@ -1,0 +1,292 @@
+"""The phases as data: what a config file says, as frozen dataclasses.
+
+    recipe = make_recipe(config)            # the ConfigDict stops here
+    recipe.phases[3].gate.reading
+
+Every phase is the same engine with another `Phase`: which trees it adds, what its training stage reads and
+trains, which gate must open, and which remedy stage follows while it stays closed. Checks that need no
+files and no devices happen while building, so a wrong config fails in a second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, Mapping
+
+from medkor_jax.adapt.language import KINDS
+from medkor_jax.adapt.lora import check_targets
+from medkor_jax.data.packing import ROUTES
+from medkor_jax.data.rows import Source
+from medkor_jax.eval.gate import Gate
+from medkor_jax.eval.scores import MODES
+from medkor_jax.parallel.mesh import MeshShape
+from medkor_jax.train.retention import Retention
+from medkor_jax.train.trainable import TRAINABLE_TREES, Group
+
+
+class ConfigError(ValueError):
+    """The config cannot be run as it stands; the message says which key and what to write."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraRecipe:
+    """rank 0: this phase adds no adapter. Applied as alpha / rank * A @ B."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+
+    def __post_init__(self) -> None:
+        if self.rank:
+            check_targets(self.targets, self.rank)
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageRecipe:
+    """kind "": this phase adds no language embeddings."""
+
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind and self.kind not in KINDS:
+            raise ValueError(f"language kind is {self.kind!r}; expected {', '.join(KINDS)}, or '' for none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stretch of training. steps 0: not trained at all.
+
+    batch_size: rows of the global batch, over all devices and microbatches; seq_len: tokens a row.
+    loss_positions: predicted positions a row at most; 0 derives it from the data.
+    validation: held-out text whose loss is measured every `validate_every` steps (0: never);
+    take: which checkpoint goes on, "last" or "best" by that loss.
+    """
+
+    steps: int = 0
+    trees: tuple[str, ...] = ()
+    data: tuple[Source, ...] = ()
+    batch_size: int = 8
+    seq_len: int = 512
+    microbatches: int = 1
+    loss_positions: int = 0
+    groups: tuple[Group, ...] = ()
+    warmup_steps: int = 10
+    final_share: float = 0.1
+    clip_norm: float = 1.0
+    dropout: float = 0.0
+    next_token_weight: float = 1.0
+    retention: Retention = Retention()
+    save_every: int = 100
+    keep_last: int = 1
+    validation: tuple[Source, ...] = ()
+    validate_every: int = 0
+    take: str = "last"
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or min(self.batch_size, self.seq_len, self.microbatches, self.save_every, self.keep_last) < 1:
+            raise ValueError(
+                "steps must be at least 0, and batch_size, seq_len, microbatches, save_every, keep_last at least 1"
+            )
+        if self.steps and not self.trees:
+            raise ValueError(f"trees names nothing to train; choose from {', '.join(TRAINABLE_TREES)}, or set steps to 0")
+        if self.steps and not self.data:
+            raise ValueError("data names no source to train on; give one, or set steps to 0")
+        for tree in self.trees:
+            if tree not in TRAINABLE_TREES:
+                raise ValueError(f"trees holds {tree!r}; choose from {', '.join(TRAINABLE_TREES)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it is a share in [0, 1)")
+        if self.take not in ("last", "best"):
+            raise ValueError(f"take is {self.take!r}; expected 'last' or 'best'")
+        if self.take == "best" and not (self.validate_every and self.validation):
+            raise ValueError("take='best' needs validation sources and validate_every above 0")
+
+    def groups_in_force(self) -> tuple[Group, ...]:
+        """The optimizer rules of the trees that train here."""
+        return tuple(group for group in self.groups if group.pattern.split("/")[0] in self.trees)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exam:
+    """An exam that judges. max_questions 0: all. shots are taken from the head of `fewshot`."""
+
+    source: Source
+    mode: str = "letter"
+    shots: int = 0
+    fewshot: Source | None = None
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"exam mode is {self.mode!r}; expected {' or '.join(MODES)}")
+        if self.shots and self.fewshot is None:
+            raise ValueError(f"exam {self.source.name!r} asks for {self.shots} shots and names no fewshot source")
+        if self.source.kind != "exam":
+            raise ValueError(f"exam source {self.source.name!r} is of kind {self.source.kind!r}; expected 'exam'")
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """after: the phase whose model this one starts from ("": the weights).
+
+    candidates: weights (or phases) to put to the gate in order of size; the first that opens it is taken.
+    merge: fold the trained LoRA into a new base at the end. is_reference: later gates compare with this
+    phase's model, and retention holds to it. exam: the name, in `exams`, that the gate is judged by.
+    remedy: trained while the gate stays closed, at most gate.rounds times. A phase with a gate but no
+    stages is judged as it stands first.
+    """
+
+    name: str
+    title: str = ""
+    after: str = ""
+    candidates: tuple[str, ...] = ()
+    lora: LoraRecipe = LoraRecipe(rank=0)
+    remedy_lora: LoraRecipe = LoraRecipe(rank=0)
+    language: LanguageRecipe = LanguageRecipe()
+    train: Stage = Stage()
+    merge: bool = False
+    is_reference: bool = False
+    exam: str = ""
+    gate: Gate = Gate()
+    remedy: Stage = Stage()
+
+    def __post_init__(self) -> None:
+        if self.gate.on_failure in ("retain", "train") and not self.remedy.steps:
+            raise ValueError(f"gate.on_failure is {self.gate.on_failure!r} but remedy.steps is 0: nothing would follow")
+        if self.gate.on_failure == "retain" and self.remedy.retention.weight <= 0:
+            raise ValueError("gate.on_failure is 'retain' but remedy.retention.weight is 0: nothing would be retained")
+        if self.merge and not self.lora.rank:
+            raise ValueError("merge=True but lora.rank is 0: there would be nothing to merge")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A whole run. `phases` are all that the config defines; `run` names those to run now, in order.
+
+    exams, watch: measured before and after every phase; a gate is judged by one of the exams. watch holds
+    texts that nothing trains on; the loss is taken over the first `watch_tokens` tokens of each (0: all).
+    chunk: positions whose logits exist at once. allow_leaks: leaks the user knows of, by their printed key.
+    """
+
+    run_dir: str
+    weights: str
+    run: tuple[str, ...]
+    phases: tuple[Phase, ...]
+    exams: tuple[Exam, ...]
+    watch: tuple[Source, ...] = ()
+    watch_tokens: int = 65536
+    dtype: str = "bfloat16"
+    param_dtype: str = "bfloat16"
+    remat: bool = True
+    chunk: int = 256
+    route: str = "token"
+    mesh: MeshShape = MeshShape()
+    seed: int = 0
+    allow_leaks: tuple[str, ...] = ()
+    drop_bad: bool = False
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("dtype", "param_dtype"):
+            if getattr(self, name) not in ("float32", "bfloat16"):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected 'float32' or 'bfloat16' (float16 overflows)")
+        if self.route not in ROUTES:
+            raise ValueError(f"route is {self.route!r}; expected {' or '.join(ROUTES)}")
+        names = [phase.name for phase in self.phases]
+        if not self.run:
+            raise ValueError("run is empty: name the phases to run")
+        for name in self.run:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+                raise ValueError(f"run names {name!r}, which is not defined; nearest: {near[0] if near else 'none'!r}")
+        if list(self.run) != [name for name in names if name in self.run]:
+            raise ValueError(f"run names {', '.join(self.run)}: each phase once, in the order {', '.join(names)}")
+        exams = [exam.source.name for exam in self.exams]
+        for phase in self.phases:
+            if phase.exam not in exams:
+                raise ValueError(f"phase {phase.name!r} is judged by exam {phase.exam!r}; exams has {', '.join(exams)}")
+
+    @property
+    def in_force(self) -> tuple[Phase, ...]:
+        return tuple(phase for phase in self.phases if phase.name in self.run)
+
+    def exam(self, name: str) -> Exam:
+        return next(exam for exam in self.exams if exam.source.name == name)
+
+
+def make_recipe(config: Mapping[str, Any]) -> Recipe:
+    """Returns the recipe a whole config describes. In the config, a phase is a top-level key `phase...` that
+    holds the keys of its training stage beside its own, so `--config.phase3.steps=100` reads as it should.
+
+    Raises: ConfigError, naming the key, as `build`.
+    """
+    raw = {key: value for key, value in config.items() if not key.startswith("phase")}
+    phases = {key: _with_stage(value) for key, value in config.items() if key.startswith("phase") and value is not None}
+    return build(Recipe, {**raw, "phases": dict(sorted(phases.items()))})
+
+
+def _with_stage(raw: Mapping[str, Any]) -> dict[str, Any]:
+    stage = {field.name for field in dataclasses.fields(Stage)}
+    own = {key: value for key, value in raw.items() if key not in stage}
+    return own | {"train": {key: value for key, value in raw.items() if key in stage}}
+
+
+def build(kind: type, raw: Mapping[str, Any], path: str = "config") -> Any:
+    """Returns the dataclass `kind` made of `raw`, nested ones included.
+
+    A tuple of dataclasses is written as a mapping {name: fields}; its order is kept, and an entry of None
+    is left out (so a config can switch off what it inherits).
+
+    Raises: ConfigError naming the key, what was found, and the nearest valid name.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    for key in raw:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"{path}.{key} is not a key of {kind.__name__}; nearest: {near!r}")
+    required = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING and n not in raw]
+    if required:
+        raise ConfigError(f"{path} lacks {', '.join(required)}")
+    try:
+        return kind(**{key: _convert(hints[key], value, f"{path}.{key}") for key, value in raw.items()})
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _convert(arguments[0], value, path)
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, path)
+    if origin is tuple and dataclasses.is_dataclass(arguments[0]):
+        return tuple(
+            build(arguments[0], _named(arguments[0], name, item), f"{path}.{name}")
+            for name, item in value.items()
+            if item is not None
+        )
+    if origin is tuple:
+        return tuple(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{path} is {value!r}; expected {hint.__name__}")
+    return value
+
+
+def _named(kind: type, name: str, item: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives the entry its mapping key as `name`; an Exam passes it on to its source."""
+    item = dict(item)
+    if kind is Exam:
+        return item | {"source": {"name": name, "kind": "exam", **item.get("source", {})}}
+    return {"name": name, **item}

@@ -1,0 +1,78 @@
+"""The closing table of a run, read from the files its phases left.
+
+    print(closing_table(run_dir, ["phase0", "phase1"]))
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any, Sequence
+
+from medkor_jax.eval.scores import Report
+from medkor_jax.eval.verdict import GateClosed, read_verdict
+
+
+def phase_lines(name: str, report: Report) -> str:
+    """Returns one line: '{exam}: 61 of 96 right, 63.5% [53.6%, 72.5%] (letter, 0 shots, valid)'."""
+    score = report.overall
+    return (
+        f"{name}: {score.correct} of {score.n} right, {score.accuracy:.1%} [{score.low:.1%}, {score.high:.1%}] "
+        f"({report.mode}, {report.shots} shots, {report.split})"
+    )
+
+
+def read_summaries(run_dir: pathlib.Path, phases: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns what each finished phase left, with its verdict (None where that cannot be read)."""
+    summaries = []
+    for name in phases:
+        path = run_dir / name / "summary.json"
+        if not path.exists():
+            continue
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            summary["verdict"] = read_verdict(run_dir / name / "verdict.json")
+        except GateClosed:
+            summary["verdict"] = None
+        summaries.append(summary)
+    return summaries
+
+
+def closing_table(run_dir: pathlib.Path, phases: Sequence[str]) -> str:
+    """Returns the run as text: for every phase, what was measured before and after, and its gate's verdict."""
+    summaries = read_summaries(run_dir, phases)
+    if not summaries:
+        return f"{run_dir}: no phase has finished"
+    lines = ["", f"What the run in {run_dir} did (before -> after each phase; [95 % interval]; loss in nats a token)", ""]
+    for summary in summaries:
+        before, after = summary["before"], summary["after"]
+        rounds = f", {summary['rounds']} remedy rounds" if summary["rounds"] else ""
+        lines.append(f"{summary['phase']}  {summary['title']}  ({summary['seconds']:.0f} s{rounds})")
+        for name, loss in after["watch"].items():
+            lines.append(f"  {'loss, ' + name:<28} {before['watch'][name]['nats']:>8.3f} -> {loss['nats']:.3f}")
+        for name, report in after["exams"].items():
+            lines.append(f"  {'exam, ' + name:<28} {_score(before['exams'][name]):>8} -> {_score(report, interval=True)}")
+        lines += [f"  verdict: {_verdict(summary['verdict'])}", ""]
+    first, last = summaries[0], summaries[-1]
+    lines.append("In all:")
+    for name in last["after"]["watch"]:
+        start, end = first["before"]["watch"][name]["nats"], last["after"]["watch"][name]["nats"]
+        lines.append(f"  {name} loss {start:.3f} -> {end:.3f} ({'lower' if end < start else 'NOT lower'} than before)")
+    for name in last["after"]["exams"]:
+        lines.append(f"  {name} exam {_score(first['before']['exams'][name])} -> {_score(last['after']['exams'][name], interval=True)}")
+    return "\n".join(lines)
+
+
+def _score(summary: dict[str, Any], interval: bool = False) -> str:
+    score = next(s for s in summary["scores"] if s["group"] == "all")
+    text = f"{score['accuracy']:.1%}"
+    if not interval:
+        return text
+    return f"{text} [{score['low']:.1%}, {score['high']:.1%}] of {score['n']} ({summary['mode']}, {summary['split']})"
+
+
+def _verdict(verdict: dict[str, Any] | None) -> str:
+    if verdict is None:
+        return "missing or damaged"
+    waived = f" Waived: {verdict['waiver']['reason']}." if verdict["waiver"] else ""
+    return f"{'PASSED' if verdict['passed'] else 'CLOSED'}. {verdict['judgement']['words']}{waived}"

@@ -1,0 +1,253 @@
+"""One stage of training, for every phase: restore, step, log, save, stop cleanly.
+
+    params = run_stage(stage, params, reference, context)
+
+A stage directory holds `stage.json` (what was asked for), `checkpoints/` and `metrics.jsonl`. Asked for
+again, the stage goes on where its last checkpoint stands and gives the same bits as if it had never
+stopped; asked for with other settings, it is refused. SIGTERM and Ctrl-C save and end it.
+
+It decides nothing about phases or gates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import pathlib
+import signal
+import time
+from typing import Any, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from medkor_jax.data.batches import Batches, one_pass
+from medkor_jax.data.rows import Example, Source
+from medkor_jax.data.tokenizer import Tokenizer
+from medkor_jax.io.checkpoint import StageCheckpoints, abstract_like
+from medkor_jax.io.files import write_json
+from medkor_jax.model.config import ModelConfig
+from medkor_jax.model.params import Params
+from medkor_jax.parallel.mesh import check_batch, place_batch, shard_tree
+from medkor_jax.train import trainable as trainables
+from medkor_jax.train.metrics import MetricsLog
+from medkor_jax.train.step import State, StepSpec, make_evaluation, make_state, make_step
+
+Corpus = Sequence[tuple[Source, Sequence[Example]]]
+
+
+class StoppedEarly(RuntimeError):
+    """A signal ended the stage after its state was saved; the same command goes on from there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+    """A stage with everything it needs resolved: what the loop runs.
+
+    spec: what a step computes; schedule: over how many updates; groups: who learns how fast.
+    train, validation: the documents. lora_scale and the like travel in Params.
+    """
+
+    name: str
+    directory: pathlib.Path
+    trees: tuple[str, ...]
+    spec: StepSpec
+    schedule: trainables.Schedule
+    groups: tuple[trainables.Group, ...]
+    train: Corpus
+    validation: Corpus
+    batch_size: int
+    seq_len: int
+    loss_positions: int
+    route: str
+    save_every: int
+    keep_last: int
+    validate_every: int
+    take: str
+    log_every: int
+    drop_bad: bool
+    upstream: str  # digest of the model the stage starts from
+
+
+def run_stage(
+    plan: StagePlan, params: Params, reference: Params | None, config: ModelConfig, tokenizer: Tokenizer, mesh: Mesh
+) -> Params:
+    """Returns `params` with the trees of the stage trained.
+
+    Raises: ValueError before any compilation if the settings contradict each other, the data or an earlier
+    start of the stage; StoppedEarly after a signal; FloatingPointError if the loss is not finite.
+    """
+    check_batch(plan.batch_size, plan.spec.microbatches, mesh)
+    trained, frozen = trainables.split(params, plan.trees)
+    optimizer = trainables.make_optimizer(plan.groups, plan.schedule, trained)
+    batches = make_batches(plan, tokenizer)
+    _claim(plan, trained)
+    shardings = shard_tree(jax.eval_shape(lambda t: make_state(optimizer, t), trained), mesh)
+    with (
+        StageCheckpoints(plan.directory / "checkpoints", keep_last=plan.keep_last) as checkpoints,
+        _signals() as stopped,
+    ):
+        # the step donates its state: copy, so that the caller's arrays stay alive
+        state = jax.jit(lambda t: make_state(optimizer, jax.tree.map(jnp.copy, t)), out_shardings=shardings)(trained)
+        if found := checkpoints.restore(abstract_like(state)):
+            state, cursor = found
+            batches.set_state(cursor)
+        start = int(state.step)
+        if start < plan.schedule.steps:
+            step = make_step(config, plan.spec, optimizer, shardings)
+            state = _steps(plan, step, state, frozen, reference, batches, checkpoints, config, tokenizer, mesh, stopped)
+        if plan.take == "best" and (best := checkpoints.best_step) is not None:
+            checkpoints.wait()
+            state, _ = checkpoints.restore(abstract_like(state), best)
+    return trainables.join(state.trainable, frozen)
+
+
+def make_batches(plan: StagePlan, tokenizer: Tokenizer) -> Batches:
+    return Batches(
+        plan.train, tokenizer, batch_size=plan.batch_size, seq_len=plan.seq_len, seed=plan.spec.seed,
+        loss_positions=plan.loss_positions or None, route=plan.route, drop_bad=plan.drop_bad,
+    )  # fmt: skip
+
+
+def text_loss(
+    params: Params, config: ModelConfig, tokenizer: Tokenizer, mesh: Mesh, corpus: Corpus, spec: StepSpec, *,
+    route: str, batch_size: int, seq_len: int, max_tokens: int,
+) -> dict[str, float]:
+    """Returns {"nats": mean cross entropy a predicted token, "tokens": how many}, over the head of `corpus`.
+
+    Reads whole batches until `max_tokens` tokens were predicted (0: all of it).
+    """
+    evaluate = make_evaluation(config, spec)
+    loss = tokens = 0.0
+    for batch in one_pass(corpus, tokenizer, batch_size=batch_size, seq_len=seq_len, route=route, drop_bad=True):
+        sums = evaluate(params, place_batch(batch, mesh))
+        loss, tokens = loss + float(sums.loss), tokens + float(sums.weight)
+        if max_tokens and tokens >= max_tokens:
+            break
+    return {"nats": loss / max(tokens, 1.0), "tokens": tokens}
+
+
+def _steps(plan, step, state, frozen, reference, batches, checkpoints, config, tokenizer, mesh, stopped) -> State:
+    from tqdm import tqdm
+
+    total, start = plan.schedule.steps, int(state.step)
+    rates = {group.name: trainables.learning_rate(group, plan.schedule) for group in plan.groups}
+    log = MetricsLog(plan.directory, start)
+    bar = tqdm(total=total, initial=start, desc=plan.name, unit="step", dynamic_ncols=True, mininterval=1.0,
+               disable=jax.process_index() != 0)  # fmt: skip
+    waiting: list[tuple[int, float, int, Any]] = []
+    clock = time.perf_counter()
+
+    def flush() -> None:
+        nonlocal clock
+        if not waiting:
+            return
+        jax.block_until_ready(waiting[-1][3])
+        now = time.perf_counter()
+        seconds = (now - clock) / len(waiting)
+        clock = now
+        for number, filled, documents, metrics in waiting:
+            row = {name: np.asarray(value) for name, value in metrics.items()}
+            row |= {"tokens_per_second": filled / seconds, "step_seconds": seconds, "tokens": filled}
+            row |= {f"learning_rate/{name}": float(rate(number - 1)) for name, rate in rates.items()}
+            log.write(number, row)
+            if not np.isfinite(row["loss"]):
+                raise FloatingPointError(
+                    f"{plan.name}: the loss is {row['loss']} at step {number}. Lower the learning rate, or look at the "
+                    f"data of that step; the last checkpoint is at step {checkpoints.latest_step or 0}"
+                )
+        bar.set_postfix(loss=f"{float(row['loss']):.3f}", tokens_s=f"{row['tokens_per_second']:.0f}", refresh=False)
+        bar.update(waiting[-1][0] - bar.n)
+        waiting.clear()
+
+    try:
+        for number in range(start + 1, total + 1):
+            batch = next(batches)
+            filled = int((batch["segment_ids"] > 0).sum())
+            state, metrics = step(state, frozen, reference, place_batch(batch, mesh))
+            waiting.append((number, filled, 0, metrics))
+            if number == start + 1:
+                jax.block_until_ready(metrics)
+                log.note({"compiled_and_first_step_seconds": time.perf_counter() - clock, "at_step": number})
+                waiting.clear()
+                clock = time.perf_counter()
+                log.write(number, {name: np.asarray(value) for name, value in metrics.items()} | {"tokens": filled})
+            is_last, asked_to_stop = number == total, stopped()
+            if number % plan.log_every == 0 or is_last or asked_to_stop:
+                flush()
+            nats = None
+            if plan.validate_every and (number % plan.validate_every == 0 or is_last):
+                flush()
+                trained = trainables.join(state.trainable, frozen)
+                nats = text_loss(trained, config, tokenizer, mesh, plan.validation, plan.spec, route=plan.route,
+                                 batch_size=plan.batch_size, seq_len=plan.seq_len, max_tokens=0)["nats"]  # fmt: skip
+                log.write(number, {"validation_nats": nats})
+                clock = time.perf_counter()
+            if nats is not None or number % plan.save_every == 0 or is_last or asked_to_stop:
+                flush()
+                checkpoints.save(number, state, batches.get_state(), nats)
+            if asked_to_stop and not is_last:
+                checkpoints.wait()
+                raise StoppedEarly(f"{plan.name} stopped at step {number} of {total}, saved; the same command goes on")
+    finally:
+        bar.close()
+        log.close()
+    if step._cache_size() > 1:
+        print(f"ALARM: {plan.name} compiled its step {step._cache_size()} times; batch shapes or shardings changed")
+    print(f"{plan.name}: {total - start} steps, {batches.packing_efficiency:.0%} of the tokens were text, not padding")
+    return state
+
+
+def _claim(plan: StagePlan, trained: Any) -> None:
+    """Writes what this stage is, or checks that an earlier start of it was the same."""
+    said = {
+        "trees": sorted(plan.trees), "spec": dataclasses.asdict(plan.spec), "schedule": dataclasses.asdict(plan.schedule),
+        "groups": [dataclasses.asdict(group) for group in plan.groups], "batch_size": plan.batch_size,
+        "seq_len": plan.seq_len, "loss_positions": plan.loss_positions, "route": plan.route, "upstream": plan.upstream,
+        "sources": [dataclasses.asdict(source) for source, _ in plan.train],
+        "trainable": trainables.count(trained),
+    }  # fmt: skip
+    said = json.loads(json.dumps(said))
+    path = plan.directory / "stage.json"
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        differing = [f"{k}: was {before.get(k)!r}, is {v!r}" for k, v in said.items() if before.get(k) != v]
+        if differing:
+            raise ValueError(
+                f"{plan.directory} was started with other settings ({'; '.join(differing)[:600]}). Give back those "
+                "settings, use another run_dir, or start the phase anew with --restart"
+            )
+    elif jax.process_index() == 0:
+        write_json(path, said)
+    print(f"{plan.name}: training {', '.join(plan.trees)} ({said['trainable']}), {plan.schedule.steps} steps")
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Any]:
+    """Yields a function that says whether SIGTERM or SIGINT came; a second one ends the process as usual."""
+    caught: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        caught.append(number)
+        signal.signal(number, before[number])
+
+    before = {}
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, note)
+    except ValueError:  # not in the main thread: whoever runs us there has the signals
+        pass
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def seed_of(*parts: Any) -> int:
+    """Returns a 31-bit seed that depends on all parts and on nothing else."""
+    return int.from_bytes(hashlib.sha256(" ".join(map(str, parts)).encode()).digest()[:4], "little") >> 1

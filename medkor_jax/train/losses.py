@@ -1,0 +1,137 @@
+"""One chunked cross entropy over the tied head, for every loss of this project.
+
+    sums = cross_entropy(hidden, table, targets, weights)              # targets [B, M]: token ids
+    sums = cross_entropy(hidden, table, teacher_hidden, weights)       # teacher [B, M, D]: its distribution
+
+The vocabulary has 262k tokens, so [B, T, V] is never built: positions are taken a few at a time, and
+because the head is frozen, the gradient in the hidden states is formed in the same pass that forms the
+logits (no recomputation; the backward pass is one multiplication). Neither the table nor the teacher
+gets a gradient: this is right only while the head is frozen, which it always is here.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from medkor_jax.model.forward import batch_ways, spread
+
+
+@struct.dataclass
+class LossSums:
+    """Sums over positions, each weighted by its loss weight; float32 scalars.
+
+    loss: nats of cross entropy; entropy: nats of the target distribution (0 for token ids), so
+    loss - entropy is the KL divergence; correct: weight of positions where the target's most likely
+    token is the model's; weight: sum of the weights.
+    """
+
+    loss: jax.Array
+    entropy: jax.Array
+    correct: jax.Array
+    weight: jax.Array
+
+
+def cross_entropy(
+    hidden: jax.Array,
+    table: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    *,
+    chunk: int = 256,
+    temperature: float = 1.0,
+) -> LossSums:
+    """Returns the weighted sums of cross entropy of softmax(hidden @ table^T / temperature).
+
+    hidden: [B, M, D]; table: [V, D]; weights: [B, M] float32. targets: [B, M] int32 token ids, or
+    [B, M, D] hidden states of a teacher with the same head. `chunk` bounds the positions whose logits
+    exist at once on one part of the batch axes. Logits and sums are float32. Differentiable in `hidden` alone.
+    """
+    loss, rest = _cross_entropy(hidden, table, targets, weights, chunk, temperature)
+    return LossSums(loss, *jax.lax.stop_gradient(rest))
+
+
+def gather_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """Returns x [B, T, D] at positions [B, M]: [B, M, D]."""
+    return jnp.take_along_axis(x, positions[..., None], axis=1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _cross_entropy(hidden, table, targets, weights, chunk, temperature):
+    sums, _ = _scan_chunks(hidden, table, targets, weights, chunk, temperature, with_gradient=False)
+    return sums
+
+
+def _forward(hidden, table, targets, weights, chunk, temperature):
+    return _scan_chunks(hidden, table, targets, weights, chunk, temperature, with_gradient=True)
+
+
+def _backward(chunk, temperature, gradient, cotangents):
+    d_loss, _ = cotangents
+    # multiplied in float32: a bfloat16 d_loss would scale the whole gradient by up to 0.4 %
+    return ((gradient.astype(jnp.float32) * d_loss).astype(gradient.dtype), None, None, None)
+
+
+_cross_entropy.defvjp(_forward, _backward)
+
+
+def _scan_chunks(hidden, table, targets, weights, chunk, temperature, *, with_gradient):
+    """Returns ((loss, (entropy, correct, weight)), d loss / d hidden [B, M, D] or None), a chunk of M at a time."""
+    b, m, d = hidden.shape
+    size = max(1, min(m, chunk * batch_ways() // b))
+    pad = -m % size
+    fold = lambda x: jnp.moveaxis(  # noqa: E731  [B, M, ...] -> [M/size, B, size, ...], the batch axis kept whole
+        jnp.pad(x, ((0, 0), (0, pad), *[(0, 0)] * (x.ndim - 2))).reshape(b, -1, size, *x.shape[2:]), 1, 0
+    )
+
+    def body(sums, chunks):
+        added, gradient = _one_chunk(*map(spread, chunks), table, temperature, with_gradient)
+        return jax.tree.map(jnp.add, sums, added), gradient
+
+    zero = jnp.zeros((), jnp.float32)
+    sums, gradient = jax.lax.scan(body, (zero, (zero, zero, zero)), (fold(hidden), fold(targets), fold(weights)))
+    if gradient is not None:
+        gradient = jnp.moveaxis(gradient, 0, 1).reshape(b, m + pad, d)[:, :m]
+    return sums, gradient
+
+
+def _one_chunk(hidden, targets, weights, table, temperature, with_gradient):
+    weights = weights.astype(jnp.float32)
+    logits = _logits(hidden, table, temperature)
+    highest = jnp.max(logits, axis=-1)
+    log_z = highest + jnp.log(jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1))
+    if targets.ndim == 2:
+        target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        nll, entropy, correct = log_z - target_logit, jnp.zeros_like(log_z), target_logit == highest
+    else:
+        teacher = _logits(targets, table, temperature)
+        log_p = jax.nn.log_softmax(teacher, axis=-1)
+        p = jnp.exp(log_p)
+        nll = log_z - jnp.sum(p * logits, axis=-1)
+        entropy = -jnp.sum(p * log_p, axis=-1)
+        # an argmax over V is far slower than a maximum on some backends; equal maxima say the same
+        favourite = teacher == jnp.max(teacher, axis=-1, keepdims=True)
+        correct = jnp.any(favourite & (logits == highest[..., None]), axis=-1)
+    sums = (
+        jnp.sum(weights * nll),
+        (jnp.sum(weights * entropy), jnp.sum(weights * correct.astype(jnp.float32)), jnp.sum(weights)),
+    )
+    if not with_gradient:
+        return sums, None
+    # d nll / d hidden = (softmax(logits) - target distribution) @ table / temperature
+    q = jnp.exp(logits - log_z[..., None])
+    frozen = table.astype(hidden.dtype)
+    if targets.ndim == 2:
+        expected = jnp.einsum("bmv,vd->bmd", q.astype(hidden.dtype), frozen, preferred_element_type=jnp.float32)
+        pull = expected - frozen[targets].astype(jnp.float32)
+    else:
+        pull = jnp.einsum("bmv,vd->bmd", (q - p).astype(hidden.dtype), frozen, preferred_element_type=jnp.float32)
+    return sums, (pull * (weights / temperature)[..., None]).astype(hidden.dtype)
+
+
+def _logits(hidden, table, temperature):
+    logits = jnp.einsum("bmd,vd->bmv", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return logits if temperature == 1.0 else logits / temperature

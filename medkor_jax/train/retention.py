@@ -1,0 +1,122 @@
+""" "Each layer" training: at every layer, the adapted model's prediction is held to the frozen one's.
+
+    chosen = choose_layers(key, n_layers=34, per_step=4)
+    hidden, sums = each_layer(params, reference, config, inputs, positions, weights, chosen, ...)
+
+At a layer, both models' residual streams go through the final norm and the head (a "logit lens"), and
+the loss is the cross entropy between the two distributions. Both models are scanned together and the
+loss is summed on the way, so no layer's hidden states are kept. The reference is the model that phase 1
+accepted: the same base, with its own small adapter tree.
+
+Source: the lens is nostalgebraist 2020; distillation loss, Hinton et al. 2015 (arXiv:1503.02531).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from medkor_jax.model.config import ModelConfig
+from medkor_jax.model.forward import Inputs, LayerInputs, embed, layer_inputs, make_view, run_layer
+from medkor_jax.model.layers import rms_norm
+from medkor_jax.model.params import Params
+from medkor_jax.train.losses import LossSums, cross_entropy, gather_positions
+
+
+@dataclasses.dataclass(frozen=True)
+class Retention:
+    """weight 0 switches it off. layers, positions: how many a step and a sequence (0: all)."""
+
+    weight: float = 0.0
+    layers: int = 4
+    positions: int = 32
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.layers < 0 or self.positions < 0 or self.weight < 0 or self.temperature <= 0:
+            raise ValueError(f"retention needs layers, positions, weight >= 0 and temperature > 0; got {self}")
+
+
+def choose_layers(key: jax.Array, n_layers: int, per_step: int) -> jax.Array:
+    """Returns [L] float32 weights: 1/k on k layers drawn without replacement, 0 elsewhere.
+
+    Their sum over layer losses has the mean over all layers as its expectation. per_step 0, or at
+    least L, takes all.
+    """
+    k = n_layers if per_step == 0 else min(per_step, n_layers)
+    ranks = jax.random.permutation(key, n_layers)
+    return jnp.where(ranks < k, 1.0 / k, 0.0).astype(jnp.float32)
+
+
+def choose_positions(key: jax.Array, weights: jax.Array, per_row: int) -> tuple[jax.Array, jax.Array]:
+    """Returns (indices [B, P] into M, weights [B, P]) of up to `per_row` weighted positions of each row.
+
+    weights: [B, M]; positions of weight 0 are taken last and keep weight 0. Each of the p chosen of a row's
+    n counts n / p, so a weighted sum has the sum over all n as its expectation, whatever n is in other rows.
+    """
+    b, m = weights.shape
+    p = m if per_row == 0 else min(per_row, m)
+    if p == m:
+        return jnp.broadcast_to(jnp.arange(m), (b, m)), (weights > 0).astype(jnp.float32)
+    priority = jnp.where(weights > 0, jax.random.uniform(key, weights.shape), -1.0)
+    highest, indices = jax.lax.top_k(priority, p)
+    n = jnp.sum(weights > 0, axis=1, keepdims=True).astype(jnp.float32)
+    return indices, jnp.where(highest >= 0, n / jnp.clip(n, 1.0, p), 0.0)
+
+
+def each_layer(
+    params: Params,
+    reference: Params,
+    config: ModelConfig,
+    inputs: Inputs,
+    positions: jax.Array,
+    weights: jax.Array,
+    layer_weights: jax.Array,
+    *,
+    dtype: Any,
+    remat: bool = False,
+    chunk: int = 256,
+    temperature: float = 1.0,
+    dropout: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, LossSums, LossSums]:
+    """Returns (final hidden states [B, T, D], sums over chosen layers, sums of each layer [L]).
+
+    positions, weights: [B, P], where in T the distributions are compared. layer_weights: [L] from
+    `choose_layers`; layers of weight 0 cost no head. params.base and reference.base are the same arrays.
+    """
+    student = embed(params, config, inputs.tokens, inputs.langs, dtype)
+    teacher = embed(reference, config, inputs.tokens, inputs.langs, dtype)
+    view = make_view(config, inputs.positions, inputs.segments)
+    table, final_norm = params.base["embed"], params.base["final_norm"]
+
+    def lens(x: jax.Array) -> jax.Array:
+        return rms_norm(gather_positions(x, positions), final_norm, config.rms_eps)
+
+    def compare(student: jax.Array, teacher: jax.Array) -> LossSums:
+        return cross_entropy(lens(student), table, lens(teacher), weights, chunk=chunk, temperature=temperature)
+
+    def run_student(x: jax.Array, layer: LayerInputs) -> jax.Array:
+        return run_layer(config, view, layer, x, params.lora_scale, dropout)
+
+    # only the student's layer is worth computing again: the head already left its gradient behind, and the
+    # teacher has no backward pass
+    run_student = jax.checkpoint(run_student) if remat else run_student
+
+    def body(carry, layer):
+        student, teacher = carry
+        of_student, of_teacher, layer_weight = layer
+        student = run_student(student, of_student)
+        teacher = jax.lax.stop_gradient(run_layer(config, view, of_teacher, teacher, reference.lora_scale))
+        zero = jnp.zeros((), jnp.float32)
+        nothing = LossSums(zero, zero, zero, zero)
+        sums = jax.lax.cond(layer_weight > 0, compare, lambda *_: nothing, student, teacher)
+        return (student, teacher), sums
+
+    layers = (layer_inputs(params, config, dropout_key), layer_inputs(reference, config, None), layer_weights)
+    (student, _), per_layer = jax.lax.scan(body, (student, teacher), layers)
+    total = jax.tree.map(lambda x: jnp.sum(x * layer_weights), per_layer)
+    return rms_norm(student, final_norm, config.rms_eps), total, per_layer

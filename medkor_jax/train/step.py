@@ -1,0 +1,185 @@
+"""One jitted training step for every phase.
+
+    step = make_step(config, spec, optimizer, shard_tree(state, mesh))
+    state, metrics = step(state, frozen, reference, batch)      # `state` is donated
+
+The loss is next-token cross entropy and / or "each layer" retention, by weight. Sums are divided by the
+loss weight of the whole global batch, so K microbatches equal one batch and padding counts for nothing.
+Only the trainable trees are differentiated, updated and returned; the frozen ones go in and stay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from medkor_jax.model.config import ModelConfig
+from medkor_jax.model.forward import Inputs, forward
+from medkor_jax.model.params import Params, Tree
+from medkor_jax.train.losses import LossSums, cross_entropy, gather_positions
+from medkor_jax.train.retention import Retention, choose_layers, choose_positions, each_layer
+from medkor_jax.train.trainable import join
+
+Batch = dict[str, jax.Array]
+
+
+@struct.dataclass
+class State:
+    """What learns and what the optimizer remembers of it; all of it is saved, nothing else is."""
+
+    trainable: dict[str, Tree]
+    opt_state: Any
+    step: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSpec:
+    """What a step computes. dtype: of activations; chunk: positions whose logits exist at once
+    on one part of the batch axes."""
+
+    dtype: str = "float32"
+    next_token_weight: float = 1.0
+    retention: Retention = Retention()
+    microbatches: int = 1
+    remat: bool = False
+    dropout: float = 0.0
+    chunk: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype {self.dtype!r}: expected 'float32' or 'bfloat16' (float16 overflows in Gemma)")
+        if self.next_token_weight <= 0 and self.retention.weight <= 0:
+            raise ValueError("both loss weights are 0: nothing would be learnt")
+
+
+def make_state(optimizer: optax.GradientTransformation, trainable: dict[str, Tree]) -> State:
+    return State(trainable, optimizer.init(trainable), jnp.zeros((), jnp.int32))
+
+
+def make_step(
+    config: ModelConfig,
+    spec: StepSpec,
+    optimizer: optax.GradientTransformation,
+    state_shardings: State | None = None,
+) -> Callable[[State, Params, Params | None, Batch], tuple[State, dict[str, jax.Array]]]:
+    """Returns the jitted step. It can be lowered from ShapeDtypeStructs alone.
+
+    `reference` is the model retention holds to (None when its weight is 0). Metrics are float32:
+    loss and, by name, its parts in nats, grad_norm, loss_tokens, and layer_kl_nats [L] (NaN where not drawn).
+    """
+
+    def step(state: State, frozen: Params, reference: Params | None, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(spec.seed), state.step)
+        if spec.retention.weight > 0:
+            batch = _with_retained_positions(jax.random.fold_in(key, 0), batch, spec.retention.positions)
+        layer_weights = choose_layers(jax.random.fold_in(key, 1), config.n_layers, spec.retention.layers)
+        norms = _normalisers(batch)
+
+        def loss_of(trainable: dict[str, Tree], part: Batch, key: jax.Array):
+            sums = _sums(join(trainable, frozen), reference, config, spec, part, layer_weights, key)
+            return _weighted(sums, norms, spec), sums
+
+        gradient_of = jax.grad(loss_of, has_aux=True)
+
+        def accumulate(total, part_and_key):
+            return jax.tree.map(jnp.add, total, gradient_of(state.trainable, *part_and_key)), None
+
+        k = spec.microbatches
+        keys = jax.random.split(jax.random.fold_in(key, 2), k)
+        if k == 1:
+            gradient, sums = gradient_of(state.trainable, batch, keys[0])
+        else:
+            # rows are dealt round-robin, so each device's rows are spread over all microbatches
+            parts = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, k, *x.shape[1:]), 0, 1), batch)
+            first = jax.tree.map(lambda x: x[0], parts)
+            zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient_of, state.trainable, first, keys[0]))
+            (gradient, sums), _ = jax.lax.scan(accumulate, zeros, (parts, keys))
+
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        metrics = _metrics(sums, norms, spec) | {"grad_norm": optax.tree.norm(gradient)}
+        return State(trainable, opt_state, state.step + 1), metrics
+
+    out_shardings = None if state_shardings is None else (state_shardings, None)
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
+
+
+def make_evaluation(config: ModelConfig, spec: StepSpec) -> Callable[[Params, Batch], LossSums]:
+    """Returns the jitted sums of next-token cross entropy of a batch, without dropout."""
+
+    @jax.jit
+    def evaluate(params: Params, batch: Batch) -> LossSums:
+        hidden = forward(params, config, Inputs.of(batch), dtype=jnp.dtype(spec.dtype))
+        return _next_token(hidden, params, batch, spec)
+
+    return evaluate
+
+
+@struct.dataclass
+class _Sums:
+    next_token: LossSums | None
+    retained: LossSums | None
+    per_layer: LossSums | None
+
+
+def _next_token(hidden: jax.Array, params: Params, batch: Batch, spec: StepSpec) -> LossSums:
+    hidden = gather_positions(hidden, batch["loss_positions"])
+    return cross_entropy(hidden, params.base["embed"], batch["targets"], batch["loss_weights"], chunk=spec.chunk)
+
+
+def _sums(params, reference, config, spec, batch, layer_weights, key) -> _Sums:
+    common = dict(dtype=jnp.dtype(spec.dtype), remat=spec.remat, dropout=spec.dropout)
+    common["dropout_key"] = key if spec.dropout > 0 else None
+    retained = per_layer = next_token = None
+    if spec.retention.weight > 0:
+        hidden, retained, per_layer = each_layer(
+            params, reference, config, Inputs.of(batch), batch["retain_positions"], batch["retain_weights"],
+            layer_weights, chunk=spec.chunk, temperature=spec.retention.temperature, **common,
+        )  # fmt: skip
+    else:
+        hidden = forward(params, config, Inputs.of(batch), **common)
+    if spec.next_token_weight > 0:
+        next_token = _next_token(hidden, params, batch, spec)
+    return _Sums(next_token, retained, per_layer)
+
+
+def _with_retained_positions(key: jax.Array, batch: Batch, per_row: int) -> Batch:
+    indices, weights = choose_positions(key, batch["loss_weights"], per_row)
+    positions = jnp.take_along_axis(batch["loss_positions"], indices, axis=1)
+    return batch | {"retain_positions": positions, "retain_weights": weights}
+
+
+def _normalisers(batch: Batch) -> dict[str, jax.Array]:
+    norms = {"next_token": jnp.sum(batch["loss_weights"].astype(jnp.float32))}
+    if "retain_weights" in batch:
+        norms["retained"] = jnp.sum(batch["retain_weights"])
+    return jax.tree.map(lambda n: jnp.maximum(n, 1e-9), norms)
+
+
+def _weighted(sums: _Sums, norms: dict[str, jax.Array], spec: StepSpec) -> jax.Array:
+    loss = jnp.zeros((), jnp.float32)
+    if sums.next_token is not None:
+        loss += spec.next_token_weight * sums.next_token.loss / norms["next_token"]
+    if sums.retained is not None:
+        loss += spec.retention.weight * sums.retained.loss / norms["retained"]
+    return loss
+
+
+def _metrics(sums: _Sums, norms: dict[str, jax.Array], spec: StepSpec) -> dict[str, jax.Array]:
+    metrics = {"loss": _weighted(sums, norms, spec), "loss_tokens": norms["next_token"]}
+    if sums.next_token is not None:
+        metrics["next_token_nats"] = sums.next_token.loss / norms["next_token"]
+        metrics["next_token_correct"] = sums.next_token.correct / norms["next_token"]
+    if sums.retained is not None:
+        metrics["retention_nats"] = sums.retained.loss / norms["retained"]
+        metrics["retention_kl_nats"] = (sums.retained.loss - sums.retained.entropy) / norms["retained"]
+        drawn = sums.per_layer.weight > 0
+        kl = (sums.per_layer.loss - sums.per_layer.entropy) / jnp.maximum(sums.per_layer.weight, 1e-9)
+        metrics["layer_kl_nats"] = jnp.where(drawn, kl, jnp.nan)
+    return metrics

@@ -1,0 +1,83 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medkor_jax.adapt.lora import check_targets, make_lora, merge
+from medkor_jax.model.config import preset
+from medkor_jax.model.forward import Inputs, forward
+from medkor_jax.model.params import ADAPTABLE, Params, abstract_base
+
+C = preset("tiny")
+
+
+def test_fresh_adapters_have_a_random_and_b_zero():
+    base = abstract_base(C, jnp.bfloat16)  # shapes are enough
+    lora = make_lora(base, jax.random.key(0), rank=5, targets=("q", "o", "down"))
+    assert {name: (ab["a"].shape, ab["b"].shape) for name, ab in lora.items()} == {
+        "q": ((7, 32, 5), (7, 5, 64)),
+        "o": ((7, 64, 5), (7, 5, 32)),
+        "down": ((7, 64, 5), (7, 5, 32)),
+    }
+    for ab in lora.values():
+        assert ab["a"].dtype == ab["b"].dtype == jnp.float32
+        assert not ab["b"].any()
+        n_in = ab["a"].shape[1]
+        assert float(ab["a"].std()) == pytest.approx(n_in**-0.5, rel=0.1)
+    assert np.abs(lora["o"]["a"] - lora["down"]["a"]).max() > 0.1  # same shape, not the same draw
+
+
+@pytest.mark.parametrize(
+    ("targets", "rank", "named"),
+    [(("q", "qq"), 4, "'qq' is none of.*nearest: 'q'"), (("q", "q"), 4, "each once"), ((), 4, "at least one"),
+     (("q",), 0, "rank is 0"), (("embed",), 4, "'embed' is none of")],
+)  # fmt: skip
+def test_wrong_targets_and_ranks_are_refused(targets, rank, named):
+    with pytest.raises(ValueError, match=named):
+        check_targets(targets, rank)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lora_dtype"), [(jnp.float32, jnp.float32), (jnp.bfloat16, jnp.float32), (jnp.bfloat16, jnp.bfloat16)]
+)
+def test_merge_rounds_once_to_the_dtype_of_the_base(make_base, make_adapters, dtype, lora_dtype):
+    base = make_base(C, dtype=dtype)
+    lora = jax.tree.map(lambda x: x.astype(lora_dtype), make_adapters(base, targets=("q", "down")))
+    merged = merge(base, lora, scale=0.7)
+    for name, leaf in base["layers"].items():
+        if name not in lora:
+            assert merged["layers"][name] is leaf
+            continue
+        a, b = (lora[name][x].astype(np.float64) for x in "ab")
+        exact = np.asarray(leaf, np.float64) + 0.7 * a @ b
+        found = merged["layers"][name]
+        assert found.dtype == dtype
+        if dtype == jnp.float32:
+            np.testing.assert_allclose(np.asarray(found), exact, rtol=0, atol=5e-7)
+        else:  # the nearest bfloat16, but where float32's own error moves a tie
+            nearest = exact.astype(jnp.bfloat16)
+            assert (np.asarray(found) == nearest).mean() > 0.999
+    assert merged["embed"] is base["embed"] and merged["final_norm"] is base["final_norm"]
+
+
+def test_merged_equals_adapted(make_base, make_adapters, make_batch):
+    base = make_base(C)
+    lora = make_adapters(base)
+    inputs = Inputs.of(make_batch(C, rows=2))
+    run = jax.jit(functools.partial(forward, config=C, dtype=jnp.float32))
+    adapted = run(Params(base, lora=lora, lora_scale=0.7), inputs=inputs)
+    merged = run(Params(merge(base, lora, scale=0.7)), inputs=inputs)
+    np.testing.assert_allclose(merged, adapted, atol=1e-4)
+    assert np.abs(adapted - run(Params(base), inputs=inputs)).max() > 0.3
+
+
+def test_merge_names_an_adapter_that_does_not_fit(make_base, make_adapters):
+    base = make_base(C)
+    pair = make_adapters(base, targets=("k",))["k"]
+    with pytest.raises(ValueError, match="'kk' has no matrix in the base"):
+        merge(base, {"kk": pair}, scale=1.0)
+    for other in ("o", "q"):
+        with pytest.raises(ValueError, match=rf"'{other}' has A \(7, 32, 3\)"):
+            merge(base, {other: pair}, scale=1.0)

@@ -1,0 +1,82 @@
+"""Four fake CPU devices, strict dtypes, and the optional real data that stands beside a checkout."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+
+import pathlib
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    path = pathlib.Path(os.environ.get("MEDKOR_SHARED_DATA", pathlib.Path(__file__).parents[2] / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"real data is not at {path}; set MEDKOR_SHARED_DATA to run this test")
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_base():
+    """make_base(config, seed=0, dtype=float32): base tree of random numbers, norms included, logits of scale 10."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from medkor_jax.model.params import abstract_base
+
+    def make(config, seed=0, dtype=jnp.float32):
+        rng = np.random.default_rng(seed)
+
+        def fill(path, leaf):
+            name = path[-1].key
+            std = 0.5 if name == "embed" or name.endswith("norm") else leaf.shape[-2] ** -0.5
+            return jnp.asarray(std * rng.standard_normal(leaf.shape), dtype)
+
+        return jax.tree_util.tree_map_with_path(fill, abstract_base(config, dtype))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_adapters():
+    """make_adapters(base, seed=0, rank=3): LoRA on every matrix, A and B both random."""
+    import numpy as np
+
+    from medkor_jax.model.params import ADAPTABLE
+
+    def make(base, seed=0, rank=3, targets=ADAPTABLE):
+        rng = np.random.default_rng(seed + 100)
+        shapes = {name: base["layers"][name].shape for name in targets}
+        normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+        return {name: {"a": normal(n, i, rank) * i**-0.5, "b": 0.3 * normal(n, rank, o)} for name, (n, i, o) in shapes.items()}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_batch():
+    """make_batch(config, rows=8, length=24, loss_positions=10): packed documents, padding, few positions with loss."""
+    import numpy as np
+
+    def make(config, rows=8, length=24, loss_positions=10, seed=0):
+        rng = np.random.default_rng(seed)
+        zeros = np.zeros((rows, length), np.int32)
+        batch = {"tokens": zeros.copy(), "positions": zeros.copy(), "segment_ids": zeros.copy(), "langs": zeros.copy()}
+        for name, dtype in (("loss_positions", np.int32), ("targets", np.int32), ("loss_weights", np.float32)):
+            batch[name] = np.zeros((rows, loss_positions), dtype)
+        for b in range(rows):
+            first = int(rng.integers(2, length // 2))
+            for segment, (start, stop) in enumerate(((0, first), (first, length - b % 4)), start=1):
+                batch["segment_ids"][b, start:stop] = segment
+                batch["positions"][b, start:stop] = np.arange(stop - start)
+                batch["tokens"][b, start:stop] = rng.integers(3, config.vocab_size, stop - start)
+            batch["langs"][b] = batch["tokens"][b] % 2
+            n = int(rng.integers(1, loss_positions + 1))
+            batch["loss_positions"][b, :n] = np.sort(rng.choice(length - 4, n, replace=False))
+            batch["targets"][b, :n] = rng.integers(3, config.vocab_size, n)
+            batch["loss_weights"][b, :n] = 1.0
+        return batch
+
+    return make

@@ -1,0 +1,154 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from medkor_jax.data.exams import LETTERS, answer_text, prompt
+from medkor_jax.eval import exam, harness
+
+
+class FakeScorer:
+    """Prefers a chosen option of each question, which it recognises by the end of the prompt."""
+
+    def __init__(self, tokenizer, questions, chosen, texts=None):
+        self.tokenizer, self.texts = tokenizer, texts or {}
+        self.chosen = {prompt(q): (q, c) for q, c in zip(questions, chosen, strict=True)}
+        self.batches = []
+
+    def _known(self, ids):
+        text = self.tokenizer.decode(ids)
+        return next(pair for asked, pair in self.chosen.items() if text.endswith(asked))
+
+    def next_logits(self, prompts, token_ids):
+        self.batches.append([len(p) for p in prompts])
+        logits = np.zeros((len(prompts), len(token_ids)), np.float32)
+        for row, ids in zip(logits, prompts):
+            question, option = self._known(ids)
+            (token,) = self.tokenizer.encode(answer_text(dataclasses.replace(question, answer=option)))
+            row[token_ids.index(token)] = np.log(3.0)
+            row[len(question.options) :] = 50.0  # a letter the question does not have must never win
+        return logits
+
+    def generate(self, prompts, *, max_new_tokens, stop):
+        assert (max_new_tokens, stop) == (1024, harness.STOP)
+        self.batches.append([len(p) for p in prompts])
+        known = [self._known(ids) for ids in prompts]
+        return [self.texts.get(q.id, f" {LETTERS[option]}") for q, option in known]
+
+
+@pytest.fixture
+def mixed(make_question):
+    """Two languages, two to five options, prompts of different length."""
+    return [
+        dataclasses.replace(make_question(i, n_options=2 + i % 4, answer=i % 2, language=language), question="가" * i)
+        for language in ("ko", "en")
+        for i in range(9)
+    ]
+
+
+@pytest.mark.parametrize("mode", ["letter", "harness"])
+def test_each_question_gets_its_own_answer(mixed, tokenizer, mode):
+    chosen = [(q.answer + (i % 3 == 0)) % len(q.options) for i, q in enumerate(mixed)]
+    scorer, seen = FakeScorer(tokenizer, mixed, chosen), []
+    report = exam.evaluate(
+        scorer, tokenizer, mixed, mode=mode, shots=mixed[:2], source="unit", split="valid", batch_size=4,
+        on_progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert [a.id for a in report.answers] == [q.id for q in mixed]
+    assert [a.predicted for a in report.answers] == [LETTERS[c] for c in chosen]
+    assert [a.correct for a in report.answers] == [c == q.answer for c, q in zip(chosen, mixed)]
+    assert [a.key for a in report.answers] == [LETTERS[q.answer] for q in mixed]
+    assert (report.mode, report.shots, report.source, report.split) == (mode, 2, "unit", "valid")
+    assert [a.among_shots for a in report.answers] == [True, True] + [False] * 16
+    assert all(len(batch) <= 4 and batch == sorted(batch, reverse=True) for batch in scorer.batches)
+    assert seen[-1] == (18, 18)
+
+
+def test_letter_probabilities_are_over_the_own_options(make_question, tokenizer):
+    question = make_question(1, n_options=3)
+    (answer,) = exam.evaluate(FakeScorer(tokenizer, [question], [2]), tokenizer, [question], mode="letter").answers
+    assert answer.probabilities == pytest.approx((0.2, 0.2, 0.6))
+    assert answer.text == "C"
+
+
+def test_harness_text_is_cut_and_parsed_for_the_question(make_question, tokenizer):
+    questions = [make_question(i, n_options=3, answer=1) for i in range(3)]
+    texts = {"ko/0": " 정답: B\n\nQ: 정답: A", "ko/1": " D", "ko/2": "모름"}
+    report = exam.evaluate(FakeScorer(tokenizer, questions, [0] * 3, texts), tokenizer, questions, mode="harness")
+    assert [(a.text, a.predicted, a.correct) for a in report.answers] == [
+        (" 정답: B", "B", True), (" D", None, False), ("모름", None, False),
+    ]  # fmt: skip
+    assert report.overall.unparsed == 2 and report.answers[0].probabilities is None
+
+
+def test_letter_mode_compares_the_token_that_training_teaches(make_question, tokenizer):
+    asked = []
+
+    class Spy(FakeScorer):
+        def next_logits(self, prompts, token_ids):
+            asked.append(token_ids)
+            return super().next_logits(prompts, token_ids)
+
+    questions = [make_question(1, n_options=2), make_question(2, n_options=4)]
+    exam.evaluate(Spy(tokenizer, questions, [0, 0]), tokenizer, questions, mode="letter")
+    assert asked == [[tokenizer.encode(f" {letter}")[0] for letter in "ABCD"]]
+
+
+def test_a_letter_of_two_tokens_is_refused(make_question, tokenizer):
+    tokenizer.encode = lambda text: [ord(character) for character in text]  # now " A" is a space and an "A"
+    question = make_question(1)
+    with pytest.raises(ValueError, match="must be one token.*'harness'"):
+        exam.evaluate(FakeScorer(tokenizer, [question], [0]), tokenizer, [question], mode="letter")
+
+
+def test_a_letter_that_melts_into_its_prompt_is_refused(make_question, tokenizer):
+    plain = tokenizer.encode
+    tokenizer.encode = lambda text: [*plain(text[:-3]), 7] if text[-3:-1] == "： " else plain(text)
+    question = make_question(1)
+    with pytest.raises(ValueError, match="must be one token"):
+        exam.evaluate(FakeScorer(tokenizer, [question], [0]), tokenizer, [question], mode="letter")
+
+
+def test_a_letter_that_is_another_token_alone_is_refused(make_question, tokenizer):
+    """As when a tokenizer puts a space before each text: what training appends is then not what is compared."""
+    plain = tokenizer.encode
+    tokenizer.encode = lambda text: [7] if len(text) == 2 else plain(text)
+    question = make_question(1)
+    with pytest.raises(ValueError, match="alone is .7."):
+        exam.evaluate(FakeScorer(tokenizer, [question], [0]), tokenizer, [question], mode="letter")
+
+
+def test_logits_that_are_not_finite_are_refused(make_question, tokenizer):
+    question = make_question(1)
+
+    class Broken(FakeScorer):
+        def next_logits(self, prompts, token_ids):
+            return super().next_logits(prompts, token_ids) * np.nan
+
+    with pytest.raises(ValueError, match="'ko/1' has letter logits"):
+        exam.evaluate(Broken(tokenizer, [question], [0]), tokenizer, [question], mode="letter")
+
+
+def test_a_scorer_that_answers_too_few_is_caught(make_question, tokenizer):
+    class Short(FakeScorer):
+        def generate(self, prompts, **settings):
+            return super().generate(prompts, **settings)[1:]
+
+    questions = [make_question(i) for i in range(3)]
+    with pytest.raises(ValueError, match="shorter"):
+        exam.evaluate(Short(tokenizer, questions, [0] * 3), tokenizer, questions, mode="harness")
+
+
+def test_cut_prompts_are_marked(make_question, tokenizer):
+    questions = [make_question(1), make_question(2)]
+    scorer = FakeScorer(tokenizer, questions, [0, 0])
+    length = len(tokenizer.encode(harness.context(questions[1], questions[:1])))
+    report = exam.evaluate(scorer, tokenizer, questions, mode="letter", shots=questions[:1], max_positions=length)
+    assert [a.truncated for a in report.answers] == [True, True] and scorer.batches == [[length - 1] * 2]
+
+
+def test_refuses_unknown_modes_and_empty_exams(make_question, tokenizer):
+    with pytest.raises(ValueError, match="letter, harness"):
+        exam.evaluate(None, tokenizer, [make_question(1)], mode="likelihood")
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        exam.evaluate(None, tokenizer, [], mode="letter")

@@ -1,0 +1,119 @@
+import dataclasses
+import json
+
+import pytest
+
+from medkor_jax.eval import stats
+from medkor_jax.eval.scores import Report
+from medkor_jax.io.files import write_atomically
+
+
+def test_every_score_carries_what_is_needed_to_quote_it(make_report):
+    first, second = make_report("AAB", exam="x", year=2020), make_report("BC", "BB", exam="x", year=2021, first_id=3)
+    third = make_report("A.", exam="y", year=None, n_options=2, first_id=5)
+    report = dataclasses.replace(first, answers=first.answers + second.answers + third.answers, shots=5)
+    found = {(s.group, s.exam, s.year): (s.correct, s.n, s.unparsed) for s in report.scores}
+    assert found == {
+        ("all", "unit exam", None): (4, 7, 1),
+        ("exam", "x", None): (3, 5, 0),
+        ("exam", "y", None): (1, 2, 1),
+        ("year", "x", 2020): (2, 3, 0),
+        ("year", "x", 2021): (1, 2, 0),
+    }
+    for score in report.scores:
+        assert (score.mode, score.shots, score.source, score.split) == ("letter", 5, "unit exam", "valid")
+        assert (score.low, score.high) == stats.wilson(score.correct, score.n)
+    assert report.overall.chance == pytest.approx((5 * 0.2 + 2 * 0.5) / 7)
+
+    summary = json.loads(json.dumps(report.summary()))
+    assert summary["scores"][0]["accuracy"] == 4 / 7 and summary["at_chance"] is True
+    table = report.table()
+    assert "letter mode, 5 shots" in table and "x 2021" in table and "1 unparsed" in table and "4/7" in table
+
+
+def test_answers_survive_the_file_and_nothing_else_is_stored(make_report, tmp_path):
+    report = make_report("AB.", "ABC", mode="harness", shots=5)
+    odd = dataclasses.replace(report.answers[0], text="줄\u2028바꿈\n", probabilities=(0.75, 0.25))
+    report = dataclasses.replace(report, answers=(odd, *report.answers[1:]))
+    report.write(tmp_path / "deep" / "answers.jsonl")
+    assert Report.read(tmp_path / "deep" / "answers.jsonl") == report
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["answers.jsonl"]
+    row = json.loads((tmp_path / "deep" / "answers.jsonl").read_text(encoding="utf-8").split("\n")[2])
+    assert (row["id"], row["key"], row["predicted"], row["correct"], row["text"]) == ("q2", "C", None, False, ".")
+    assert (row["mode"], row["shots"], row["split"]) == ("harness", 5, "valid")
+
+
+def test_a_file_of_two_runs_or_of_something_else_is_refused(make_report, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    make_report("AB").write(path)
+    one = path.read_text()
+    make_report("CC", mode="harness", first_id=7).write(path)
+    path.write_text(one + path.read_text())
+    with pytest.raises(ValueError, match="line 3 is from another run"):
+        Report.read(path)
+    path.write_text(one + '{"id": "x"}\n')
+    with pytest.raises(ValueError, match="line 3 is not an answer"):
+        Report.read(path)
+
+
+def test_refuses_repeated_ids_no_answers_and_unknown_modes(make_report):
+    report = make_report("AB")
+    with pytest.raises(ValueError, match="'q0' occurs more than once"):
+        dataclasses.replace(report, answers=report.answers * 2)
+    with pytest.raises(ValueError, match="nothing to score"):
+        dataclasses.replace(report, answers=())
+    with pytest.raises(ValueError, match="letter, harness"):
+        dataclasses.replace(report, mode="Letter")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+    with monkeypatch.context() as at_the_last_step:
+        at_the_last_step.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError("disk gone")))
+        with pytest.raises(OSError, match="disk gone"):
+            write_atomically(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "new \udc80")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_no_alarm_for_a_plain_good_score(make_report):
+    assert make_report("ABCDE" * 8, "ABCDE" * 6 + "EABCD" * 2).alarms == ()
+
+
+@pytest.mark.parametrize(
+    ("predicted", "key", "words"),
+    [
+        ("ABCDE" * 8, "ABCDE" * 2 + "BCDEA" * 6, "not told apart from guessing"),
+        ("ABCDE" * 8, "BCDEA" * 8, "below what guessing gives"),
+        ("A" * 20 + "BCDE" * 3, "A" * 8 + "BCDE" * 6, "62% of the answers are A, which is right in 25%"),
+        ("ABCD" * 5 + "...", "ABCD" * 5 + "AAA", "no answer could be read in 3 of 23 texts"),
+    ],
+)
+def test_each_fault_raises_its_alarm_with_a_cause(make_report, predicted, key, words):
+    alarms = make_report(predicted, key).alarms
+    (alarm,) = [alarm for alarm in alarms if words in alarm]
+    assert "Likely cause" in alarm
+    assert f"ALARM: {alarm}" in make_report(predicted, key).table()
+
+
+def test_chance_follows_the_number_of_options(make_report):
+    assert not make_report("AB" * 10, "AB" * 5 + "BA" * 5, n_options=5).is_at_chance  # 50 % where guessing gives 20 %
+    assert make_report("AB" * 10, "AB" * 5 + "BA" * 5, n_options=2).is_at_chance
+
+
+def test_one_letter_is_no_alarm_where_the_key_has_it_too(make_report):
+    assert make_report("A" * 18 + "BC", "A" * 18 + "BC").alarms == ()
+
+
+def test_unread_answers_alone_do_not_break_the_alarms(make_report):
+    assert any("no answer could be read in 12 of 12" in alarm for alarm in make_report("." * 12).alarms)
+
+
+def test_shown_and_cut_questions_are_told(make_report):
+    report = make_report("ABCDE" * 4, "ABCDE" * 4, shots=5)
+    answers = [dataclasses.replace(a, among_shots=i < 2, truncated=i < 3) for i, a in enumerate(report.answers)]
+    shown, cut = dataclasses.replace(report, answers=tuple(answers)).alarms
+    assert shown.startswith("2 of the 20 questions are among the 5 shots") and cut.startswith("3 prompts were longer")

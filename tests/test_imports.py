@@ -1,0 +1,87 @@
+"""Who may import whom. Reads the source with `ast`; nothing is imported, functions' imports count too."""
+
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "medkor_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# room -> what of ours it may import, beside itself. A room is a folder, or a module at the top.
+MAY_IMPORT = {
+    "model": (),
+    "data": (),
+    "parallel": (),
+    "adapt": ("model",),
+    "io": ("model", "data.tokenizer", "parallel.mesh"),
+    "train": ("model", "adapt", "io", "data", "parallel"),
+    "eval": ("model", "adapt", "io", "data", "parallel"),
+}
+TOP = {"cli", "phases", "pipeline", "report", "bench", "config_file", "corpora", "evaluation", "__init__"}
+BANNED = {
+    "data": ("jax", "jaxlib", "flax", "optax", "orbax", "torch"),
+    "": ("torch", "jax.experimental.pjit", "pickle"),  # everywhere; torch is for comparisons alone, see NEEDS_TORCH
+}
+NEEDS_TORCH = {"io/verify.py", "bench"}
+
+
+def _name(file: pathlib.Path) -> str:
+    return ".".join(("medkor_jax", *file.relative_to(PACKAGE).with_suffix("").parts))
+
+
+def _imports(file: pathlib.Path) -> set[str]:
+    """Returns every dotted name imported anywhere in the file; `from a import b` gives a and a.b."""
+    names = set()
+    package = _name(file).rsplit(".", 1)[0].split(".")
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            origin = [*package[: len(package) - node.level + 1], node.module or ""] if node.level else [node.module]
+            origin = ".".join(filter(None, origin))
+            names |= {origin} | {f"{origin}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _is_within(name: str, packages) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def _room(file: pathlib.Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _ours(file: pathlib.Path) -> set[str]:
+    """Returns our modules that the file imports, without the package's name."""
+    modules = {_name(f).removesuffix(".__init__") for f in FILES} - {"medkor_jax"}
+    return {name.removeprefix("medkor_jax.") for name in _imports(file) & modules}
+
+
+def test_every_room_has_a_rule():
+    assert {_room(file) for file in FILES} <= set(MAY_IMPORT) | TOP
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_imports_only_what_stands_below_it(room):
+    wrong = {}
+    for file in FILES:
+        if _room(file) == room:
+            allowed = (room, *MAY_IMPORT[room])
+            if names := {name for name in _ours(file) if not _is_within(name, allowed)}:
+                wrong[_name(file)] = sorted(names)
+    assert wrong == {}
+
+
+def test_flax_linen_is_imported_in_one_file():
+    importing = [_name(file) for file in FILES if any(_is_within(name, ("flax.linen",)) for name in _imports(file))]
+    assert importing == ["medkor_jax.model.layers"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=_name)
+def test_no_banned_library(file):
+    banned = BANNED[""] + BANNED.get(_room(file), ())
+    where = file.relative_to(PACKAGE).as_posix()
+    if any(where.startswith(prefix) for prefix in NEEDS_TORCH):
+        banned = tuple(name for name in banned if name != "torch")
+    assert not {name for name in _imports(file) if _is_within(name, banned)}

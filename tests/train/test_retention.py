@@ -1,0 +1,175 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medkor_jax.model.config import preset
+from medkor_jax.model.forward import Inputs, embed, forward, layer_inputs, make_view, run_layer
+from medkor_jax.model.layers import rms_norm
+from medkor_jax.model.params import Params
+from medkor_jax.train.retention import Retention, choose_layers, choose_positions, each_layer
+
+C = preset("tiny")
+L = C.n_layers
+ALL = jnp.full(L, 1 / L)
+
+
+@pytest.fixture(scope="module")
+def batch(make_batch):
+    return make_batch(C, rows=3)
+
+
+@pytest.fixture(scope="module")
+def student(make_base, make_adapters):
+    base = make_base(C)
+    return Params(base, lora=make_adapters(base), lang={"vector": 0.3 * jnp.ones((2, 32))}, lora_scale=0.5)
+
+
+@pytest.fixture(scope="module")
+def teacher(student, make_adapters):
+    """The same base with an adapter and a scale of its own, and no language embedding."""
+    return Params(student.base, lora=make_adapters(student.base, seed=1, rank=2, targets=("q", "up")), lora_scale=1.5)
+
+
+@functools.partial(jax.jit, static_argnames=("temperature", "remat"))
+def compare(student, teacher, batch, layer_weights, temperature=2.0, remat=False):
+    """Returns ((total loss, (hidden, total, per layer)), gradient in the student's small trees)."""
+
+    def loss(trees):
+        hidden, total, per_layer = each_layer(
+            student.replace(**trees), teacher, C, Inputs.of(batch), batch["loss_positions"], batch["loss_weights"],
+            layer_weights, dtype=jnp.float32, chunk=9, temperature=temperature, remat=remat,
+        )  # fmt: skip
+        return total.loss, (hidden, total, per_layer)
+
+    with jax.numpy_dtype_promotion("strict"):
+        return jax.value_and_grad(loss, has_aux=True)({"lora": student.lora, "lang": student.lang})
+
+
+@functools.partial(jax.jit, static_argnames="temperature")
+def compare_naively(student, teacher, batch, temperature=2.0):
+    """Keeps every hidden state and whole logits, layer after layer; all layers count 1/L."""
+    inputs = Inputs.of(batch)
+    view = make_view(C, inputs.positions, inputs.segments)
+
+    def log_probabilities(params):
+        x, kept = embed(params, C, inputs.tokens, inputs.langs, jnp.float32), []
+        layers = layer_inputs(params, C, None)
+        step = jax.jit(lambda layer, x: run_layer(C, view, layer, x, params.lora_scale))
+        for i in range(L):
+            x = step(jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], layers), x)  # noqa: B023
+            kept.append(rms_norm(x, params.base["final_norm"], C.rms_eps))
+        kept = jnp.take_along_axis(jnp.stack(kept), batch["loss_positions"][None, ..., None], axis=2)
+        return jax.nn.log_softmax(kept @ params.base["embed"].T / temperature)
+
+    def losses(trees):
+        p, log_q = jnp.exp(log_probabilities(teacher)), log_probabilities(student.replace(**trees))
+        per_layer = -jnp.sum(p * log_q * batch["loss_weights"][None, ..., None], axis=(1, 2, 3))
+        entropy = -jnp.sum(p * jnp.log(p) * batch["loss_weights"][None, ..., None], axis=(1, 2, 3))
+        return per_layer.mean(), (per_layer, entropy)
+
+    return jax.value_and_grad(losses, has_aux=True)({"lora": student.lora, "lang": student.lang})
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_all_layers_equal_the_naive_in_value_and_gradient(student, teacher, batch, remat):
+    (loss, (hidden, total, per_layer)), gradient = compare(student, teacher, batch, ALL, remat=remat)
+    (naive, (naive_layers, entropy)), naive_gradient = compare_naively(student, teacher, batch)
+    np.testing.assert_allclose(loss, naive, rtol=1e-5)
+    np.testing.assert_allclose(per_layer.loss, naive_layers, rtol=1e-5)
+    np.testing.assert_allclose(per_layer.entropy, entropy, rtol=1e-5)
+    np.testing.assert_allclose(total.entropy, entropy.mean(), rtol=1e-5)
+    np.testing.assert_allclose(per_layer.weight, batch["loss_weights"].sum(), rtol=1e-6)
+    assert (np.asarray(per_layer.loss - per_layer.entropy) > 0.01).all()  # the two models do differ
+    for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(naive_gradient), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5 * np.abs(other).max())
+    np.testing.assert_allclose(hidden, forward(student, C, Inputs.of(batch), dtype=jnp.float32), atol=1e-5)
+
+
+def test_only_drawn_layers_count_and_the_others_report_nothing(student, teacher, batch):
+    _, (_, every, each) = compare(student, teacher, batch, ALL)[0]
+    drawn = jnp.array([0, 0.5, 0, 0, 0.5, 0, 0])
+    _, (_, total, per_layer) = compare(student, teacher, batch, drawn)[0]
+    np.testing.assert_allclose(per_layer.loss, np.where(drawn > 0, each.loss, 0.0), rtol=1e-6)
+    np.testing.assert_allclose(total.loss, (each.loss[1] + each.loss[4]) / 2, rtol=1e-6)
+    np.testing.assert_allclose(total.weight, every.weight, rtol=1e-6)
+
+
+def test_a_student_equal_to_its_reference_has_no_divergence_and_no_gradient(teacher, batch):
+    (_, (_, total, _)), gradient = compare(teacher, teacher, batch, ALL)
+    assert float(total.loss - total.entropy) == pytest.approx(0.0, abs=1e-3 * float(total.loss) / 100)
+    (_, _), other = compare(teacher.replace(lora=jax.tree.map(lambda x: x * 1.1, teacher.lora)), teacher, batch, ALL)
+    for one, moved in zip(jax.tree.leaves(gradient), jax.tree.leaves(other), strict=True):
+        assert np.abs(one).max() < 1e-3 * np.abs(moved).max()
+
+
+def test_the_reference_gets_no_gradient(student, teacher, batch):
+    def loss(trees):
+        return compare(student, teacher.replace(**trees), batch, ALL)[0][0]
+
+    for leaf in jax.tree.leaves(jax.grad(loss)({"lora": teacher.lora, "lang": {"vector": jnp.zeros((2, 32))}})):
+        assert not leaf.any()
+
+
+def _lowered(batch, params, per_step, remat):
+    weights = choose_layers(jax.random.key(0), L, per_step)
+    return compare.lower(params, params, batch, weights, 2.0, remat).compile()
+
+
+def test_hidden_states_are_not_kept_for_every_layer(student, make_batch):
+    """With remat the memory holds one hidden state a layer for the backward pass: the student's, not the teacher's."""
+    batch = make_batch(C, rows=8, length=256, loss_positions=4)
+    one_stream = L * 8 * 256 * C.d_model * 4
+    attention = 8 * 256 * 256 * C.n_heads * 4  # scores of one layer
+    used = _lowered(batch, student, 2, True).memory_analysis().temp_size_in_bytes
+    assert used < one_stream + 6 * attention
+
+
+def test_remat_does_not_compute_the_head_or_the_reference_again(student, batch):
+    """Remat adds less than the student's own forward pass; the head alone is more than that here."""
+    flops = [_lowered(batch, student, 2, remat).cost_analysis()["flops"] for remat in (False, True)]
+    plain = jax.jit(lambda p, i: forward(p, C, i, dtype=jnp.float32)).lower(student, Inputs.of(batch))
+    assert flops[1] - flops[0] < 1.1 * plain.compile().cost_analysis()["flops"]
+
+
+def test_drawn_layers_have_exact_weights_and_the_right_expectation():
+    draw = jax.jit(jax.vmap(lambda key: choose_layers(key, L, 3)))
+    weights = np.asarray(draw(jax.random.split(jax.random.key(0), 4000)))
+    assert ((weights > 0).sum(axis=1) == 3).all() and set(np.unique(weights)) == {0.0, np.float32(1 / 3)}
+    np.testing.assert_allclose(weights.mean(axis=0), 1 / L, atol=5 * (1 / 3) * (3 / 7 * 4 / 7 / 4000) ** 0.5)
+
+
+@pytest.mark.parametrize("per_step", [0, L, L + 5])
+def test_all_layers_are_taken_when_none_or_enough_are_asked_for(per_step):
+    np.testing.assert_array_equal(choose_layers(jax.random.key(0), L, per_step), np.full(L, np.float32(1 / L)))
+
+
+def test_drawn_positions_are_distinct_weighted_and_unbiased_over_uneven_rows():
+    weights = np.zeros((4, 9), np.float32)
+    weights[0, :9], weights[1, 2:7], weights[2, 8] = 1.0, 1.0, 0.5  # 9, 5, 1 and 0 positions carry loss
+    values = np.random.default_rng(0).random((4, 9))
+    draw = jax.jit(jax.vmap(lambda key: choose_positions(key, weights, 3)))
+    indices, drawn = map(np.asarray, draw(jax.random.split(jax.random.key(0), 4000)))
+    assert (np.sort(indices, axis=-1)[..., 1:] > np.sort(indices, axis=-1)[..., :-1]).all()
+    taken = np.take_along_axis(np.broadcast_to(weights, (4000, 4, 9)), indices, axis=2)
+    np.testing.assert_array_equal(drawn > 0, taken > 0)
+    np.testing.assert_allclose(drawn.sum(axis=2), np.broadcast_to([9, 5, 1, 0], (4000, 4)), rtol=1e-6)
+    sums = (drawn * np.take_along_axis(np.broadcast_to(values, (4000, 4, 9)), indices, axis=2)).sum(axis=2)
+    expected = (values * (weights > 0)).sum(axis=1)
+    assert (np.abs(sums.mean(axis=0) - expected) <= 5 * sums.std(axis=0) / 4000**0.5 + 1e-6).all()
+
+
+def test_all_positions_are_taken_when_none_or_enough_are_asked_for():
+    weights = np.array([[0.5, 0.0, 1.0]], np.float32)
+    for per_row in (0, 3, 7):
+        indices, drawn = choose_positions(jax.random.key(0), weights, per_row)
+        np.testing.assert_array_equal(indices, [[0, 1, 2]])
+        np.testing.assert_array_equal(drawn, [[1.0, 0.0, 1.0]])
+
+
+@pytest.mark.parametrize("wrong", [{"weight": -1.0}, {"layers": -1}, {"positions": -1}, {"temperature": 0.0}])
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match="retention needs"):
+        Retention(**wrong)

@@ -1,0 +1,206 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from medkor_jax.model.config import preset
+from medkor_jax.model.forward import Inputs, forward, project_logits
+from medkor_jax.model.params import Params, abstract_base
+from medkor_jax.parallel.mesh import MeshShape, make_mesh, place_batch, shard_tree
+from medkor_jax.train.retention import Retention
+from medkor_jax.train.step import StepSpec, make_evaluation, make_state, make_step
+from medkor_jax.train.trainable import Group, Schedule, make_optimizer, split
+
+C = preset("tiny")
+SGD = optax.sgd(1.0)  # its update is the gradient itself, so runs compare without Adam blowing up rounding
+BOTH = StepSpec(next_token_weight=0.5, retention=Retention(weight=2.0, layers=3, positions=4), chunk=20)
+
+
+@pytest.fixture(scope="module")
+def params(make_base, make_adapters):
+    base = make_base(C)
+    lang = {"vector": np.random.default_rng(5).standard_normal((2, C.d_model)).astype(np.float32)}
+    return Params(base, lora=make_adapters(base), lang=lang, lora_scale=0.5)
+
+
+@pytest.fixture(scope="module")
+def reference(params, make_adapters):
+    return Params(params.base, lora=make_adapters(params.base, seed=1, rank=2, targets=("v",)), lora_scale=1.5)
+
+
+@pytest.fixture(scope="module")
+def batch(make_batch):
+    return make_batch(C)
+
+
+@pytest.fixture(scope="module")
+def run(params, reference, batch):
+    """run(spec, shape, n_devices, n_steps=1) -> (new trees, metrics of each step, the jitted step), all as NumPy."""
+
+    steps = {}
+
+    def run(spec, shape=MeshShape(), n_devices=1, n_steps=1, optimizer=SGD, first_step=0):
+        mesh = make_mesh(shape, jax.devices()[:n_devices])
+        trainable, frozen = split(params, ("lora", "lang"))
+        with jax.set_mesh(mesh), jax.numpy_dtype_promotion("strict"):
+            state = make_state(optimizer, jax.tree.map(jnp.array, trainable)).replace(step=jnp.int32(first_step))
+            shardings = shard_tree(state, mesh)
+            step = steps.setdefault((spec, shape, optimizer), make_step(C, spec, optimizer, shardings))
+            state, frozen = jax.device_put(state, shardings), jax.device_put(frozen, shard_tree(frozen, mesh))
+            held = jax.device_put(reference, shard_tree(reference, mesh)) if spec.retention.weight else None
+            if held:
+                held = held.replace(base=frozen.base)
+            metrics = []
+            for _ in range(n_steps):
+                state, m = step(state, frozen, held, place_batch(batch, mesh))
+                metrics.append(jax.tree.map(np.asarray, m))
+        return jax.tree.map(np.asarray, state), metrics, step
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(run):
+    return run(BOTH)
+
+
+def assert_same(one, other, params):
+    """Losses to 1e-5 and gradients to 1e-4 of the largest of each leaf: float32 sums in another order."""
+    (state, metrics, _), (other_state, other_metrics, _) = one, other
+    assert metrics[0].keys() == other_metrics[0].keys()
+    for name in metrics[0]:
+        np.testing.assert_allclose(metrics[0][name], other_metrics[0][name], rtol=2e-5, atol=1e-6, err_msg=name)
+    before = {"lora": params.lora, "lang": params.lang}
+    for x, y, start in zip(*map(jax.tree.leaves, (state.trainable, other_state.trainable, before)), strict=True):
+        gradient = np.abs(y - start).max()
+        assert gradient > 1e-4
+        np.testing.assert_allclose(x, y, atol=1e-4 * gradient + 2e-7)
+
+
+@pytest.mark.parametrize(
+    ("changed", "shape", "n_devices"),
+    [
+        (dict(microbatches=4), MeshShape(), 1),
+        (dict(remat=True), MeshShape(), 1),
+        (dict(), MeshShape(data=4), 4),
+        (dict(microbatches=2, remat=True), MeshShape(data=1, fsdp=2, tensor=2), 4),
+    ],
+    ids=["4 microbatches", "remat", "4 devices", "fsdp x tensor, 2 microbatches, remat"],
+)
+def test_the_same_step_however_it_is_cut(run, whole, params, changed, shape, n_devices):
+    assert_same(run(dataclasses.replace(BOTH, **changed), shape, n_devices), whole, params)
+
+
+def test_loss_is_the_sum_over_loss_tokens_by_their_number(whole, params, batch):
+    """Against whole logits in NumPy; rows carry 1 to 10 losses, so means of rows would differ."""
+    hidden = jax.jit(functools.partial(forward, config=C, dtype=jnp.float32))(params, inputs=Inputs.of(batch))
+    logits = np.asarray(project_logits(params.base, hidden), np.float64)
+    logits = np.take_along_axis(logits, batch["loss_positions"][..., None], axis=1)
+    log_z = np.log(np.exp(logits).sum(-1))
+    nll = log_z - np.take_along_axis(logits, batch["targets"][..., None], axis=2)[..., 0]
+    expected = (nll * batch["loss_weights"]).sum() / batch["loss_weights"].sum()
+    metrics = whole[1][0]
+    assert metrics["next_token_nats"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["loss_tokens"] == batch["loss_weights"].sum()
+    assert metrics["loss"] == pytest.approx(0.5 * metrics["next_token_nats"] + 2.0 * metrics["retention_nats"], rel=1e-5)
+    sums = make_evaluation(C, BOTH)(params, batch)
+    assert float(sums.loss / sums.weight) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_update_is_the_gradient_of_that_loss(run, params, batch):
+    """Against automatic differentiation through whole logits."""
+    state, metrics, _ = run(StepSpec(chunk=20))
+
+    def naive(trees):
+        hidden = forward(params.replace(**trees), C, Inputs.of(batch), dtype=jnp.float32)
+        log_p = jax.nn.log_softmax(project_logits(params.base, hidden))
+        rows = jnp.arange(8)[:, None]
+        log_p = log_p[rows, batch["loss_positions"], batch["targets"]]
+        return -(log_p * batch["loss_weights"]).sum() / batch["loss_weights"].sum()
+
+    before = {"lora": params.lora, "lang": params.lang}
+    loss, gradient = jax.jit(jax.value_and_grad(naive))(before)
+    assert metrics[0]["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert metrics[0]["grad_norm"] == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-4)
+    for old, new, expected in zip(*map(jax.tree.leaves, (before, state.trainable, gradient)), strict=True):
+        np.testing.assert_allclose(old - new, expected, atol=1e-4 * np.abs(expected).max() + 2e-7)
+
+
+def test_randomness_follows_the_step_and_nothing_else(run):
+    """Nothing learns here (rate 0), so a loss that moves is dropout and the drawn layers and positions."""
+    still = optax.sgd(0.0)
+    spec = dataclasses.replace(BOTH, dropout=0.3)
+    _, (first, second), _ = run(spec, n_steps=2, optimizer=still)
+    assert abs(first["next_token_nats"] - second["next_token_nats"]) > 1e-4  # dropout
+    drawn = [np.isfinite(m["layer_kl_nats"]) for m in (first, second)]
+    assert drawn[0].sum() == drawn[1].sum() == 3 and (drawn[0] != drawn[1]).any()
+    _, (again,), _ = run(spec, optimizer=still, first_step=1)  # as after a resume
+    for name in second:
+        np.testing.assert_array_equal(again[name], second[name])
+
+
+@pytest.fixture(scope="module")
+def adam(params):
+    groups = (Group("lora", r"lora/.*", 1e-2), Group("lang", r"lang/.*", 1e-2))
+    optimizer = make_optimizer(groups, Schedule(10, 2), {"lora": params.lora, "lang": params.lang})
+
+    def update(*args):
+        with jax.numpy_dtype_promotion("standard"):  # optax's Adam raises a float to an int32; the rest stays strict
+            return optimizer.update(*args)
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def test_training_learns_compiles_once_and_leaves_the_base_alone(run, params, adam):
+    before = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params.base)]
+    state, metrics, step = run(StepSpec(chunk=20), MeshShape(data=1, fsdp=2, tensor=2), 4, n_steps=3, optimizer=adam)
+    assert step._cache_size() == 1
+    assert metrics[2]["loss"] < metrics[0]["loss"] - 0.1 and state.step == 3
+    assert [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params.base)] == before
+
+
+def test_a_step_lowers_from_shapes_alone_and_returns_what_learns_in_place(adam, params):
+    """Outputs are the state and a few numbers; every byte of the state lies where the donated one lay."""
+    mesh = make_mesh(MeshShape(), jax.devices()[:1])
+    abstract = jax.eval_shape(lambda: params.replace(base={}))
+    trainable, frozen = split(abstract.replace(base=abstract_base(C, jnp.bfloat16)), ("lora", "lang"))
+    i32, f32 = (functools.partial(jax.ShapeDtypeStruct, dtype=dtype) for dtype in (jnp.int32, jnp.float32))
+    batch = {name: i32((8, 24)) for name in ("tokens", "positions", "segment_ids", "langs")}
+    batch |= {"loss_positions": i32((8, 5)), "targets": i32((8, 5)), "loss_weights": f32((8, 5))}
+    with jax.set_mesh(mesh), jax.numpy_dtype_promotion("strict"):
+        state = jax.eval_shape(functools.partial(make_state, adam), trainable)
+        spec = StepSpec(dtype="bfloat16", retention=Retention(weight=1.0), microbatches=2, remat=True, dropout=0.1)
+        lowered = make_step(C, spec, adam, shard_tree(state, mesh)).lower(state, frozen, Params(frozen.base), batch)
+        out_state, metrics = lowered.out_info
+    as_shapes = functools.partial(jax.tree.map, lambda x: (x.shape, x.dtype))
+    assert as_shapes(out_state) == as_shapes(state)
+    assert {leaf.dtype for leaf in jax.tree.leaves((out_state.trainable, metrics))} == {jnp.dtype("float32")}
+    memory = lowered.compile().memory_analysis()
+    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert memory.alias_size_in_bytes == state_bytes
+    assert state_bytes <= memory.output_size_in_bytes < state_bytes + 1000
+
+
+def test_a_donated_state_is_gone(params):
+    trainable, frozen = split(params, ("lang",))
+    optimizer = optax.sgd(1.0)
+    state = make_state(optimizer, jax.tree.map(jnp.array, trainable))
+    batch = {name: np.zeros((2, 4), np.int32) for name in ("tokens", "positions", "segment_ids", "langs")}
+    batch |= {"loss_positions": np.zeros((2, 1), np.int32), "targets": np.ones((2, 1), np.int32)}
+    batch["loss_weights"] = np.ones((2, 1), np.float32)
+    make_step(C, StepSpec(), optimizer)(state, frozen, None, batch)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.trainable))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(frozen) if isinstance(leaf, jax.Array))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [({"dtype": "float16"}, "float16 overflows"), ({"next_token_weight": 0.0}, "nothing would be learnt")],
+)
+def test_impossible_steps_are_refused(wrong, named):
+    with pytest.raises(ValueError, match=named):
+        StepSpec(**wrong)
