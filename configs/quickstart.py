@@ -7,7 +7,8 @@ facts only. Facts of the test split are in nothing that is trained on: their tex
 from configs import common, phase0, phase1, phase2, phase3, pipeline
 
 OURS = dict(path="embedded", licence="Apache-2.0")
-SHAPE = dict(batch_size=4, seq_len=256, warmup_steps=5, save_every=50)
+GROUPS = {"lora": dict(learning_rate=1e-3), "lang": dict(learning_rate=2e-2)}  # short runs want high rates
+SHAPE = dict(batch_size=4, seq_len=256, warmup_steps=5, save_every=50, groups=GROUPS)
 
 
 def text(language):
@@ -25,7 +26,7 @@ def get_config(run=("phase0", "phase1", "phase2", "phase3")):
     config = pipeline.get_config(run)
     config.run_dir, config.weights = "runs/quickstart", "embedded"
     config.dtype = config.param_dtype = "float32"
-    config.remat, config.log_every = False, 5
+    config.remat, config.log_every, config.watch_tokens = False, 5, 2048
     with config.unlocked():
         config.exams = {
             "english": common.exam("embedded", source=dict(language="en", licence="Apache-2.0")),
@@ -35,18 +36,18 @@ def get_config(run=("phase0", "phase1", "phase2", "phase3")):
             language: dict(kind="text", language=code, subset="test", **OURS)
             for language, code in (("korean", "ko"), ("english", "en"))
         }
-        config.phase0 = phase0.phase(data=text("en"), steps=60, **SHAPE)
+        config.phase0 = phase0.phase(data=text("en"), steps=24, **SHAPE)
         config.phase1 = phase1.phase(
             candidates=("phase0",),
-            gate=dict(threshold=0.5, rounds=2),
-            remedy=dict(data=text("en") | exam("en"), steps=60, **SHAPE),
+            gate=dict(threshold=0.35, rounds=3),
+            remedy=dict(data=exam("en"), steps=48, **SHAPE),
         )
-        config.phase2 = phase2.phase(data=text("ko"), steps=20, remedy=dict(data=text("en"), steps=10, **SHAPE), **SHAPE)
+        config.phase2 = phase2.phase(data=text("ko"), steps=6, remedy=dict(data=text("en"), steps=4, **SHAPE), **SHAPE)
         config.phase3 = phase3.phase(
-            data=text("ko") | exam("ko"),
-            steps=60,
+            data=text("ko"),
+            steps=16,
             gate=dict(reading="relative"),
-            remedy=dict(data=text("en"), steps=20, **SHAPE),
+            remedy=dict(data=text("en"), steps=8, **SHAPE),
             **SHAPE,
         )
     return config

@@ -140,7 +140,7 @@ def _bench(arguments, _) -> None:
     from medkor_jax import bench
 
     cases = [case for case in arguments.cases.split(",") if case]
-    print(bench.run(arguments.weights, cases, repeats=arguments.repeats, out=arguments.out))
+    print(bench.run(arguments.weights, cases, repeats=arguments.repeats, out=arguments.out).table())
 
 
 def _waive(arguments, _) -> None:

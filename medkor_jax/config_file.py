@@ -37,7 +37,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
         left = values(argv, known_only=True)[1:]
         config = values.config
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+        said = str(error.args[0]) if error.args else repr(error)  # str() of a KeyError is quoted
+        raise ConfigError(f"{path}: {' '.join(said.split())}") from error
     if left:
         raise ConfigError(f"not understood: {' '.join(left)}; overrides read --config.phase3.steps=100")
     return config
