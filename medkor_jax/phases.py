@@ -228,12 +228,17 @@ def make_recipe(config: Mapping[str, Any]) -> Recipe:
     Raises: ConfigError, naming the key, as `build`.
     """
     raw = {key: value for key, value in config.items() if not key.startswith("phase")}
-    phases = {key: _with_stage(value) for key, value in config.items() if key.startswith("phase") and value is not None}
+    phases = {key: _with_stage(key, value) for key, value in config.items() if key.startswith("phase") and value is not None}
     return build(Recipe, {**raw, "phases": dict(sorted(phases.items()))})
 
 
-def _with_stage(raw: Mapping[str, Any]) -> dict[str, Any]:
+def _with_stage(name: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     stage = {field.name for field in dataclasses.fields(Stage)}
+    valid = [*stage, *(field.name for field in dataclasses.fields(Phase) if field.name not in ("name", "train"))]
+    for key in raw:
+        if key not in valid:
+            near = difflib.get_close_matches(str(key), sorted(valid), n=1, cutoff=0.0)[0]
+            raise ConfigError(f"config.{name}.{key} is not a key of a phase or its stage; nearest: {near!r}")
     own = {key: value for key, value in raw.items() if key not in stage}
     return own | {"train": {key: value for key, value in raw.items() if key in stage}}
 

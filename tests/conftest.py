@@ -80,3 +80,44 @@ def make_batch():
         return batch
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_base_dir(make_base, tmp_path_factory) -> pathlib.Path:
+    """A saved base of seven layers of random numbers, with a small tokenizer that knows both exams' letters."""
+    import dataclasses
+    import io
+
+    import sentencepiece
+
+    from medkor_jax.data import embedded
+    from medkor_jax.data.tokenizer import Tokenizer
+    from medkor_jax.io.models import save_base
+    from medkor_jax.model.config import preset
+
+    directory = tmp_path_factory.mktemp("tiny") / "base"
+    directory.mkdir()
+    texts = [text for language in ("en", "ko") for _, text in embedded.texts(language)][::4]
+    letters = [f"{word} {letter}" for word in ("Answer:", "\uc815\ub2f5\uff1a") for letter in "ABCDE"]
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*texts, *letters * 300]), model_writer=trained, vocab_size=1000, model_type="bpe",
+        byte_fallback=True, add_dummy_prefix=False, remove_extra_whitespaces=False, character_coverage=0.98,
+        normalization_rule_name="identity", pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>",
+        eos_piece="<eos>", bos_piece="<bos>", split_by_unicode_script=False, minloglevel=2,
+    )  # fmt: skip
+    (directory / "tokenizer.model").write_bytes(trained.getvalue())
+    config = dataclasses.replace(preset("tiny"), vocab_size=1024)
+    save_base(directory, make_base(config), config, Tokenizer.load(directory), {"made_by": "tests"})
+    return directory
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow (minutes)")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))

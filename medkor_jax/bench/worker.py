@@ -38,7 +38,7 @@ class Worker:
         self.side = side
         self._errors = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "medkor_jax.bench.worker", side],
+            [sys.executable, "-c", f"from medkor_jax.bench.worker import main; main({side!r})"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=_environment(), text=True, encoding="utf-8",
         )  # fmt: skip
         try:
@@ -60,7 +60,7 @@ class Worker:
             code = self._process.wait()
             self._errors.seek(0)
             tail = "".join(self._errors.readlines()[-8:]).strip()
-            killed = " (killed; most likely out of memory)" if code == -9 else ""
+            killed = {-9: " (killed; most likely out of memory)", -15: " (ended from outside)"}.get(code, "")
             raise WorkerError(f"{self.side}: process ended with {code}{killed} during {order!r}. {tail}")
         answer = json.loads(line)
         if "error" in answer:
@@ -156,7 +156,3 @@ def main(side: str) -> None:
             answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

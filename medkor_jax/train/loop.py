@@ -155,11 +155,7 @@ def _steps(plan, step, state, frozen, reference, batches, checkpoints, config, t
             row |= {"tokens_per_second": filled / seconds, "step_seconds": seconds, "tokens": filled}
             row |= {f"learning_rate/{name}": float(rate(number - 1)) for name, rate in rates.items()}
             log.write(number, row)
-            if not np.isfinite(row["loss"]):
-                raise FloatingPointError(
-                    f"{plan.name}: the loss is {row['loss']} at step {number}. Lower the learning rate, or look at the "
-                    f"data of that step; the last checkpoint is at step {checkpoints.latest_step or 0}"
-                )
+            _require_finite(plan, number, row["loss"], checkpoints)
         bar.set_postfix(loss=f"{float(row['loss']):.3f}", tokens_s=f"{row['tokens_per_second']:.0f}", refresh=False)
         bar.update(waiting[-1][0] - bar.n)
         waiting.clear()
@@ -176,6 +172,7 @@ def _steps(plan, step, state, frozen, reference, batches, checkpoints, config, t
                 waiting.clear()
                 clock = time.perf_counter()
                 log.write(number, {name: np.asarray(value) for name, value in metrics.items()} | {"tokens": filled})
+                _require_finite(plan, number, metrics["loss"], checkpoints)
             is_last, asked_to_stop = number == total, stopped()
             if number % plan.log_every == 0 or is_last or asked_to_stop:
                 flush()
@@ -200,6 +197,14 @@ def _steps(plan, step, state, frozen, reference, batches, checkpoints, config, t
         print(f"ALARM: {plan.name} compiled its step {step._cache_size()} times; batch shapes or shardings changed")
     print(f"{plan.name}: {total - start} steps, {batches.packing_efficiency:.0%} of the tokens were text, not padding")
     return state
+
+
+def _require_finite(plan: StagePlan, number: int, loss: Any, checkpoints: StageCheckpoints) -> None:
+    if not np.isfinite(loss):
+        raise FloatingPointError(
+            f"{plan.name}: the loss is {loss} at step {number}. Lower the learning rate, or look at the "
+            f"data of that step; the last checkpoint is at step {checkpoints.latest_step or 0}"
+        )
 
 
 def _claim(plan: StagePlan, trained: Any) -> None:

@@ -1,0 +1,119 @@
+"""A saved model is the model; one of which a part was exchanged is refused."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from medkor_jax.adapt.language import make_language
+from medkor_jax.adapt.lora import make_lora
+from medkor_jax.io.checkpoint import digest_tree, save_tree
+from medkor_jax.io.files import write_json
+from medkor_jax.io.models import open_model, save_base, save_model
+from medkor_jax.io.streaming import WeightsError
+from medkor_jax.parallel.mesh import MeshShape, make_mesh
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshShape())
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_base_dir, mesh):
+    """Parameters with LoRA and language vectors of random numbers."""
+    params = open_model(tiny_base_dir).load(jnp.float32, mesh)
+    lora = make_lora(params.base, jax.random.key(0), rank=2, targets=("q", "up"))
+    lang = make_language(open_model(tiny_base_dir).config, kind="vector")
+    lora, lang = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape, x.dtype), (lora, lang))
+    return params.replace(lora=lora, lang=lang, lora_scale=3.5)
+
+
+@pytest.fixture
+def phase(tmp_path, tiny_base_dir, adapted):
+    """A run directory with one finished phase on a base of its own, as a merge leaves it."""
+    shutil.copytree(tiny_base_dir, tmp_path / "run/phase0/base")
+    save_model(tmp_path / "run/phase0", adapted, open_model(tmp_path / "run/phase0/base").base)
+    write_json(tmp_path / "run/ledger.json", [{"phase": "phase0", "event": "started"}, {"phase": "phase1", "event": "started"}])
+    return tmp_path / "run/phase0"
+
+
+def test_a_saved_model_comes_back_whole(phase, adapted, mesh):
+    model = open_model(phase)
+    back = model.load(jnp.float32, mesh)
+    for name in ("base", "lora", "lang", "expand"):
+        assert digest_tree(getattr(back, name)) == digest_tree(getattr(adapted, name)), name
+    assert back.lora_scale == 3.5
+    assert model.tokenizer.encode("Answer: A") == open_model(phase / "base").tokenizer.encode("Answer: A")
+
+
+def test_a_base_stored_in_float32_loads_as_bfloat16(tiny_base_dir, mesh):
+    model = open_model(tiny_base_dir)
+    low, full = model.load(jnp.bfloat16, mesh).base, model.load(jnp.float32, mesh).base
+    assert digest_tree(low) == digest_tree(jax.tree.map(lambda x: x.astype(jnp.bfloat16), full))
+
+
+def test_a_run_opens_its_latest_finished_phase_wherever_it_is_moved(phase, tmp_path, adapted):
+    digest = open_model(phase).digest
+    moved = tmp_path / "elsewhere"
+    phase.parent.rename(moved)
+    assert open_model(moved).digest == digest  # phase1 has only started
+    save_model(moved / "phase1", adapted.replace(lora_scale=1.0), open_model(moved / "phase0/base").base)
+    assert open_model(moved).digest == open_model(moved / "phase1").digest != digest
+
+
+def test_a_run_that_finished_nothing_says_so(tmp_path):
+    write_json(tmp_path / "ledger.json", [{"phase": "phase0", "event": "started"}])
+    with pytest.raises(WeightsError, match="finished no phase"):
+        open_model(tmp_path)
+
+
+def test_the_digest_changes_with_the_base_the_adapters_and_the_scale(phase, adapted, tmp_path, tiny_base_dir):
+    plain = open_model(tiny_base_dir)
+    other_base = jax.tree.map(lambda x: x, adapted.base) | {"final_norm": adapted.base["final_norm"] + 1e-3}
+    variants = [
+        save_model(tmp_path / "run/a", adapted.replace(lora_scale=3.0), plain.base),
+        save_model(tmp_path / "run/b", adapted.replace(lang={}), plain.base),
+        save_model(tmp_path / "run/c", adapted, save_base(tmp_path / "other", other_base, plain.config, plain.tokenizer, {})),
+        open_model(phase),
+        plain,
+    ]
+    assert len({model.digest for model in variants}) == len(variants)
+    assert save_model(tmp_path / "run/d", adapted, plain.base).digest == open_model(phase).digest
+    assert save_model(tmp_path / "run/e", adapted.replace(lora={}, lang={}), plain.base).digest == plain.digest
+
+
+def test_changed_adapters_are_refused(phase, adapted, mesh):
+    changed = jax.tree.map(lambda x: x, adapted.lora)
+    changed["q"]["b"] = changed["q"]["b"].at[0, 0, 0].add(1e-3)
+    save_tree(phase / "adapters", {"lora": changed, "lang": adapted.lang})
+    with pytest.raises(WeightsError, match="not what model.json recorded"):
+        open_model(phase).load(jnp.float32, mesh)
+
+
+def test_a_replaced_base_is_refused(phase, adapted):
+    save_tree(phase / "base/tree", adapted.base | {"final_norm": adapted.base["final_norm"] + 1e-3})
+    with pytest.raises(WeightsError, match="the weights were replaced"):
+        open_model(phase)
+
+
+def test_a_base_that_lacks_a_part_is_refused(phase):
+    (phase / "base/model_config.json").unlink()
+    with pytest.raises(WeightsError, match="no model_config.json"):
+        open_model(phase)
+
+
+def test_a_model_of_another_format_is_refused(phase):
+    said = json.loads((phase / "model.json").read_text())
+    write_json(phase / "model.json", said | {"format": 99})
+    with pytest.raises(WeightsError, match="format 99"):
+        open_model(phase)
+
+
+def test_lineage_keeps_what_it_was_told_and_the_dtype(tmp_path, adapted, tiny_base_dir):
+    model = open_model(tiny_base_dir)
+    save_base(tmp_path / "base", adapted.base, model.config, model.tokenizer, {"made_by": "a merge", "rank": 2})
+    said = json.loads((tmp_path / "base/lineage.json").read_text())
+    assert said == {"made_by": "a merge", "rank": 2, "dtype": "float32"}

@@ -1,0 +1,111 @@
+"""A config that cannot run is refused before anything starts, with the key and what to write."""
+
+import copy
+
+import pytest
+
+from medkor_jax.phases import ConfigError, Exam, Phase, make_recipe
+
+TEXT = {"kind": "text", "path": "embedded", "language": "en"}
+STAGE = {"steps": 3, "trees": ("lora",), "data": {"text": TEXT}, "groups": {"lora": {"pattern": "lora/.*", "learning_rate": 1}}}
+CONFIG = {
+    "run_dir": "runs/x", "weights": "embedded", "run": ("phase0", "phase1"),
+    "exams": {"english": {"source": {"path": "embedded", "split": "valid"}}},
+    "phase1": {"after": "phase0", "exam": "english"},
+    "phase0": {"exam": "english", "lora": {"rank": 4, "alpha": 8.0}, **STAGE},
+    "phase9": None,
+}  # fmt: skip
+
+
+def with_key(path, value):
+    config = copy.deepcopy(CONFIG)
+    *parents, last = path.split(".")
+    place = config
+    for key in parents:
+        place = place.setdefault(key, {})
+    place[last] = value
+    return config
+
+
+def test_a_config_becomes_phases_in_order_with_their_stages():
+    recipe = make_recipe(CONFIG)
+    assert [phase.name for phase in recipe.phases] == ["phase0", "phase1"] == [phase.name for phase in recipe.in_force]
+    first, second = recipe.phases
+    assert (first.train.steps, first.train.trees, first.lora.scale) == (3, ("lora",), 2.0)
+    assert second.train.steps == 0 and second.lora.rank == 0
+    assert [(source.name, source.kind) for source in first.train.data] == [("text", "text")]
+    assert first.train.groups[0].learning_rate == 1.0 and isinstance(first.train.groups[0].learning_rate, float)
+    assert recipe.exam("english").source.name == "english" and isinstance(recipe.exam("english"), Exam)
+
+
+def test_only_rules_of_trees_that_train_are_in_force():
+    groups = STAGE["groups"] | {"lang": {"pattern": "lang/.*", "learning_rate": 0.1}}
+    phase = make_recipe(with_key("phase0.groups", groups)).phases[0]
+    assert [group.name for group in phase.train.groups_in_force()] == ["lora"]
+
+
+def test_an_entry_of_none_is_left_out():
+    recipe = make_recipe(with_key("phase0.data", {"text": TEXT, "off": None}))
+    assert [source.name for source in recipe.phases[0].train.data] == ["text"]
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("weigths", "x", r"config\.weigths .* nearest: 'weights'"),
+        ("phase0.batchsize", 4, r"phase0.*batchsize .* nearest: 'batch_size'"),
+        ("phase0.stepps", 4, r"config\.phase0\.stepps .*nearest: 'steps'"),
+        ("phase0.gate.treshold", 0.9, r"phase0\.gate\.treshold .* nearest: 'threshold'"),
+        ("phase0.data.text.licens", "x", r"data\.text\.licens .* nearest: 'licence'"),
+        ("phase0.steps", "many", r"steps is 'many'; expected int"),
+        ("phase0.steps", 2.5, r"steps is 2.5; expected int"),
+        ("phase0.steps", True, r"steps is True; expected int"),
+        ("phase0.merge", 1, r"merge is 1; expected bool"),
+        ("phase0.steps", -1, r"steps must be at least 0"),
+        ("phase0.trees", (), r"names nothing to train"),
+        ("phase0.trees", ("base",), r"'base'; choose from lora"),
+        ("phase0.data", {}, r"no source to train on"),
+        ("phase0.dropout", 1.0, r"dropout is 1.0"),
+        ("phase0.take", "first", r"expected 'last' or 'best'"),
+        ("phase0.take", "best", r"needs validation"),
+        ("phase0.lora.targets", ("query",), r"query"),
+        ("phase0.language", {"kind": "vektor"}, r"'vektor'; expected"),
+        ("phase0.gate.on_failure", "retain", r"remedy.steps is 0"),
+        ("phase0.gate.on_failure", "train", r"remedy.steps is 0"),
+        ("phase0.gate.threshold", 97.0, r"0\.97, not 97"),
+        ("phase1.merge", True, r"lora.rank is 0"),
+        ("phase1.exam", "englisch", r"'englisch'; exams has english"),
+        ("exams.english.mode", "letters", r"'letters'; expected"),
+        ("exams.english.shots", 5, r"no fewshot"),
+        ("exams.english.source.kind", "text", r"expected 'exam'"),
+        ("dtype", "float16", r"float16 overflows"),
+        ("route", "word", r"route is 'word'"),
+        ("run", (), r"run is empty"),
+        ("run", ("phase00",), r"'phase00', which is not defined; nearest: 'phase0'"),
+        ("run", ("phase1", "phase0"), r"in the order phase0, phase1"),
+        ("run", ("phase0", "phase0"), r"each phase once"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(key, value, words):
+    with pytest.raises(ConfigError, match=words):
+        make_recipe(with_key(key, value))
+
+
+def test_retaining_needs_a_retention_weight():
+    remedy = STAGE | {"retention": {"weight": 0.0}}
+    config = with_key("phase0.remedy", remedy)
+    config["phase0"]["gate"] = {"on_failure": "retain"}
+    with pytest.raises(ConfigError, match="retention.weight is 0"):
+        make_recipe(config)
+    config["phase0"]["remedy"]["retention"]["weight"] = 1
+    assert make_recipe(config).phases[0].remedy.retention.weight == 1.0
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(ConfigError, match="config lacks weights"):
+        make_recipe({key: value for key, value in CONFIG.items() if key != "weights"})
+
+
+def test_a_phase_alone_has_working_defaults():
+    phase = Phase("phase0", exam="english")
+    assert (phase.train.steps, phase.remedy.steps, phase.lora.rank, phase.language.kind) == (0, 0, 0, "")

@@ -1,0 +1,205 @@
+"""A stage that stops and goes on is the stage that never stopped; what it must not touch, it does not touch."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from medkor_jax.adapt.lora import make_lora
+from medkor_jax.data.batches import Batches
+from medkor_jax.data.rows import Source
+from medkor_jax.data.sources import load_examples
+from medkor_jax.io.checkpoint import digest_tree
+from medkor_jax.io.models import open_model
+from medkor_jax.parallel.mesh import MeshShape, make_mesh
+from medkor_jax.train import loop
+from medkor_jax.train.metrics import read_metrics
+from medkor_jax.train.step import StepSpec
+from medkor_jax.train.trainable import Group, Schedule
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshShape())
+
+
+@pytest.fixture(scope="module")
+def model(tiny_base_dir):
+    return open_model(tiny_base_dir)
+
+
+@pytest.fixture(scope="module")
+def params(model, mesh):
+    params = model.load(jnp.float32, mesh)
+    return params.replace(lora=make_lora(params.base, jax.random.key(0), rank=2, targets=("q", "down")), lora_scale=2.0)
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    source = Source("text", "text", "embedded", subset="train", language="en", limit=40)
+    return [(source, load_examples(source, drop_bad=False).rows)]
+
+
+@pytest.fixture
+def plan(corpus, tmp_path):
+    return make_plan(corpus, tmp_path)
+
+
+def make_plan(corpus, directory):
+    return loop.StagePlan(
+        name="stage", directory=directory / "stage", trees=("lora",), spec=StepSpec(dropout=0.1, seed=3),
+        schedule=Schedule(STEPS, warmup_steps=2), groups=(Group("lora", "lora/.*", 0.01),), train=corpus, validation=[],
+        batch_size=4, seq_len=64, loss_positions=0, route="token", save_every=2, keep_last=1, validate_every=0,
+        take="last", log_every=3, drop_bad=False, upstream="model",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(params, model, mesh):
+    def run(plan, params=params):
+        with jax.set_mesh(mesh):
+            return loop.run_stage(plan, params, None, model.config, model.tokenizer, mesh)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(run, corpus, tmp_path_factory):
+    plan = make_plan(corpus, tmp_path_factory.mktemp("uninterrupted"))
+    steps, made = [], loop.make_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_step", lambda *a, **k: steps.append(made(*a, **k)) or steps[-1])
+        return run(plan), read_metrics(plan.directory), steps, plan
+
+
+def losses(rows):
+    return [(row["step"], row["loss"], row["tokens"]) for row in rows]
+
+
+@pytest.fixture
+def disturb(monkeypatch):
+    """disturb(n, deed): `deed()` happens when the n-th batch from now is asked for."""
+    whole = Batches.__next__
+
+    def disturb(n, deed):
+        asked = []
+
+        def disturbed(self):
+            asked.append(1)
+            if len(asked) == n:
+                deed()
+            return whole(self)
+
+        monkeypatch.setattr(Batches, "__next__", disturbed)
+
+    yield disturb
+    monkeypatch.setattr(Batches, "__next__", whole)
+
+
+def power_cut():
+    raise OSError("power cut")
+
+
+@pytest.mark.parametrize(
+    "n, deed, error, stands_at",
+    [(3, lambda: os.kill(os.getpid(), signal.SIGTERM), loop.StoppedEarly, 3), (6, power_cut, OSError, 4)],
+    ids=["SIGTERM during step 3", "killed at step 6, saved at 4"],
+)
+def test_an_interrupted_stage_gives_the_bits_of_one_that_never_stopped(
+    n, deed, error, stands_at, run, plan, disturb, uninterrupted, monkeypatch
+):
+    disturb(n, deed)
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(error):
+        run(plan)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert sorted(int(p.name) for p in (plan.directory / "checkpoints").iterdir()) == [stands_at]
+    asked = []
+    disturb(1, lambda: asked.append(1))
+    resumed = run(plan)
+    expected, rows, *_ = uninterrupted
+    assert digest_tree(resumed.lora) == digest_tree(expected.lora)
+    assert losses(read_metrics(plan.directory)) == losses(rows)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+
+
+def test_training_changes_what_trains_and_no_byte_of_the_base(uninterrupted, params, model, mesh):
+    trained, rows, *_ = uninterrupted
+    assert digest_tree(trained.base) == digest_tree(model.load(jnp.float32, mesh).base)
+    assert all(digest_tree(trained.lora[m]) != digest_tree(params.lora[m]) for m in ("q", "down"))
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.1
+
+
+def test_a_stage_compiles_its_step_once(uninterrupted):
+    _, _, steps, _ = uninterrupted
+    assert [step._cache_size() for step in steps] == [1]
+
+
+def test_a_finished_stage_trains_nothing_more(run, monkeypatch, uninterrupted):
+    first, _, _, plan = uninterrupted
+    written = (plan.directory / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(Batches, "__next__", lambda self: pytest.fail("a batch was asked for"))
+    assert digest_tree(run(plan).lora) == digest_tree(first.lora)
+    assert (plan.directory / "metrics.jsonl").read_bytes() == written
+
+
+def test_other_settings_on_the_same_directory_are_refused(run, plan, disturb):
+    disturb(1, power_cut)
+    with contextlib.suppress(OSError):
+        run(plan)
+    for change in (
+        dict(upstream="another"), dict(seq_len=32), dict(schedule=Schedule(STEPS + 1, warmup_steps=2)),
+        dict(groups=(Group("lora", "lora/.*", 0.02),)), dict(spec=dataclasses.replace(plan.spec, seed=4)),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"other settings.*{next(iter(change))}.*--restart"):
+            run(dataclasses.replace(plan, **change))
+    with pytest.raises(ValueError, match="batch_size"):
+        run(dataclasses.replace(plan, batch_size=6, directory=plan.directory / "new"))
+
+
+def test_a_loss_that_is_not_finite_ends_the_stage_unsaved(run, plan, params):
+    broken = params.replace(base=params.base | {"final_norm": params.base["final_norm"] * jnp.nan})
+    with pytest.raises(FloatingPointError, match="step 1"):
+        run(dataclasses.replace(plan, schedule=Schedule(1), save_every=1), broken)
+    assert not [p for p in (plan.directory / "checkpoints").iterdir() if p.name.isdigit()]
+
+
+def test_best_takes_the_checkpoint_of_lowest_validation_loss(run, plan, corpus, monkeypatch):
+    nats = iter([3.0, 1.0, 2.0])
+    seen = []
+
+    def measured(params, *_, **__):
+        seen.append(digest_tree(params.lora))
+        return {"nats": next(nats), "tokens": 1.0}
+
+    monkeypatch.setattr(loop, "text_loss", measured)
+    best = run(dataclasses.replace(plan, validation=corpus, validate_every=2, save_every=100, take="best"))
+    assert len(set(seen)) == 3
+    assert digest_tree(best.lora) == seen[1]
+    assert [r["validation_nats"] for r in read_metrics(plan.directory) if "validation_nats" in r] == [3.0, 1.0, 2.0]
+
+
+def test_text_loss_is_a_mean_over_predicted_tokens_and_stops_at_its_bound(params, model, mesh, corpus):
+    measure = lambda limit, shift=0.0: loop.text_loss(  # noqa: E731
+        params.replace(base=params.base | {"embed": params.base["embed"] * (1 + shift)}), model.config, model.tokenizer,
+        mesh, corpus, StepSpec(), route="token", batch_size=4, seq_len=64, max_tokens=limit,
+    )  # fmt: skip
+    with jax.set_mesh(mesh):
+        some, whole = measure(64), measure(0)
+        blank = measure(0, shift=-1.0)  # no embedding, no logits: every token is equally likely
+    assert 64 <= some["tokens"] <= 4 * 64 < whole["tokens"]
+    lengths = sum(len(ids) for ids in model.tokenizer.encode_batch([e.parts[0][0] for e in corpus[0][1]]))
+    assert lengths <= whole["tokens"] <= lengths + 2 * len(corpus[0][1])
+    assert blank["nats"] == pytest.approx(math.log(model.config.vocab_size), rel=1e-5)
+
+
+def test_seeds_depend_on_every_part():
+    assert len({loop.seed_of(*parts) for parts in ((0, "a"), (1, "a"), (0, "b"), ("a", 0))}) == 4
+    assert 0 <= loop.seed_of(0, "a") == loop.seed_of(0, "a") < 2**31
