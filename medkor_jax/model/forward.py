@@ -16,13 +16,15 @@ from typing import Any, Mapping
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from medkor_jax.model import attention
 from medkor_jax.model.config import ModelConfig
-from medkor_jax.model.layers import Adapters, Attend, Block, Rope, make_rope, rms_norm
+from medkor_jax.model.layers import PRODUCT, Adapters, Attend, Block, Rope, make_rope, rms_norm
 from medkor_jax.model.params import LayerPlan, Params, Tree, make_plan
 
+_ATTENDED = "attended"
 BATCH_AXES = ("data", "fsdp")  # mesh axes over which the batch is spread, when a mesh is set
 
 
@@ -130,7 +132,16 @@ def run_layer(
     """Returns the residual stream [B, T, D] after one layer of the uncached model."""
     rope, mask = view.of_layer(layer.plan.is_local)
     adapters = Adapters(layer.lora, layer.key, lora_scale, dropout) if layer.lora else None
-    return run_block(config, layer.base, rope, lambda q, k, v: attention.attend(q, k, v, mask), x, adapters)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return checkpoint_name(attention.attend(q, k, v, mask), _ATTENDED)
+
+    # Scores and everything elementwise are cheaper to compute again than to write and read: a third of the memory.
+    keep = jax.checkpoint_policies.save_only_these_names(PRODUCT, _ATTENDED)
+    run = jax.checkpoint(
+        lambda x, base, adapters: run_block(config, base, rope, attend, x, adapters), policy=keep, prevent_cse=False
+    )
+    return run(x, layer.base, adapters)
 
 
 def project_logits(base: Tree, hidden: jax.Array) -> jax.Array:

@@ -81,6 +81,7 @@ _cross_entropy.defvjp(_forward, _backward)
 def _scan_chunks(hidden, table, targets, weights, chunk, temperature, *, with_gradient):
     """Returns ((loss, (entropy, correct, weight)), d loss / d hidden [B, M, D] or None), a chunk of M at a time."""
     b, m, d = hidden.shape
+    one_chunk = _tokens_chunk if targets.ndim == 2 else _teacher_chunk
     size = max(1, min(m, chunk * batch_ways() // b))
     pad = -m % size
     fold = lambda x: jnp.moveaxis(  # noqa: E731  [B, M, ...] -> [M/size, B, size, ...], the batch axis kept whole
@@ -88,7 +89,7 @@ def _scan_chunks(hidden, table, targets, weights, chunk, temperature, *, with_gr
     )
 
     def body(sums, chunks):
-        added, gradient = _one_chunk(*map(spread, chunks), table, temperature, with_gradient)
+        added, gradient = one_chunk(*map(spread, chunks), table, temperature, with_gradient)
         return jax.tree.map(jnp.add, sums, added), gradient
 
     zero = jnp.zeros((), jnp.float32)
@@ -98,38 +99,75 @@ def _scan_chunks(hidden, table, targets, weights, chunk, temperature, *, with_gr
     return sums, gradient
 
 
-def _one_chunk(hidden, targets, weights, table, temperature, with_gradient):
+def _tokens_chunk(hidden, targets, weights, table, temperature, with_gradient):
+    """Against token ids: one walk over blocks of the vocabulary, the sum of exponentials rescaled as a larger logit
+    turns up, so that a block's logits are used while they are in cache.
+
+    Block i is rows i, i + n, ..: under a table sharded over V every block has its part on every device.
+    Source: Milakov & Gimelshein 2018 (arXiv:1805.02867), online softmax.
+    """
+    weights = weights.astype(jnp.float32)
+    n_blocks = _n_blocks(table.shape[0])
+    blocks = table.reshape(-1, n_blocks, table.shape[1])
+
+    def body(i, carry):
+        highest, z, target_logit, expected = carry
+        block = jax.lax.dynamic_index_in_dim(blocks, i, axis=1, keepdims=False)
+        logits = _logits(hidden, block, temperature)
+        before, highest = highest, jnp.maximum(highest, jnp.max(logits, axis=-1))
+        shrink, e = jnp.exp(before - highest), jnp.exp(logits - highest[..., None])
+        here = jnp.take_along_axis(logits, targets[..., None] // n_blocks, axis=-1)[..., 0]
+        target_logit = jnp.where(targets % n_blocks == i, here, target_logit)
+        if with_gradient:
+            expected = expected * shrink[..., None] + jnp.einsum(
+                "bmv,vd->bmd", e.astype(hidden.dtype), block.astype(hidden.dtype), preferred_element_type=jnp.float32
+            )
+        return highest, z * shrink + jnp.sum(e, axis=-1), target_logit, expected
+
+    zero = jnp.zeros(targets.shape, jnp.float32)
+    expected = jnp.zeros(hidden.shape, jnp.float32) if with_gradient else None
+    start = (jnp.full_like(zero, jnp.finfo(jnp.float32).min), zero, zero, expected)
+    highest, z, target_logit, expected = jax.lax.fori_loop(0, n_blocks, body, start)
+    nll = highest + jnp.log(z) - target_logit
+    sums = _sum(weights, nll, jnp.zeros_like(nll), target_logit == highest)
+    if not with_gradient:
+        return sums, None
+    # d nll / d hidden = (sum_v softmax(logits)_v table_v - table_target) / temperature
+    pull = expected / z[..., None] - table[targets].astype(jnp.float32)
+    return sums, (pull * (weights / temperature)[..., None]).astype(hidden.dtype)
+
+
+def _n_blocks(vocab_size):
+    """Returns how many blocks of a multiple of 64 rows the vocabulary is walked in, at most 64."""
+    whole = vocab_size // 64 if vocab_size % 64 == 0 else 1
+    return max(n for n in range(1, 65) if whole % n == 0)
+
+
+def _teacher_chunk(hidden, targets, weights, table, temperature, with_gradient):
+    """Against the distribution of a teacher's hidden states `targets`."""
     weights = weights.astype(jnp.float32)
     logits = _logits(hidden, table, temperature)
     highest = jnp.max(logits, axis=-1)
     log_z = highest + jnp.log(jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1))
-    if targets.ndim == 2:
-        target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        nll, entropy, correct = log_z - target_logit, jnp.zeros_like(log_z), target_logit == highest
-    else:
-        teacher = _logits(targets, table, temperature)
-        log_p = jax.nn.log_softmax(teacher, axis=-1)
-        p = jnp.exp(log_p)
-        nll = log_z - jnp.sum(p * logits, axis=-1)
-        entropy = -jnp.sum(p * log_p, axis=-1)
-        # an argmax over V is far slower than a maximum on some backends; equal maxima say the same
-        favourite = teacher == jnp.max(teacher, axis=-1, keepdims=True)
-        correct = jnp.any(favourite & (logits == highest[..., None]), axis=-1)
-    sums = (
-        jnp.sum(weights * nll),
-        (jnp.sum(weights * entropy), jnp.sum(weights * correct.astype(jnp.float32)), jnp.sum(weights)),
-    )
+    teacher = _logits(targets, table, temperature)
+    log_p = jax.nn.log_softmax(teacher, axis=-1)
+    p = jnp.exp(log_p)
+    nll = log_z - jnp.sum(p * logits, axis=-1)
+    # an argmax over V is far slower than a maximum on some backends; equal maxima say the same
+    favourite = teacher == jnp.max(teacher, axis=-1, keepdims=True)
+    correct = jnp.any(favourite & (logits == highest[..., None]), axis=-1)
+    sums = _sum(weights, nll, -jnp.sum(p * log_p, axis=-1), correct)
     if not with_gradient:
         return sums, None
     # d nll / d hidden = (softmax(logits) - target distribution) @ table / temperature
     q = jnp.exp(logits - log_z[..., None])
     frozen = table.astype(hidden.dtype)
-    if targets.ndim == 2:
-        expected = jnp.einsum("bmv,vd->bmd", q.astype(hidden.dtype), frozen, preferred_element_type=jnp.float32)
-        pull = expected - frozen[targets].astype(jnp.float32)
-    else:
-        pull = jnp.einsum("bmv,vd->bmd", (q - p).astype(hidden.dtype), frozen, preferred_element_type=jnp.float32)
+    pull = jnp.einsum("bmv,vd->bmd", (q - p).astype(hidden.dtype), frozen, preferred_element_type=jnp.float32)
     return sums, (pull * (weights / temperature)[..., None]).astype(hidden.dtype)
+
+
+def _sum(weights, nll, entropy, correct):
+    return jnp.sum(weights * nll), (jnp.sum(weights * entropy), jnp.sum(weights * correct.astype(jnp.float32)), jnp.sum(weights))
 
 
 def _logits(hidden, table, temperature):
