@@ -15,7 +15,7 @@ SHAPE = dict(
 )  # fmt: skip
 
 
-def get_config(argument):
+def get_config(argument="data"):
     data, _, retention = argument.partition(",")
     config = pipeline.get_config()
     config.run_dir, config.weights = "runs/measured" + (f"-{retention}" if retention else ""), "embedded"

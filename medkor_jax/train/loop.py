@@ -187,7 +187,7 @@ def _steps(plan, step, state, frozen, reference, batches, checkpoints, config, t
             if nats is not None or number % plan.save_every == 0 or is_last or asked_to_stop:
                 flush()
                 checkpoints.save(number, state, batches.get_state(), nats)
-            if asked_to_stop and not is_last:
+            if asked_to_stop:
                 checkpoints.wait()
                 raise StoppedEarly(f"{plan.name} stopped at step {number} of {total}, saved; the same command goes on")
     finally:
