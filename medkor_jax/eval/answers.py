@@ -16,9 +16,11 @@ options is not an answer.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 from medkor_jax.data.exams import LETTERS
+from medkor_jax.data.reasoning import ReasoningFormat
 
 KOREAN_PATTERNS = tuple(
     re.compile(pattern, re.IGNORECASE)
@@ -64,3 +66,32 @@ def parse_answer(text: str, n_options: int, language: str = "ko") -> int | None:
     if not letter or LETTERS.index(letter) >= n_options:
         return None
     return LETTERS.index(letter)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reasoned:
+    """What a reasoned answer says. answer: 0-based, None unless exactly one valid letter, alone, ends the text.
+
+    has_format: reasoning that is not empty between the two tags, each there once, and nothing outside them but
+    what follows the closing one.
+    """
+
+    has_format: bool
+    answer: int | None
+    reasoning: str
+
+
+def parse_reasoned(text: str, n_options: int, form: ReasoningFormat = ReasoningFormat()) -> Reasoned:
+    """Returns the parts of "<R> reasoning <R/> C". Strict: "C.", "C or D" and "the answer is C" are no single letter.
+
+    A letter without the format is still read (what follows the last closing tag, or the whole text), so that
+    reward and score can weigh the two apart.
+    """
+    before, closing, after = text.rpartition(form.closing)
+    letter = after.strip()
+    allowed = LETTERS[:n_options]
+    answer = allowed.index(letter) if len(letter) == 1 and letter in allowed else None
+    opening, reasoning = before.strip()[: len(form.opening)], before.strip()[len(form.opening) :].strip()
+    once = text.count(form.opening) == text.count(form.closing) == 1
+    has_format = bool(closing) and once and opening == form.opening and any(map(str.isalnum, reasoning))
+    return Reasoned(has_format, answer, reasoning if has_format else "")
