@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if overrides and not hasattr(arguments, "config"):
         print(f"medkor: not understood: {' '.join(overrides)}; see medkor {arguments.command} --help", file=sys.stderr)
         return 2
-    _quiet_libraries()
+    _set_up_libraries()
     from medkor_jax.eval.verdict import GateClosed
     from medkor_jax.phases import ConfigError
 
@@ -56,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--subset", default="", help="for a hub id, such as doctor")
     evaluate.add_argument("--language", default="", choices=("", "ko", "en"), help="default: read from the text")
     evaluate.add_argument("--fewshot", help="a file or hub id whose first questions are the shots")
-    evaluate.add_argument("--mode", default="letter", choices=("letter", "harness"))
+    evaluate.add_argument("--mode", default="letter", choices=("letter", "harness", "cloze"))
     evaluate.add_argument("--shots", type=int, default=0)
     evaluate.add_argument("--limit", type=int, default=0, help="first N questions (default: all)")
     evaluate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
@@ -150,12 +150,20 @@ def _waive(arguments, _) -> None:
     print(f"{arguments.verdict} is waived: {arguments.reason}")
 
 
-def _quiet_libraries() -> None:
+def _set_up_libraries() -> None:
+    """Quiet logs, and compiled steps kept on disk: a second start trains within a minute. Set variables win."""
     import logging
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("absl").setLevel(logging.ERROR)
+
+    import jax
+
+    from medkor_jax.io.embedded_model import cache_directory
+
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
 
 
 def _fail(error: BaseException, code: int) -> int:

@@ -50,6 +50,11 @@ def prompt(question: Question) -> str:
     return f"{question.question.strip()}\n{options}{'정답：' if question.language == 'ko' else 'Answer:'}"
 
 
+def cloze_prompt(question: Question) -> str:
+    """Returns the question without its options, up to and including the colon; an option's text may follow it."""
+    return f"{question.question.strip()}\n{'정답：' if question.language == 'ko' else 'Answer:'}"
+
+
 def answer_text(question: Question) -> str:
     """Returns what follows the prompt, e.g. " B".
 

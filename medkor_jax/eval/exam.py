@@ -3,10 +3,12 @@
     report = evaluate(scorer, tokenizer, questions, mode="letter", source="embedded", split="valid")
     print(report.table())
 
-Two modes. `letter`: one forward pass a question; the logits of the option letters right after the prompt
+Modes. `letter`: one forward pass a question; the logits of the option letters right after the prompt
 are compared. `harness`: greedy text up to a stop string, then the answer is read out of it, as
-lm-evaluation-harness 0.4.13 does for `kormedmcqa` v3.0. Letter scores are steadier and cheaper; only
-harness scores may be set beside published ones, and the two are never mixed in a comparison.
+lm-evaluation-harness 0.4.13 does for `kormedmcqa` v3.0. `cloze`: the options are not shown; the one whose text
+is most likely after the question is taken. Letter scores are steadier and cheaper; only harness scores may be
+set beside published ones; a model of a few hundred million parameters often knows an answer that it cannot bind
+to a letter (Robinson & Wingate 2023, arXiv:2210.12353), and cloze shows that. No two are mixed in a comparison.
 
 Knows nothing of weights or devices: a `Scorer` answers two questions about token ids.
 """
@@ -19,7 +21,7 @@ from typing import Callable, Protocol, Sequence
 
 import numpy as np
 
-from medkor_jax.data.exams import LETTERS, Question, answer_text, prompt
+from medkor_jax.data.exams import LETTERS, Question, answer_text, cloze_prompt, prompt
 from medkor_jax.eval import answers, harness
 from medkor_jax.eval.scores import MODES, Answer, Report
 
@@ -32,6 +34,9 @@ class Scorer(Protocol):
 
     def generate(self, prompts: list[list[int]], *, max_new_tokens: int, stop: tuple[str, ...]) -> list[str]:
         """Returns the greedy continuations as text without control tokens, each cut before its first stop string."""
+
+    def continuation_nats(self, prompts: list[list[int]], continuations: list[list[int]]) -> np.ndarray:
+        """Returns float64 [prompts]: the negative log-likelihood of each continuation's tokens after its prompt."""
 
 
 class ExamTokenizer(harness.Encoder, Protocol):
@@ -64,8 +69,13 @@ def evaluate(
         raise ValueError(f"mode {mode!r} is unknown; it is one of {', '.join(MODES)}")
     if not questions:
         raise ValueError(f"no questions in {source or 'this exam'} {split}: nothing to evaluate")
-    new_tokens = 1 if mode == "letter" else harness.MAX_NEW_TOKENS
-    requests = harness.requests(questions, shots, tokenizer, max_positions=max_positions, max_new_tokens=new_tokens)
+    if mode == "cloze" and shots:
+        raise ValueError("cloze mode shows no options, so it has no shots; set shots to 0")
+    new_tokens = harness.MAX_NEW_TOKENS if mode == "harness" else 1
+    contexts = [cloze_prompt(question) for question in questions] if mode == "cloze" else None
+    requests = harness.requests(
+        questions, shots, tokenizer, max_positions=max_positions, max_new_tokens=new_tokens, contexts=contexts
+    )
     shown = {prompt(shot) for shot in shots}
     letters = _letter_tokens(tokenizer, questions, requests) if mode == "letter" else {}
 
@@ -75,6 +85,11 @@ def evaluate(
         if mode == "letter":
             logits = scorer.next_logits(prompts, letters[questions[batch[0]].language])
             read = [_read_logits(row, questions[i]) for i, row in zip(batch, logits, strict=True)]
+        elif mode == "cloze":
+            rows = [(i, tokenizer.encode(f" {option}")) for i in batch for option in questions[i].options]
+            nats = scorer.continuation_nats([list(requests[i].token_ids) for i, _ in rows], [tokens for _, tokens in rows])
+            ends = np.cumsum([len(questions[i].options) for i in batch])[:-1]
+            read = [_read_logits(-row, questions[i]) for i, row in zip(batch, np.split(nats, ends), strict=True)]
         else:
             texts = scorer.generate(prompts, max_new_tokens=harness.MAX_NEW_TOKENS, stop=harness.STOP)
             read = [_read_text(text, questions[i]) for i, text in zip(batch, texts, strict=True)]

@@ -51,8 +51,11 @@ def requests(
     *,
     max_positions: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    contexts: Sequence[str] | None = None,
 ) -> list[Request]:
     """Returns one request a question, in order; max_positions counts prompt and generated tokens together.
+
+    contexts: what the model reads for each question, where that is not the harness's own.
 
     Raises: ValueError if `max_positions` leaves no room for a prompt.
     """
@@ -62,7 +65,8 @@ def requests(
             "use a longer model, or letter mode, which generates nothing"
         )
     limit = None if max_positions is None else max_positions - max_new_tokens
-    contexts = [context(question, shots) for question in questions]
+    if contexts is None:
+        contexts = [context(question, shots) for question in questions]
     built = []
     for question, text, encoded in zip(questions, contexts, tokenizer.encode_batch(contexts), strict=True):
         ids = [tokenizer.bos_id, *encoded]

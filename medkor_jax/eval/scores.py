@@ -22,7 +22,7 @@ from typing import Any, Sequence
 from medkor_jax.eval import stats
 from medkor_jax.io.files import write_atomically
 
-MODES = ("letter", "harness")
+MODES = ("letter", "harness", "cloze")
 
 # A report is alarming beyond these. Published models leave far less unparsed and spread further.
 DOMINANT_SHARE = 0.6  # of answers on one letter ...
@@ -46,7 +46,7 @@ class Answer:
     year: int | None
     language: str
     n_options: int
-    probabilities: tuple[float, ...] | None = None  # [options], over the option letters alone; letter mode
+    probabilities: tuple[float, ...] | None = None  # [options], over the options alone; letter and cloze mode
     among_shots: bool = False
     truncated: bool = False  # the prompt lost its beginning
 
@@ -206,6 +206,7 @@ def _chance_alarm(report: Report) -> str | None:
     by_mode = {
         "letter": "letters compared with a space where training had none",
         "harness": "few-shot answers in digits where letters are asked",
+        "cloze": "questions that make no sense without their options",
     }
     return (
         f"{found}, not told apart from guessing ({score.chance:.1%}; guessing does as well with probability {p:.2f}). "

@@ -152,3 +152,9 @@ def test_refuses_unknown_modes_and_empty_exams(make_question, tokenizer):
         exam.evaluate(None, tokenizer, [make_question(1)], mode="likelihood")
     with pytest.raises(ValueError, match="nothing to evaluate"):
         exam.evaluate(None, tokenizer, [], mode="letter")
+
+
+def test_cloze_has_no_shots(make_question, tokenizer):
+    questions = [make_question(i) for i in range(2)]
+    with pytest.raises(ValueError, match="no shots"):
+        exam.evaluate(FakeScorer(tokenizer, questions, [0, 0]), tokenizer, questions, mode="cloze", shots=questions[:1])
