@@ -1,7 +1,7 @@
 """Phases 0 to 3 on the embedded Gemma 3 270M and the embedded exam, in minutes on two CPU cores.
 
-The texts state the facts of the training and the validation exam; questions are trained on for training
-facts only. Facts of the test split are in nothing that is trained on: their texts are what is watched.
+The texts state the facts of the training and the validation exam; no question is trained on. Facts of the
+test split are in nothing that is trained on: their texts are what is watched.
 """
 
 from configs import common, phase0, phase1, phase2, phase3, pipeline
@@ -16,10 +16,6 @@ def text(language):
         f"{language}-text-{split}": dict(kind="text", language=language, subset=split, **OURS, weight=weight)
         for split, weight in (("train", 3.0), ("valid", 1.0))
     }
-
-
-def exam(language):
-    return {f"{language}-exam-train": dict(kind="exam", language=language, **OURS)}
 
 
 def get_config(run=("phase0", "phase1", "phase2", "phase3")):
