@@ -8,6 +8,11 @@ from ml_collections import ConfigDict
 
 LORA = {"rank": 16, "alpha": 32.0, "targets": ("q", "k", "v", "o", "gate", "up", "down")}
 NO_LORA = LORA | {"rank": 0}
+REWARD = dict(
+    algorithm="", group_size=8, temperature=1.0, max_new_tokens=128, answer=1.0, letter=0.1, format=0.2, length_penalty=0.0,
+    max_reasoning_tokens=0, opening="<R>", closing="<R/>", clip_low=0.2, clip_high=0.28, kl_weight=0.0, std_normalised=True,
+    updates_per_batch=1, max_refills=4, patience=3,
+)  # fmt: skip
 
 
 def stage(**changes):
@@ -20,7 +25,7 @@ def stage(**changes):
         },
         warmup_steps=20, final_share=0.1, clip_norm=1.0, dropout=0.0, next_token_weight=1.0,
         retention=dict(weight=0.0, layers=4, positions=32, temperature=1.0),
-        save_every=200, keep_last=1, validation={}, validate_every=0, take="last",
+        save_every=200, keep_last=1, validation={}, validate_every=0, take="last", reward=REWARD,
     )  # fmt: skip
     return changed(defaults, changes)
 

@@ -19,11 +19,15 @@ from typing import Any, Mapping
 from medkor_jax.adapt.language import KINDS
 from medkor_jax.adapt.lora import check_targets
 from medkor_jax.data.packing import ROUTES
+from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import Source
 from medkor_jax.eval.gate import Gate
 from medkor_jax.eval.scores import MODES
 from medkor_jax.parallel.mesh import MeshShape
+from medkor_jax.train.groups import RolloutSettings
+from medkor_jax.train.policy import PolicyLoss
 from medkor_jax.train.retention import Retention
+from medkor_jax.train.rewards import Reward
 from medkor_jax.train.trainable import TRAINABLE_TREES, Group
 
 
@@ -60,6 +64,54 @@ class LanguageRecipe:
 
 
 @dataclasses.dataclass(frozen=True)
+class RewardRecipe:
+    """algorithm "": the stage learns from documents; "grpo" or "rft": from its own answers to the questions of its data.
+
+    answer, letter, format, length_penalty, max_reasoning_tokens: what an answer earns, see `train.rewards.Reward`.
+    opening, closing: the tags of the format. The rest: see `train.groups.RolloutSettings` and, for grpo alone (clip,
+    kl_weight, std_normalised), `train.policy`.
+    """
+
+    algorithm: str = ""
+    group_size: int = 8
+    temperature: float = 1.0
+    max_new_tokens: int = 128
+    answer: float = 1.0
+    letter: float = 0.1
+    format: float = 0.2
+    length_penalty: float = 0.0
+    max_reasoning_tokens: int = 0
+    opening: str = "<R>"
+    closing: str = "<R/>"
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    kl_weight: float = 0.0
+    std_normalised: bool = True
+    updates_per_batch: int = 1
+    max_refills: int = 4
+    patience: int = 3
+
+    def __post_init__(self) -> None:
+        self.rollout(), self.policy()  # they check themselves
+
+    def rollout(self) -> RolloutSettings | None:
+        if not self.algorithm:
+            return None
+        reward = Reward(self.answer, self.letter, self.format, self.length_penalty, self.max_reasoning_tokens)
+        return RolloutSettings(
+            algorithm=self.algorithm, group_size=self.group_size, temperature=self.temperature,
+            max_new_tokens=self.max_new_tokens, reward=reward, form=ReasoningFormat(self.opening, self.closing),
+            std_normalised=self.std_normalised, updates_per_batch=self.updates_per_batch, max_refills=self.max_refills,
+            patience=self.patience,
+        )  # fmt: skip
+
+    def policy(self) -> PolicyLoss | None:
+        if self.algorithm != "grpo":
+            return None
+        return PolicyLoss(self.clip_low, self.clip_high, self.kl_weight, self.temperature)
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
     """One stretch of training. steps 0: not trained at all.
 
@@ -67,6 +119,7 @@ class Stage:
     loss_positions: predicted positions a row at most; 0 derives it from the data.
     validation: held-out text whose loss is measured every `validate_every` steps (0: never);
     take: which checkpoint goes on, "last" or "best" by that loss.
+    reward: learn from the model's own answers to `data`, which is exams then; one answer a row.
     """
 
     steps: int = 0
@@ -88,6 +141,7 @@ class Stage:
     validation: tuple[Source, ...] = ()
     validate_every: int = 0
     take: str = "last"
+    reward: RewardRecipe = RewardRecipe()
 
     def __post_init__(self) -> None:
         if self.steps < 0 or min(self.batch_size, self.seq_len, self.microbatches, self.save_every, self.keep_last) < 1:
@@ -107,6 +161,15 @@ class Stage:
             raise ValueError(f"take is {self.take!r}; expected 'last' or 'best'")
         if self.take == "best" and not (self.validate_every and self.validation):
             raise ValueError("take='best' needs validation sources and validate_every above 0")
+        if self.steps and (rollout := self.reward.rollout()):
+            rollout.check_shape(self.batch_size, self.seq_len, self.loss_positions)
+            if wrong := [source for source in self.data if source.kind != "exam"]:
+                raise ValueError(
+                    f"reward.algorithm is {self.reward.algorithm!r} and data source {wrong[0].name!r} of kind "
+                    f"{wrong[0].kind!r}; only questions can be answered: give sources of kind 'exam'"
+                )
+            if self.dropout and self.reward.policy():
+                raise ValueError(f"dropout is {self.dropout} and reward.algorithm 'grpo'; what sampled must be what learns: 0")
 
     def groups_in_force(self) -> tuple[Group, ...]:
         """The optimizer rules of the trees that train here."""

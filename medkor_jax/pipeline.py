@@ -228,7 +228,8 @@ class Run:
 
     def plan(self, phase: Phase, stage: Stage, name: str, *, upstream: str = "") -> StagePlan:
         """Returns the stage with its data loaded and its numbers resolved."""
-        recipe = self.recipe
+        recipe, rollout = self.recipe, stage.reward.rollout()
+        train = self.corpora.examples(stage.data) if rollout is None else [(s, self.corpora.questions(s)) for s in stage.data]
         return StagePlan(
             name=f"{phase.name}/{name}",
             directory=self.directory / phase.name / name,
@@ -236,7 +237,7 @@ class Run:
             spec=self._spec(stage, seed_of(recipe.seed, phase.name, name)),
             schedule=Schedule(stage.steps, stage.warmup_steps, stage.final_share, stage.clip_norm),
             groups=stage.groups_in_force(),
-            train=self.corpora.examples(stage.data),
+            train=train,
             validation=self.corpora.examples(stage.validation),
             batch_size=stage.batch_size,
             seq_len=stage.seq_len,
@@ -249,12 +250,14 @@ class Run:
             log_every=recipe.log_every,
             drop_bad=recipe.drop_bad,
             upstream=upstream,
+            rollout=rollout,
         )
 
     def _spec(self, stage: Stage, seed: int) -> StepSpec:
-        recipe = self.recipe
+        recipe, policy = self.recipe, stage.reward.policy()
         return StepSpec(
-            dtype=recipe.dtype, next_token_weight=stage.next_token_weight, retention=stage.retention,
+            dtype=recipe.dtype, next_token_weight=stage.next_token_weight if policy is None else 0.0, policy=policy,
+            retention=stage.retention,
             microbatches=stage.microbatches, remat=recipe.remat, dropout=stage.dropout, chunk=recipe.chunk, seed=seed,
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "parallel": (),
     "adapt": ("model",),
     "io": ("model", "data.tokenizer", "parallel.mesh"),
-    "train": ("model", "adapt", "io", "data", "parallel"),
+    "train": ("model", "adapt", "io", "data", "parallel", "eval.answers"),
     "eval": ("model", "adapt", "io", "data", "parallel"),
 }
 TOP = {"cli", "phases", "pipeline", "report", "bench", "config_file", "corpora", "evaluation", "__init__"}

@@ -56,13 +56,13 @@ class Batches:
         kept = [self._kept(source, examples) for source, examples in sources]
         if self.dropped and not drop_bad:
             raise BadDataError(self.dropped, advice="raise seq_len, or go on without them with --drop-bad")
-        self._order = _order(kept, [source.weight for source, _ in sources], seed=seed, epochs=epochs, shuffle=shuffle)
+        self._order = document_order(kept, [source.weight for source, _ in sources], seed=seed, epochs=epochs, shuffle=shuffle)
         self._settings = {
             "sources": [f"{source.name} ({source.kind}, {len(indices)} rows, weight {source.weight})"
                         for (source, _), indices in zip(sources, kept)],
             "batch_size": batch_size, "seq_len": seq_len, "loss_positions": self.loss_positions, "seed": seed,
             "epochs": epochs, "route": route, "shuffle": shuffle, "tokenizer": tokenizer.digest,
-            "content": [_content(examples) for examples in self._examples],
+            "content": [content_digest(examples) for examples in self._examples],
         }
         self._next = 0  # place in the order
         self._waiting: list[tuple[int, int, Encoded]] = []  # (place in the order, tokens already placed, document)
@@ -103,12 +103,7 @@ class Batches:
 
         Raises: ValueError, naming what differs, if it is the state of another stream.
         """
-        settings = json.loads(json.dumps(self._settings))
-        differing = [f"{name} was {was!r}, is {settings.get(name)!r}"
-                     for name, was in state["settings"].items() if settings.get(name) != was]
-        if differing:
-            raise ValueError("this cursor belongs to other batches: " + "; ".join(differing) +
-                             ". Restore those settings, or start the stage anew")
+        check_cursor(state, self._settings)
         self._next, self._batch = state["next"], state["batch"]
         self._waiting = [(place, start, self._encoded(place)) for place, start in state["waiting"]]
 
@@ -123,6 +118,16 @@ class Batches:
     def _encoded(self, place: int) -> Encoded:
         source, index = self._order[place]
         return encode(self._examples[source][index], self._tokenizer)
+
+
+def check_cursor(state: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raises: ValueError, naming what differs, if the cursor `state` was made under other `settings`."""
+    settings = json.loads(json.dumps(settings))
+    differing = [f"{name} was {was!r}, is {settings.get(name)!r}"
+                 for name, was in state["settings"].items() if settings.get(name) != was]
+    if differing:
+        raise ValueError("this cursor belongs to other batches: " + "; ".join(differing) +
+                         ". Restore those settings, or start the stage anew")
 
 
 def one_pass(
@@ -144,7 +149,7 @@ def _place(rows: PackedRows, place: int, start: int, document: Encoded) -> tuple
     return None
 
 
-def _order(kept: Sequence[Sequence[int]], weights: Sequence[float], *, seed: int, epochs: int | None, shuffle: bool):
+def document_order(kept: Sequence[Sequence[int]], weights: Sequence[float], *, seed: int, epochs: int | None, shuffle: bool):
     """Returns the sequence of (source number, index into its examples), a grain dataset read by place."""
     import grain  # slow to import
 
@@ -181,7 +186,7 @@ def _loss_positions(sources: Sequence[Sequence[Example]], tokenizer: Tokenizer, 
     return min(seq_len, 8 * math.ceil(needed / 8))
 
 
-def _content(examples: Sequence[Example]) -> str:
+def content_digest(examples: Sequence[Example]) -> str:
     """Returns a digest of a few of the examples: enough to notice that a file was replaced."""
     some = [repr(examples[i]) for i in sorted({0, len(examples) // 2, len(examples) - 1})]
     return hashlib.sha256("\n".join(some).encode()).hexdigest()[:16]

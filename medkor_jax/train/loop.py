@@ -4,7 +4,8 @@
 
 A stage directory holds `stage.json` (what was asked for), `checkpoints/` and `metrics.jsonl`. Asked for
 again, the stage goes on where its last checkpoint stands and gives the same bits as if it had never
-stopped; asked for with other settings, it is refused. SIGTERM and Ctrl-C save and end it.
+stopped; asked for with other settings, it is refused. SIGTERM and Ctrl-C save and end it. Batches come from
+documents or, with `StagePlan.rollout`, from the model's own answers to questions.
 
 It decides nothing about phases or gates.
 """
@@ -18,7 +19,7 @@ import json
 import pathlib
 import signal
 import time
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from medkor_jax.data.batches import Batches, one_pass
+from medkor_jax.data.exams import Question
 from medkor_jax.data.rows import Example, Source
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.checkpoint import StageCheckpoints, abstract_like
@@ -34,10 +36,14 @@ from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.params import Params
 from medkor_jax.parallel.mesh import check_batch, place_batch, shard_tree
 from medkor_jax.train import trainable as trainables
+from medkor_jax.train.actor import Actor
+from medkor_jax.train.groups import NothingToLearn, RolloutSettings
 from medkor_jax.train.metrics import MetricsLog
+from medkor_jax.train.rollout import Rollouts
 from medkor_jax.train.step import State, StepSpec, make_evaluation, make_state, make_step
 
-Corpus = Sequence[tuple[Source, Sequence[Example]]]
+Corpus = Sequence[tuple[Source, Sequence[Example] | Sequence[Question]]]
+Drawing = Callable[[State], tuple[dict[str, np.ndarray], dict[str, float]]]
 
 
 class StoppedEarly(RuntimeError):
@@ -49,7 +55,8 @@ class StagePlan:
     """A stage with everything it needs resolved: what the loop runs.
 
     spec: what a step computes; schedule: over how many updates; groups: who learns how fast.
-    train, validation: the documents. lora_scale and the like travel in Params.
+    train, validation: the documents; with `rollout`, train holds questions, and the stage learns from the model's own
+    answers to them. lora_scale and the like travel in Params.
     """
 
     name: str
@@ -71,6 +78,7 @@ class StagePlan:
     log_every: int
     drop_bad: bool
     upstream: str  # digest of the model the stage starts from
+    rollout: RolloutSettings | None = None
 
 
 def run_stage(
@@ -79,7 +87,8 @@ def run_stage(
     """Returns `params` with the trees of the stage trained.
 
     Raises: ValueError before any compilation if the settings contradict each other, the data or an earlier
-    start of the stage; StoppedEarly after a signal; FloatingPointError if the loss is not finite.
+    start of the stage; StoppedEarly after a signal; FloatingPointError if the loss is not finite; NothingToLearn if
+    the model's own answers cannot teach it anything.
     """
     check_batch(plan.batch_size, plan.spec.microbatches, mesh)
     trained, frozen = trainables.split(params, plan.trees)
@@ -99,18 +108,43 @@ def run_stage(
         start = int(state.step)
         if start < plan.schedule.steps:
             step = make_step(config, plan.spec, optimizer, shardings)
-            state = _steps(plan, step, state, frozen, reference, batches, checkpoints, config, tokenizer, mesh, stopped)
+            draw = _drawing(plan, batches, params, frozen, config, tokenizer, mesh)
+            state = _steps(plan, step, state, frozen, reference, batches, draw, checkpoints, config, tokenizer, mesh, stopped)
         if plan.take == "best" and (best := checkpoints.best_step) is not None:
             checkpoints.wait()
             state, _ = checkpoints.restore(abstract_like(state), best)
     return trainables.join(state.trainable, frozen)
 
 
-def make_batches(plan: StagePlan, tokenizer: Tokenizer) -> Batches:
+def make_batches(plan: StagePlan, tokenizer: Tokenizer) -> Batches | Rollouts:
+    """Returns where the stage's batches come from, once its data was found to fit."""
+    if plan.rollout is not None:
+        return Rollouts(
+            plan.train, tokenizer, plan.rollout, batch_size=plan.batch_size, seq_len=plan.seq_len, seed=plan.spec.seed,
+            loss_positions=plan.loss_positions, route=plan.route, drop_bad=plan.drop_bad,
+        )  # fmt: skip
     return Batches(
         plan.train, tokenizer, batch_size=plan.batch_size, seq_len=plan.seq_len, seed=plan.spec.seed,
         loss_positions=plan.loss_positions or None, route=plan.route, drop_bad=plan.drop_bad,
     )  # fmt: skip
+
+
+def _drawing(plan, batches, params: Params, frozen: Params, config, tokenizer, mesh) -> Drawing:
+    """Returns draw(state): the next batch, and what is to be logged of how it was made. params: as the stage began."""
+    if plan.rollout is None:
+        return lambda state: (next(batches), {})
+    policy = plan.spec.policy
+    actor = Actor(
+        config, plan.spec, tokenizer, mesh, temperature=plan.rollout.temperature, route=plan.route,
+        max_new_tokens=plan.rollout.max_new_tokens, reference=params if policy is not None and policy.kl_weight > 0 else None,
+    )  # fmt: skip
+
+    def draw(state: State):
+        began = time.perf_counter()
+        batch, watched = batches.next(trainables.join(state.trainable, frozen), actor)
+        return batch, watched | {"rollout/seconds": time.perf_counter() - began}
+
+    return draw
 
 
 def text_loss(
@@ -131,7 +165,7 @@ def text_loss(
     return {"nats": loss / max(tokens, 1.0), "tokens": tokens}
 
 
-def _steps(plan, step, state, frozen, reference, batches, checkpoints, config, tokenizer, mesh, stopped) -> State:
+def _steps(plan, step, state, frozen, reference, batches, draw, checkpoints, config, tokenizer, mesh, stopped) -> State:
     from tqdm import tqdm
 
     total, start = plan.schedule.steps, int(state.step)
@@ -139,7 +173,7 @@ def _steps(plan, step, state, frozen, reference, batches, checkpoints, config, t
     log = MetricsLog(plan.directory, start)
     bar = tqdm(total=total, initial=start, desc=plan.name, unit="step", dynamic_ncols=True, mininterval=1.0,
                disable=jax.process_index() != 0)  # fmt: skip
-    waiting: list[tuple[int, float, int, Any]] = []
+    waiting: list[tuple[int, float, dict[str, float], Any]] = []
     clock = time.perf_counter()
 
     def flush() -> None:
@@ -150,28 +184,36 @@ def _steps(plan, step, state, frozen, reference, batches, checkpoints, config, t
         now = time.perf_counter()
         seconds = (now - clock) / len(waiting)
         clock = now
-        for number, filled, documents, metrics in waiting:
-            row = {name: np.asarray(value) for name, value in metrics.items()}
+        for number, filled, watched, metrics in waiting:
+            row = {name: np.asarray(value) for name, value in metrics.items()} | watched
             row |= {"tokens_per_second": filled / seconds, "step_seconds": seconds, "tokens": filled}
             row |= {f"learning_rate/{name}": float(rate(number - 1)) for name, rate in rates.items()}
             log.write(number, row)
             _require_finite(plan, number, row["loss"], checkpoints)
-        bar.set_postfix(loss=f"{float(row['loss']):.3f}", tokens_s=f"{row['tokens_per_second']:.0f}", refresh=False)
+        shown = {"reward": f"{row['rollout/reward']:.3f}"} if "rollout/reward" in row else {}
+        bar.set_postfix(loss=f"{float(row['loss']):.3f}", tokens_s=f"{row['tokens_per_second']:.0f}", **shown, refresh=False)
         bar.update(waiting[-1][0] - bar.n)
         waiting.clear()
 
     try:
         for number in range(start + 1, total + 1):
-            batch = next(batches)
+            try:
+                batch, watched = draw(state)
+            except NothingToLearn as error:
+                flush()
+                checkpoints.save(number - 1, state, batches.get_state())
+                checkpoints.wait()
+                raise NothingToLearn(f"{plan.name} stopped before step {number} of {total}, its state saved: {error}") from None
             filled = int((batch["segment_ids"] > 0).sum())
             state, metrics = step(state, frozen, reference, place_batch(batch, mesh))
-            waiting.append((number, filled, 0, metrics))
+            waiting.append((number, filled, watched, metrics))
             if number == start + 1:
                 jax.block_until_ready(metrics)
                 log.note({"compiled_and_first_step_seconds": time.perf_counter() - clock, "at_step": number})
                 waiting.clear()
                 clock = time.perf_counter()
-                log.write(number, {name: np.asarray(value) for name, value in metrics.items()} | {"tokens": filled})
+                row = {name: np.asarray(value) for name, value in metrics.items()}
+                log.write(number, row | watched | {"tokens": filled})
                 _require_finite(plan, number, metrics["loss"], checkpoints)
             is_last, asked_to_stop = number == total, stopped()
             if number % plan.log_every == 0 or is_last or asked_to_stop:
@@ -214,6 +256,7 @@ def _claim(plan: StagePlan, trained: Any) -> None:
         "groups": [dataclasses.asdict(group) for group in plan.groups], "batch_size": plan.batch_size,
         "seq_len": plan.seq_len, "loss_positions": plan.loss_positions, "route": plan.route, "upstream": plan.upstream,
         "sources": [dataclasses.asdict(source) for source, _ in plan.train],
+        "rollout": dataclasses.asdict(plan.rollout) if plan.rollout is not None else None,
         "trainable": trainables.count(trained),
     }  # fmt: skip
     said = json.loads(json.dumps(said))

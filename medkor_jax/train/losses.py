@@ -2,6 +2,7 @@
 
     sums = cross_entropy(hidden, table, targets, weights)              # targets [B, M]: token ids
     sums = cross_entropy(hidden, table, teacher_hidden, weights)       # teacher [B, M, D]: its distribution
+    each = token_losses(hidden, table, targets)                        # each.nats [B, M]: for a reward
 
 The vocabulary has 262k tokens, so [B, T, V] is never built: positions are taken a few at a time, and
 because the head is frozen, the gradient in the hidden states is formed in the same pass that forms the
@@ -18,6 +19,19 @@ import jax.numpy as jnp
 from flax import struct
 
 from medkor_jax.model.forward import batch_ways, spread
+
+
+@struct.dataclass
+class TokenLosses:
+    """What is known of each position, float32 [B, M].
+
+    nats: cross entropy; entropy: of the target distribution (0 for token ids); correct: 1 where the target's most
+    likely token is the model's. Only nats is differentiable.
+    """
+
+    nats: jax.Array
+    entropy: jax.Array
+    correct: jax.Array
 
 
 @struct.dataclass
@@ -50,8 +64,16 @@ def cross_entropy(
     [B, M, D] hidden states of a teacher with the same head. `chunk` bounds the positions whose logits
     exist at once on one part of the batch axes. Logits and sums are float32. Differentiable in `hidden` alone.
     """
-    loss, rest = _cross_entropy(hidden, table, targets, weights, chunk, temperature)
-    return LossSums(loss, *jax.lax.stop_gradient(rest))
+    each = token_losses(hidden, table, targets, chunk=chunk, temperature=temperature)
+    weights = jax.lax.stop_gradient(weights.astype(jnp.float32))
+    return LossSums(*(jnp.sum(weights * x) for x in (each.nats, each.entropy, each.correct)), jnp.sum(weights))
+
+
+def token_losses(
+    hidden: jax.Array, table: jax.Array, targets: jax.Array, *, chunk: int = 256, temperature: float = 1.0
+) -> TokenLosses:
+    """Returns the cross entropy of every position by itself; arguments and bounds as `cross_entropy`."""
+    return TokenLosses(*_token_losses(hidden, table, targets, chunk, temperature))
 
 
 def gather_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
@@ -59,54 +81,50 @@ def gather_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x, positions[..., None], axis=1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _cross_entropy(hidden, table, targets, weights, chunk, temperature):
-    sums, _ = _scan_chunks(hidden, table, targets, weights, chunk, temperature, with_gradient=False)
-    return sums
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _token_losses(hidden, table, targets, chunk, temperature):
+    losses, _ = _scan_chunks(hidden, table, targets, chunk, temperature, with_pull=False)
+    return losses
 
 
-def _forward(hidden, table, targets, weights, chunk, temperature):
-    return _scan_chunks(hidden, table, targets, weights, chunk, temperature, with_gradient=True)
+def _forward(hidden, table, targets, chunk, temperature):
+    return _scan_chunks(hidden, table, targets, chunk, temperature, with_pull=True)
 
 
-def _backward(chunk, temperature, gradient, cotangents):
-    d_loss, _ = cotangents
-    # multiplied in float32: a bfloat16 d_loss would scale the whole gradient by up to 0.4 %
-    return ((gradient.astype(jnp.float32) * d_loss).astype(gradient.dtype), None, None, None)
+def _backward(chunk, temperature, pull, cotangents):
+    d_nats, *_ = cotangents
+    # multiplied in float32: a bfloat16 d_nats would scale the whole gradient by up to 0.4 %
+    return ((pull.astype(jnp.float32) * d_nats[..., None]).astype(pull.dtype), None, None)
 
 
-_cross_entropy.defvjp(_forward, _backward)
+_token_losses.defvjp(_forward, _backward)
 
 
-def _scan_chunks(hidden, table, targets, weights, chunk, temperature, *, with_gradient):
-    """Returns ((loss, (entropy, correct, weight)), d loss / d hidden [B, M, D] or None), a chunk of M at a time."""
-    b, m, d = hidden.shape
+def _scan_chunks(hidden, table, targets, chunk, temperature, *, with_pull):
+    """Returns ((nats, entropy, correct), pull = d nats / d hidden [B, M, D] or None), a chunk of M at a time."""
+    b, m, _ = hidden.shape
     one_chunk = _tokens_chunk if targets.ndim == 2 else _teacher_chunk
     size = max(1, min(m, chunk * batch_ways() // b))
     pad = -m % size
     fold = lambda x: jnp.moveaxis(  # noqa: E731  [B, M, ...] -> [M/size, B, size, ...], the batch axis kept whole
         jnp.pad(x, ((0, 0), (0, pad), *[(0, 0)] * (x.ndim - 2))).reshape(b, -1, size, *x.shape[2:]), 1, 0
     )
+    unfold = lambda x: jnp.moveaxis(x, 0, 1).reshape(b, m + pad, *x.shape[3:])[:, :m]  # noqa: E731
 
-    def body(sums, chunks):
-        added, gradient = one_chunk(*map(spread, chunks), table, temperature, with_gradient)
-        return jax.tree.map(jnp.add, sums, added), gradient
+    def body(_, chunks):
+        return None, one_chunk(*map(spread, chunks), table, temperature, with_pull)
 
-    zero = jnp.zeros((), jnp.float32)
-    sums, gradient = jax.lax.scan(body, (zero, (zero, zero, zero)), (fold(hidden), fold(targets), fold(weights)))
-    if gradient is not None:
-        gradient = jnp.moveaxis(gradient, 0, 1).reshape(b, m + pad, d)[:, :m]
-    return sums, gradient
+    _, (losses, pull) = jax.lax.scan(body, None, (fold(hidden), fold(targets)))
+    return jax.tree.map(unfold, (losses, pull))
 
 
-def _tokens_chunk(hidden, targets, weights, table, temperature, with_gradient):
+def _tokens_chunk(hidden, targets, table, temperature, with_pull):
     """Against token ids: one walk over blocks of the vocabulary, the sum of exponentials rescaled as a larger logit
     turns up, so that a block's logits are used while they are in cache.
 
     Block i is rows i, i + n, ..: under a table sharded over V every block has its part on every device.
     Source: Milakov & Gimelshein 2018 (arXiv:1805.02867), online softmax.
     """
-    weights = weights.astype(jnp.float32)
     n_blocks = _n_blocks(table.shape[0])
     blocks = table.reshape(-1, n_blocks, table.shape[1])
 
@@ -118,23 +136,23 @@ def _tokens_chunk(hidden, targets, weights, table, temperature, with_gradient):
         shrink, e = jnp.exp(before - highest), jnp.exp(logits - highest[..., None])
         here = jnp.take_along_axis(logits, targets[..., None] // n_blocks, axis=-1)[..., 0]
         target_logit = jnp.where(targets % n_blocks == i, here, target_logit)
-        if with_gradient:
+        if with_pull:
             expected = expected * shrink[..., None] + jnp.einsum(
                 "bmv,vd->bmd", e.astype(hidden.dtype), block.astype(hidden.dtype), preferred_element_type=jnp.float32
             )
         return highest, z * shrink + jnp.sum(e, axis=-1), target_logit, expected
 
     zero = jnp.zeros(targets.shape, jnp.float32)
-    expected = jnp.zeros(hidden.shape, jnp.float32) if with_gradient else None
+    expected = jnp.zeros(hidden.shape, jnp.float32) if with_pull else None
     start = (jnp.full_like(zero, jnp.finfo(jnp.float32).min), zero, zero, expected)
     highest, z, target_logit, expected = jax.lax.fori_loop(0, n_blocks, body, start)
     nll = highest + jnp.log(z) - target_logit
-    sums = _sum(weights, nll, jnp.zeros_like(nll), target_logit == highest)
-    if not with_gradient:
-        return sums, None
+    losses = (nll, jnp.zeros_like(nll), (target_logit == highest).astype(jnp.float32))
+    if not with_pull:
+        return losses, None
     # d nll / d hidden = (sum_v softmax(logits)_v table_v - table_target) / temperature
     pull = expected / z[..., None] - table[targets].astype(jnp.float32)
-    return sums, (pull * (weights / temperature)[..., None]).astype(hidden.dtype)
+    return losses, (pull / temperature).astype(hidden.dtype)
 
 
 def _n_blocks(vocab_size):
@@ -143,9 +161,8 @@ def _n_blocks(vocab_size):
     return max(n for n in range(1, 65) if whole % n == 0)
 
 
-def _teacher_chunk(hidden, targets, weights, table, temperature, with_gradient):
+def _teacher_chunk(hidden, targets, table, temperature, with_pull):
     """Against the distribution of a teacher's hidden states `targets`."""
-    weights = weights.astype(jnp.float32)
     logits = _logits(hidden, table, temperature)
     highest = jnp.max(logits, axis=-1)
     log_z = highest + jnp.log(jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1))
@@ -156,18 +173,14 @@ def _teacher_chunk(hidden, targets, weights, table, temperature, with_gradient):
     # an argmax over V is far slower than a maximum on some backends; equal maxima say the same
     favourite = teacher == jnp.max(teacher, axis=-1, keepdims=True)
     correct = jnp.any(favourite & (logits == highest[..., None]), axis=-1)
-    sums = _sum(weights, nll, -jnp.sum(p * log_p, axis=-1), correct)
-    if not with_gradient:
-        return sums, None
+    losses = (nll, -jnp.sum(p * log_p, axis=-1), correct.astype(jnp.float32))
+    if not with_pull:
+        return losses, None
     # d nll / d hidden = (softmax(logits) - target distribution) @ table / temperature
     q = jnp.exp(logits - log_z[..., None])
     frozen = table.astype(hidden.dtype)
     pull = jnp.einsum("bmv,vd->bmd", (q - p).astype(hidden.dtype), frozen, preferred_element_type=jnp.float32)
-    return sums, (pull * (weights / temperature)[..., None]).astype(hidden.dtype)
-
-
-def _sum(weights, nll, entropy, correct):
-    return jnp.sum(weights * nll), (jnp.sum(weights * entropy), jnp.sum(weights * correct.astype(jnp.float32)), jnp.sum(weights))
+    return losses, (pull / temperature).astype(hidden.dtype)
 
 
 def _logits(hidden, table, temperature):

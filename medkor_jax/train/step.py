@@ -3,9 +3,10 @@
     step = make_step(config, spec, optimizer, shard_tree(state, mesh))
     state, metrics = step(state, frozen, reference, batch)      # `state` is donated
 
-The loss is next-token cross entropy and / or "each layer" retention, by weight. Sums are divided by the
-loss weight of the whole global batch, so K microbatches equal one batch and padding counts for nothing.
-Only the trainable trees are differentiated, updated and returned; the frozen ones go in and stay.
+The loss is next-token cross entropy or the policy loss of GRPO, and / or "each layer" retention, by weight.
+Sums are divided by the loss weight of the whole global batch, so K microbatches equal one batch and padding
+counts for nothing. Only the trainable trees are differentiated, updated and returned; the frozen ones go in
+and stay.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import optax
 from flax import struct
 
 from medkor_jax.model.config import ModelConfig
+from medkor_jax.model.decode import replicate
 from medkor_jax.model.forward import Inputs, forward
 from medkor_jax.model.params import Params, Tree
-from medkor_jax.train.losses import LossSums, cross_entropy, gather_positions
+from medkor_jax.train.losses import LossSums, cross_entropy, gather_positions, token_losses
+from medkor_jax.train.policy import PolicyLoss, PolicySums, policy_sums
 from medkor_jax.train.retention import Retention, choose_layers, choose_positions, each_layer, n_compared
 from medkor_jax.train.trainable import join
 
@@ -40,10 +43,11 @@ class State:
 @dataclasses.dataclass(frozen=True)
 class StepSpec:
     """What a step computes. dtype: of activations; chunk: positions whose logits exist at once
-    on one part of the batch axes."""
+    on one part of the batch axes. policy: the loss of sampled answers, in place of next-token loss."""
 
     dtype: str = "float32"
     next_token_weight: float = 1.0
+    policy: PolicyLoss | None = None
     retention: Retention = Retention()
     microbatches: int = 1
     remat: bool = False
@@ -54,7 +58,12 @@ class StepSpec:
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype {self.dtype!r}: expected 'float32' or 'bfloat16' (float16 overflows in Gemma)")
-        if self.next_token_weight <= 0 and self.retention.weight <= 0:
+        if self.policy is not None and (self.next_token_weight > 0 or self.dropout > 0):
+            raise ValueError(
+                f"with a policy loss, next_token_weight is {self.next_token_weight} and dropout {self.dropout}; both must be "
+                "0: wrong samples are not to be imitated, and dropout would be a policy that did not sample them"
+            )
+        if self.policy is None and self.next_token_weight <= 0 and self.retention.weight <= 0:
             raise ValueError("both loss weights are 0: nothing would be learnt")
 
 
@@ -90,7 +99,8 @@ def make_step(
         gradient_of = jax.grad(loss_of, has_aux=True)
 
         def accumulate(total, part_and_key):
-            return jax.tree.map(jnp.add, total, gradient_of(state.trainable, *part_and_key)), None
+            (gradient, sums), (more, added) = total, gradient_of(state.trainable, *part_and_key)
+            return (jax.tree.map(jnp.add, gradient, more), sums + added), None
 
         k = spec.microbatches
         keys = jax.random.split(jax.random.fold_in(key, 2), k)
@@ -123,11 +133,27 @@ def make_evaluation(config: ModelConfig, spec: StepSpec) -> Callable[[Params, Ba
     return evaluate
 
 
+def make_scoring(config: ModelConfig, spec: StepSpec) -> Callable[[Params, Batch], jax.Array]:
+    """Returns the jitted nats [B, M] of each target of a batch, computed as the step with `spec.policy` does."""
+
+    @jax.jit
+    def score(params: Params, batch: Batch) -> jax.Array:
+        hidden = forward(params, config, Inputs.of(batch), dtype=jnp.dtype(spec.dtype))
+        return replicate(_token_nats(hidden, params, batch, spec))
+
+    return score
+
+
 @struct.dataclass
 class _Sums:
     next_token: LossSums | None
+    policy: PolicySums | None
     retained: LossSums | None
     per_layer: LossSums | None
+
+    def __add__(self, other: _Sums) -> _Sums:
+        both = jax.tree.map(jnp.add, self, other)
+        return both if self.policy is None else both.replace(policy=self.policy + other.policy)
 
 
 def _next_token(hidden: jax.Array, params: Params, batch: Batch, spec: StepSpec) -> LossSums:
@@ -135,10 +161,16 @@ def _next_token(hidden: jax.Array, params: Params, batch: Batch, spec: StepSpec)
     return cross_entropy(hidden, params.base["embed"], batch["targets"], batch["loss_weights"], chunk=spec.chunk)
 
 
+def _token_nats(hidden: jax.Array, params: Params, batch: Batch, spec: StepSpec) -> jax.Array:
+    hidden = gather_positions(hidden, batch["loss_positions"])
+    temperature = spec.policy.temperature
+    return token_losses(hidden, params.base["embed"], batch["targets"], chunk=spec.chunk, temperature=temperature).nats
+
+
 def _sums(params, reference, config, spec, batch, layer_weights, key) -> _Sums:
     common = dict(dtype=jnp.dtype(spec.dtype), remat=spec.remat, dropout=spec.dropout)
     common["dropout_key"] = key if spec.dropout > 0 else None
-    retained = per_layer = next_token = None
+    retained = per_layer = next_token = policy = None
     if spec.retention.weight > 0:
         hidden, retained, per_layer = each_layer(
             params, reference, config, Inputs.of(batch), batch["retain_positions"], batch["retain_weights"],
@@ -148,7 +180,9 @@ def _sums(params, reference, config, spec, batch, layer_weights, key) -> _Sums:
         hidden = forward(params, config, Inputs.of(batch), **common)
     if spec.next_token_weight > 0:
         next_token = _next_token(hidden, params, batch, spec)
-    return _Sums(next_token, retained, per_layer)
+    if spec.policy is not None:
+        policy = policy_sums(_token_nats(hidden, params, batch, spec), batch, spec.policy)
+    return _Sums(next_token, policy, retained, per_layer)
 
 
 def _with_retained_positions(key: jax.Array, batch: Batch, per_row: int) -> Batch:
@@ -158,7 +192,7 @@ def _with_retained_positions(key: jax.Array, batch: Batch, per_row: int) -> Batc
 
 
 def _normalisers(batch: Batch) -> dict[str, jax.Array]:
-    norms = {"next_token": jnp.sum(batch["loss_weights"].astype(jnp.float32))}
+    norms = {"loss_tokens": jnp.sum(batch["loss_weights"].astype(jnp.float32))}
     if "retain_weights" in batch:
         norms["retained"] = jnp.sum(batch["retain_weights"])
     return jax.tree.map(lambda n: jnp.maximum(n, 1e-9), norms)
@@ -167,17 +201,23 @@ def _normalisers(batch: Batch) -> dict[str, jax.Array]:
 def _weighted(sums: _Sums, norms: dict[str, jax.Array], spec: StepSpec) -> jax.Array:
     loss = jnp.zeros((), jnp.float32)
     if sums.next_token is not None:
-        loss += spec.next_token_weight * sums.next_token.loss / norms["next_token"]
+        loss += spec.next_token_weight * sums.next_token.loss / norms["loss_tokens"]
+    if sums.policy is not None:
+        loss += sums.policy.loss / norms["loss_tokens"]
     if sums.retained is not None:
         loss += spec.retention.weight * sums.retained.loss / norms["retained"]
     return loss
 
 
 def _metrics(sums: _Sums, norms: dict[str, jax.Array], spec: StepSpec) -> dict[str, jax.Array]:
-    metrics = {"loss": _weighted(sums, norms, spec), "loss_tokens": norms["next_token"]}
+    metrics = {"loss": _weighted(sums, norms, spec), "loss_tokens": norms["loss_tokens"]}
     if sums.next_token is not None:
-        metrics["next_token_nats"] = sums.next_token.loss / norms["next_token"]
-        metrics["next_token_correct"] = sums.next_token.correct / norms["next_token"]
+        metrics["next_token_nats"] = sums.next_token.loss / norms["loss_tokens"]
+        metrics["next_token_correct"] = sums.next_token.correct / norms["loss_tokens"]
+    if sums.policy is not None:
+        for name in ("loss", "clipped", "nats", "kl_behaviour", "kl_reference"):
+            metrics[f"policy/{name}"] = getattr(sums.policy, name) / norms["loss_tokens"]
+        metrics["policy/highest_ratio"] = sums.policy.highest_ratio
     if sums.retained is not None:
         metrics["retention_nats"] = sums.retained.loss / norms["retained"]
         metrics["retention_kl_nats"] = (sums.retained.loss - sums.retained.entropy) / norms["retained"]

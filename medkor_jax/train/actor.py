@@ -1,0 +1,76 @@
+"""The model as the one that answers: it samples with the decoder, and says what it thought of what it said.
+
+    actor = Actor(config, spec, tokenizer, mesh, temperature=1.0, max_new_tokens=128, route="token", reference=None)
+    samples = actor.sample(params, prompts, seeds)
+    nats = actor.nats(params, batch)                # [B, M], by the forward pass that the step differentiates
+
+Weights come with each call: the same arrays that train. It knows nothing of questions or rewards (`rollout`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medkor_jax.data.packing import Batch
+from medkor_jax.data.tokenizer import Tokenizer
+from medkor_jax.model.config import ModelConfig
+from medkor_jax.model.decode import STOP_TOKEN, Decoder
+from medkor_jax.model.params import Params
+from medkor_jax.model.prompts import Routing
+from medkor_jax.model.sampling import Sampling
+from medkor_jax.parallel.mesh import place_batch
+from medkor_jax.train.step import StepSpec, make_scoring
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """tokens: up to and with the one that ended it; is_finished: it ended by itself, not at the length."""
+
+    tokens: tuple[int, ...]
+    text: str
+    is_finished: bool
+
+
+class Actor:
+    """Holds settings, and the reference model where the loss has a KL weight."""
+
+    def __init__(
+        self, config: ModelConfig, spec: StepSpec, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, *,
+        temperature: float, max_new_tokens: int, route: str, reference: Params | None,
+    ) -> None:
+        """spec: of the step that learns from the samples; without a policy loss, nothing can be asked of `nats`."""
+        stop_ids = [token for token in (tokenizer.eos_id, tokenizer.end_of_turn_id) if token is not None]
+        self._is_by_token, self._max_new_tokens, self._mesh = route == "token", max_new_tokens, mesh
+        self._reference = reference
+        self._decoder = Decoder(
+            config, dtype=jnp.dtype(spec.dtype), sampling=Sampling(temperature), stop_ids=stop_ids,
+            decode=lambda ids: tokenizer.decode([i for i in ids if i < tokenizer.vocab_size]),
+            routing=Routing.by_token(tokenizer.languages, config.vocab_size) if self._is_by_token else None,
+        )  # fmt: skip
+        self._score = make_scoring(config, spec) if spec.policy is not None else None
+
+    def sample(
+        self, params: Params, prompts: Sequence[Sequence[int]], seeds: Sequence[int], languages: Sequence[int]
+    ) -> list[Sample]:
+        """Returns one sample a prompt, decoded together. seeds, languages: one a prompt."""
+        completions = self._decoder.generate(
+            params, prompts, max_new_tokens=self._max_new_tokens, seeds=seeds,
+            languages=None if self._is_by_token else languages,
+        )  # fmt: skip
+        return [Sample(c.tokens, c.text, c.finish == STOP_TOKEN) for c in completions]
+
+    def nats(self, params: Params, batch: Batch) -> np.ndarray:
+        """Returns -log p of each target under `params`, [B, M] float32, 0 where it has no weight."""
+        return np.where(batch["loss_weights"] > 0, self._score(params, place_batch(batch, self._mesh)), np.float32(0))
+
+    def reference_nats(self, batch: Batch) -> np.ndarray:
+        return self.nats(self._reference, batch)
+
+    @property
+    def has_reference(self) -> bool:
+        return self._reference is not None

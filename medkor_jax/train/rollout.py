@@ -1,0 +1,238 @@
+"""Batches made of the model's own answers: a source for the same loop that trains on documents.
+
+    rollouts = Rollouts([(source, questions)], tokenizer, settings, batch_size=32, seq_len=512)
+    batch, watched = rollouts.next(params, actor)
+    cursor = rollouts.get_state()                   # JSON: set_state(cursor) goes on to the same bits
+
+"grpo": groups of samples of one question; each sample's advantage is how far it stands above its group. "rft": the
+samples that earn all there is to earn are kept and imitated, without advantages. A group that teaches nothing (all
+earned the same; none earned all) is dead: it is dropped and other questions are asked, a bounded number of times.
+One sample a row, one shape for all batches. Every draw follows from (seed, rollout, group, sample) and the weights.
+
+Departures from the papers are numbered in `policy`. Source of "rft": Yuan et al. 2023 (arXiv:2308.01825).
+It does not update anything, and knows no devices.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import math
+from typing import Any, Sequence
+
+import numpy as np
+
+from medkor_jax.data.batches import check_cursor, content_digest, document_order
+from medkor_jax.data.exams import Question
+from medkor_jax.data.packing import LANGUAGE_IDS, ROUTES, Batch, Encoded, PackedRows
+from medkor_jax.data.reasoning import reasoning_prompt
+from medkor_jax.data.rows import BadDataError, BadRow, Source
+from medkor_jax.data.tokenizer import Tokenizer
+from medkor_jax.model.params import Params
+from medkor_jax.train.actor import Actor, Sample
+from medkor_jax.train.groups import Group, NothingToLearn, RolloutSettings, explain, taught, watch
+
+class Rollouts:
+    """Batches of B rows of T tokens, one sample a row, at most M tokens sampled each (0: max_new_tokens).
+
+    sources: (source, its questions), mixed by weight, each shuffled anew in every epoch.
+    drop_bad: leave out questions that are too long (listed in `dropped`) instead of raising.
+
+    Raises: BadDataError for questions that do not fit; ValueError for settings that contradict each other.
+    """
+
+    def __init__(
+        self, sources: Sequence[tuple[Source, Sequence[Question]]], tokenizer: Tokenizer, settings: RolloutSettings, *,
+        batch_size: int, seq_len: int, loss_positions: int = 0, seed: int = 0, route: str = "token", drop_bad: bool = False,
+    ) -> None:
+        settings.check_shape(batch_size, seq_len, loss_positions)
+        if not sources or not all(len(questions) for _, questions in sources):
+            raise ValueError("no questions: every source needs at least one")
+        if route not in ROUTES:
+            raise ValueError(f"route is {route!r}, expected one of {', '.join(ROUTES)}")
+        self.settings, self.batch_size, self.seq_len, self.route = settings, batch_size, seq_len, route
+        self.loss_positions = loss_positions or settings.max_new_tokens
+        self._questions = [questions for _, questions in sources]
+        self._tokenizer, self._seed = tokenizer, seed
+        self.dropped: list[BadRow] = []
+        kept = [self._kept_questions(source, questions) for source, questions in sources]
+        if self.dropped and not drop_bad:
+            raise BadDataError(self.dropped, advice="raise seq_len, or go on without them with --drop-bad")
+        self._order = document_order(kept, [source.weight for source, _ in sources], seed=seed, epochs=None, shuffle=True)
+        self._identity = {
+            "sources": [f"{s.name} ({len(indices)} questions, weight {s.weight})" for (s, _), indices in zip(sources, kept)],
+            "rollouts": dataclasses.asdict(settings), "batch_size": batch_size, "seq_len": seq_len,
+            "loss_positions": self.loss_positions, "seed": seed, "route": route, "tokenizer": tokenizer.digest,
+            "content": [content_digest(questions) for questions in self._questions],
+        }  # fmt: skip
+        self._rollout = 0  # batches sampled so far
+        self._next = 0  # place in the order
+        self._update = 0  # updates made with the batch in hand
+        self._in_hand: tuple[Batch, dict[str, float]] | None = None
+        self._placed = self._slots = 0
+        self._warned = False
+
+    def next(self, params: Params, actor: Actor) -> tuple[Batch, dict[str, float]]:
+        """Returns the next batch and what is to be watched, sampling only once in `updates_per_batch` calls.
+
+        The batch has what PackedRows.arrays has and, for grpo, advantages, behaviour_nats and (with a reference)
+        reference_nats, [B, M] float32.
+
+        Raises: NothingToLearn, leaving this where it stood, when groups are dead again and again.
+        """
+        if self._in_hand is None:
+            self._in_hand = self._sample_batch(params, actor)
+        batch, watched = self._in_hand
+        self._update += 1
+        if self._update == self.settings.updates_per_batch:
+            self._in_hand, self._update = None, 0
+        self._placed += int((batch["segment_ids"] > 0).sum())
+        self._slots += self.batch_size * self.seq_len
+        return batch, watched
+
+    @property
+    def packing_efficiency(self) -> float:
+        """Share of the tokens handed out by this object so far that are not padding."""
+        return self._placed / self._slots if self._slots else math.nan
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns where the source stands, as JSON; a batch that has updates to come is in it."""
+        in_hand = None
+        if self._in_hand is not None:
+            in_hand = {"batch": {name: _to_json(array) for name, array in self._in_hand[0].items()}, "watched": self._in_hand[1]}
+        return {
+            "rollout": self._rollout, "next": self._next, "update": self._update, "in_hand": in_hand, "settings": self._identity,
+        }  # fmt: skip
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to where `state` stood. Raises: ValueError, naming what differs, if it is the state of another source."""
+        check_cursor(state, self._identity)
+        self._rollout, self._next, self._update = state["rollout"], state["next"], state["update"]
+        self._in_hand = None
+        if held := state["in_hand"]:
+            self._in_hand = {name: _from_json(value) for name, value in held["batch"].items()}, held["watched"]
+
+    # ---- sampling -----------------------------------------------------------------------------
+
+    def _sample_batch(self, params: Params, actor: Actor) -> tuple[Batch, dict[str, float]]:
+        settings, seen = self.settings, []
+        for empty in range(1, settings.patience + 1):
+            tried = len(seen)
+            rows, refills = self._fill(params, actor, seen)
+            if rows:
+                break
+            watched = watch(seen[tried:], settings, n_rows=0, refills=refills)
+            print(
+                f"ALARM: all {len(seen) - tried} groups of a batch are dead (reward {watched['rollout/reward']:.3f}, right "
+                f"{watched['rollout/right']:.0%}, unparsed {watched['rollout/unparsed']:.0%}), {empty} of {settings.patience} times"
+            )
+        else:
+            raise NothingToLearn(explain(seen, settings))
+        if len(rows) * 2 < self.batch_size and not self._warned:
+            self._warned = True
+            print(f"ALARM: only {len(rows)} of {self.batch_size} rows teach anything after {refills} refills; said once")
+        batch = self._arrays([(group, sample) for group, sample, _ in rows])
+        if settings.algorithm == "grpo":
+            advantages = np.zeros((self.batch_size, 1), np.float32)
+            advantages[: len(rows), 0] = [advantage for *_, advantage in rows]
+            batch["advantages"] = advantages * (batch["loss_weights"] > 0)
+            batch["behaviour_nats"] = actor.nats(params, batch)
+            if actor.has_reference:
+                batch["reference_nats"] = actor.reference_nats(batch)
+        self._rollout, self._next = self._rollout + 1, self._next + len(seen)
+        return batch, watch(seen, settings, n_rows=len(rows), refills=refills)
+
+    def _fill(self, params: Params, actor: Actor, seen: list[Group]) -> tuple[list[tuple[Group, Sample, float]], int]:
+        """Returns up to B (group, sample, advantage) of groups that are alive, and the refills it took; adds to `seen`."""
+        rows: list[tuple[Group, Sample, float]] = []
+        for refill in range(self.settings.max_refills + 1):
+            n_groups = -(-(self.batch_size - len(rows)) // self.settings.group_size)
+            groups = self._ask(params, actor, first=len(seen), n_groups=n_groups)
+            seen += groups
+            rows += [row for group in groups for row in taught(group, self.settings)]
+            if len(rows) >= self.batch_size:
+                break
+        return rows[: self.batch_size], refill
+
+    def _ask(self, params: Params, actor: Actor, *, first: int, n_groups: int) -> list[Group]:
+        """Returns the groups number `first` and on of this rollout, all decoded together."""
+        settings, asked = self.settings, []
+        for number in range(first, first + n_groups):
+            source, index = self._order[self._next + number]
+            asked.append(self._posed(self._questions[source][index], number))
+        size = settings.group_size
+        samples = actor.sample(
+            params,
+            [prompt for _, prompt in asked for _ in range(size)],
+            [self._draw_seed(number, sample) for number in range(first, first + n_groups) for sample in range(size)],
+            [LANGUAGE_IDS[question.language] for question, _ in asked for _ in range(size)],
+        )
+        groups = []
+        for i, (question, prompt) in enumerate(asked):
+            own = samples[i * size : (i + 1) * size]
+            earned = [
+                settings.reward.score(s.text, question, n_tokens=len(s.tokens), is_finished=s.is_finished, form=settings.form)
+                for s in own
+            ]
+            groups.append(Group(question, prompt, own, earned))
+        return groups
+
+    def _posed(self, question: Question, number: int) -> tuple[Question, list[int]]:
+        """Returns the question with its options shuffled for this visit, and its prompt; unshuffled if that has no room."""
+        shuffled = shuffle_options(question, np.random.default_rng((self._seed, self._rollout, number)))
+        prompt = self._prompt(shuffled)
+        return (shuffled, prompt) if len(prompt) <= self._room else (question, self._prompt(question))
+
+    def _draw_seed(self, group: int, sample: int) -> int:
+        return int(np.random.SeedSequence((self._seed, self._rollout, group, sample)).generate_state(1)[0])
+
+    def _prompt(self, question: Question) -> list[int]:
+        return [self._tokenizer.bos_id, *self._tokenizer.encode(reasoning_prompt(question))]
+
+    @property
+    def _room(self) -> int:
+        return self.seq_len - self.settings.max_new_tokens
+
+    def _kept_questions(self, source: Source, questions: Sequence[Question]) -> list[int]:
+        """Returns the indices of the questions with room for an answer, noting the others in `dropped`."""
+        lengths = [len(self._prompt(question)) for question in questions]
+        self.dropped += (long := [
+            BadRow(source.name, i + 1, f"{questions[i].id} has {n} tokens, with max_new_tokens more than seq_len {self.seq_len}")
+            for i, n in enumerate(lengths) if n > self._room
+        ])  # fmt: skip
+        if len(long) == len(questions):
+            raise BadDataError(long, advice=f"source {source.name!r} has {len(questions)} questions and none fits")
+        return [i for i, n in enumerate(lengths) if n <= self._room]
+
+    # ---- what becomes of the samples ----------------------------------------------------------
+
+    def _arrays(self, rows: Sequence[tuple[Group, Sample]]) -> Batch:
+        parts = []
+        for b in range(self.batch_size):
+            row = PackedRows(batch_size=1, seq_len=self.seq_len, loss_positions=self.loss_positions,
+                             bos_id=self._tokenizer.bos_id, pad_id=self._tokenizer.pad_id)  # fmt: skip
+            if b < len(rows):
+                group, sample = rows[b]
+                tokens = np.array([*group.prompt[1:], *sample.tokens], np.int32)
+                is_sampled = np.arange(len(tokens)) >= len(group.prompt) - 1
+                language = LANGUAGE_IDS[group.question.language]
+                placed = row.place(Encoded(group.question.id, tokens, is_sampled, language, splittable=False))
+                assert placed == len(tokens), "prompts were checked to leave room"
+            parts.append(row.arrays(self._tokenizer, route=self.route))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def shuffle_options(question: Question, rng: np.random.Generator) -> Question:
+    """Returns the question with its options in another order, and the key moved with them."""
+    order = [int(i) for i in rng.permutation(len(question.options))]
+    options = tuple(question.options[i] for i in order)
+    return dataclasses.replace(question, options=options, answer=order.index(question.answer))
+
+
+def _to_json(array: np.ndarray) -> list[Any]:
+    return [str(array.dtype), list(array.shape), base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()]
+
+
+def _from_json(stored: Sequence[Any]) -> np.ndarray:
+    dtype, shape, data = stored
+    return np.frombuffer(base64.b64decode(data), dtype).reshape(shape)
