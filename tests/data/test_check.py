@@ -39,12 +39,12 @@ def test_named_leaks_and_no_tokenizer(uses):
 
 
 def test_reasoning_on_a_judged_question_is_a_leak(write_jsonl, byte_tokenizer):
-    row = {"question": STEM, "A": "NSE", "B": "CEA", "answer": "A"}
+    row = {"question": "열의 원인은?", "A": "NSE", "B": "CEA", "answer": "A"}  # too short to be looked for inside a text
     path = write_jsonl("r.jsonl", [{**row, "cot": "NSE이다."}, row])
     report = check([Use(TRAINED, Source("r", "reasoning", path)), Use(JUDGED, Source("valid", "exam", path))], byte_tokenizer)
     reasoned, valid = report.sources
     assert reasoned.rows == 1 and reasoned.notes == ("1 of 2 questions left out: without a rationale that leads to its key",)
-    assert [(leak.kind, leak.which) for leak in report.leaks] == [("exact", "whole")] * 2
+    assert [(leak.kind, leak.which, leak.trained_id) for leak in report.leaks] == [("exact", "whole", "r/r/0")] * 2
     added = len("풀이： <R> NSE이다. <R/> A".encode()) - len("정답： A".encode())
     assert reasoned.tokens.longest - valid.tokens.longest == added
 
