@@ -180,11 +180,10 @@ class Work:
         if path.exists():
             first, *lines = path.read_text(encoding="utf-8").split("\n")
             self._refuse_others(first, settings)
-            ids = [question.id for question in questions]
-            self.done = list(_read_whole(lines[:-1], ids))  # what follows the last newline is half a line
+            self.done = list(_read_whole(lines))[: len(questions)]
             # A killed run may have written part of a batch; the batch is made again, whole.
             step = settings["batch_size"]
-            if len(self.done) < len(ids):
+            if len(self.done) < len(questions):
                 self.done = self.done[: len(self.done) // step * step]
         write_atomically(path, header + _lines(map(dataclasses.asdict, self.done)))
 
@@ -276,17 +275,14 @@ def _row(question: Question, rendering: Rendering) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _read_whole(lines: Sequence[str], ids: Sequence[str]) -> Iterator[Rendering]:
-    """Yields the renderings up to the first line that is not the next question's."""
-    for line, id in zip(lines, ids):
+def _read_whole(lines: Sequence[str]) -> Iterator[Rendering]:
+    """Yields the renderings up to the first line that is not whole."""
+    for line in lines:
         try:
             read = json.loads(line)
-            rendering = Rendering(read["id"], read["question"], tuple(read["options"]), read["is_whole"])
+            yield Rendering(read["id"], read["question"], tuple(read["options"]), read["is_whole"])
         except (ValueError, KeyError, TypeError):
             return
-        if rendering.id != id:
-            return
-        yield rendering
 
 
 def _numbers(text: str) -> list[str]:
