@@ -372,7 +372,7 @@ class Run:
         )  # fmt: skip
         return evaluate(
             scorer, standing.tokenizer, questions, mode=exam.mode, shots=shots, source=name, split=exam.source.split,
-            batch_size=exam.batch_size, max_positions=standing.config.max_positions,
+            batch_size=exam.batch_size, max_positions=standing.config.max_positions, max_new_tokens=exam.max_new_tokens,
         )  # fmt: skip
 
     def _watch(self, standing: Standing, source: Any) -> dict[str, float]:

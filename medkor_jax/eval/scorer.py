@@ -3,6 +3,7 @@
     scorer = ModelScorer(params, config, tokenizer, dtype=jnp.float32, mesh=mesh, batch_size=16)
     scorer.next_logits(prompts, letter_ids)                     # float32 [prompts, ids]
     scorer.generate(prompts, max_new_tokens=64, stop=(".",))    # list[str]
+    scorer.complete(prompts, max_new_tokens=64, stop=())        # list[Continuation]: also whether each ended itself
     scorer.continuation_nats(prompts, continuations)            # float64 [prompts]
 
 Letters need no cache and no vocabulary: one forward pass, and of the head only the rows asked for. Text comes
@@ -24,8 +25,9 @@ import numpy as np
 
 from medkor_jax.data.language import ENGLISH, KOREAN, token_languages
 from medkor_jax.data.tokenizer import Tokenizer
+from medkor_jax.eval.exam import Continuation
 from medkor_jax.model.config import ModelConfig
-from medkor_jax.model.decode import Decoder, replicate
+from medkor_jax.model.decode import LENGTH, Decoder, replicate
 from medkor_jax.model.forward import Inputs, forward, project_logits, spread
 from medkor_jax.model.params import Params
 from medkor_jax.model.prompts import Prompt, Routing, bucket, pad_prompts
@@ -82,12 +84,16 @@ class ModelScorer:
 
     def generate(self, prompts: list[list[int]], *, max_new_tokens: int, stop: tuple[str, ...]) -> list[str]:
         """Returns the greedy continuations as text without control tokens, each cut before its first stop string."""
+        return [written.text for written in self.complete(prompts, max_new_tokens=max_new_tokens, stop=stop)]
 
-        def ask(batch: list[list[int]]) -> list[str]:
+    def complete(self, prompts: list[list[int]], *, max_new_tokens: int, stop: tuple[str, ...]) -> list[Continuation]:
+        """Returns what `generate` does, with the number of tokens and whether the text ended before the limit."""
+
+        def ask(batch: list[list[int]]) -> list[Continuation]:
             completions = self._decoder.generate(
                 self._params, batch, max_new_tokens=max_new_tokens, stop=stop, languages=self._languages(batch)
             )
-            return [completion.text for completion in completions]
+            return [Continuation(c.text, len(c.tokens), c.finish != LENGTH) for c in completions]
 
         return self._in_batches(prompts, ask)
 

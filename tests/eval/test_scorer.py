@@ -126,6 +126,24 @@ def test_generated_text_is_greedy_and_cut_at_the_first_stop(params, tokenizer, p
     assert cut == [text.split(stop)[0] for text in texts] != texts
 
 
+def test_complete_says_which_texts_ended_by_themselves(params, tokenizer, prompts):
+    scorer = ModelScorer(params, C, tokenizer, dtype=jnp.float32, batch_size=4)
+    plain = scorer.complete(prompts, max_new_tokens=12, stop=())
+    assert [c.text for c in plain] == scorer.generate(prompts, max_new_tokens=12, stop=())
+    assert all(c.n_tokens == 12 and not c.is_whole for c in plain)  # random weights do not end
+    stop = plain[0].text[3:5]
+    cut = scorer.complete(prompts, max_new_tokens=12, stop=(stop,))
+    assert [c.is_whole for c in cut] == [stop in c.text for c in plain] and cut[0].is_whole
+    assert [c.n_tokens < 12 or not c.is_whole for c in cut] == [True] * 6
+
+    # A first token declared to be the end: that text is whole, and nothing but the end.
+    ending = copy.copy(tokenizer)
+    logits = reference_logits(params, prompts[1], route(tokenizer, prompts[1], "token"))
+    ending.eos_id = int(logits[-1].argmax())
+    (ended,) = ModelScorer(params, C, ending, dtype=jnp.float32, batch_size=4).complete(prompts[1:2], max_new_tokens=3, stop=())
+    assert (ended.n_tokens, ended.is_whole) == (1, True)
+
+
 def test_texts_end_at_eos_and_end_of_turn(params, tokenizer):
     """That the decoder heeds them is its own test."""
     scorer = ModelScorer(params, C, tokenizer, dtype=jnp.float32, batch_size=2)
