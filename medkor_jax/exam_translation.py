@@ -39,6 +39,8 @@ from medkor_jax.io.models import open_model
 MAX_NEW_TOKENS = 512  # for one line; half a page
 _SHOWN = 20
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_MYRIAD = {"만": 10**4, "백만": 10**6, "천만": 10**7, "억": 10**8}
+_MYRIADS = re.compile(r"(\d+(?:\.\d+)?)(백만|천만|만|억)(?!성)")  # 만성 is chronic
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
@@ -224,11 +226,13 @@ def find_faults(question: Question, rendering: Rendering, to: str) -> tuple[str,
             faults.append(f"{name} has numbers {_listed(after)}, the original {_listed(before)}")
     if to == "ko" and rendering.question.strip() and not has_hangul(rendering.question):
         faults.append(f"question has no Korean: {_excerpt(rendering.question)}")
-    said: dict[str, str] = {}
-    for letter, option in zip(LETTERS, rendering.options):
-        plain = " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", option).casefold())) or option
-        if option.strip() and said.setdefault(plain, letter) != letter:
-            faults.append(f"options {said[plain]} and {letter} both say {_excerpt(option)}")
+    # Options may differ in signs alone, "+" and "-"; that is a fault only where the originals differ in words.
+    options = list(zip(LETTERS, question.options, rendering.options))
+    for i, (letter, before, after) in enumerate(options):
+        for other, before_other, after_other in options[:i]:
+            is_lost = _words(after) == _words(after_other) and _words(before) != _words(before_other)
+            if after.strip() and (is_lost or after.split() == after_other.split()):
+                faults.append(f"options {other} and {letter} both say {_excerpt(after)}")
     return tuple(faults) or _faults_of_reading(question, rendering, to)
 
 
@@ -286,9 +290,14 @@ def _read_whole(lines: Sequence[str]) -> Iterator[Rendering]:
 
 
 def _numbers(text: str) -> list[str]:
-    """Returns the numbers in a text, sorted, since word order differs; 1,000 is 1000 and ３ is 3."""
+    """Returns the numbers in a text, sorted, since word order differs; 1,000 is 1000, ３ is 3 and 34만 is 340000."""
     plain = _THOUSANDS.sub("", unicodedata.normalize("NFKC", text))
+    plain = _MYRIADS.sub(lambda found: f"{round(float(found[1]) * _MYRIAD[found[2]])} ", plain)
     return sorted(_NUMBER.findall(plain))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
 
 
 def _listed(text: str) -> str:
