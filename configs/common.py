@@ -10,7 +10,7 @@ LORA = {"rank": 16, "alpha": 32.0, "targets": ("q", "k", "v", "o", "gate", "up",
 NO_LORA = LORA | {"rank": 0}
 REWARD = dict(
     algorithm="", group_size=8, temperature=1.0, max_new_tokens=128, answer=1.0, letter=0.1, format=0.2, length_penalty=0.0,
-    max_reasoning_tokens=0, opening="<R>", closing="<R/>", clip_low=0.2, clip_high=0.28, kl_weight=0.0, std_normalised=True,
+    max_reasoning_tokens=0, clip_low=0.2, clip_high=0.28, kl_weight=0.0, std_normalised=True,
     updates_per_batch=1, max_refills=4, patience=3,
 )  # fmt: skip
 
@@ -22,6 +22,7 @@ def stage(**changes):
         groups={
             "lora": dict(pattern="lora/.*", learning_rate=2e-4, weight_decay=0.0),
             "lang": dict(pattern="lang/.*", learning_rate=1e-3, weight_decay=0.0),
+            "expand": dict(pattern="expand/.*", learning_rate=1e-4, weight_decay=0.0),
         },
         warmup_steps=20, final_share=0.1, clip_norm=1.0, dropout=0.0, next_token_weight=1.0,
         retention=dict(weight=0.0, layers=4, positions=32, temperature=1.0),
@@ -47,15 +48,16 @@ def gate(**changes):
 def exam(path, **changes):
     """An exam that judges: kind of source, how it is asked."""
     source = dict(path=path, split="valid", subset="", language="", licence="", fields=(), limit=0)
-    defaults = dict(source=source, mode="letter", shots=0, fewshot=None, batch_size=16)
+    defaults = dict(source=source, mode="letter", shots=0, fewshot=None, batch_size=16, max_new_tokens=512, phases=())
     return changed(defaults, changes)
 
 
 def phase(title, **changes):
     """A phase: its own keys, and those of its training stage beside them."""
     own = dict(
-        title=title, after="", candidates=(), lora=NO_LORA, remedy_lora=NO_LORA, language=dict(kind=""), merge=False,
-        is_reference=False, exam="english", gate=gate(), remedy=stage(),
+        title=title, after="", candidates=(), lora=NO_LORA, remedy_lora=NO_LORA, language=dict(kind=""),
+        expand=dict(front=0, back=0, init="identity"), merge=False, is_reference=False, exam="english", gate=gate(),
+        remedy=stage(), translations={},
     )  # fmt: skip
     return changed(own | stage(), changes)
 
@@ -65,7 +67,7 @@ def get_config():
     return ConfigDict(dict(
         run_dir="runs/medkor", weights="google/medgemma-4b-it", run=(), exams={}, watch={}, watch_tokens=65536,
         dtype="bfloat16", param_dtype="bfloat16", remat=True, chunk=256, route="token",
-        mesh=dict(data=-1, fsdp=1, tensor=1), seed=0, allow_leaks=(), drop_bad=False, log_every=10,
+        mesh=dict(data=-1, fsdp=1, tensor=1), reasoning=dict(opening="<R>", closing="<R/>"), seed=0, allow_leaks=(), drop_bad=False, log_every=10,
     ))  # fmt: skip
 
 
@@ -76,6 +78,6 @@ def changed(defaults, changes, new_keys=False):
         if key not in defaults and not new_keys:
             raise ValueError(f"{key!r} is not a key here; there are {', '.join(defaults)}")
         inner = defaults.get(key)
-        deeper = isinstance(inner, dict) and isinstance(value, dict) and key not in ("data", "validation")
+        deeper = isinstance(inner, dict) and isinstance(value, dict) and key not in ("data", "validation", "translations")
         result[key] = changed(inner, value, new_keys) if deeper else value
     return result

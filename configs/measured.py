@@ -17,7 +17,7 @@ SHAPE = dict(
 
 def get_config(argument="data"):
     data, _, retention = argument.partition(",")
-    config = pipeline.get_config()
+    config = pipeline.get_config(run=("phase0", "phase1", "phase2", "phase3"))
     config.run_dir, config.weights = "runs/measured" + (f"-{retention}" if retention else ""), "embedded"
     config.dtype = config.param_dtype = "float32"
     config.remat, config.log_every, config.watch_tokens, config.drop_bad = False, 4, 2000, True

@@ -1,24 +1,40 @@
 """All phases in order, on MedGemma: `medkor run --config configs/pipeline.py`.
 
-Bring: data/english_text.jsonl and data/korean_text.jsonl ({"text": ...} a line), data/english_exam_train.jsonl
-and data/english_exam_valid.jsonl (the exam in English, the KorMedMCQA columns). The Korean exam comes from the hub.
+Bring, under data/: english_text.jsonl and korean_text.jsonl ({"text": ...} a line), english_held_out.jsonl and
+korean_held_out.jsonl (the same, never trained on), english_exam_train.jsonl and english_exam_valid.jsonl (the exam in
+English, the KorMedMCQA columns; `medkor data translate` makes them), pairs_train.jsonl and pairs_valid.jsonl
+({"en": ..., "ko": ...}), korean_solutions.jsonl (questions with their reasoning). The Korean exam comes from the hub.
 """
 
-from configs import common, phase0, phase1, phase2, phase3
+from configs import common, phase0, phase1, phase2, phase3, phase4, phase5
+
+ALL = (
+    "phase0", "phase1", "phase2", "phase3", "phase4a_text", "phase4b_translation",
+    "phase5a_text", "phase5b_translation", "phase5c_reasoning", "phase5d_exam",
+)  # fmt: skip
+
+REASONING = ("phase5c_reasoning", "phase5d_exam")
 
 
-def get_config(run=("phase0", "phase1", "phase2", "phase3")):
+def get_config(run=ALL):
     config = common.get_config()
     config.run = run
     with config.unlocked():
-        config.exams = dict(
-            english=common.exam("data/english_exam_valid.jsonl", source=dict(language="en")),
-            korean=common.exam("sean0042/KorMedMCQA", source=dict(subset="doctor", split="dev", language="ko", licence="CC BY-NC 2.0")),
-        )
+        korean = dict(subset="doctor", split="dev", language="ko", licence="CC BY-NC 2.0")
+        config.exams = {
+            "english": common.exam("data/english_exam_valid.jsonl", source=dict(language="en")),
+            "korean": common.exam("sean0042/KorMedMCQA", source=korean),
+            "korean-reasoned": common.exam("sean0042/KorMedMCQA", source=korean, mode="reason", phases=REASONING),
+        }
         config.watch = {
             "korean": dict(kind="text", path="data/korean_held_out.jsonl", language="ko", licence="set me"),
             "english": dict(kind="text", path="data/english_held_out.jsonl", language="en", licence="set me"),
         }
-        config.phase0, config.phase1 = phase0.phase(), phase1.phase()
-        config.phase2, config.phase3 = phase2.phase(), phase3.phase()
+        phases = dict(
+            phase0=phase0.phase(), phase1=phase1.phase(), phase2=phase2.phase(), phase3=phase3.phase(),
+            phase4a_text=phase4.text(), phase4b_translation=phase4.translation(), phase5a_text=phase5.text(),
+            phase5b_translation=phase5.translation(), phase5c_reasoning=phase5.reasoning(), phase5d_exam=phase5.exam(),
+        )  # fmt: skip
+        # what comes after the last phase to run needs no data yet
+        config.update({name: phases[name] for name in ALL[: ALL.index(run[-1]) + 1]})
     return config

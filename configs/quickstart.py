@@ -1,14 +1,20 @@
-"""Phases 0 to 3 on the embedded Gemma 3 270M and the embedded exam, in minutes on two CPU cores.
+"""Every phase on the embedded Gemma 3 270M and the embedded exam, in minutes on two CPU cores.
 
-The texts state the facts of the training and the validation exam; no question is trained on. Facts of the
-test split are in nothing that is trained on: their texts are what is watched.
+The texts state the facts of the training and the validation exam; questions, solutions and rewards are about
+training facts only. Facts of the test split are in nothing that is trained on: their texts are what is watched,
+their sentence pairs what translation is judged on.
 """
 
-from configs import common, phase0, phase1, phase2, phase3, pipeline
+from configs import common, phase0, phase1, phase2, phase3, phase4, phase5, pipeline
 
 OURS = dict(path="embedded", licence="Apache-2.0")
-GROUPS = {"lora": dict(learning_rate=1e-3), "lang": dict(learning_rate=2e-2)}  # short runs want high rates
+GROUPS = {  # short runs want high rates
+    "lora": dict(learning_rate=1e-3),
+    "lang": dict(learning_rate=2e-2),
+    "expand": dict(learning_rate=1e-4),
+}
 SHAPE = dict(batch_size=4, seq_len=128, warmup_steps=3, save_every=50, groups=GROUPS)
+QUESTIONS = {"en": 96, "ko": 48}
 
 
 def text(language):
@@ -18,16 +24,24 @@ def text(language):
     }
 
 
-def get_config(run=("phase0", "phase1", "phase2", "phase3")):
+def get_config(run=pipeline.ALL):
     config = pipeline.get_config(run)
     config.run_dir, config.weights = "runs/quickstart", "embedded"
     config.dtype = config.param_dtype = "float32"
     config.remat, config.log_every, config.watch_tokens = False, 4, 1024
+    english, korean = (dict(language=code, licence="Apache-2.0", limit=QUESTIONS[code]) for code in ("en", "ko"))
+    gate = dict(reading="relative", threshold=0.85)
+    held = dict(gate=gate, remedy=dict(data=text("en"), steps=8, **SHAPE), **SHAPE)
+    pairs = {"pairs-train": dict(kind="translation", subset="train", **OURS)}
+    held_out = {"pairs-test": dict(kind="translation", subset="test", limit=8, **OURS)}
     with config.unlocked():
         # A 270M model cannot bind an answer to its letter in minutes; "cloze" asks for the answer's text.
         config.exams = {
-            language: common.exam("embedded", source=dict(language=code, licence="Apache-2.0"), mode="cloze", batch_size=32)
-            for language, code in (("english", "en"), ("korean", "ko"))
+            "english": common.exam("embedded", source=english, mode="cloze", batch_size=32),
+            "korean": common.exam("embedded", source=korean, mode="cloze", batch_size=32),
+            "korean-reasoned": common.exam(
+                "embedded", source=korean | dict(limit=32), mode="reason", max_new_tokens=160, phases=("phase5d_exam",)
+            ),
         }
         config.watch = {
             language: dict(kind="text", language=code, subset="test", **OURS)
@@ -37,20 +51,21 @@ def get_config(run=("phase0", "phase1", "phase2", "phase3")):
         config.phase1 = phase1.phase(
             candidates=("phase0",),
             gate=dict(threshold=0.5, rounds=3),
-            remedy=dict(data=text("en"), steps=12, **SHAPE),
+            remedy=dict(data=text("en"), steps=16, **SHAPE),
         )
-        config.phase2 = phase2.phase(
-            data=text("ko"),
-            steps=6,
-            gate=dict(reading="relative", threshold=0.9),
-            remedy=dict(data=text("en"), steps=4, **SHAPE),
-            **SHAPE,
+        config.phase2 = phase2.phase(data=text("ko"), steps=6, **held)
+        config.phase3 = phase3.phase(data=text("ko"), steps=16, **held)
+        config.phase4a_text = phase4.text(data=text("ko"), steps=4, **held)
+        config.phase4b_translation = phase4.translation(data=pairs, translations=held_out, steps=12, **held)
+        config.phase5a_text = phase5.text(data=text("ko"), steps=3, **held)
+        config.phase5b_translation = phase5.translation(data=pairs, translations=held_out, steps=4, **held)
+        config.phase5c_reasoning = phase5.reasoning(
+            data={"solutions-train": dict(kind="reasoning", language="ko", **OURS)}, steps=24, **(held | dict(seq_len=256))
         )
-        config.phase3 = phase3.phase(
-            data=text("ko"),
-            steps=16,
-            gate=dict(reading="relative", threshold=0.9),
-            remedy=dict(data=text("en"), steps=6, **SHAPE),
-            **SHAPE,
+        config.phase5d_exam = phase5.exam(
+            data={"exam-train": dict(kind="exam", language="ko", **OURS)},
+            steps=2,
+            reward=dict(group_size=4, max_new_tokens=160),
+            **(held | dict(batch_size=16, seq_len=256, groups={name: dict(learning_rate=1e-4) for name in GROUPS})),
         )
     return config

@@ -15,6 +15,7 @@ from medkor_jax.data.leakage import Leak, find_leaks, unexcused
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import Example, Source
 from medkor_jax.data.sources import OF_QUESTIONS, load_examples, load_questions
+from medkor_jax.data.translation import Pair, load_pairs
 from medkor_jax.io.models import open_model
 from medkor_jax.phases import Recipe
 
@@ -33,6 +34,7 @@ class Corpora:
         self._drop_bad, self._form = drop_bad, form
         self._examples: dict[Source, Sequence[Example]] = {}
         self._questions: dict[Source, Sequence[Question]] = {}
+        self._pairs: dict[Source, Sequence[Pair]] = {}
 
     def examples(self, sources: Sequence[Source]) -> list[tuple[Source, Sequence[Example]]]:
         for source in sources:
@@ -44,6 +46,11 @@ class Corpora:
         if source not in self._questions:
             self._questions[source] = self._kept(source, load_questions(source, drop_bad=self._drop_bad, form=self._form))
         return self._questions[source]
+
+    def pairs(self, source: Source) -> Sequence[Pair]:
+        if source not in self._pairs:
+            self._pairs[source] = self._kept(source, load_pairs(source, drop_bad=self._drop_bad))
+        return self._pairs[source]
 
     def refuse_leaks(self, recipe: Recipe) -> None:
         """Raises: LeakError listing every unnamed leak between what any phase trains on and what any judges by."""
@@ -84,6 +91,7 @@ def uses_of(recipe: Recipe) -> list[Use]:
         uses += [Use(JUDGED, source) for stage in (phase.train, phase.remedy) if stage.steps for source in stage.validation]
     uses += [Use(JUDGED, exam.source) for exam in recipe.exams]
     uses += [Use(FEWSHOT, exam.fewshot) for exam in recipe.exams if exam.fewshot and exam.shots]
+    uses += [Use(JUDGED, source) for phase in recipe.phases for source in phase.translations]
     uses += [Use(JUDGED, source) for source in recipe.watch]
     return list(dict.fromkeys(uses))
 

@@ -16,6 +16,7 @@ import types
 import typing
 from typing import Any, Mapping
 
+from medkor_jax.adapt.expansion import check_expansion
 from medkor_jax.adapt.language import KINDS
 from medkor_jax.adapt.lora import check_targets
 from medkor_jax.data.packing import ROUTES
@@ -65,11 +66,24 @@ class LanguageRecipe:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExpandRecipe:
+    """front, back: how many layers this phase adds at each end (both 0: none); init: see `adapt.expansion`."""
+
+    front: int = 0
+    back: int = 0
+    init: str = "identity"
+
+    def __post_init__(self) -> None:
+        if self.front or self.back:
+            check_expansion(self.front, self.back, self.init)
+
+
+@dataclasses.dataclass(frozen=True)
 class RewardRecipe:
     """algorithm "": the stage learns from documents; "grpo" or "rft": from its own answers to the questions of its data.
 
     answer, letter, format, length_penalty, max_reasoning_tokens: what an answer earns, see `train.rewards.Reward`.
-    opening, closing: the tags of the format. The rest: see `train.groups.RolloutSettings` and, for grpo alone (clip,
+    The rest: see `train.groups.RolloutSettings` and, for grpo alone (clip,
     kl_weight, std_normalised), `train.policy`.
     """
 
@@ -82,8 +96,6 @@ class RewardRecipe:
     format: float = 0.2
     length_penalty: float = 0.0
     max_reasoning_tokens: int = 0
-    opening: str = "<R>"
-    closing: str = "<R/>"
     clip_low: float = 0.2
     clip_high: float = 0.28
     kl_weight: float = 0.0
@@ -95,13 +107,13 @@ class RewardRecipe:
     def __post_init__(self) -> None:
         self.rollout(), self.policy()  # they check themselves
 
-    def rollout(self) -> RolloutSettings | None:
+    def rollout(self, form: ReasoningFormat = ReasoningFormat()) -> RolloutSettings | None:
         if not self.algorithm:
             return None
         reward = Reward(self.answer, self.letter, self.format, self.length_penalty, self.max_reasoning_tokens)
         return RolloutSettings(
             algorithm=self.algorithm, group_size=self.group_size, temperature=self.temperature,
-            max_new_tokens=self.max_new_tokens, reward=reward, form=ReasoningFormat(self.opening, self.closing),
+            max_new_tokens=self.max_new_tokens, reward=reward, form=form,
             std_normalised=self.std_normalised, updates_per_batch=self.updates_per_batch, max_refills=self.max_refills,
             patience=self.patience,
         )  # fmt: skip
@@ -179,7 +191,10 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Exam:
-    """An exam that judges. shots are taken from the head of `fewshot`; max_new_tokens is read in reason mode only."""
+    """An exam that judges. shots are taken from the head of `fewshot`; max_new_tokens is read in reason mode only.
+
+    phases: where it is put to the model (empty: in all); one that generates is dear.
+    """
 
     source: Source
     mode: str = "letter"
@@ -187,6 +202,7 @@ class Exam:
     fewshot: Source | None = None
     batch_size: int = 16
     max_new_tokens: int = MAX_REASONING_TOKENS
+    phases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -209,7 +225,7 @@ class Phase:
     merge: fold the trained LoRA into a new base at the end. is_reference: later gates compare with this
     phase's model, and retention holds to it. exam: the name, in `exams`, that the gate is judged by.
     remedy: trained while the gate stays closed, at most gate.rounds times. A phase with a gate but no
-    stages is judged as it stands first.
+    stages is judged as it stands first. translations: held-out pairs, translated before and after.
     """
 
     name: str
@@ -219,12 +235,14 @@ class Phase:
     lora: LoraRecipe = LoraRecipe(rank=0)
     remedy_lora: LoraRecipe = LoraRecipe(rank=0)
     language: LanguageRecipe = LanguageRecipe()
+    expand: ExpandRecipe = ExpandRecipe()
     train: Stage = Stage()
     merge: bool = False
     is_reference: bool = False
     exam: str = ""
     gate: Gate = Gate()
     remedy: Stage = Stage()
+    translations: tuple[Source, ...] = ()
 
     def __post_init__(self) -> None:
         if self.gate.on_failure in ("retain", "train") and not self.remedy.steps:
@@ -257,6 +275,7 @@ class Recipe:
     chunk: int = 256
     route: str = "token"
     mesh: MeshShape = MeshShape()
+    reasoning: ReasoningFormat = ReasoningFormat()
     seed: int = 0
     allow_leaks: tuple[str, ...] = ()
     drop_bad: bool = False
@@ -277,14 +296,18 @@ class Recipe:
                 raise ValueError(f"run names {name!r}, which is not defined; nearest: {near[0] if near else 'none'!r}")
         if list(self.run) != [name for name in names if name in self.run]:
             raise ValueError(f"run names {', '.join(self.run)}: each phase once, in the order {', '.join(names)}")
-        exams = [exam.source.name for exam in self.exams]
         for phase in self.phases:
+            exams = [exam.source.name for exam in self.exams_of(phase)]
             if phase.exam not in exams:
-                raise ValueError(f"phase {phase.name!r} is judged by exam {phase.exam!r}; exams has {', '.join(exams)}")
+                raise ValueError(f"phase {phase.name!r} is judged by exam {phase.exam!r}; exams of this phase: {', '.join(exams)}")
 
     @property
     def in_force(self) -> tuple[Phase, ...]:
         return tuple(phase for phase in self.phases if phase.name in self.run)
+
+    def exams_of(self, phase: Phase) -> tuple[Exam, ...]:
+        """Returns the exams that are put to the model of this phase."""
+        return tuple(exam for exam in self.exams if not exam.phases or phase.name in exam.phases)
 
     def exam(self, name: str) -> Exam:
         return next(exam for exam in self.exams if exam.source.name == name)

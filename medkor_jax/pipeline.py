@@ -23,45 +23,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.adapt.language import make_language
 from medkor_jax.adapt.lora import make_lora, merge
 from medkor_jax.corpora import Corpora
-from medkor_jax.eval.exam import evaluate
-from medkor_jax.eval.gate import Gate, Judgement, judge
-from medkor_jax.eval.scorer import ModelScorer
+from medkor_jax.eval.gate import Judgement, judge
 from medkor_jax.eval.scores import Report
 from medkor_jax.eval.verdict import GateClosed, read_verdict, require_open, waive, write_verdict
 from medkor_jax.io.checkpoint import digest_tree
 from medkor_jax.io.files import write_json
-from medkor_jax.io.models import ADAPTER_TREES, Model, model_digest, open_model, read_ledger, save_base, save_model
-from medkor_jax.io.weights import Weights
+from medkor_jax.io.models import Model, open_model, read_ledger, save_base, save_model
+from medkor_jax.measurement import Measured, Measurer, Standing
 from medkor_jax.model.forward import Inputs, forward, project_logits
-from medkor_jax.model.params import Params, Tree
+from medkor_jax.model.params import BACK, FRONT, Params, Tree, edge_blocks
 from medkor_jax.parallel.mesh import check_batch, make_mesh
 from medkor_jax.phases import ConfigError, LoraRecipe, Phase, Recipe, Stage
-from medkor_jax.report.summary import closing_table, phase_lines
-from medkor_jax.train.loop import StagePlan, make_batches, run_stage, seed_of, text_loss
+from medkor_jax.report.summary import closing_table
+from medkor_jax.train.loop import StagePlan, make_batches, run_stage, seed_of
 from medkor_jax.train.step import StepSpec
 from medkor_jax.train.trainable import Schedule
 
 MERGE_PARITY_BOUND = {"float32": 1e-4, "bfloat16": 2e-2}
 """Largest logit difference between merged and adapted model, as a share of the largest logit, by param_dtype."""
-
-
-@dataclasses.dataclass
-class Standing:
-    """The model as it stands: its parameters and what they rest on."""
-
-    params: Params
-    base: Weights
-    config: Any
-    tokenizer: Any
-
-    @property
-    def digest(self) -> str:
-        trees = {name: getattr(self.params, name) for name in ADAPTER_TREES}
-        trees = {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
-        return model_digest(self.base.digest, digest_tree(trees) if trees else "", self.params.lora_scale)
 
 
 class Run:
@@ -71,7 +54,8 @@ class Run:
         self.recipe = recipe
         self.directory = pathlib.Path(recipe.run_dir)
         self.mesh = make_mesh(recipe.mesh)
-        self.corpora = Corpora(recipe.drop_bad)
+        self.corpora = Corpora(recipe.drop_bad, recipe.reasoning)
+        self.measurer = Measurer(recipe, self.corpora, self.directory, self.mesh)
         self._bases: dict[str, Tree] = {}
 
     # ---- the walk -----------------------------------------------------------------------------
@@ -104,22 +88,22 @@ class Run:
         self._note(phase, "started", upstream=[model.digest for model in upstream])
 
         standing, measured = self._choose(phase, upstream)
-        before = self._measure(phase, standing, "before", measured)
+        before = self.measurer.measure(phase, standing, "before", measured)
         standing = self._adapt(phase, standing, phase.lora)
         standing = self._train(phase, standing, phase.train, "train")
         if phase.merge:
             standing = self._merge(phase, standing)
         reference = self._reference_report(phase, before)
-        after = self._measure(phase, standing, "after", {}) if phase.train.steps or phase.merge else before
-        judgement = judge(phase.gate, after["reports"][phase.exam], reference)
+        after = self.measurer.measure(phase, standing, "after") if phase.train.steps or phase.merge else before
+        judgement = judge(phase.gate, after.reports[phase.exam], reference)
         print(f"{phase.name}: {judgement.words}")
         judged_first, rounds = after, 0
         while not judgement.passed and phase.gate.on_failure in ("retain", "train") and rounds < phase.gate.rounds:
             rounds += 1
             standing = self._adapt(phase, standing, phase.remedy_lora)
             standing = self._train(phase, standing, phase.remedy, f"remedy{rounds}")
-            after = self._measure(phase, standing, f"after-remedy{rounds}", {})
-            judgement = judge(phase.gate, after["reports"][phase.exam], reference)
+            after = self.measurer.measure(phase, standing, f"after-remedy{rounds}")
+            judgement = judge(phase.gate, after.reports[phase.exam], reference)
             print(f"{phase.name}, after remedy round {rounds}: {judgement.words}")
         self._conclude(phase, standing, judgement, reference, before, judged_first, after, rounds, time.time() - started)
 
@@ -174,7 +158,7 @@ class Run:
         scored: list[tuple[float, Model, Report]] = []
         for model in sorted(upstream, key=lambda m: m.config.n_params):
             standing = self._load(model)
-            report = self._examine(phase, standing, phase.exam, f"candidate-{model.digest[:8]}")
+            report = self.measurer.examine(standing, phase.exam)
             judgement = judge(phase.gate, report, report)
             scored.append((report.overall.accuracy, model, report))
             print(f"{phase.name}: candidate {model.name} ({model.config.n_params / 1e9:.2f}B): {judgement.words}")
@@ -216,7 +200,19 @@ class Run:
             raise ConfigError(f"{phase.name} asks for language embeddings of kind {kind!r}; the model has {sorted(params.lang)}")
         if kind and not params.lang:
             params = params.replace(lang=make_language(config, kind=kind))
+        if phase.expand.front or phase.expand.back:
+            params = params.replace(expand=self._expansion(phase, params))
         return dataclasses.replace(standing, params=params)
+
+    def _expansion(self, phase: Phase, params: Params) -> Tree:
+        """Returns the added layers: the model's own if it has them, else fresh ones."""
+        asked = {side: n for side, n in ((FRONT, phase.expand.front), (BACK, phase.expand.back)) if n}
+        if not params.expand:
+            return make_expansion(params.base, front=phase.expand.front, back=phase.expand.back, init=phase.expand.init)
+        held = {side: len(edge_blocks(params, side)) for side in params.expand}
+        if held != asked:
+            raise ConfigError(f"{phase.name} asks for added layers {asked}; the model it starts from has {held}. Make them the same")
+        return params.expand
 
     def _train(self, phase: Phase, standing: Standing, stage: Stage, name: str) -> Standing:
         if not stage.steps:
@@ -228,7 +224,7 @@ class Run:
 
     def plan(self, phase: Phase, stage: Stage, name: str, *, upstream: str = "") -> StagePlan:
         """Returns the stage with its data loaded and its numbers resolved."""
-        recipe, rollout = self.recipe, stage.reward.rollout()
+        recipe, rollout = self.recipe, stage.reward.rollout(self.recipe.reasoning)
         train = self.corpora.examples(stage.data) if rollout is None else [(s, self.corpora.questions(s)) for s in stage.data]
         return StagePlan(
             name=f"{phase.name}/{name}",
@@ -281,10 +277,10 @@ class Run:
                 names.append(earlier.name)
         return names[-1] if names else None
 
-    def _reference_report(self, phase: Phase, before: dict[str, Any]) -> Report:
+    def _reference_report(self, phase: Phase, before: Measured) -> Report:
         name = self._reference_name(phase)
         if name is None:
-            return before["reports"][phase.exam]
+            return before.reports[phase.exam]
         summary = json.loads((self.directory / name / "summary.json").read_text(encoding="utf-8"))
         return Report.read(self.directory / name / summary["after"]["answers"][phase.exam])
 
@@ -318,86 +314,20 @@ class Run:
         adapted = last(standing.params)
         return float(jnp.max(jnp.abs(adapted - last(merged))) / jnp.max(jnp.abs(adapted)))
 
-    # ---- what a phase is measured by ----------------------------------------------------------
-
-    def _measure(self, phase: Phase, standing: Standing, when: str, known: dict[str, Report]) -> dict[str, Any]:
-        """Returns exam reports and watched losses of the model as it stands, from disk if they are there."""
-        path = self.directory / phase.name / f"measured-{when}.json"
-        digest = standing.digest
-        asked = hashlib.sha256(repr((self.recipe.exams, self.recipe.watch, self.recipe.watch_tokens, self.recipe.dtype)).encode()).hexdigest()
-        if (found := self._measured_before(digest, asked)) is not None:
-            write_json(path, found)
-            answers = {name: self.directory / file for name, file in found["files"].items()}
-            return found | {"reports": {name: Report.read(file) for name, file in answers.items()}, "answers": self._relative(phase, answers)}
-        reports = {
-            exam.source.name: known.get(exam.source.name) or self._examine(phase, standing, exam.source.name, when)
-            for exam in self.recipe.exams
-        }
-        for name, report in reports.items():
-            print(f"  {when}, {report.table() if report.alarms else phase_lines(name, report)}")
-        watched = {source.name: self._watch(standing, source) for source in self.recipe.watch}
-        for name, loss in watched.items():
-            print(f"  {when}, {name}: {loss['nats']:.3f} nats a token over {loss['tokens']:.0f} tokens")
-        files = {}
-        for name, report in reports.items():
-            file = self.directory / phase.name / "answers" / f"{name}-{when}.jsonl"
-            report.write(file)
-            files[name] = str(file.relative_to(self.directory))
-        stored = {
-            "digest": digest, "asked": asked, "watch": watched, "files": files,
-            "exams": {name: report.summary() for name, report in reports.items()},
-        }  # fmt: skip
-        write_json(path, stored)
-        answers = {name: self.directory / file for name, file in files.items()}
-        return stored | {"reports": reports, "answers": self._relative(phase, answers)}
-
-    def _measured_before(self, digest: str, asked: str) -> dict[str, Any] | None:
-        """The same model asked the same things, in this or an earlier phase: measured once."""
-        for path in sorted(self.directory.glob("*/measured-*.json")):
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if (found["digest"], found["asked"]) == (digest, asked) and all((self.directory / f).exists() for f in found["files"].values()):
-                return found
-        return None
-
-    def _relative(self, phase: Phase, answers: dict[str, pathlib.Path]) -> dict[str, str]:
-        return {name: str(pathlib.Path("..") / file.relative_to(self.directory)) for name, file in answers.items()}
-
-    def _examine(self, phase: Phase, standing: Standing, name: str, when: str) -> Report:
-        exam = self.recipe.exam(name)
-        questions = self.corpora.questions(exam.source)
-        shots = self.corpora.questions(exam.fewshot)[: exam.shots] if exam.fewshot else ()
-        scorer = ModelScorer(
-            standing.params, standing.config, standing.tokenizer, dtype=jnp.dtype(self.recipe.dtype), mesh=self.mesh,
-            batch_size=exam.batch_size, route=self.recipe.route,
-        )  # fmt: skip
-        return evaluate(
-            scorer, standing.tokenizer, questions, mode=exam.mode, shots=shots, source=name, split=exam.source.split,
-            batch_size=exam.batch_size, max_positions=standing.config.max_positions, max_new_tokens=exam.max_new_tokens,
-        )  # fmt: skip
-
-    def _watch(self, standing: Standing, source: Any) -> dict[str, float]:
-        stage = self.recipe.phases[0].train
-        return text_loss(
-            standing.params, standing.config, standing.tokenizer, self.mesh, self.corpora.examples((source,)),
-            StepSpec(dtype=self.recipe.dtype, chunk=self.recipe.chunk), route=self.recipe.route,
-            batch_size=stage.batch_size, seq_len=stage.seq_len, max_tokens=self.recipe.watch_tokens,
-        )  # fmt: skip
-
     # ---- what a phase leaves ------------------------------------------------------------------
 
     def _conclude(self, phase, standing, judgement: Judgement, reference, before, judged_first, after, rounds, seconds) -> None:
         directory = self.directory / phase.name
         model = save_model(directory, standing.params, standing.base)
         if jax.process_index() == 0:
-            keep = lambda m: {name: m[name] for name in ("digest", "watch", "exams", "answers")}  # noqa: E731
             write_json(directory / "summary.json", {
                 "phase": phase.name, "title": phase.title, "model": model.digest, "rounds": rounds, "seconds": round(seconds, 1),
                 "upstream": [m.digest for m in self._upstream(phase)], "gate": dataclasses.asdict(phase.gate),
-                "before": keep(before), "before_remedy": keep(judged_first), "after": keep(after),
+                "before": before.summary(), "before_remedy": judged_first.summary(), "after": after.summary(),
             })  # fmt: skip
             write_verdict(
                 directory / "verdict.json", phase=phase.name, gate=phase.gate, judgement=judgement,
-                report=after["reports"][phase.exam], reference=reference,
+                report=after.reports[phase.exam], reference=reference,
                 digests={"weights": model.digest, "data": self._data_digest(phase), "config": self._config_digest(phase)},
             )  # fmt: skip
             if not judgement.passed and phase.gate.on_failure == "continue":

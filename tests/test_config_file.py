@@ -9,6 +9,10 @@ from medkor_jax.phases import ConfigError
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 RUNNABLE = sorted(p.name for p in CONFIGS.glob("*.py") if p.name not in ("__init__.py", "common.py"))
+ORDER = (
+    "phase0", "phase1", "phase2", "phase3", "phase4a_text", "phase4b_translation", "phase5a_text", "phase5b_translation",
+    "phase5c_reasoning", "phase5d_exam",
+)  # fmt: skip
 QUICKSTART = str(CONFIGS / "quickstart.py")
 
 
@@ -19,9 +23,9 @@ def test_the_configs_are_found():
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_every_config_builds_a_recipe(name):
     recipe = load_recipe(str(CONFIGS / name))
-    expected = (name[:-3],) if name.startswith("phase") else tuple(phase.name for phase in recipe.phases)
-    assert recipe.run == expected
-    assert [phase.name for phase in recipe.phases][:4] == ["phase0", "phase1", "phase2", "phase3"]
+    defined = tuple(phase.name for phase in recipe.phases)
+    assert recipe.run == (tuple(n for n in defined if n.startswith(name[:-3])) if name.startswith("phase") else defined)
+    assert defined == ORDER[: len(defined)]
 
 
 def test_the_order_of_the_phases_is_the_one_the_method_names():
@@ -35,6 +39,22 @@ def test_the_order_of_the_phases_is_the_one_the_method_names():
         assert phases[name].gate.threshold == 0.97 and phases[name].gate.on_failure == "retain"
         assert phases[name].remedy.retention.weight == 1.0 and phases[name].remedy.next_token_weight == 0.0
         assert {source.language for source in phases[name].remedy.data} == {"en"}
+
+
+def test_phases_4_and_5_are_in_the_order_of_the_method_and_each_holds_english():
+    phases = load_recipe(str(CONFIGS / "pipeline.py")).phases
+    for before, phase in zip(phases[3:], phases[4:]):
+        assert phase.after == before.name
+        assert (phase.gate.on_failure, phase.gate.threshold, phase.remedy.retention.weight) == ("retain", 0.97, 1.0)
+        assert phase.remedy.trees == phase.train.trees
+    by_name = {phase.name: phase for phase in phases}
+    assert by_name["phase4a_text"].train.trees == ("lora", "lang")
+    assert (by_name["phase4b_translation"].expand.front, by_name["phase4b_translation"].expand.back) == (1, 1)
+    assert all(phase.train.trees == ("lora", "lang", "expand") for phase in phases[5:])
+    for name in ("phase4b_translation", "phase5b_translation"):
+        assert by_name[name].translations and by_name[name].train.data[0].kind == "translation"
+    assert by_name["phase5c_reasoning"].train.data[0].kind == "reasoning"
+    assert by_name["phase5d_exam"].train.reward.algorithm == "grpo"
 
 
 def test_overrides_reach_nested_keys():

@@ -77,7 +77,7 @@ def test_an_entry_of_none_is_left_out():
         ("phase0.gate.on_failure", "train", r"remedy.steps is 0"),
         ("phase0.gate.threshold", 97.0, r"0\.97, not 97"),
         ("phase1.merge", True, r"lora.rank is 0"),
-        ("phase1.exam", "englisch", r"'englisch'; exams has english"),
+        ("phase1.exam", "englisch", r"'englisch'; exams of this phase: english"),
         ("exams.english.mode", "letters", r"'letters'; expected"),
         ("exams.english.shots", 5, r"no fewshot"),
         ("exams.english.source.kind", "text", r"expected 'exam'"),

@@ -83,7 +83,7 @@ def examined(monkeypatch):
     class Examined:
         right = staticmethod(lambda standing: 30)
 
-    monkeypatch.setattr(pipeline.Run, "_examine", lambda self, phase, standing, *_: report_of(Examined.right(standing)))
+    monkeypatch.setattr(pipeline.Measurer, "examine", lambda self, standing, name: report_of(Examined.right(standing)))
     return Examined
 
 

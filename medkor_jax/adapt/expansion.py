@@ -24,6 +24,19 @@ INITS = ("identity", "copy")
 _SILENCED = ("post_attn_norm", "post_ffw_norm")
 
 
+def check_expansion(front: int, back: int, init: str) -> None:
+    """Raises: ValueError on a count below 0, on none at either end, or on another init."""
+    counts = {FRONT: front, BACK: back}
+    for side, n in counts.items():
+        if not isinstance(n, int) or isinstance(n, bool) or n < 0:
+            raise ValueError(f"expansion {side} is {n!r}; expected how many layers to add there: 0, 1, 2, ..")
+    if not any(counts.values()):
+        raise ValueError("expansion front and back are both 0: nothing would be added. Give one at least 1, or leave it out")
+    if init not in INITS:
+        near = difflib.get_close_matches(str(init), INITS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"expansion init {init!r} is none of {', '.join(INITS)}; nearest: {near!r}")
+
+
 def make_expansion(
     base: Tree, *, front: int = 1, back: int = 1, init: str = "identity", dtype: Any = jnp.float32
 ) -> Tree:
@@ -34,18 +47,10 @@ def make_expansion(
 
     Raises: ValueError on a count below 0, on none at either end, or on another init.
     """
-    counts = {FRONT: front, BACK: back}
-    for side, n in counts.items():
-        if not isinstance(n, int) or isinstance(n, bool) or n < 0:
-            raise ValueError(f"expansion {side} is {n!r}; expected how many layers to add there: 0, 1, 2, ..")
-    if not any(counts.values()):
-        raise ValueError("expansion front and back are both 0: nothing would be added. Give one at least 1, or leave it out")
-    if init not in INITS:
-        near = difflib.get_close_matches(str(init), INITS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"expansion init {init!r} is none of {', '.join(INITS)}; nearest: {near!r}")
+    check_expansion(front, back, init)
     sources = {FRONT: 0, BACK: -1}
     tree = {}
-    for side, n in counts.items():
+    for side, n in ((FRONT, front), (BACK, back)):
         if n:
             # a copy even where the base has one layer of this dtype: what trains is donated, the base never
             tree[side] = {

@@ -1,0 +1,159 @@
+"""What a model scores: the exams, the watched texts and the translations of a phase, each measured once.
+
+    measured = Measurer(recipe, corpora, directory, mesh).measure(phase, standing, "after")
+    measured.reports["english"], measured.stored["watch"]["korean"]["nats"]
+
+Everything measured is in the phase's directory: `measured-WHEN.json` with the numbers, `answers/` and
+`translations/` with every text. The same model asked the same things, in this or an earlier phase, is read
+from there. It decides nothing: that is the gate's business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from medkor_jax.corpora import Corpora
+from medkor_jax.data.rows import Source
+from medkor_jax.eval.exam import evaluate
+from medkor_jax.eval.scorer import ModelScorer
+from medkor_jax.eval.scores import Report
+from medkor_jax.eval.translation import TranslationReport, evaluate_translation
+from medkor_jax.io.checkpoint import digest_tree
+from medkor_jax.io.files import write_json
+from medkor_jax.io.models import ADAPTER_TREES, model_digest
+from medkor_jax.io.weights import Weights
+from medkor_jax.model.params import Params
+from medkor_jax.phases import Phase, Recipe
+from medkor_jax.report.summary import phase_lines
+from medkor_jax.train.loop import text_loss
+from medkor_jax.train.step import StepSpec
+
+_TRANSLATION_BATCH = 16
+
+
+@dataclasses.dataclass
+class Standing:
+    """The model as it stands: its parameters and what they rest on."""
+
+    params: Params
+    base: Weights
+    config: Any
+    tokenizer: Any
+
+    @property
+    def digest(self) -> str:
+        trees = {name: getattr(self.params, name) for name in ADAPTER_TREES}
+        trees = {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
+        return model_digest(self.base.digest, digest_tree(trees) if trees else "", self.params.lora_scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """reports: by exam. stored: the same as JSON, with losses, translation scores and the files of all texts."""
+
+    reports: Mapping[str, Report]
+    stored: Mapping[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """Returns what a phase keeps of it; files are named from the directory of a phase."""
+        files = {name: str(pathlib.Path("..") / file) for name, file in self.stored["files"].items()}
+        return {name: self.stored[name] for name in ("digest", "watch", "exams", "translations")} | {"answers": files}
+
+
+class Measurer:
+    """Measures the models of one run."""
+
+    def __init__(self, recipe: Recipe, corpora: Corpora, directory: pathlib.Path, mesh: jax.sharding.Mesh) -> None:
+        self.recipe, self.corpora, self.directory, self.mesh = recipe, corpora, directory, mesh
+
+    def measure(self, phase: Phase, standing: Standing, when: str, known: Mapping[str, Report] = {}) -> Measured:
+        """Returns all that is measured in `phase` of the model as it stands, and prints it; `known` reports are not redone."""
+        recipe, own, digest = self.recipe, self.directory / phase.name, standing.digest
+        stored: dict[str, Any] = {"digest": digest, "asked": {}, "files": {}, "exams": {}, "watch": {}, "translations": {}}
+        how = (recipe.dtype, recipe.route)
+        reports = {}
+        for exam in recipe.exams_of(phase):
+            name, asked = exam.source.name, _digest(exam, recipe.reasoning, *how)
+            if found := self._stored(digest, "exams", name, asked):
+                reports[name] = Report.read(self.directory / found["files"][name])
+                stored["files"][name] = found["files"][name]
+            else:
+                reports[name] = known.get(name) or self.examine(standing, name)
+                stored["files"][name] = self._write(own / "answers" / f"{name}-{when}.jsonl", reports[name])
+                print(f"  {when}, {reports[name].table() if reports[name].alarms else phase_lines(name, reports[name])}")
+            stored["exams"][name], stored["asked"][f"exams/{name}"] = reports[name].summary(), asked
+        for source in recipe.watch:
+            name, asked = source.name, _digest(source, recipe.watch_tokens, *how)
+            if found := self._stored(digest, "watch", name, asked):
+                loss = found["watch"][name]
+            else:
+                loss = self._watch(standing, source)
+                print(f"  {when}, {name}: {loss['nats']:.3f} nats a token over {loss['tokens']:.0f} tokens")
+            stored["watch"][name], stored["asked"][f"watch/{name}"] = loss, asked
+        for source in phase.translations:
+            name, asked = source.name, _digest(source, *how)
+            if found := self._stored(digest, "translations", name, asked):
+                stored["translations"][name], stored["files"][name] = found["translations"][name], found["files"][name]
+            else:
+                translated = self._translate(standing, source)
+                stored["files"][name] = self._write(own / "translations" / f"{name}-{when}.jsonl", translated)
+                stored["translations"][name] = translated.summary()
+                print(f"  {when}, {translated.table()}")
+            stored["asked"][f"translations/{name}"] = asked
+        write_json(own / f"measured-{when}.json", stored)
+        return Measured(reports, stored)
+
+    def examine(self, standing: Standing, name: str) -> Report:
+        """Returns the model's answers to the exam `name`."""
+        exam = self.recipe.exam(name)
+        questions = self.corpora.questions(exam.source)
+        shots = self.corpora.questions(exam.fewshot)[: exam.shots] if exam.fewshot else ()
+        return evaluate(
+            self._scorer(standing, exam.batch_size), standing.tokenizer, questions, mode=exam.mode, shots=shots, source=name,
+            split=exam.source.split, batch_size=exam.batch_size, max_positions=standing.config.max_positions,
+            max_new_tokens=exam.max_new_tokens, form=self.recipe.reasoning,
+        )  # fmt: skip
+
+    def _stored(self, digest: str, kind: str, name: str, asked: str) -> dict[str, Any] | None:
+        """Returns what was measured of this very model, asked this very thing; None if that was never done."""
+        for path in sorted(self.directory.glob("*/measured-*.json")):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["digest"] == digest and found["asked"].get(f"{kind}/{name}") == asked:
+                if kind == "watch" or (self.directory / found["files"][name]).exists():
+                    return found
+        return None
+
+    def _write(self, file: pathlib.Path, report: Report | TranslationReport) -> str:
+        report.write(file)
+        return str(file.relative_to(self.directory))
+
+    def _scorer(self, standing: Standing, batch_size: int) -> ModelScorer:
+        return ModelScorer(
+            standing.params, standing.config, standing.tokenizer, dtype=jnp.dtype(self.recipe.dtype), mesh=self.mesh,
+            batch_size=batch_size, route=self.recipe.route,
+        )  # fmt: skip
+
+    def _watch(self, standing: Standing, source: Source) -> dict[str, float]:
+        stage = self.recipe.phases[0].train
+        return text_loss(
+            standing.params, standing.config, standing.tokenizer, self.mesh, self.corpora.examples((source,)),
+            StepSpec(dtype=self.recipe.dtype, chunk=self.recipe.chunk), route=self.recipe.route,
+            batch_size=stage.batch_size, seq_len=stage.seq_len, max_tokens=self.recipe.watch_tokens,
+        )  # fmt: skip
+
+    def _translate(self, standing: Standing, source: Source) -> TranslationReport:
+        return evaluate_translation(
+            self._scorer(standing, _TRANSLATION_BATCH), standing.tokenizer, self.corpora.pairs(source), source=source.name,
+            split=source.subset or source.split, batch_size=_TRANSLATION_BATCH,
+        )  # fmt: skip
+
+
+def _digest(*said: Any) -> str:
+    return hashlib.sha256(repr(said).encode()).hexdigest()
