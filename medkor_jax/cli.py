@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if overrides and not hasattr(arguments, "config"):
         print(f"medkor: not understood: {' '.join(overrides)}; see medkor {arguments.command} --help", file=sys.stderr)
         return 2
-    _quiet_libraries()
+    _set_up_libraries()
     from medkor_jax.eval.verdict import GateClosed
     from medkor_jax.phases import ConfigError
 
@@ -49,16 +49,20 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--restart", metavar="PHASE", action="append", default=[], help="move this phase's directory aside and run it anew")
     run.add_argument("--drop-bad", action="store_true", help="go on without rows that cannot be read, and list them")
 
-    evaluate = _command(commands, "eval", _eval, "put an exam to any weights")
+    evaluate = _command(commands, "eval", _eval, "put an exam, or pairs of sentences to translate, to any weights")
     evaluate.add_argument("--weights", required=True, help=WEIGHTS)
-    evaluate.add_argument("--exam", required=True, help="a file, a hub id, or embedded")
+    asked = evaluate.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--exam", help="a file, a hub id, or embedded")
+    asked.add_argument("--pairs", help="sentence pairs, translated both ways and scored: a file, a hub id, or embedded")
     evaluate.add_argument("--split", default="valid", help="for a hub id or embedded (default: valid)")
     evaluate.add_argument("--subset", default="", help="for a hub id, such as doctor")
     evaluate.add_argument("--language", default="", choices=("", "ko", "en"), help="default: read from the text")
     evaluate.add_argument("--fewshot", help="a file or hub id whose first questions are the shots")
-    evaluate.add_argument("--mode", default="letter", choices=("letter", "harness"))
+    evaluate.add_argument("--mode", default="letter", choices=("letter", "harness", "cloze", "reason"))
     evaluate.add_argument("--shots", type=int, default=0)
-    evaluate.add_argument("--limit", type=int, default=0, help="first N questions (default: all)")
+    evaluate.add_argument("--max-new-tokens", type=int, help="reason mode (default 512) and --pairs (default 256): longest answer")
+    evaluate.add_argument("--tags", nargs=2, metavar=("OPEN", "CLOSE"), help="reason mode: tags of the reasoning (default: <R> <R/>)")
+    evaluate.add_argument("--limit", type=int, default=0, help="first N questions or pairs (default: all)")
     evaluate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     evaluate.add_argument("--batch-size", type=int, default=16)
     evaluate.add_argument("--out", help="write one JSON line a question here")
@@ -70,10 +74,24 @@ def make_parser() -> argparse.ArgumentParser:
     verify.add_argument("--bound", type=float, help="largest logit difference allowed (default 1e-3)")
     verify.add_argument("--json", action="store_true")
 
-    data = commands.add_parser("data", help="look at data").add_subparsers(dest="data_command", required=True, metavar="command")
+    data = commands.add_parser("data", help="look at data, or translate it").add_subparsers(dest="data_command", required=True, metavar="command")
     check = _command(data, "check", _data_check, "rows, languages, lengths, licences and leaks of a config's sources")
     check.add_argument("--config", required=True)
     check.add_argument("--json", action="store_true")
+
+    translate = _command(data, "translate", _data_translate, "put an exam into the other language with a model; resumable")
+    translate.add_argument("--weights", required=True, help=WEIGHTS)
+    translate.add_argument("--exam", required=True, help="a file, a hub id, or embedded")
+    translate.add_argument("--to", required=True, choices=("en", "ko"))
+    translate.add_argument("--out", required=True, help="a .jsonl file; rows that fail the checks go to OUT.failed.jsonl")
+    translate.add_argument("--split", default="train", help="for a hub id or embedded (default: train)")
+    translate.add_argument("--subset", default="", help="for a hub id, such as doctor")
+    translate.add_argument("--adapters", default="on", choices=("on", "off"), help="off: the base alone that a run stands on")
+    translate.add_argument("--limit", type=int, default=0, help="first N questions (default: all)")
+    translate.add_argument("--batch-size", type=int, default=16)
+    translate.add_argument("--max-new-tokens", type=int, default=512, help="longest translation of one line")
+    translate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    translate.add_argument("--drop-bad", action="store_true")
 
     bench = _command(commands, "bench", _bench, "measure speed and memory beside transformers with PEFT")
     bench.add_argument("--weights", default="embedded", help=WEIGHTS)
@@ -106,13 +124,22 @@ def _run(arguments, overrides) -> None:
 
 
 def _eval(arguments, _) -> None:
-    from medkor_jax.evaluation import evaluate_file
+    from medkor_jax import evaluation
+    from medkor_jax.data.reasoning import ReasoningFormat
 
-    report = evaluate_file(
-        arguments.weights, arguments.exam, split=arguments.split, subset=arguments.subset, language=arguments.language,
-        fewshot=arguments.fewshot, mode=arguments.mode, n_shots=arguments.shots, limit=arguments.limit,
-        dtype=arguments.dtype, batch_size=arguments.batch_size, drop_bad=arguments.drop_bad,
+    shared = dict(
+        split=arguments.split, subset=arguments.subset, limit=arguments.limit, dtype=arguments.dtype,
+        batch_size=arguments.batch_size, drop_bad=arguments.drop_bad,
     )  # fmt: skip
+    if arguments.max_new_tokens is not None:
+        shared["max_new_tokens"] = arguments.max_new_tokens
+    if arguments.pairs:
+        report = evaluation.evaluate_pairs(arguments.weights, arguments.pairs, **shared)
+    else:
+        report = evaluation.evaluate_file(
+            arguments.weights, arguments.exam, language=arguments.language, fewshot=arguments.fewshot, mode=arguments.mode,
+            n_shots=arguments.shots, form=ReasoningFormat(*arguments.tags or ()), **shared,
+        )  # fmt: skip
     if arguments.out:
         report.write(arguments.out)
     print(json.dumps(report.summary(), ensure_ascii=False) if arguments.json else report.table())
@@ -136,6 +163,18 @@ def _data_check(arguments, overrides) -> int:
     return 0 if report.is_clean else 1
 
 
+def _data_translate(arguments, _) -> None:
+    from medkor_jax.exam_translation import translate_exam
+
+    done = translate_exam(
+        arguments.weights, arguments.exam, to=arguments.to, out=arguments.out, split=arguments.split,
+        subset=arguments.subset, limit=arguments.limit, adapters=arguments.adapters == "on",
+        batch_size=arguments.batch_size, max_new_tokens=arguments.max_new_tokens, dtype=arguments.dtype,
+        drop_bad=arguments.drop_bad, on_progress=lambda done, total: print(f"translated {done} of {total}", flush=True),
+    )  # fmt: skip
+    print(done.table())
+
+
 def _bench(arguments, _) -> None:
     from medkor_jax import bench
 
@@ -150,12 +189,20 @@ def _waive(arguments, _) -> None:
     print(f"{arguments.verdict} is waived: {arguments.reason}")
 
 
-def _quiet_libraries() -> None:
+def _set_up_libraries() -> None:
+    """Quiet logs, and compiled steps kept on disk: a second start trains within a minute. Set variables win."""
     import logging
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("absl").setLevel(logging.ERROR)
+
+    import jax
+
+    from medkor_jax.io.embedded_model import cache_directory
+
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
 
 
 def _fail(error: BaseException, code: int) -> int:

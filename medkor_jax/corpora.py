@@ -12,8 +12,9 @@ from typing import Sequence
 from medkor_jax.data.check import FEWSHOT, JUDGED, TRAINED, DataReport, Use, check
 from medkor_jax.data.exams import Question
 from medkor_jax.data.leakage import Leak, find_leaks, unexcused
+from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import Example, Source
-from medkor_jax.data.sources import load_examples, load_questions
+from medkor_jax.data.sources import OF_QUESTIONS, load_examples, load_questions
 from medkor_jax.io.models import open_model
 from medkor_jax.phases import Recipe
 
@@ -23,22 +24,25 @@ class LeakError(ValueError):
 
 
 class Corpora:
-    """Loads on first use and keeps. Bad rows raise BadDataError; with `drop_bad` they are printed and left out."""
+    """Loads on first use and keeps. Bad rows raise BadDataError; with `drop_bad` they are printed and left out.
 
-    def __init__(self, drop_bad: bool) -> None:
-        self._drop_bad = drop_bad
+    form: how the reasoning that sources of kind "reasoning" teach is written.
+    """
+
+    def __init__(self, drop_bad: bool, form: ReasoningFormat = ReasoningFormat()) -> None:
+        self._drop_bad, self._form = drop_bad, form
         self._examples: dict[Source, Sequence[Example]] = {}
         self._questions: dict[Source, Sequence[Question]] = {}
 
     def examples(self, sources: Sequence[Source]) -> list[tuple[Source, Sequence[Example]]]:
         for source in sources:
             if source not in self._examples:
-                self._examples[source] = self._kept(source, load_examples(source, drop_bad=self._drop_bad))
+                self._examples[source] = self._kept(source, load_examples(source, drop_bad=self._drop_bad, form=self._form))
         return [(source, self._examples[source]) for source in sources]
 
     def questions(self, source: Source) -> Sequence[Question]:
         if source not in self._questions:
-            self._questions[source] = self._kept(source, load_questions(source, drop_bad=self._drop_bad))
+            self._questions[source] = self._kept(source, load_questions(source, drop_bad=self._drop_bad, form=self._form))
         return self._questions[source]
 
     def refuse_leaks(self, recipe: Recipe) -> None:
@@ -46,7 +50,7 @@ class Corpora:
         documents = {TRAINED: [], JUDGED: [], FEWSHOT: []}
         for use in uses_of(recipe):
             source = use.source
-            rows = self.questions(source) if source.kind == "exam" else self.examples((source,))[0][1]
+            rows = self.questions(source) if source.kind in OF_QUESTIONS else self.examples((source,))[0][1]
             documents[use.purpose].append((source.name, rows))
         leaks = find_leaks(documents[TRAINED] + documents[FEWSHOT], documents[JUDGED])
         if left := unexcused(leaks, recipe.allow_leaks):
@@ -58,6 +62,8 @@ class Corpora:
             )
 
     def _kept(self, source: Source, loaded):
+        for note in loaded.notes:
+            print(f"{source.name}: {note}")
         if loaded.bad:
             print(f"{source.name}: {len(loaded.bad)} bad rows left out:")
             for row in loaded.bad[:20]:

@@ -1,20 +1,28 @@
-"""Any weights, any exam file, one report: what `medkor eval` calls.
+"""Any weights, any exam or pairs of sentences, one report: what `medkor eval` calls.
 
     report = evaluate_file("embedded", "doctor/valid.csv", mode="harness", fewshot="doctor/fewshot.csv", n_shots=5)
+    report = evaluate_pairs("runs/quickstart", "embedded", split="test")
 """
 
 from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Iterator
 
 import jax
 import jax.numpy as jnp
 
 from medkor_jax.data.exams import Question
-from medkor_jax.data.rows import Source
+from medkor_jax.data.reasoning import ReasoningFormat
+from medkor_jax.data.rows import EMBEDDED, Loaded, Source
 from medkor_jax.data.sources import load_questions
-from medkor_jax.eval.exam import evaluate
+from medkor_jax.data.translation import load_pairs
+from medkor_jax.eval.exam import MAX_REASONING_TOKENS, evaluate
 from medkor_jax.eval.scorer import ModelScorer
 from medkor_jax.eval.scores import Report
-from medkor_jax.io.models import open_model
+from medkor_jax.eval.translation import MAX_TRANSLATION_TOKENS, TranslationReport, evaluate_translation
+from medkor_jax.io.models import Model, open_model
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 
 
@@ -32,19 +40,23 @@ def evaluate_file(
     dtype: str = "float32",
     batch_size: int = 16,
     drop_bad: bool = False,
+    max_new_tokens: int = MAX_REASONING_TOKENS,
+    form: ReasoningFormat = ReasoningFormat(),
 ) -> Report:
     """Returns every answer of `weights` to the questions of `exam` (a file, a hub id or "embedded").
 
-    Raises: ValueError if the shots are not there, before the weights are loaded; BadDataError, WeightsError.
+    max_new_tokens, form: for reason mode, how long an answer may be and between which tags it reasons.
+
+    Raises: ValueError if the shots are not there, or asked for in reason mode, before the weights are loaded;
+    BadDataError, WeightsError.
     """
 
     def questions(path: str, split: str, limit: int) -> list[Question]:
         source = Source(path, "exam", path, split=split, subset=subset, language=language, limit=limit)
-        loaded = load_questions(source, drop_bad=drop_bad)
-        for row in loaded.bad:
-            print(f"left out: {row}")
-        return list(loaded.rows)
+        return _shown(load_questions(source, drop_bad=drop_bad))
 
+    if mode == "reason" and n_shots:
+        raise ValueError(f"{n_shots} shots are asked for; reason mode is asked without any")
     asked = questions(exam, split, limit)
     shots = []
     if n_shots:
@@ -54,11 +66,52 @@ def evaluate_file(
         if len(shots) < n_shots:
             raise ValueError(f"{fewshot} holds {len(shots)} questions; {n_shots} shots were asked for")
     model = open_model(weights)
+    with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
+        return evaluate(
+            scorer, model.tokenizer, asked, mode=mode, shots=shots, source=exam, split=split, batch_size=batch_size,
+            max_positions=model.config.max_positions, max_new_tokens=max_new_tokens, form=form,
+        )  # fmt: skip
+
+
+def evaluate_pairs(
+    weights: str,
+    pairs: str,
+    *,
+    split: str = "valid",
+    subset: str = "",
+    limit: int = 0,
+    dtype: str = "float32",
+    batch_size: int = 16,
+    drop_bad: bool = False,
+    max_new_tokens: int = MAX_TRANSLATION_TOKENS,
+) -> TranslationReport:
+    """Returns every pair of `pairs` (a file, a hub id or "embedded") translated both ways by `weights`, and scored.
+
+    Raises: BadDataError, WeightsError; ValueError if a pair does not fit the model.
+    """
+    # The embedded pairs are split by fact, which their source calls a subset, as it does for texts.
+    source = Source(pairs, "translation", pairs, split=split, subset=subset or (split if pairs == EMBEDDED else ""), limit=limit)
+    asked = _shown(load_pairs(source, drop_bad=drop_bad))
+    model = open_model(weights)
+    with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
+        return evaluate_translation(
+            scorer, model.tokenizer, asked, source=pairs, split=split, batch_size=batch_size, max_new_tokens=max_new_tokens
+        )
+
+
+@contextlib.contextmanager
+def open_scorer(model: Model, *, dtype: str, batch_size: int, adapters: bool = True) -> Iterator[ModelScorer]:
+    """Gives the model, loaded onto all devices (on a CPU one), as exams ask for it; adapters=False: its base alone."""
+    if not adapters:
+        model = dataclasses.replace(model, directory=None, lora_scale=1.0, adapters_digest="")
     mesh = make_mesh(MeshShape(data=1), jax.devices()[:1]) if jax.default_backend() == "cpu" else make_mesh(MeshShape())
     with jax.set_mesh(mesh):
         params = model.load(jnp.dtype(dtype), mesh)
-        scorer = ModelScorer(params, model.config, model.tokenizer, dtype=jnp.dtype(dtype), mesh=mesh, batch_size=batch_size)
-        return evaluate(
-            scorer, model.tokenizer, asked, mode=mode, shots=shots, source=exam, split=split, batch_size=batch_size,
-            max_positions=model.config.max_positions,
-        )  # fmt: skip
+        yield ModelScorer(params, model.config, model.tokenizer, dtype=jnp.dtype(dtype), mesh=mesh, batch_size=batch_size)
+
+
+def _shown(loaded: Loaded) -> list:
+    """Returns the rows; prints those left out."""
+    for row in loaded.bad:
+        print(f"left out: {row}")
+    return list(loaded.rows)

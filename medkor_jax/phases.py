@@ -21,6 +21,7 @@ from medkor_jax.adapt.lora import check_targets
 from medkor_jax.data.packing import ROUTES
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import Source
+from medkor_jax.eval.exam import MAX_REASONING_TOKENS
 from medkor_jax.eval.gate import Gate
 from medkor_jax.eval.scores import MODES
 from medkor_jax.parallel.mesh import MeshShape
@@ -178,17 +179,22 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Exam:
-    """An exam that judges. max_questions 0: all. shots are taken from the head of `fewshot`."""
+    """An exam that judges. shots are taken from the head of `fewshot`; max_new_tokens is read in reason mode only."""
 
     source: Source
     mode: str = "letter"
     shots: int = 0
     fewshot: Source | None = None
     batch_size: int = 16
+    max_new_tokens: int = MAX_REASONING_TOKENS
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"exam mode is {self.mode!r}; expected {' or '.join(MODES)}")
+        if self.mode == "reason" and self.shots:
+            raise ValueError(f"exam {self.source.name!r} asks for {self.shots} shots; reason mode is asked without any: set shots to 0")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"exam {self.source.name!r} has max_new_tokens {self.max_new_tokens}; expected at least 1")
         if self.shots and self.fewshot is None:
             raise ValueError(f"exam {self.source.name!r} asks for {self.shots} shots and names no fewshot source")
         if self.source.kind != "exam":

@@ -37,15 +37,15 @@ from medkor_jax.io.models import ADAPTER_TREES, Model, model_digest, open_model,
 from medkor_jax.io.weights import Weights
 from medkor_jax.model.forward import Inputs, forward, project_logits
 from medkor_jax.model.params import Params, Tree
-from medkor_jax.parallel.mesh import make_mesh, place_batch
+from medkor_jax.parallel.mesh import check_batch, make_mesh
 from medkor_jax.phases import ConfigError, LoraRecipe, Phase, Recipe, Stage
 from medkor_jax.report.summary import closing_table, phase_lines
 from medkor_jax.train.loop import StagePlan, make_batches, run_stage, seed_of, text_loss
 from medkor_jax.train.step import StepSpec
 from medkor_jax.train.trainable import Schedule
 
-MERGE_PARITY_BOUND = {"float32": 1e-3, "bfloat16": 0.5}
-"""Largest logit difference between merged and adapted model that a merge may show, by param_dtype."""
+MERGE_PARITY_BOUND = {"float32": 1e-4, "bfloat16": 2e-2}
+"""Largest logit difference between merged and adapted model, as a share of the largest logit, by param_dtype."""
 
 
 @dataclasses.dataclass
@@ -86,6 +86,7 @@ class Run:
         self.corpora.refuse_leaks(recipe)
         for phase in recipe.in_force:
             self._check_upstream_is_known(phase)
+        self._check_stages()
         print(f"run {self.directory}: {', '.join(phase.name for phase in recipe.in_force)} on {_devices()}")
         with jax.set_mesh(self.mesh):
             for phase in recipe.in_force:
@@ -129,6 +130,15 @@ class Run:
         for name in filter(None, (phase.after, *[c for c in phase.candidates if c.startswith("phase")])):
             if name not in names:
                 raise ConfigError(f"{phase.name} starts from {name!r}, which is none of {', '.join(names)}")
+
+    def _check_stages(self) -> None:
+        """Builds every stage's batches once, so that data that does not fit is found before any training."""
+        tokenizer = open_model(self.recipe.weights).tokenizer
+        for phase in self.recipe.in_force:
+            for stage, name in ((phase.train, "train"), (phase.remedy, "remedy")):
+                if stage.steps:
+                    check_batch(stage.batch_size, stage.microbatches, self.mesh)
+                    make_batches(self.plan(phase, stage, name), tokenizer)
 
     def _upstream(self, phase: Phase) -> list[Model]:
         """Returns the models the phase may start from. Raises: GateClosed if one of them is a phase that may not be."""
@@ -285,26 +295,28 @@ class Run:
         merged = merge(params.base, params.lora, scale=params.lora_scale)
         parity = self._parity(standing, params.replace(base=merged, lora={}))
         bound = MERGE_PARITY_BOUND[self.recipe.param_dtype]
-        print(f"{phase.name}: merged against adapted, largest logit difference {parity:.2e} (bound {bound})")
+        found = f"{parity:.1e} of the largest logit (bound {bound})"
+        print(f"{phase.name}: merged against adapted, logits differ by at most {found}")
         if not parity <= bound:
-            raise FloatingPointError(f"{phase.name}: merging changed a logit by {parity:.3g}, more than {bound}; nothing was written")
+            raise FloatingPointError(f"{phase.name}: merging changed a logit by {found}; nothing was written")
         rank = next(iter(params.lora.values()))["a"].shape[-1]
         lineage = {
             "made_by": f"{phase.name}: merge of LoRA into its base", "base": standing.base.name,
             "base_digest": standing.base.digest, "lora_digest": digest_tree(params.lora), "rank": rank,
-            "scale": params.lora_scale, "targets": sorted(params.lora), "largest_logit_difference": parity,
+            "scale": params.lora_scale, "targets": sorted(params.lora), "largest_logit_difference_as_share": parity,
         }  # fmt: skip
         base = save_base(directory, merged, standing.config, standing.tokenizer, lineage)
         self._bases = {base.digest: merged}
         return dataclasses.replace(standing, params=params.replace(base=merged, lora={}, lora_scale=1.0), base=base)
 
     def _parity(self, standing: Standing, merged: Params) -> float:
-        """Returns the largest difference of any logit at 64 positions of the first training text of the watch or phase."""
+        """Returns the largest difference of any logit, as a share of the largest, at 4 positions of each row of random tokens."""
         rows = min(4, self.mesh.size) if self.mesh.size > 1 else 1
         tokens = jax.random.randint(jax.random.key(0), (rows * 4, 64), 3, standing.tokenizer.vocab_size)
         inputs = Inputs(tokens, jnp.broadcast_to(jnp.arange(64), tokens.shape), jnp.ones_like(tokens), jnp.zeros_like(tokens))
         last = jax.jit(lambda p: project_logits(p.base, forward(p, standing.config, inputs, dtype=jnp.dtype(self.recipe.dtype))[:, ::16]))
-        return float(jnp.max(jnp.abs(last(standing.params) - last(merged))))
+        adapted = last(standing.params)
+        return float(jnp.max(jnp.abs(adapted - last(merged))) / jnp.max(jnp.abs(adapted)))
 
     # ---- what a phase is measured by ----------------------------------------------------------
 
@@ -360,7 +372,7 @@ class Run:
         )  # fmt: skip
         return evaluate(
             scorer, standing.tokenizer, questions, mode=exam.mode, shots=shots, source=name, split=exam.source.split,
-            batch_size=exam.batch_size, max_positions=standing.config.max_positions,
+            batch_size=exam.batch_size, max_positions=standing.config.max_positions, max_new_tokens=exam.max_new_tokens,
         )  # fmt: skip
 
     def _watch(self, standing: Standing, source: Any) -> dict[str, float]:
@@ -420,14 +432,6 @@ def restart(run_dir: pathlib.Path, phase: str) -> pathlib.Path | None:
         number += 1
     shutil.move(directory, aside)
     return aside
-
-
-def check_stages(run: Run) -> None:
-    """Builds every stage's batches once, so that data that does not fit is found before any training."""
-    for phase in run.recipe.in_force:
-        for stage, name in ((phase.train, "train"), (phase.remedy, "remedy")):
-            if stage.steps:
-                make_batches(run.plan(phase, stage, name), open_model(run.recipe.weights).tokenizer)
 
 
 def _devices() -> str:

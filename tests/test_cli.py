@@ -36,6 +36,44 @@ def test_eval_writes_a_line_a_question_and_a_summary(tiny_base_dir, exam, tmp_pa
     assert (overall["n"], overall["correct"]) == (6, sum(a["correct"] for a in answers))
 
 
+def test_eval_in_reason_mode_and_of_pairs(tiny_base_dir, exam, tmp_path, capsys):
+    """A random model writes no reasoning and no translation; what it wrote is judged and stored all the same."""
+    out, common = tmp_path / "out.jsonl", ["--limit", "2", "--max-new-tokens", "3", "--json"]
+    shared = ["eval", "--weights", str(tiny_base_dir), "--out", str(out), *common]
+    assert cli.main([*shared, "--exam", str(exam), "--mode", "reason", "--tags", "[", "]"]) == 0
+    reasoning = json.loads(capsys.readouterr().out.splitlines()[-1])["reasoning"]
+    assert (reasoning["max_new_tokens"], reasoning["both"]) == (3, 0.0)
+    written = [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n")[:-1]]
+    assert len(written) == 2 and all(1 <= row["n_tokens"] <= 3 and row["mode"] == "reason" for row in written)
+
+    assert cli.main([*shared, "--pairs", "embedded", "--split", "test"]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [(s["direction"], s["metric"], s["n"]) for s in summary["scores"]] == [
+        ("en-ko", "chrf", 2), ("en-ko", "bleu", 2), ("ko-en", "chrf", 2), ("ko-en", "bleu", 2)]
+    written = [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n")[:-1]]
+    pairs = embedded.pairs("test")[:2]
+    assert [row["text"] for row in written] == [en for _, en, _ in pairs] + [ko for *_, ko in pairs]
+
+
+def test_scoring_without_adapters_is_scoring_the_base(tiny_base_dir, tmp_path):
+    import jax.numpy as jnp
+
+    from medkor_jax.evaluation import open_scorer
+    from medkor_jax.io.models import open_model, save_model
+
+    base = open_model(tiny_base_dir)
+    with open_scorer(base, dtype="float32", batch_size=2) as scorer:
+        plain, params = scorer.next_logits([[2, 40, 50]], [5, 6]), scorer._params
+    matrix = params.base["layers"]["q"]
+    lora = {"q": {"a": jnp.ones((*matrix.shape[:-1], 2)) / 9, "b": jnp.ones((matrix.shape[0], 2, matrix.shape[-1]))}}
+    adapted = save_model(tmp_path / "phase", params.replace(lora=lora, lora_scale=2.0), base.base)
+    found = {}
+    for adapters in (True, False):
+        with open_scorer(adapted, dtype="float32", batch_size=2, adapters=adapters) as scorer:
+            found[adapters] = scorer.next_logits([[2, 40, 50]], [5, 6])
+    assert (found[False] == plain).all() and abs(found[True] - plain).max() > 1e-3
+
+
 @pytest.mark.parametrize(
     "arguments, code, words",
     [
@@ -43,6 +81,9 @@ def test_eval_writes_a_line_a_question_and_a_summary(tiny_base_dir, exam, tmp_pa
         (["run", "--config", "nowhere/quickstart.py"], 2, "no config file"),
         (["eval", "--weights", "embedded", "--exam", "exam.csv", "--shotz=3"], 2, "not understood: --shotz=3"),
         (["eval", "--weights", "embedded", "--exam", "embedded", "--language", "en", "--shots", "3"], 1, "no few-shot file is named"),
+        (["eval", "--weights", "embedded", "--exam", "embedded", "--language", "en", "--mode", "reason", "--shots", "3"], 1, "without any"),
+        (["eval", "--weights", "embedded", "--exam", "embedded", "--language", "en", "--tags", "x", "x"], 1, "two different texts"),
+        (["eval", "--weights", "embedded", "--pairs", "nowhere.tsv"], 1, "no such file"),
         (["bench", "--cases", "txet"], 1, "'txet' is none of"),
         (["bench", "--repeats", "0"], 1, "repeats is 0"),
         (["verify", "--weights", "random:tiny"], 1, "exists only here"),
@@ -78,6 +119,6 @@ def test_data_check_prints_a_table_and_fails_on_a_leak(tiny_base_dir, capsys):
     assert cli.main(check) == 0
     table = capsys.readouterr().out
     assert "english" in table and "Apache-2.0" in table and table.rstrip().endswith("clean")
-    assert cli.main([*check, "--config.exams.english.source.split=train"]) == 1
+    assert cli.main([*check, "--config.watch.english.subset=train"]) == 1
     table = capsys.readouterr().out
-    assert "LEAK: en-exam-train:" in table and "NOT clean" in table
+    assert "LEAK: en-text-train:" in table and "NOT clean" in table

@@ -139,7 +139,7 @@ def test_the_merge_says_what_it_was_made_of_and_how_near_it_came(finished, tiny_
     lineage = json.loads((finished / "phase0/base/lineage.json").read_text())
     assert lineage["base_digest"] == open_model(tiny_base_dir).digest
     assert (lineage["rank"], lineage["scale"], lineage["targets"]) == (2, 2.0, ["down", "q"])
-    assert 0 < lineage["largest_logit_difference"] < pipeline.MERGE_PARITY_BOUND["float32"]
+    assert 0 < lineage["largest_logit_difference_as_share"] < pipeline.MERGE_PARITY_BOUND["float32"]
     assert len(lineage["lora_digest"]) == 64
 
 

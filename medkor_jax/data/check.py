@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medkor_jax.data import exams
+from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.leakage import Document, Leak, find_leaks, unexcused
 from medkor_jax.data.packing import encode
-from medkor_jax.data.rows import BadDataError, BadRow, Source
-from medkor_jax.data.sources import load_examples, load_questions
+from medkor_jax.data.rows import BadDataError, BadRow, Loaded, Source
+from medkor_jax.data.sources import OF_QUESTIONS, load_examples, load_questions, question_example
 
 if TYPE_CHECKING:
     from medkor_jax.data.tokenizer import Tokenizer
@@ -57,6 +58,7 @@ class SourceReport:
     languages: dict[str, int]  # documents in each language
     tokens: TokenLengths | None  # None if no tokenizer was given or no row is good
     bad: list[BadRow]
+    notes: tuple[str, ...] = ()  # what was left out without being bad
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,41 +72,46 @@ class DataReport:
         return not self.leaks and not any(report.bad for report in self.sources)
 
 
-def check(uses: Sequence[Use], tokenizer: Tokenizer | None = None, *, allowed: Sequence[str] = ()) -> DataReport:
+def check(
+    uses: Sequence[Use],
+    tokenizer: Tokenizer | None = None,
+    *,
+    allowed: Sequence[str] = (),
+    form: ReasoningFormat = ReasoningFormat(),
+) -> DataReport:
     """Returns what is in each source, and what is judged by but also trained on or shown as an example.
 
     allowed: leaks that the config names, see `leakage.unexcused`.
     """
     reports, documents = [], {TRAINED: [], JUDGED: [], FEWSHOT: []}
     for use in uses:
-        rows, bad = _load(use.source)
-        reports.append(_describe(use, rows, bad, tokenizer))
-        documents[use.purpose].append((use.source.name, rows))
+        loaded = _load(use.source, form)
+        reports.append(_describe(use, loaded, tokenizer, form))
+        documents[use.purpose].append((use.source.name, loaded.rows))
     leaks = find_leaks(documents[TRAINED] + documents[FEWSHOT], documents[JUDGED])
     left = unexcused(leaks, allowed)
     return DataReport(reports, left, [leak for leak in leaks if leak not in left])
 
 
-def _load(source: Source) -> tuple[Sequence[Document], list[BadRow]]:
-    """Returns the documents, exams as questions so that stems can be compared, and the bad rows."""
-    load = load_questions if source.kind == "exam" else load_examples
+def _load(source: Source, form: ReasoningFormat) -> Loaded[Document]:
+    """Returns the documents, questions as questions so that stems can be compared."""
+    load = load_questions if source.kind in OF_QUESTIONS else load_examples
     try:
-        loaded = load(source, drop_bad=True)
+        return load(source, drop_bad=True, form=form)
     except BadDataError as error:  # nothing at all could be read
-        return [], error.bad
-    return loaded.rows, loaded.bad
+        return Loaded([], error.bad)
 
 
-def _describe(use: Use, rows: Sequence[Document], bad: list[BadRow], tokenizer: Tokenizer | None) -> SourceReport:
+def _describe(use: Use, loaded: Loaded[Document], tokenizer: Tokenizer | None, form: ReasoningFormat) -> SourceReport:
     languages: collections.Counter[str] = collections.Counter()
     lengths = []
-    for row in rows:
+    for row in loaded.rows:
         languages[row.language] += 1
         if tokenizer is not None:
-            example = exams.example(row) if isinstance(row, exams.Question) else row
+            example = question_example(row, use.source, form) if isinstance(row, exams.Question) else row
             lengths.append(len(encode(example, tokenizer).tokens) + 1)
     tokens = None
     if lengths:
         median, p95 = (int(round(value)) for value in np.percentile(lengths, [50, 95]))
         tokens = TokenLengths(median, p95, max(lengths), sum(lengths))
-    return SourceReport(use.source, use.purpose, len(rows), dict(languages), tokens, bad)
+    return SourceReport(use.source, use.purpose, len(loaded.rows), dict(languages), tokens, loaded.bad, loaded.notes)

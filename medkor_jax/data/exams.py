@@ -7,7 +7,9 @@ Training, few-shot and evaluation all take the prompt and the answer from here, 
 apart. What it does not do: read answers out of generated text (that is `medkor_jax.eval.answers`).
 
 Recognised rows: KorMedMCQA (question, A..E, answer as a letter or 1-5), MedQA (options, answer_idx),
-and questions inside a chat, with their reasoning (see `_from_chat` and `_from_markdown`).
+and questions inside a chat, with their reasoning (see `_from_chat` and `_from_markdown`). A rationale (column
+cot or rationale, or the reasoning) whose own answer is seen to be another than the key is left out: learnt, it
+would teach a wrong answer.
 """
 
 from __future__ import annotations
@@ -24,6 +26,12 @@ LETTERS = "ABCDE"
 KORMEDMCQA_SUBJECTS = ("doctor", "nurse", "pharm", "dentist")
 # A last line that only states the answer: "$\boxed{\text{C}}$" in whatever sentence, or a letter alone.
 _CONCLUSION = re.compile(r"\\boxed\{(?:\\text\{)?\s*(?:(?P<letter>[A-E])\b)?|^\W*(?:Answer\W*)?(?P<alone>[A-E])\W*$")
+
+# Where a reasoning says which letter is right: "정답은 (E) 입니다", "the answer is **B**". Not "정답은 C1인 B번", nor
+# "정답은 A가 아니다".
+_STATED = re.compile(
+    r"정답(?:은|:|：)?\s*[(\[*\"']*(?P<ko>[A-E])(?![A-Za-z0-9])(?!\W*(?:가|는|은)?\s*아니)"
+    r"|\b[Aa]nswer(?:\s+is|:)\s*[(\[*\"']*(?P<en>[A-E])(?![A-Za-z0-9'])")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +58,11 @@ def prompt(question: Question) -> str:
     return f"{question.question.strip()}\n{options}{'정답：' if question.language == 'ko' else 'Answer:'}"
 
 
+def cloze_prompt(question: Question) -> str:
+    """Returns the question without its options, up to and including the colon; an option's text may follow it."""
+    return f"{question.question.strip()}\n{'정답：' if question.language == 'ko' else 'Answer:'}"
+
+
 def answer_text(question: Question) -> str:
     """Returns what follows the prompt, e.g. " B".
 
@@ -66,7 +79,7 @@ def example(question: Question) -> Example:
 
 
 def load(source: Source, *, drop_bad: bool) -> Loaded[Question]:
-    """Returns the questions of an exam source, in file order.
+    """Returns the questions of an exam or reasoning source, in file order.
 
     Raises: BadDataError for bad rows (unless `drop_bad`), for wrong column names and for an empty file.
     """
@@ -75,7 +88,8 @@ def load(source: Source, *, drop_bad: bool) -> Loaded[Question]:
 
         if not source.language:
             raise ValueError(f"source {source.name!r}: the embedded exam is in two languages; set language to 'ko' or 'en'")
-        questions = embedded.questions(source.split, source.language)
+        told = embedded.reasonings if source.kind == "reasoning" else embedded.questions
+        questions = told(source.split, source.language)
         return Loaded(questions[:source.limit or None], [])
     seen: dict[str, int] = {}
 
@@ -103,11 +117,19 @@ def question_from_row(row: Row, source: Source, number: int) -> Question:
     numbered = f"{subject or exam}/{split}/{row.get('row', number - 1)}"
     reasoning = row.get("cot") or row.get("rationale") or ""
     rationale = rows.text_of(reasoning, "reasoning").strip() if str(reasoning).strip() else ""
+    if stated_letter(rationale) not in ("", LETTERS[answer]):
+        rationale = ""
     language = source.language or ("ko" if has_hangul(stem + "".join(options)) else "en")
     year = row.get("year")
     return Question(
         id=str(row.get("id") or numbered), exam=exam, year=int(year) if str(year or "").isdigit() else None, language=language,
         question=stem, options=options, answer=answer, rationale=rationale)
+
+
+def stated_letter(reasoning: str) -> str:
+    """Returns the letter that the reasoning states last as the answer, or "" where it states none in plain words."""
+    stated = [match["ko"] or match["en"] for match in _STATED.finditer(reasoning)]
+    return stated[-1] if stated else ""
 
 
 def _flat(row: Row, source: Source) -> Row:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from medkor_jax.data import exams, rows
 from medkor_jax.data.exams import LETTERS, Question, prompt
-from medkor_jax.data.rows import Example
+from medkor_jax.data.rows import Example, Loaded, Source
 
 _ASKED = {"ko": "풀이：", "en": "Reasoning:"}
 _ANSWERED = {"ko": "정답：", "en": "Answer:"}
@@ -32,6 +33,25 @@ class ReasoningFormat:
             raise ValueError(f"reasoning tags are {self.opening!r} and {self.closing!r}; they must be two different texts")
 
 
+def load(source: Source, *, drop_bad: bool, form: ReasoningFormat = ReasoningFormat()) -> Loaded[Question]:
+    """Returns the questions of a source whose own rationale can be learnt; the others are counted in `notes`.
+
+    Not bad rows: an exam with a few rationales is a sound exam, and `exams` leaves out those that lead to
+    another answer than the key.
+
+    Raises: BadDataError for bad rows (unless `drop_bad`), wrong columns, or no question with a usable rationale.
+    """
+    loaded = exams.load(source, drop_bad=drop_bad)
+    reasoned = [question for question in loaded.rows if question.rationale.strip()]
+    usable = [question for question in reasoned if not _holds_tag(question, form)]
+    counts = {
+        "without a rationale that leads to its key": len(loaded.rows) - len(reasoned),
+        f"with {form.opening!r} or {form.closing!r} in the rationale": len(reasoned) - len(usable),
+    }
+    notes = tuple(f"{n} of {len(loaded.rows)} questions left out: {why}" for why, n in counts.items() if n)
+    return rows.settle(source, usable, loaded.bad, drop_bad=drop_bad, notes=notes)
+
+
 def reasoning_prompt(question: Question) -> str:
     """Returns what the model is asked: the exam's prompt, ending in a call for reasoning instead of the answer."""
     asked = prompt(question)
@@ -46,7 +66,7 @@ def reasoned_text(question: Question, form: ReasoningFormat) -> str:
     rationale = " ".join(question.rationale.split())
     if not rationale:
         raise ValueError(f"question {question.id!r} has no rationale to learn reasoning from")
-    if form.opening in rationale or form.closing in rationale:
+    if _holds_tag(question, form):
         raise ValueError(f"the rationale of {question.id!r} holds {form.opening!r} or {form.closing!r}; choose other tags")
     return f" {form.opening} {rationale} {form.closing} {LETTERS[question.answer]}"
 
@@ -55,3 +75,7 @@ def reasoned_example(question: Question, form: ReasoningFormat) -> Example:
     """Returns the question as reasoning to learn: loss on tags, rationale, letter and the eos that ends it."""
     parts = ((reasoning_prompt(question), False), (reasoned_text(question, form), True))
     return Example(question.id, parts, question.language, splittable=False)
+
+
+def _holds_tag(question: Question, form: ReasoningFormat) -> bool:
+    return form.opening in question.rationale or form.closing in question.rationale

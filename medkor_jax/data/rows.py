@@ -29,7 +29,7 @@ from typing import Any, Generic, TypeVar
 
 from medkor_jax.data.language import HANGUL_RANGES
 
-KINDS = ("text", "chat", "exam", "translation")
+KINDS = ("text", "chat", "exam", "reasoning", "translation")
 EMBEDDED = "embedded"
 TEXT = "text"  # the only column of a file of lines
 SHOWN_BAD_ROWS = 20
@@ -102,8 +102,11 @@ class BadRow:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded(Generic[T]):
+    """notes: sentences on what was left out without being bad, to be shown."""
+
     rows: Sequence[T]
     bad: list[BadRow]
+    notes: tuple[str, ...] = ()
 
 
 class BadDataError(ValueError):
@@ -145,14 +148,17 @@ def split_bad(items: Iterable[T | BadRow]) -> tuple[list[T], list[BadRow]]:
     return good, bad
 
 
-def settle(source: Source, good: Sequence[T], bad: list[BadRow], *, drop_bad: bool) -> Loaded[T]:
+def settle(
+    source: Source, good: Sequence[T], bad: list[BadRow], *, drop_bad: bool, notes: tuple[str, ...] = ()
+) -> Loaded[T]:
     """Returns both as Loaded, or raises BadDataError: for bad rows unless `drop_bad`, for an empty source always."""
     if bad and not drop_bad:
         raise BadDataError(bad)
     if not len(good):
-        whole = BadRow(file_label(source), 0, f"no usable row: 0 good, {len(bad)} bad")
+        left_out = "".join(f"; {note}" for note in notes)
+        whole = BadRow(file_label(source), 0, f"no usable row: 0 good, {len(bad)} bad{left_out}")
         raise BadDataError([whole, *bad], advice=f"source {source.name!r} gives nothing")
-    return Loaded(good, bad)
+    return Loaded(good, bad, notes)
 
 
 def read_rows(source: Source) -> Iterator[tuple[int, Row | str]]:

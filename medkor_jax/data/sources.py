@@ -16,39 +16,50 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from medkor_jax.data import exams, rows, text, translation
+from medkor_jax.data import exams, reasoning, rows, text, translation
+from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import (  # noqa: F401  (this module is where others take them from)
     BadDataError, BadRow, Example, Loaded, Source,
 )
 
 IN_MEMORY_BYTES = 64 * 2**20
+OF_QUESTIONS = ("exam", "reasoning")  # kinds whose rows are questions
 _STORED_FORM = 1  # raise it when the meaning of the stored columns changes
 
 
-def load_questions(source: Source, *, drop_bad: bool) -> Loaded[exams.Question]:
-    """Returns the questions of an exam source.
+def load_questions(
+    source: Source, *, drop_bad: bool, form: ReasoningFormat = ReasoningFormat()
+) -> Loaded[exams.Question]:
+    """Returns the questions of an exam source, or those of a reasoning source that have a usable rationale.
 
     Raises: BadDataError, listing file, row and reason, for bad rows (unless `drop_bad`), wrong columns, no rows;
-    ValueError if the source is no exam.
+    ValueError if the source holds no questions.
     """
-    if source.kind != "exam":
-        raise ValueError(f"source {source.name!r} is of kind {source.kind!r}, expected 'exam'")
+    if source.kind not in OF_QUESTIONS:
+        raise ValueError(f"source {source.name!r} is of kind {source.kind!r}, expected {' or '.join(map(repr, OF_QUESTIONS))}")
+    if source.kind == "reasoning":
+        return reasoning.load(source, drop_bad=drop_bad, form=form)
     return exams.load(source, drop_bad=drop_bad)
 
 
-def load_examples(source: Source, *, drop_bad: bool) -> Loaded[Example]:
-    """Returns the documents of a source of any kind; an exam question becomes its prompt and its letter.
+def load_examples(source: Source, *, drop_bad: bool, form: ReasoningFormat = ReasoningFormat()) -> Loaded[Example]:
+    """Returns the documents of a source of any kind; a question becomes its prompt and what follows it.
 
     Raises: BadDataError, as load_questions.
     """
-    if source.kind == "exam":
-        questions = load_questions(source, drop_bad=drop_bad)
-        return Loaded([exams.example(question) for question in questions.rows], questions.bad)
+    if source.kind in OF_QUESTIONS:
+        questions = load_questions(source, drop_bad=drop_bad, form=form)
+        return dataclasses.replace(questions, rows=[question_example(question, source, form) for question in questions.rows])
     if _is_large(source):
         good, bad = _stored(source)
     else:
         good, bad = rows.split_bad(_read(source))
     return rows.settle(source, good, bad, drop_bad=drop_bad)
+
+
+def question_example(question: exams.Question, source: Source, form: ReasoningFormat = ReasoningFormat()) -> Example:
+    """Returns what a question of this source teaches: its letter, or its reasoning and then its letter."""
+    return reasoning.reasoned_example(question, form) if source.kind == "reasoning" else exams.example(question)
 
 
 def _read(source: Source) -> Iterator[Example | BadRow]:

@@ -5,7 +5,8 @@
 
 Read from: lines "en TAB ko" (.tsv, .txt; further cells are ignored), columns en and ko (CSV, JSONL, JSON,
 Parquet, hub; other names as fields=(english, korean)), a pair of files beside each other (path "news.ko",
-"news.en" or "news" for both), or "embedded". What it does not do: align sentences.
+"news.en" or "news" for both), or "embedded" (subset "train", "valid" or "test" gives the pairs on that split's
+facts). The prompt that evaluation asks with is the one learnt here. What it does not do: align sentences.
 """
 
 from __future__ import annotations
@@ -17,9 +18,19 @@ from collections.abc import Iterator
 
 from medkor_jax.data import rows
 from medkor_jax.data.language import has_hangul
-from medkor_jax.data.rows import BadDataError, BadRow, BadRowReason, Example, Row, Source
+from medkor_jax.data.rows import BadDataError, BadRow, BadRowReason, Example, Loaded, Row, Source
 
 LABELS = {"en": "English:", "ko": "한국어:"}
+DIRECTIONS = (("en", "ko"), ("ko", "en"))  # (given, target)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """The same sentence in both languages."""
+
+    id: str
+    en: str
+    ko: str
 
 
 def load(source: Source) -> Iterator[Example | BadRow]:
@@ -27,34 +38,51 @@ def load(source: Source) -> Iterator[Example | BadRow]:
 
     Raises: BadDataError if the columns or the twin file are not there, or the twin files differ in length.
     """
+    for item in _read(source):
+        yield from [item] if isinstance(item, BadRow) else both_ways(item)
+
+
+def load_pairs(source: Source, *, drop_bad: bool) -> Loaded[Pair]:
+    """Returns the pairs of a translation source, to judge with.
+
+    Raises: BadDataError for bad rows (unless `drop_bad`), and as `load`; ValueError if the source holds no pairs.
+    """
+    if source.kind != "translation":
+        raise ValueError(f"source {source.name!r} is of kind {source.kind!r}, expected 'translation'")
+    return rows.settle(source, *rows.split_bad(_read(source)), drop_bad=drop_bad)
+
+
+def translation_prompt(text: str, given: str, target: str) -> str:
+    """Returns what the model is asked: the text under its language's label, then the other label."""
+    return f"{LABELS[given]} {text}\n{LABELS[target]}"
+
+
+def both_ways(pair: Pair) -> list[Example]:
+    """Returns the pair as two Examples; the language of each is that of its target."""
+    text = {"en": pair.en, "ko": pair.ko}
+    return [
+        Example(f"{pair.id}/{given}-{target}",
+                ((translation_prompt(text[given], given, target), False), (f" {text[target]}", True)),
+                target, splittable=False)
+        for given, target in DIRECTIONS
+    ]
+
+
+def _read(source: Source) -> Iterator[Pair | BadRow]:
     if source.path == rows.EMBEDDED:
         from medkor_jax.data import embedded
 
-        for name, english, korean in itertools.islice(embedded.pairs(), source.limit or None):
-            yield from both_ways(name, english, korean)
+        yield from itertools.starmap(Pair, itertools.islice(embedded.pairs(source.subset or "all"), source.limit or None))
         return
     numbered = None
     if twins := twin_files(source):
         numbered = _read_twins(source, twins)
         source = dataclasses.replace(source, path=str(twins[0]))  # which reports then name
 
-    def convert(number: int, row: Row) -> list[Example]:
-        english, korean = _sentences(row, source)
-        return both_ways(f"{source.name}/{number - 1}", english, korean)
+    def convert(number: int, row: Row) -> Pair:
+        return Pair(f"{source.name}/{number - 1}", *_sentences(row, source))
 
-    for item in rows.convert_rows(source, convert, numbered):
-        yield from [item] if isinstance(item, BadRow) else item
-
-
-def both_ways(name: str, english: str, korean: str) -> list[Example]:
-    """Returns the pair as two Examples; the language of each is that of its target."""
-    text = {"en": english, "ko": korean}
-    return [
-        Example(f"{name}/{given}-{target}",
-                ((f"{LABELS[given]} {text[given]}\n{LABELS[target]}", False), (f" {text[target]}", True)),
-                target, splittable=False)
-        for given, target in (("en", "ko"), ("ko", "en"))
-    ]
+    yield from rows.convert_rows(source, convert, numbered)
 
 
 def twin_files(source: Source) -> tuple[pathlib.Path, pathlib.Path] | None:

@@ -3,25 +3,42 @@
     report = evaluate(scorer, tokenizer, questions, mode="letter", source="embedded", split="valid")
     print(report.table())
 
-Two modes. `letter`: one forward pass a question; the logits of the option letters right after the prompt
+Modes. `letter`: one forward pass a question; the logits of the option letters right after the prompt
 are compared. `harness`: greedy text up to a stop string, then the answer is read out of it, as
-lm-evaluation-harness 0.4.13 does for `kormedmcqa` v3.0. Letter scores are steadier and cheaper; only
-harness scores may be set beside published ones, and the two are never mixed in a comparison.
+lm-evaluation-harness 0.4.13 does for `kormedmcqa` v3.0. `reason`: greedy text that ends where the model ends
+it, reasoning between its tags and then one letter (`data.reasoning`); a text cut by length is never right.
+`cloze`: the options are not shown; the one whose text is most likely after the question is taken.
+Letter scores are steadier and cheaper; only harness scores may be set beside published ones; a model of a few
+hundred million parameters often knows an answer that it cannot bind to a letter (Robinson & Wingate 2023,
+arXiv:2210.12353), and cloze shows that. Modes are never mixed in a comparison.
 
-Knows nothing of weights or devices: a `Scorer` answers two questions about token ids.
+Knows nothing of weights or devices: a `Scorer` answers questions about token ids.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-from typing import Callable, Protocol, Sequence
+from typing import Any, Callable, Protocol, Sequence
 
 import numpy as np
 
-from medkor_jax.data.exams import LETTERS, Question, answer_text, prompt
+from medkor_jax.data.exams import LETTERS, Question, answer_text, cloze_prompt, prompt
+from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.eval import answers, harness
 from medkor_jax.eval.scores import MODES, Answer, Report
+
+MAX_REASONING_TOKENS = 512
+_PROMPTS = {"reason": reasoning_prompt, "cloze": cloze_prompt}  # where they are not those of the harness
+
+
+@dataclasses.dataclass(frozen=True)
+class Continuation:
+    """What a model wrote after a prompt. is_whole: it ended by a stop token or stop string, and not by length."""
+
+    text: str
+    n_tokens: int  # the stop token included
+    is_whole: bool
 
 
 class Scorer(Protocol):
@@ -32,6 +49,12 @@ class Scorer(Protocol):
 
     def generate(self, prompts: list[list[int]], *, max_new_tokens: int, stop: tuple[str, ...]) -> list[str]:
         """Returns the greedy continuations as text without control tokens, each cut before its first stop string."""
+
+    def complete(self, prompts: list[list[int]], *, max_new_tokens: int, stop: tuple[str, ...]) -> list[Continuation]:
+        """Returns what `generate` does, with the number of tokens and whether the text ended before the limit."""
+
+    def continuation_nats(self, prompts: list[list[int]], continuations: list[list[int]]) -> np.ndarray:
+        """Returns float64 [prompts]: the negative log-likelihood of each continuation's tokens after its prompt."""
 
 
 class ExamTokenizer(harness.Encoder, Protocol):
@@ -50,22 +73,33 @@ def evaluate(
     batch_size: int = 16,
     max_positions: int | None = None,
     confidence: float = 0.95,
+    max_new_tokens: int = MAX_REASONING_TOKENS,
+    form: ReasoningFormat = ReasoningFormat(),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Returns every answer, in the order of `questions`, and the scores drawn from them.
 
     Questions go to the scorer longest first, `batch_size` at a time, so that neighbours pad little and a
-    batch that does not fit fails at once. `on_progress(done, total)` is called after each.
+    batch that does not fit fails at once. `on_progress(done, total)` is called after each. max_new_tokens and
+    form are read in reason mode only; the other modes have theirs fixed.
 
-    Raises: ValueError for an unknown mode, no questions, a letter that is not one token after its prompt,
-    or logits that are not finite.
+    Raises: ValueError for an unknown mode, no questions, shots in reason mode, a letter that is not one token
+    after its prompt, or logits that are not finite.
     """
     if mode not in MODES:
         raise ValueError(f"mode {mode!r} is unknown; it is one of {', '.join(MODES)}")
+    if mode == "reason" and shots:
+        raise ValueError(f"reason mode is asked without shots, and {len(shots)} were given; a shot would show no reasoning")
     if not questions:
         raise ValueError(f"no questions in {source or 'this exam'} {split}: nothing to evaluate")
-    new_tokens = 1 if mode == "letter" else harness.MAX_NEW_TOKENS
-    requests = harness.requests(questions, shots, tokenizer, max_positions=max_positions, max_new_tokens=new_tokens)
+    if mode == "cloze" and shots:
+        raise ValueError("cloze mode shows no options, so it has no shots; set shots to 0")
+    new_tokens = {"harness": harness.MAX_NEW_TOKENS, "reason": max_new_tokens}.get(mode, 1)
+    room = {"max_positions": max_positions, "max_new_tokens": new_tokens}
+    if mode in _PROMPTS:
+        requests = harness.bounded(questions, [_PROMPTS[mode](question) for question in questions], tokenizer, **room)
+    else:
+        requests = harness.requests(questions, shots, tokenizer, **room)
     shown = {prompt(shot) for shot in shots}
     letters = _letter_tokens(tokenizer, questions, requests) if mode == "letter" else {}
 
@@ -75,10 +109,18 @@ def evaluate(
         if mode == "letter":
             logits = scorer.next_logits(prompts, letters[questions[batch[0]].language])
             read = [_read_logits(row, questions[i]) for i, row in zip(batch, logits, strict=True)]
+        elif mode == "cloze":
+            rows = [(i, tokenizer.encode(f" {option}")) for i in batch for option in questions[i].options]
+            nats = scorer.continuation_nats([list(requests[i].token_ids) for i, _ in rows], [tokens for _, tokens in rows])
+            ends = np.cumsum([len(questions[i].options) for i in batch])[:-1]
+            read = [_read_logits(-row, questions[i]) for i, row in zip(batch, np.split(nats, ends), strict=True)]
+        elif mode == "reason":
+            written = scorer.complete(prompts, max_new_tokens=max_new_tokens, stop=())
+            read = [_read_reasoned(one, questions[i], form) for i, one in zip(batch, written, strict=True)]
         else:
             texts = scorer.generate(prompts, max_new_tokens=harness.MAX_NEW_TOKENS, stop=harness.STOP)
             read = [_read_text(text, questions[i]) for i, text in zip(batch, texts, strict=True)]
-        for i, (predicted, text, probabilities) in zip(batch, read, strict=True):
+        for i, (predicted, text, further) in zip(batch, read, strict=True):
             question = questions[i]
             answered[i] = Answer(
                 id=question.id,
@@ -90,14 +132,17 @@ def evaluate(
                 year=question.year,
                 language=question.language,
                 n_options=len(question.options),
-                probabilities=probabilities,
                 among_shots=prompt(question) in shown,
                 truncated=requests[i].truncated,
+                **further,
             )
         if on_progress is not None:
             on_progress(len(answered), len(questions))
     ordered = tuple(answered[i] for i in range(len(questions)))
-    return Report(mode=mode, shots=len(shots), source=source, split=split, answers=ordered, confidence=confidence)
+    return Report(
+        mode=mode, shots=len(shots), source=source, split=split, answers=ordered, confidence=confidence,
+        max_new_tokens=max_new_tokens if mode == "reason" else None,
+    )  # fmt: skip
 
 
 def _batches(questions: Sequence[Question], requests: Sequence[harness.Request], batch_size: int) -> list[list[int]]:
@@ -148,7 +193,8 @@ def _letter_token(tokenizer: ExamTokenizer, question: Question, context: str) ->
     return apart[0]
 
 
-def _read_logits(logits: np.ndarray, question: Question) -> tuple[int, str, tuple[float, ...]]:
+def _read_logits(logits: np.ndarray, question: Question) -> tuple[int, str, dict[str, Any]]:
+    """Returns the 0-based option, the text, and what else an Answer says in this mode; so do its two siblings."""
     own = np.asarray(logits, np.float64)[: len(question.options)]
     if not np.isfinite(own).all():
         raise ValueError(
@@ -156,9 +202,16 @@ def _read_logits(logits: np.ndarray, question: Question) -> tuple[int, str, tupl
         )
     weights = np.exp(own - own.max())
     chosen = int(own.argmax())
-    return chosen, LETTERS[chosen], tuple((weights / weights.sum()).tolist())
+    return chosen, LETTERS[chosen], {"probabilities": tuple((weights / weights.sum()).tolist())}
 
 
-def _read_text(text: str, question: Question) -> tuple[int | None, str, None]:
+def _read_text(text: str, question: Question) -> tuple[int | None, str, dict[str, Any]]:
     text = harness.cut_at_stop(text)
-    return answers.parse_answer(text, len(question.options), question.language), text, None
+    return answers.parse_answer(text, len(question.options), question.language), text, {}
+
+
+def _read_reasoned(written: Continuation, question: Question, form: ReasoningFormat) -> tuple[int | None, str, dict[str, Any]]:
+    # A text cut by length may happen to stand at a letter, or just behind the closing tag: it is not an answer yet.
+    found = answers.parse_reasoned(written.text if written.is_whole else "", len(question.options), form)
+    how = {"has_format": found.has_format, "is_whole": written.is_whole, "n_tokens": written.n_tokens}
+    return found.answer, written.text, how

@@ -56,13 +56,25 @@ def requests(
 
     Raises: ValueError if `max_positions` leaves no room for a prompt.
     """
+    contexts = [context(question, shots) for question in questions]
+    return bounded(questions, contexts, tokenizer, max_positions=max_positions, max_new_tokens=max_new_tokens)
+
+
+def bounded(
+    questions: Sequence[Question],
+    contexts: Sequence[str],
+    tokenizer: Encoder,
+    *,
+    max_positions: int | None,
+    max_new_tokens: int,
+) -> list[Request]:
+    """Returns one request a question, its text already made; for `requests`, and for exams that ask otherwise."""
     if max_positions is not None and max_positions <= max_new_tokens:
         raise ValueError(
             f"a model of {max_positions} positions cannot hold a prompt and {max_new_tokens} new tokens; "
             "use a longer model, or letter mode, which generates nothing"
         )
     limit = None if max_positions is None else max_positions - max_new_tokens
-    contexts = [context(question, shots) for question in questions]
     built = []
     for question, text, encoded in zip(questions, contexts, tokenizer.encode_batch(contexts), strict=True):
         ids = [tokenizer.bos_id, *encoded]

@@ -3,6 +3,8 @@
     scorer = ModelScorer(params, config, tokenizer, dtype=jnp.float32, mesh=mesh, batch_size=16)
     scorer.next_logits(prompts, letter_ids)                     # float32 [prompts, ids]
     scorer.generate(prompts, max_new_tokens=64, stop=(".",))    # list[str]
+    scorer.complete(prompts, max_new_tokens=64, stop=())        # list[Continuation]: also whether each ended itself
+    scorer.continuation_nats(prompts, continuations)            # float64 [prompts]
 
 Letters need no cache and no vocabulary: one forward pass, and of the head only the rows asked for. Text comes
 from the one decoder. Both go longest first, so that neighbours pad little and what does not fit fails at once.
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from typing import Any, Callable, Sequence
 
 import jax
@@ -22,13 +25,15 @@ import numpy as np
 
 from medkor_jax.data.language import ENGLISH, KOREAN, token_languages
 from medkor_jax.data.tokenizer import Tokenizer
+from medkor_jax.eval.exam import Continuation
 from medkor_jax.model.config import ModelConfig
-from medkor_jax.model.decode import Decoder, replicate
-from medkor_jax.model.forward import Inputs, forward, spread
+from medkor_jax.model.decode import LENGTH, Decoder, replicate
+from medkor_jax.model.forward import Inputs, forward, project_logits, spread
 from medkor_jax.model.params import Params
-from medkor_jax.model.prompts import Prompt, Routing, pad_prompts
+from medkor_jax.model.prompts import Prompt, Routing, bucket, pad_prompts
 
 ROUTES = ("token", "document")
+_POSITIONS = 32  # whose logits exist at once in `continuation_nats`
 
 
 class ModelScorer:
@@ -79,20 +84,43 @@ class ModelScorer:
 
     def generate(self, prompts: list[list[int]], *, max_new_tokens: int, stop: tuple[str, ...]) -> list[str]:
         """Returns the greedy continuations as text without control tokens, each cut before its first stop string."""
+        return [written.text for written in self.complete(prompts, max_new_tokens=max_new_tokens, stop=stop)]
 
-        def ask(batch: list[list[int]]) -> list[str]:
+    def complete(self, prompts: list[list[int]], *, max_new_tokens: int, stop: tuple[str, ...]) -> list[Continuation]:
+        """Returns what `generate` does, with the number of tokens and whether the text ended before the limit."""
+
+        def ask(batch: list[list[int]]) -> list[Continuation]:
             completions = self._decoder.generate(
                 self._params, batch, max_new_tokens=max_new_tokens, stop=stop, languages=self._languages(batch)
             )
-            return [completion.text for completion in completions]
+            return [Continuation(c.text, len(c.tokens), c.finish != LENGTH) for c in completions]
 
         return self._in_batches(prompts, ask)
 
-    def _in_batches(self, prompts: list[list[int]], ask: Callable[[list[list[int]]], list[Any]]) -> list[Any]:
+    def continuation_nats(self, prompts: list[list[int]], continuations: list[list[int]]) -> np.ndarray:
+        """Returns float64 [prompts]: the negative log-likelihood of each continuation's tokens after its prompt."""
+        if not all(continuations):
+            raise ValueError("every continuation needs at least one token")
+        starts = {i: len(prompt) for i, prompt in enumerate(prompts)}
+        joined = [[*prompt, *continuation] for prompt, continuation in zip(prompts, continuations, strict=True)]
+        numbered = list(enumerate(joined))
+
+        def ask(batch: list[tuple[int, list[int]]]) -> list[float]:
+            rows = [tokens for _, tokens in batch]
+            prompt = pad_prompts(rows, self._routing, languages=self._languages(rows))
+            # only the continuations' positions meet the head: all of the batch in one list, padded to one of few sizes
+            at = [(b, t) for b, (i, tokens) in enumerate(batch) for t in range(starts[i], len(tokens))]
+            b, t = np.array(at + [(0, 1)] * (bucket(max(len(at), 4 * self._batch_size)) - len(at)), np.int32).T
+            nats = np.asarray(_nats_at(self._params, prompt, b, t, config=self._config, dtype=self._dtype), np.float64)
+            return list(np.bincount(b[: len(at)], weights=nats[: len(at)], minlength=len(batch)))
+
+        return np.array(self._in_batches(numbered, ask, length=lambda item: len(item[1])))
+
+    def _in_batches(self, prompts: list[Any], ask: Callable[[list[Any]], list[Any]], length: Callable[[Any], int] = len) -> list[Any]:
         """Returns the answers in the order of `prompts`, asked longest first under the mesh."""
-        if not prompts or not all(prompts):
+        if not prompts or not all(map(length, prompts)):
             raise ValueError("every prompt needs at least one token (bos), and there must be a prompt")
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        order = sorted(range(len(prompts)), key=lambda i: -length(prompts[i]))
         answers: list[Any] = [None] * len(prompts)
         with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
             for at in range(0, len(order), self._batch_size):
@@ -116,10 +144,29 @@ class ModelScorer:
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
 def _last_logits(params: Params, prompt: Prompt, token_ids: jax.Array, *, config: ModelConfig, dtype: Any) -> jax.Array:
     """Returns float32 [B, ids], whole on every device."""
+    hidden, lengths = _read(params, prompt, config, dtype), prompt.lengths
+    last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
+    rows = params.base["embed"][token_ids].astype(dtype)
+    return replicate(jnp.einsum("bd,cd->bc", last, rows, preferred_element_type=jnp.float32))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+def _nats_at(params: Params, prompt: Prompt, b: jax.Array, t: jax.Array, *, config: ModelConfig, dtype: Any) -> jax.Array:
+    """Returns float32 [P]: the negative log-likelihood of token t[p] of row b[p], `_POSITIONS` at a time over the head."""
+    hidden = _read(params, prompt, config, dtype)[b, t - 1]
+    fold = lambda x: x.reshape(-1, math.gcd(_POSITIONS, x.shape[0]), *x.shape[1:])  # noqa: E731
+
+    def nats(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
+        hidden, targets = chunk
+        logits = project_logits(params.base, hidden)
+        return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+
+    return replicate(jax.lax.map(nats, (fold(hidden), fold(jnp.asarray(prompt.tokens)[b, t]))).reshape(-1))
+
+
+def _read(params: Params, prompt: Prompt, config: ModelConfig, dtype: Any) -> jax.Array:
+    """Returns the final hidden states of padded prompts, [B, T, D]."""
     prompt = jax.tree.map(spread, prompt)
     positions = jnp.broadcast_to(jnp.arange(prompt.tokens.shape[1], dtype=jnp.int32), prompt.tokens.shape)
     segments = (positions < prompt.lengths[:, None]).astype(jnp.int32)
-    hidden = forward(params, config, Inputs(prompt.tokens, positions, segments, prompt.langs), dtype=dtype)
-    last = jnp.take_along_axis(hidden, prompt.lengths[:, None, None] - 1, axis=1)[:, 0]
-    rows = params.base["embed"][token_ids].astype(dtype)
-    return replicate(jnp.einsum("bd,cd->bc", last, rows, preferred_element_type=jnp.float32))
+    return forward(params, config, Inputs(prompt.tokens, positions, segments, prompt.langs), dtype=dtype)

@@ -5,8 +5,8 @@
     report.write("answers.jsonl");  Report.read("answers.jsonl")      # the same report again
 
 Only the answers are stored; scores and alarms are computed from them, so a report read from disk cannot
-say something else than its answers do. An alarm is a sentence: what looks wrong and what usually causes it.
-It does not stop anything; the gate decides what an alarm forbids.
+say something else than its answers do. Reasoned answers carry how they were written besides; the lines of the
+other modes do not mention it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,13 @@ import pathlib
 from typing import Any, Sequence
 
 from medkor_jax.eval import stats
+from medkor_jax.eval.alarms import find_alarms
 from medkor_jax.io.files import write_atomically
 
-MODES = ("letter", "harness")
-
-# A report is alarming beyond these. Published models leave far less unparsed and spread further.
-DOMINANT_SHARE = 0.6  # of answers on one letter ...
-DOMINANT_EXCESS = 0.2  # ... and this much more than the key has of it
-DOMINANT_MIN_ANSWERS = 10
-UNPARSED_SHARE = 0.1
+MODES = ("letter", "harness", "reason", "cloze")
 
 _DESCRIBED = ("mode", "shots", "source", "split", "confidence")  # what a report says of itself beside its answers
+_OF_REASONING = ("has_format", "is_whole", "n_tokens")  # what only a reasoned answer says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +42,35 @@ class Answer:
     year: int | None
     language: str
     n_options: int
-    probabilities: tuple[float, ...] | None = None  # [options], over the option letters alone; letter mode
+    probabilities: tuple[float, ...] | None = None  # [options], over the options alone; letter and cloze mode
     among_shots: bool = False
     truncated: bool = False  # the prompt lost its beginning
+    # Reason mode only; None elsewhere, and then not written.
+    has_format: bool | None = None  # reasoning between its tags, and whole
+    is_whole: bool | None = None  # the model ended its text itself, so it was not cut by length
+    n_tokens: int | None = None  # written: tags, reasoning and letter
+
+
+@dataclasses.dataclass(frozen=True)
+class ReasoningShares:
+    """How reasoned answers are written, whatever they say; shares of all answers.
+
+    one_letter: exactly one valid letter at the end. A text cut by length has neither format nor letter.
+    """
+
+    has_format: float
+    one_letter: float
+    both: float
+    cut: float
+    mean_tokens: float
+    max_new_tokens: int
+
+    @property
+    def words(self) -> str:
+        return (
+            f"format {self.has_format:.1%}, one valid letter {self.one_letter:.1%}, both {self.both:.1%}, "
+            f"cut at {self.max_new_tokens} tokens {self.cut:.1%}, {self.mean_tokens:.0f} tokens on average"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +102,7 @@ class Report:
     split: str
     answers: tuple[Answer, ...]
     confidence: float = 0.95
+    max_new_tokens: int | None = None  # reason mode only: what an answer was given to end in
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -89,6 +112,9 @@ class Report:
         repeated = [id for id, count in collections.Counter(a.id for a in self.answers).items() if count > 1]
         if repeated:
             raise ValueError(f"question id {repeated[0]!r} occurs more than once; ids must tell questions apart")
+        unknown = [name for name in _OF_REASONING if any(getattr(a, name) is None for a in self.answers)]
+        if self.mode == "reason" and (unknown or self.max_new_tokens is None):
+            raise ValueError(f"reasoned answers must say max_new_tokens and {', '.join(_OF_REASONING)}; evaluate again")
 
     @functools.cached_property
     def overall(self) -> Score:
@@ -108,8 +134,24 @@ class Report:
             *(self._score(years[key], "year", *key) for key in sorted(years)),
         )
 
+    @functools.cached_property
+    def reasoning(self) -> ReasoningShares | None:
+        """How the reasoned answers are written; None in the other modes."""
+        if self.mode != "reason":
+            return None
+        share = lambda found: sum(found) / len(self.answers)  # noqa: E731
+        return ReasoningShares(
+            has_format=share(a.has_format for a in self.answers),
+            one_letter=share(a.predicted is not None for a in self.answers),
+            both=share(a.has_format and a.predicted is not None for a in self.answers),
+            cut=share(not a.is_whole for a in self.answers),
+            mean_tokens=share(a.n_tokens for a in self.answers),
+            max_new_tokens=self.max_new_tokens,
+        )
+
     def _described(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _DESCRIBED}
+        described = {name: getattr(self, name) for name in _DESCRIBED}
+        return described if self.max_new_tokens is None else described | {"max_new_tokens": self.max_new_tokens}
 
     def _score(self, answers: Sequence[Answer], group: str, exam: str, year: int | None) -> Score:
         n, correct = len(answers), sum(a.correct for a in answers)
@@ -129,14 +171,14 @@ class Report:
     @functools.cached_property
     def alarms(self) -> tuple[str, ...]:
         """Sentences: what looks wrong, with numbers, and the likely cause."""
-        raised = (_chance_alarm(self), _dominance_alarm(self), _unparsed_alarm(self), *_prompt_alarms(self))
-        return tuple(alarm for alarm in raised if alarm)
+        return find_alarms(self)
 
     def summary(self) -> dict[str, Any]:
         """Returns the numbers and alarms as JSON types, without the single answers."""
         return {
             **self._described(),
             "at_chance": self.is_at_chance,
+            **({"reasoning": dataclasses.asdict(self.reasoning)} if self.reasoning else {}),
             "scores": [dataclasses.asdict(score) for score in self.scores],
             "alarms": list(self.alarms),
         }
@@ -154,12 +196,16 @@ class Report:
                 f"  {_label(score):<{width}}  {score.correct:>5}/{score.n:<5} {score.accuracy:>6.1%}"
                 f"  [{score.low:.1%}, {score.high:.1%}]" + (f"  {score.unparsed} unparsed" if score.unparsed else "")
             )
+        if self.reasoning:
+            lines.append(f"  {self.reasoning.words}")
         return "\n".join([*lines, *(f"  ALARM: {alarm}" for alarm in self.alarms)])
 
     def write(self, path: str | os.PathLike) -> None:
         """Writes one JSON line an answer, atomically; each line also carries mode, shots, source and split."""
         shared = self._described()
-        lines = [json.dumps({**dataclasses.asdict(a), **shared}, ensure_ascii=False) + "\n" for a in self.answers]
+        rows = [dataclasses.asdict(a) for a in self.answers]
+        rows = [{name: value for name, value in row.items() if name not in _OF_REASONING or value is not None} for row in rows]
+        lines = [json.dumps({**row, **shared}, ensure_ascii=False) + "\n" for row in rows]
         write_atomically(path, "".join(lines))
 
     @classmethod
@@ -174,6 +220,7 @@ class Report:
             try:
                 row = json.loads(line)
                 line_shared = {name: row.pop(name) for name in _DESCRIBED}
+                line_shared["max_new_tokens"] = row.pop("max_new_tokens", None)
                 if row["probabilities"] is not None:
                     row["probabilities"] = tuple(row["probabilities"])
                 answers.append(Answer(**row))
@@ -189,68 +236,3 @@ class Report:
 
 def _label(score: Score) -> str:
     return {"all": "all", "exam": score.exam, "year": f"{score.exam} {score.year}"}[score.group]
-
-
-def _chance_alarm(report: Report) -> str | None:
-    if not report.is_at_chance:
-        return None
-    score = report.overall
-    p = stats.chance_p_value(score.correct, [a.n_options for a in report.answers])
-    found = f"{score.correct} of {score.n} right is {score.accuracy:.1%} [{score.low:.1%}, {score.high:.1%}]"
-    if score.high < score.chance:
-        return (
-            f"{found}, below what guessing gives ({score.chance:.1%}). Likely cause: key and options disagree (keys "
-            "counted from 0 against 1, digits against letters, options shuffled without their key), or the prompt is "
-            "not the one trained on."
-        )
-    by_mode = {
-        "letter": "letters compared with a space where training had none",
-        "harness": "few-shot answers in digits where letters are asked",
-    }
-    return (
-        f"{found}, not told apart from guessing ({score.chance:.1%}; guessing does as well with probability {p:.2f}). "
-        f"Likely cause: weights not loaded, a prompt format the model never saw, {by_mode[report.mode]}, a model too "
-        "small for this exam, or too few questions."
-    )
-
-
-def _dominance_alarm(report: Report) -> str | None:
-    if report.overall.n < DOMINANT_MIN_ANSWERS:
-        return None
-    taken_by_letter = collections.Counter(a.predicted for a in report.answers if a.predicted)
-    if not taken_by_letter:
-        return None
-    letter, taken = taken_by_letter.most_common(1)[0]
-    share = taken / report.overall.n
-    in_key = sum(a.key == letter for a in report.answers) / report.overall.n
-    if share <= DOMINANT_SHARE or share - in_key <= DOMINANT_EXCESS:
-        return None
-    return (
-        f"{share:.0%} of the answers are {letter}, which is right in {in_key:.0%} of the questions. Likely cause: the "
-        "model answers by position and not by content (untrained, or trained on options that were never shuffled), or "
-        "its letters all look alike to it (answer token mismatch, weights not loaded)."
-    )
-
-
-def _unparsed_alarm(report: Report) -> str | None:
-    unparsed = [a.text for a in report.answers if a.predicted is None]
-    if len(unparsed) / report.overall.n <= UNPARSED_SHARE:
-        return None
-    return (
-        f"no answer could be read in {len(unparsed)} of {report.overall.n} texts, for example {unparsed[0][:60]!r}. "
-        "Likely cause: a chat model asked without its template or without shots, weights not loaded, or text cut "
-        "before the letter."
-    )
-
-
-def _prompt_alarms(report: Report) -> list[str]:
-    shown, cut = sum(a.among_shots for a in report.answers), sum(a.truncated for a in report.answers)
-    alarms = []
-    if shown:
-        alarms.append(
-            f"{shown} of the {report.overall.n} questions are among the {report.shots} shots, answers included (the "
-            "fewshot split of KorMedMCQA is part of its validation split): the score counts answers that were shown."
-        )
-    if cut:
-        alarms.append(f"{cut} prompts were longer than the model and lost their beginning; use fewer shots.")
-    return alarms

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 
 from medkor_jax.model import attention, cache as kv
 from medkor_jax.model.config import ModelConfig
-from medkor_jax.model.forward import LayerInputs, embed, layer_inputs, make_view, run_block
+from medkor_jax.model.forward import LayerInputs, edge_inputs, embed, layer_inputs, make_view, run_block
 from medkor_jax.model.layers import Adapters, Rope, make_rope, rms_norm
-from medkor_jax.model.params import Params
+from medkor_jax.model.params import SIDES, Params, layer_kinds
 
 
 def read_prompt(
@@ -37,7 +37,7 @@ def read_prompt(
         return attention.attend(q, k, v, mask), kv.store_prompt(cache, layer, k, v)
 
     x = embed(params, config, tokens, langs, dtype)
-    cache = kv.make_cache(config, lengths, size=size, dtype=dtype)
+    cache = kv.make_cache(config, layer_kinds(params, config), lengths, size=size, dtype=dtype)
     x, cache = _run_layers(params, config, x, cache, lambda is_local: view.of_layer(is_local)[0], attend)
     x = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)[:, 0]
     return rms_norm(x, params.base["final_norm"], config.rms_eps), cache
@@ -66,7 +66,10 @@ def read_token(
 
 
 def _run_layers(params: Params, config: ModelConfig, x: jax.Array, cache: kv.Cache, rope: Callable, attend: Callable):
-    """Returns (x [B, T, D], cache) after all layers: one scan, the cache carried and so updated in place."""
+    """Returns (x [B, T, D], cache) after all layers: scans that carry the cache, so it is updated in place.
+
+    In the cache layers stand as they run: those added in front before the base's, those added behind after them.
+    """
 
     def body(carry: tuple[jax.Array, kv.Cache], scanned: tuple[LayerInputs, kv.CacheLayer]):
         (x, cache), (layer, place) = carry, scanned
@@ -80,5 +83,11 @@ def _run_layers(params: Params, config: ModelConfig, x: jax.Array, cache: kv.Cac
         x = run_block(config, layer.base, rope(place.is_local), attend_here, x, adapters)
         return (x, cache), None
 
-    layers = (layer_inputs(params, config, None), kv.make_layers(config))
-    return jax.lax.scan(body, (x, cache), layers)[0]
+    front, back = (edge_inputs(params, config, side) for side in SIDES)
+    places = kv.make_layers(layer_kinds(params, config))
+    carry, start = (x, cache), 0
+    for stack in (*front, layer_inputs(params, config, None), *back):
+        stop = start + stack.plan.is_local.shape[0]
+        carry, _ = jax.lax.scan(body, carry, (stack, jax.tree.map(lambda leaf: leaf[start:stop], places)))  # noqa: B023
+        start = stop
+    return carry

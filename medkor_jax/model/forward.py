@@ -6,6 +6,9 @@
 Logits are not part of `forward`: over 262k tokens they are the memory. The pieces (`embed`,
 `make_view`, `run_block`) are public because retention scans two models through them at once and
 decoding runs them with a cache.
+
+Layers added at either end (`Params.expand`) are stacks of their own, scanned before and after: joining them to
+the base's inside jit would copy the model.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from jax.sharding import PartitionSpec
 from medkor_jax.model import attention
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.layers import PRODUCT, Adapters, Attend, Block, Rope, make_rope, rms_norm
-from medkor_jax.model.params import LayerPlan, Params, Tree, make_plan
+from medkor_jax.model.params import FRONT, LOCAL, SIDES, LayerPlan, Params, Tree, make_plan, n_edge_blocks
 
 _ATTENDED = "attended"
 BATCH_AXES = ("data", "fsdp")  # mesh axes over which the batch is spread, when a mesh is set
@@ -98,7 +101,7 @@ def forward(
     """Returns the hidden states after the final norm, [B, T, D] in `dtype`.
 
     remat: keep only each layer's input for the backward pass and compute the layer again.
-    dropout: on the adapters' inputs; needs `dropout_key`.
+    dropout: on the adapters' inputs (added layers have none); needs `dropout_key`.
     """
     x = embed(params, config, inputs.tokens, inputs.langs, dtype)
     view = make_view(config, inputs.positions, inputs.segments)
@@ -106,14 +109,16 @@ def forward(
     def body(x: jax.Array, layer: LayerInputs) -> tuple[jax.Array, None]:
         return run_layer(config, view, layer, x, params.lora_scale, dropout), None
 
-    layers = layer_inputs(params, config, dropout_key)
-    x, _ = jax.lax.scan(jax.checkpoint(body) if remat else body, x, layers)
+    body = jax.checkpoint(body) if remat else body
+    front, back = (edge_inputs(params, config, side) for side in SIDES)
+    for stack in (*front, layer_inputs(params, config, dropout_key), *back):
+        x, _ = jax.lax.scan(body, x, stack)
     return rms_norm(x, params.base["final_norm"], config.rms_eps)
 
 
 @struct.dataclass
 class LayerInputs:
-    """What one step of the layer scan reads; every leaf has a leading L axis before the scan."""
+    """What one step of a layer scan reads; every leaf has a leading axis, L or as many as were added, before it."""
 
     plan: LayerPlan
     base: Tree
@@ -124,6 +129,13 @@ class LayerInputs:
 def layer_inputs(params: Params, config: ModelConfig, dropout_key: jax.Array | None) -> LayerInputs:
     keys = None if dropout_key is None else jax.random.split(dropout_key, config.n_layers)
     return LayerInputs(make_plan(config), params.base["layers"], params.lora, keys)
+
+
+def edge_inputs(params: Params, config: ModelConfig, side: str) -> list[LayerInputs]:
+    """Returns the one stack of layers added at `side`, [] without any: of their source's kind, no LoRA, no dropout."""
+    n = n_edge_blocks(params, side)
+    kind = config.layer_kinds[0 if side == FRONT else -1]
+    return [LayerInputs(LayerPlan(jnp.full(n, kind == LOCAL)), params.expand[side], {}, None)] if n else []
 
 
 def run_layer(

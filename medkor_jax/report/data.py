@@ -18,6 +18,7 @@ def data_table(report: DataReport) -> str:
     """Returns a line a source, then bad rows, then leaks, then the verdict in words."""
     lines = [f"{'source':<24} {'used as':<9} {'split':<8} {'rows':>7}  {'languages':<18} {'tokens: median, 95 %, longest, all':<36} licence"]
     lines += [_source_line(source) for source in report.sources]
+    lines += [f"{source.source.name}: {note}" for source in report.sources for note in source.notes]
     for source in report.sources:
         lines += _some([f"bad row: {row}" for row in source.bad])
     lines += _some([f"LEAK: {describe_leak(leak)}" for leak in report.leaks])

@@ -38,6 +38,17 @@ def test_named_leaks_and_no_tokenizer(uses):
     assert report.is_clean and len(report.allowed_leaks) == 2 and report.sources[0].tokens is None
 
 
+def test_reasoning_on_a_judged_question_is_a_leak(write_jsonl, byte_tokenizer):
+    row = {"question": "열의 원인은?", "A": "NSE", "B": "CEA", "answer": "A"}  # too short to be looked for inside a text
+    path = write_jsonl("r.jsonl", [{**row, "cot": "NSE이다."}, row])
+    report = check([Use(TRAINED, Source("r", "reasoning", path)), Use(JUDGED, Source("valid", "exam", path))], byte_tokenizer)
+    reasoned, valid = report.sources
+    assert reasoned.rows == 1 and reasoned.notes == ("1 of 2 questions left out: without a rationale that leads to its key",)
+    assert [(leak.kind, leak.which, leak.trained_id) for leak in report.leaks] == [("exact", "whole", "r/r/0")] * 2
+    added = len("풀이： <R> NSE이다. <R/> A".encode()) - len("정답： A".encode())
+    assert reasoned.tokens.longest - valid.tokens.longest == added
+
+
 def test_a_source_that_cannot_be_read_is_reported_not_raised(uses):
     report = check([Use(TRAINED, Source("gone", "text", "gone.jsonl")), *uses[2:3]])
     assert report.sources[0].rows == 0 and "no such file" in report.sources[0].bad[0].reason and report.sources[1].rows == 1

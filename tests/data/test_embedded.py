@@ -217,6 +217,8 @@ def test_pairs_are_the_texts_side_by_side():
     for name, en, ko in rows:
         key = name.removeprefix("embedded/pair/")
         assert en == english[f"embedded/en/{key}"] and ko == korean[f"embedded/ko/{key}"]
+    parts = [embedded.pairs(split) for split in embedded.SPLITS]
+    assert sorted(sum(parts, [])) == sorted(rows) and all(parts)
 
 
 def test_unknown_names_are_refused():

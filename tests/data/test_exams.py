@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from medkor_jax.data.exams import LETTERS, Question, answer_text, example, prompt
+from medkor_jax.data.exams import LETTERS, Question, answer_text, example, prompt, stated_letter
 from medkor_jax.data.rows import BadDataError, Source
 from medkor_jax.data.sources import load_questions
 
@@ -208,6 +208,20 @@ def test_questions_in_markdown(write_jsonl, last_line, rationale):
     (question,) = load(write_jsonl("cot.jsonl", [row])).rows
     assert (question.question, question.options, question.answer) == ("Which?\nNow?", ("x", "y: z", "w"), 1)
     assert question.rationale == rationale
+
+
+@pytest.mark.parametrize("reasoning, letter", [
+    ("따라서, 정답은 (E) 입니다.", "E"), ("정답: **B**", "B"), ("정답은 A가 아니라 다르다. 정답은 C이다.", "C"),
+    ("정답은 A가 아니다.", ""), ("정답은 C1인 B번입니다.", ""), ("the answer is (D).", "D"), ("Answer: A", "A"),
+    ("The answer is an antibody. Answer: Asthma.", ""), ("answer is A, no: the answer is B", "B"), ("I'd say C.", ""), ("", ""),
+])
+def test_the_letter_that_a_reasoning_states_last(reasoning, letter):
+    assert stated_letter(reasoning) == letter
+
+
+def test_a_rationale_to_another_letter_than_the_key_is_left_out(write_jsonl):
+    rows = [{**ROW, "cot": "따라서 정답은 (B) 입니다."}, {**ROW, "rationale": "따라서 정답은 (C) 입니다."}]
+    assert [q.rationale for q in load(write_jsonl("cot.jsonl", rows)).rows] == ["따라서 정답은 (B) 입니다.", ""]
 
 
 def test_embedded_exam_needs_a_language():

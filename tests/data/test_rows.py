@@ -6,7 +6,7 @@ from medkor_jax.data.rows import BadDataError, BadRow, Source, part_name, read_r
 
 
 def test_source_refuses_what_it_cannot_mean():
-    with pytest.raises(ValueError, match="kind is 'txt', expected one of text, chat, exam, translation"):
+    with pytest.raises(ValueError, match="kind is 'txt', expected one of text, chat, exam, reasoning, translation"):
         Source("s", "txt", "a.txt")
     with pytest.raises(ValueError, match="weight is 0"):
         Source("s", "text", "a.txt", weight=0)

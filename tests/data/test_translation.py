@@ -1,7 +1,9 @@
 import pytest
 
+from medkor_jax.data import embedded
 from medkor_jax.data.rows import BadDataError, Source
 from medkor_jax.data.sources import load_examples
+from medkor_jax.data.translation import Pair, load_pairs, translation_prompt
 
 
 def load(path, **settings):
@@ -53,6 +55,30 @@ def test_what_does_not_pair_up_is_refused(tmp_path, write_jsonl):
 
 def test_embedded_pairs():
     assert len(load("embedded", limit=3)) == 6
+
+
+def test_embedded_pairs_are_held_out_by_fact():
+    found = {split: {e.id.rsplit("/", 1)[0] for e in load("embedded", subset=split)} for split in embedded.SPLITS}
+    assert set().union(*found.values()) == {e.id.rsplit("/", 1)[0] for e in load("embedded")}
+    for split, names in found.items():
+        assert {name.removeprefix("embedded/pair/").rsplit("/", 1)[0] for name in names} == {
+            fact.id for fact in embedded.facts() if fact.split == split}
+    with pytest.raises(ValueError, match="no split 'dev'"):
+        load("embedded", subset="dev")
+
+
+def test_pairs_to_judge_with_are_those_of_the_examples(tmp_path):
+    (tmp_path / "a.tsv").write_text("One.\t하나.\n하나\n", "utf-8")
+    source = Source("s", "translation", str(tmp_path / "a.tsv"))
+    with pytest.raises(BadDataError, match="row 2: no tab"):
+        load_pairs(source, drop_bad=False)
+    loaded = load_pairs(source, drop_bad=True)
+    assert loaded.rows == [Pair("s/0", "One.", "하나.")] and len(loaded.bad) == 1
+    into_korean, into_english = load_examples(source, drop_bad=True).rows
+    assert into_korean.parts[0][0] == translation_prompt("One.", "en", "ko")
+    assert into_english.parts[0][0] == translation_prompt("하나.", "ko", "en")
+    with pytest.raises(ValueError, match="of kind 'text', expected 'translation'"):
+        load_pairs(Source("s", "text", "a.tsv"), drop_bad=True)
 
 
 def test_real_pairs_load_whole(shared_data):

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from medkor_jax.data.exams import LETTERS, answer_text, prompt
+from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.eval import exam, harness
+from medkor_jax.eval.exam import Continuation
 
 
 class FakeScorer:
@@ -147,8 +149,74 @@ def test_cut_prompts_are_marked(make_question, tokenizer):
     assert [a.truncated for a in report.answers] == [True, True] and scorer.batches == [[length - 1] * 2]
 
 
+class ReasoningScorer:
+    """Writes the given continuation for each question, recognised by its whole prompt."""
+
+    def __init__(self, tokenizer, questions, written):
+        self.written = {tuple([tokenizer.bos_id, *tokenizer.encode(reasoning_prompt(q))]): w for q, w in zip(questions, written)}
+        self.asked = []
+
+    def complete(self, prompts, *, max_new_tokens, stop):
+        self.asked.append((max_new_tokens, stop, [len(p) for p in prompts]))
+        return [self.written[tuple(p)] for p in prompts]
+
+
+def whole(text, n_tokens=7):
+    return Continuation(text, n_tokens, True)
+
+
+def test_reasoned_answers_are_read_by_the_strict_parser(mixed, tokenizer):
+    texts = [f" <R> because <R/> {LETTERS[(q.answer + i % 2) % len(q.options)]}" for i, q in enumerate(mixed)]
+    scorer = ReasoningScorer(tokenizer, mixed, map(whole, texts))
+    report = exam.evaluate(scorer, tokenizer, mixed, mode="reason", batch_size=4, max_new_tokens=99)
+    assert [a.text for a in report.answers] == texts
+    assert [a.predicted for a in report.answers] == [text[-1] for text in texts]
+    assert [a.correct for a in report.answers] == [i % 2 == 0 for i in range(18)]
+    assert all((a.has_format, a.is_whole, a.n_tokens, a.probabilities) == (True, True, 7, None) for a in report.answers)
+    assert all(asked[:2] == (99, ()) and asked[2] == sorted(asked[2], reverse=True) for asked in scorer.asked)
+    assert (report.mode, report.shots, report.max_new_tokens) == ("reason", 0, 99)
+
+
+@pytest.mark.parametrize(
+    "written, predicted, has_format",
+    [
+        (whole(" <R> because <R/> B"), "B", True),
+        (whole("B"), "B", False),
+        (whole(" <R> because <R/> B or C"), None, True),
+        (whole(" <R> because <R/> E"), None, True),  # the question has three options
+        (whole(""), None, False),
+        (Continuation(" <R> because <R/> B", 9, False), None, False),
+        (Continuation("B", 9, False), None, False),
+    ],
+)
+def test_a_half_finished_answer_is_never_right(make_question, tokenizer, written, predicted, has_format):
+    question = make_question(1, n_options=3, answer=1)
+    scorer = ReasoningScorer(tokenizer, [question], [written])
+    (answer,) = exam.evaluate(scorer, tokenizer, [question], mode="reason").answers
+    assert (answer.predicted, answer.correct, answer.has_format) == (predicted, predicted == "B", has_format)
+    assert (answer.text, answer.is_whole, answer.n_tokens) == (written.text, written.is_whole, written.n_tokens)
+
+
+def test_reason_mode_takes_other_tags_and_no_shots(make_question, tokenizer):
+    question = make_question(1, answer=2)
+    scorer = ReasoningScorer(tokenizer, [question], [whole("[why] C")])
+    tags = ReasoningFormat("[", "]")
+    (answer,) = exam.evaluate(scorer, tokenizer, [question], mode="reason", form=tags).answers
+    assert answer.correct and answer.has_format
+    with pytest.raises(ValueError, match="without shots, and 1 were given"):
+        exam.evaluate(scorer, tokenizer, [question], mode="reason", shots=[question])
+    with pytest.raises(ValueError, match="512 positions cannot hold"):
+        exam.evaluate(scorer, tokenizer, [question], mode="reason", max_positions=512)
+
+
 def test_refuses_unknown_modes_and_empty_exams(make_question, tokenizer):
-    with pytest.raises(ValueError, match="letter, harness"):
+    with pytest.raises(ValueError, match="letter, harness, reason"):
         exam.evaluate(None, tokenizer, [make_question(1)], mode="likelihood")
     with pytest.raises(ValueError, match="nothing to evaluate"):
         exam.evaluate(None, tokenizer, [], mode="letter")
+
+
+def test_cloze_has_no_shots(make_question, tokenizer):
+    questions = [make_question(i) for i in range(2)]
+    with pytest.raises(ValueError, match="no shots"):
+        exam.evaluate(FakeScorer(tokenizer, questions, [0, 0]), tokenizer, questions, mode="cloze", shots=questions[:1])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medkor_jax.data.exams import LETTERS, answer_text, prompt
+from medkor_jax.data.exams import LETTERS, answer_text, cloze_prompt, prompt
 from medkor_jax.data.language import ENGLISH, KOREAN, has_hangul, language_automaton, token_languages
 from medkor_jax.eval.exam import evaluate
 from medkor_jax.eval.scorer import ModelScorer
@@ -126,6 +126,24 @@ def test_generated_text_is_greedy_and_cut_at_the_first_stop(params, tokenizer, p
     assert cut == [text.split(stop)[0] for text in texts] != texts
 
 
+def test_complete_says_which_texts_ended_by_themselves(params, tokenizer, prompts):
+    scorer = ModelScorer(params, C, tokenizer, dtype=jnp.float32, batch_size=4)
+    plain = scorer.complete(prompts, max_new_tokens=12, stop=())
+    assert [c.text for c in plain] == scorer.generate(prompts, max_new_tokens=12, stop=())
+    assert all(c.n_tokens == 12 and not c.is_whole for c in plain)  # random weights do not end
+    stop = plain[0].text[3:5]
+    cut = scorer.complete(prompts, max_new_tokens=12, stop=(stop,))
+    assert [c.is_whole for c in cut] == [stop in c.text for c in plain] and cut[0].is_whole
+    assert [c.n_tokens < 12 or not c.is_whole for c in cut] == [True] * 6
+
+    # A first token declared to be the end: that text is whole, and nothing but the end.
+    ending = copy.copy(tokenizer)
+    logits = reference_logits(params, prompts[1], route(tokenizer, prompts[1], "token"))
+    ending.eos_id = int(logits[-1].argmax())
+    (ended,) = ModelScorer(params, C, ending, dtype=jnp.float32, batch_size=4).complete(prompts[1:2], max_new_tokens=3, stop=())
+    assert (ended.n_tokens, ended.is_whole) == (1, True)
+
+
 def test_texts_end_at_eos_and_end_of_turn(params, tokenizer):
     """That the decoder heeds them is its own test."""
     scorer = ModelScorer(params, C, tokenizer, dtype=jnp.float32, batch_size=2)
@@ -154,6 +172,38 @@ def test_letters_of_an_exam_are_the_best_of_their_logits(params, tokenizer, make
         n = len(question.options)
         letters = [tokenizer.encode(answer_text(dataclasses.replace(question, answer=c)))[0] for c in range(n)]
         assert answer.predicted == LETTERS[int(logits[letters].argmax())]
+
+
+@pytest.mark.parametrize("how", ["token", "document"])
+def test_continuation_nats_are_those_of_each_row_alone(params, tokenizer, prompts, how):
+    """More continuations than one batch, of different lengths, after prompts of different lengths."""
+    scorer = ModelScorer(params, C, tokenizer, dtype=jnp.float32, batch_size=4, route=how)
+    continuations = [tokenizer.encode(text) for text in ("x", " B", "가나다", "뷁 ok", "long one" * 6, ".")]
+    found = scorer.continuation_nats(prompts, continuations)
+    for prompt_ids, continuation, nats in zip(prompts, continuations, found):
+        ids = [*prompt_ids, *continuation]
+        logits = jax.nn.log_softmax(reference_logits(params, ids, route(tokenizer, ids, how)))
+        expected = -sum(logits[t - 1, ids[t]] for t in range(len(prompt_ids), len(ids)))
+        assert nats == pytest.approx(float(expected), rel=1e-5)
+    with pytest.raises(ValueError, match="at least one token"):
+        scorer.continuation_nats(prompts[:1], [[]])
+
+
+def test_cloze_takes_the_likeliest_option_without_showing_any(params, tokenizer, make_question):
+    questions = [make_question(i, n_options=3 + i % 3, language="ko" if i % 2 else "en") for i in range(5)]
+    words = ("ab", "cd", "xy", "zz", "가")
+    questions = [dataclasses.replace(q, options=(words[i:] + words[:i])[: len(q.options)]) for i, q in enumerate(questions)]
+    scorer = ModelScorer(params, C, tokenizer, dtype=jnp.float32, batch_size=4)
+    report = evaluate(scorer, tokenizer, questions, mode="cloze", batch_size=2)
+    chosen = []
+    for question, answer in zip(questions, report.answers):
+        before = [tokenizer.bos_id, *tokenizer.encode(cloze_prompt(question))]
+        after = [tokenizer.encode(f" {option}") for option in question.options]
+        nats = scorer.continuation_nats([before] * len(after), after)
+        assert answer.predicted == LETTERS[int(nats.argmin())]
+        np.testing.assert_allclose(answer.probabilities, np.exp(-nats) / np.exp(-nats).sum(), rtol=1e-4)
+        chosen.append(answer.predicted)
+    assert len(set(chosen)) > 1
 
 
 @pytest.mark.parametrize("wrong, message", [({"route": "word"}, "token, document"), ({"batch_size": 0}, "at least 1")])

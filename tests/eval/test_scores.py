@@ -62,7 +62,7 @@ def test_refuses_repeated_ids_no_answers_and_unknown_modes(make_report):
         dataclasses.replace(report, answers=report.answers * 2)
     with pytest.raises(ValueError, match="nothing to score"):
         dataclasses.replace(report, answers=())
-    with pytest.raises(ValueError, match="letter, harness"):
+    with pytest.raises(ValueError, match="letter, harness, reason"):
         dataclasses.replace(report, mode="Letter")
 
 
@@ -81,6 +81,48 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_no_alarm_for_a_plain_good_score(make_report):
     assert make_report("ABCDE" * 8, "ABCDE" * 6 + "EABCD" * 2).alarms == ()
+
+
+def reasoned(report, *written, max_new_tokens=64):
+    """written: (has_format, is_whole, n_tokens) of each answer."""
+    names = ("has_format", "is_whole", "n_tokens")
+    answers = [dataclasses.replace(a, **dict(zip(names, how))) for a, how in zip(report.answers, written, strict=True)]
+    return dataclasses.replace(report, mode="reason", answers=tuple(answers), max_new_tokens=max_new_tokens)
+
+
+def test_a_reasoned_report_says_how_its_answers_are_written(make_report, tmp_path):
+    report = reasoned(make_report("AB.C.", "ABCCC"), (True, True, 10), (False, True, 1), (False, False, 64), (True, True, 20), (True, True, 5))
+    shares = report.reasoning
+    assert (shares.has_format, shares.one_letter, shares.both, shares.cut, shares.mean_tokens) == (0.6, 0.6, 0.4, 0.2, 20.0)
+    summary = json.loads(json.dumps(report.summary()))
+    assert summary["reasoning"] == dataclasses.asdict(shares) and summary["max_new_tokens"] == 64
+    assert "format 60.0%, one valid letter 60.0%, both 40.0%, cut at 64 tokens 20.0%, 20 tokens on average" in report.table()
+    report.write(tmp_path / "a.jsonl")
+    assert Report.read(tmp_path / "a.jsonl") == report
+    first = json.loads((tmp_path / "a.jsonl").read_text(encoding="utf-8").split("\n")[0])
+    assert (first["has_format"], first["is_whole"], first["n_tokens"], first["max_new_tokens"]) == (True, True, 10, 64)
+    with pytest.raises(ValueError, match="must say max_new_tokens and has_format"):
+        dataclasses.replace(report, answers=make_report("A").answers)
+
+
+def test_other_modes_are_written_as_before_reasoning_was_known(make_report, tmp_path):
+    report = make_report("A")
+    report.write(tmp_path / "a.jsonl")
+    assert (tmp_path / "a.jsonl").read_text(encoding="utf-8") == (
+        '{"id": "q0", "key": "A", "predicted": "A", "correct": true, "text": "A", "exam": "unit", "year": 2020, '
+        '"language": "ko", "n_options": 5, "probabilities": null, "among_shots": false, "truncated": false, '
+        '"mode": "letter", "shots": 0, "source": "unit exam", "split": "valid", "confidence": 0.95}\n'
+    )
+    assert Report.read(tmp_path / "a.jsonl") == report and report.reasoning is None
+    assert set(report.summary()) == {"mode", "shots", "source", "split", "confidence", "at_chance", "scores", "alarms"}
+
+
+def test_unread_reasoning_says_how_many_were_cut(make_report):
+    written = [(False, i % 2 == 0, 64) for i in range(20)]
+    report = make_report("." * 20)
+    report = dataclasses.replace(report, answers=tuple(dataclasses.replace(a, text="x" * 99 + "end") for a in report.answers))
+    (alarm,) = [a for a in reasoned(report, *written).alarms if "no answer could be read" in a]
+    assert "in 20 of 20 texts, 10 of them cut at 64 tokens; one ends in 'xxx" in alarm and "end'. Likely cause" in alarm
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,17 @@ def texts(language: str, split: str = "all") -> list[tuple[str, str]]:
     return sentences + _paragraphs(language, split)
 
 
-def pairs() -> list[tuple[str, str, str]]:
-    """Returns (id, English, Korean) for each statement of each fact."""
-    english, korean = (_sentences(facts(), language) for language in LANGUAGES)
+def pairs(split: str = "all") -> list[tuple[str, str, str]]:
+    """Returns (id, English, Korean) for each statement of each fact.
+
+    `split` "all" gives every fact; the name of a split only its own, so that pairs about facts that no other
+    split states can judge.
+
+    Raises: ValueError for an unknown split.
+    """
+    check_name("split", split, ("all", *SPLITS))
+    told = [fact for fact in facts() if split in ("all", fact.split)]
+    english, korean = (_sentences(told, language) for language in LANGUAGES)
     return [(f"embedded/pair/{name}", en, ko) for (name, en), (_, ko) in zip(english, korean)]
 
 

@@ -1,0 +1,103 @@
+"""What looks wrong in a report: sentences with numbers and the usual cause.
+
+    find_alarms(report)      # ("no answer could be read in 12 of 40 texts, ...",)
+
+An alarm stops nothing; the gate decides what it forbids.
+"""
+
+from __future__ import annotations
+
+import collections
+from typing import TYPE_CHECKING
+
+from medkor_jax.eval import stats
+
+if TYPE_CHECKING:
+    from medkor_jax.eval.scores import Report
+
+# A report is alarming beyond these. Published models leave far less unparsed and spread further.
+DOMINANT_SHARE = 0.6  # of answers on one letter ...
+DOMINANT_EXCESS = 0.2  # ... and this much more than the key has of it
+DOMINANT_MIN_ANSWERS = 10
+UNPARSED_SHARE = 0.1
+
+
+def find_alarms(report: Report) -> tuple[str, ...]:
+    """Returns the alarms of a report, gravest first; () if nothing looks wrong."""
+    raised = (_chance_alarm(report), _dominance_alarm(report), _unparsed_alarm(report), *_prompt_alarms(report))
+    return tuple(alarm for alarm in raised if alarm)
+
+
+def _chance_alarm(report: Report) -> str | None:
+    if not report.is_at_chance:
+        return None
+    score = report.overall
+    p = stats.chance_p_value(score.correct, [a.n_options for a in report.answers])
+    found = f"{score.correct} of {score.n} right is {score.accuracy:.1%} [{score.low:.1%}, {score.high:.1%}]"
+    if score.high < score.chance:
+        return (
+            f"{found}, below what guessing gives ({score.chance:.1%}). Likely cause: key and options disagree (keys "
+            "counted from 0 against 1, digits against letters, options shuffled without their key), or the prompt is "
+            "not the one trained on."
+        )
+    by_mode = {
+        "letter": "letters compared with a space where training had none",
+        "harness": "few-shot answers in digits where letters are asked",
+        "reason": "a model that was never taught to reason in this form",
+        "cloze": "questions that make no sense without their options",
+    }
+    return (
+        f"{found}, not told apart from guessing ({score.chance:.1%}; guessing does as well with probability {p:.2f}). "
+        f"Likely cause: weights not loaded, a prompt format the model never saw, {by_mode[report.mode]}, a model too "
+        "small for this exam, or too few questions."
+    )
+
+
+def _dominance_alarm(report: Report) -> str | None:
+    if report.overall.n < DOMINANT_MIN_ANSWERS:
+        return None
+    taken_by_letter = collections.Counter(a.predicted for a in report.answers if a.predicted)
+    if not taken_by_letter:
+        return None
+    letter, taken = taken_by_letter.most_common(1)[0]
+    share = taken / report.overall.n
+    in_key = sum(a.key == letter for a in report.answers) / report.overall.n
+    if share <= DOMINANT_SHARE or share - in_key <= DOMINANT_EXCESS:
+        return None
+    return (
+        f"{share:.0%} of the answers are {letter}, which is right in {in_key:.0%} of the questions. Likely cause: the "
+        "model answers by position and not by content (untrained, or trained on options that were never shuffled), or "
+        "its letters all look alike to it (answer token mismatch, weights not loaded)."
+    )
+
+
+def _unparsed_alarm(report: Report) -> str | None:
+    unparsed = [a.text for a in report.answers if a.predicted is None]
+    if len(unparsed) / report.overall.n <= UNPARSED_SHARE:
+        return None
+    found = f"no answer could be read in {len(unparsed)} of {report.overall.n} texts"
+    if report.reasoning:
+        cut = sum(not a.is_whole for a in report.answers)
+        return (
+            f"{found}, {cut} of them cut at {report.max_new_tokens} tokens; one ends in {unparsed[0][-60:]!r}. Likely cause: "
+            "a model not taught to reason in this form (cold start first), other tags than it was taught, or, where most "
+            "are cut, max_new_tokens too small or text that goes in circles."
+        )
+    return (
+        f"{found}, for example {unparsed[0][:60]!r}. "
+        "Likely cause: a chat model asked without its template or without shots, weights not loaded, or text cut "
+        "before the letter."
+    )
+
+
+def _prompt_alarms(report: Report) -> list[str]:
+    shown, cut = sum(a.among_shots for a in report.answers), sum(a.truncated for a in report.answers)
+    alarms = []
+    if shown:
+        alarms.append(
+            f"{shown} of the {report.overall.n} questions are among the {report.shots} shots, answers included (the "
+            "fewshot split of KorMedMCQA is part of its validation split): the score counts answers that were shown."
+        )
+    if cut:
+        alarms.append(f"{cut} prompts were longer than the model and lost their beginning; use fewer shots.")
+    return alarms

@@ -1,0 +1,327 @@
+"""An exam put into the other language by a model at hand: what `medkor data translate` calls.
+
+    done = translate_exam("runs/quickstart", "doctor/train.csv", to="en", out="doctor-train-en.jsonl")
+    print(done.table())
+
+Question and options are translated one by one, a question of several lines line by line, each asked as
+translation is taught (`data.translation`); the key is carried over, and a text without a word of the other
+language (a number, a drug's Latin name) is kept. What the model wrote goes to OUT.work.jsonl, some questions at a
+time, so that a killed run goes on where it stood and ends with the same file. A row is kept only if it passes
+`find_faults`; the others, with the reasons, are in OUT.failed.jsonl.
+
+What it does not do: translate rationales, repair a row, or judge meaning. Text that passes can still be wrong:
+a model that translates badly makes a bad exam. Read some rows before training on them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import unicodedata
+from typing import Any, Callable, Iterator, Sequence
+
+from medkor_jax.data import exams, rows
+from medkor_jax.data.exams import LETTERS, Question
+from medkor_jax.data.language import has_hangul
+from medkor_jax.data.rows import Source
+from medkor_jax.data.sources import load_questions
+from medkor_jax.data.translation import LABELS, translation_prompt
+from medkor_jax.eval.exam import ExamTokenizer, Scorer
+from medkor_jax.eval.translation import translate
+from medkor_jax.evaluation import open_scorer
+from medkor_jax.io.files import write_atomically
+from medkor_jax.io.models import open_model
+
+MAX_NEW_TOKENS = 512  # for one line; half a page
+_SHOWN = 20
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_MYRIAD = {"만": 10**4, "백만": 10**6, "천만": 10**7, "억": 10**8}
+_MYRIADS = re.compile(r"(\d+(?:\.\d+)?)(백만|천만|만|억)(?!성)")  # 만성 is chronic
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rendering:
+    """What the model made of one question. is_whole: no text of it was cut by length."""
+
+    id: str
+    question: str
+    options: tuple[str, ...]
+    is_whole: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    id: str
+    reasons: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExamTranslation:
+    """What came of it. kept: questions whose translation an earlier, interrupted run had made."""
+
+    out: pathlib.Path
+    n_questions: int
+    faults: tuple[Fault, ...]
+    kept: int
+
+    @property
+    def n_passed(self) -> int:
+        return self.n_questions - len(self.faults)
+
+    def table(self) -> str:
+        """Returns how many rows passed, and the first of those that did not with their reasons."""
+        kept = f", {self.kept} of them by an earlier run" if self.kept else ""
+        lines = [f"{self.out}: {self.n_passed} of {self.n_questions} questions translated and checked{kept}"]
+        lines += [f"  failed: {fault.id}: {'; '.join(fault.reasons)}" for fault in self.faults[:_SHOWN]]
+        if len(self.faults) > _SHOWN:
+            lines.append(f"  ... and {len(self.faults) - _SHOWN} more")
+        if self.faults:
+            lines.append(f"  with what the model wrote: {_beside(self.out, 'failed')}")
+        return "\n".join(lines)
+
+
+def translate_exam(
+    weights: str,
+    exam: str,
+    *,
+    to: str,
+    out: str | os.PathLike,
+    split: str = "train",
+    subset: str = "",
+    limit: int = 0,
+    adapters: bool = True,
+    batch_size: int = 16,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    dtype: str = "float32",
+    drop_bad: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ExamTranslation:
+    """Writes the exam in language `to` to `out`, as JSONL that `data.exams` reads, and says which rows failed.
+
+    adapters: False translates with the base that the weights stand on. `on_progress(done, total)` counts questions.
+
+    Raises: ValueError if `to` is no language, the exam is in it already, `out` was begun with other settings, or
+    no row passes; BadDataError, WeightsError.
+    """
+    given = _other(to)
+    source = Source(exam, "exam", exam, split=split, subset=subset, limit=limit, language=given if exam == rows.EMBEDDED else "")
+    loaded = load_questions(source, drop_bad=drop_bad)
+    for row in loaded.bad:
+        print(f"left out: {row}")
+    if all(question.language == to for question in loaded.rows):
+        raise ValueError(f"{exam} is in {to!r} already: there is nothing to translate; name the other language with --to")
+    model = open_model(weights)
+    settings = {
+        "weights": model.digest if adapters else model.base.digest, "to": to, "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens, "dtype": dtype, "questions": _digest(loaded.rows),
+    }  # fmt: skip
+    work = Work(_beside(pathlib.Path(out), "work"), settings, loaded.rows)
+    if len(work.done) < len(loaded.rows):
+        with open_scorer(model, dtype=dtype, batch_size=batch_size, adapters=adapters) as scorer:
+            return finish_exam(
+                scorer, model.tokenizer, loaded.rows, work, to=to, out=out, batch_size=batch_size,
+                max_new_tokens=max_new_tokens, on_progress=on_progress,
+            )  # fmt: skip
+    return finish_exam(None, None, loaded.rows, work, to=to, out=out, batch_size=batch_size, max_new_tokens=max_new_tokens)
+
+
+def finish_exam(
+    scorer: Scorer | None,
+    tokenizer: ExamTokenizer | None,
+    questions: Sequence[Question],
+    work: Work,
+    *,
+    to: str,
+    out: str | os.PathLike,
+    batch_size: int,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ExamTranslation:
+    """Translates what `work` has not yet, then checks all and writes `out` and its list of failed rows.
+
+    Raises: ValueError if no row passes.
+    """
+    kept = len(work.done)
+    # Always the same questions together, so that a row does not depend on where an earlier run was killed.
+    for start in range(kept, len(questions), batch_size):
+        work.add(_render(scorer, tokenizer, questions[start : start + batch_size], to, max_new_tokens))
+        if on_progress is not None:
+            on_progress(len(work.done), len(questions))
+    good, failed, faults = [], [], []
+    for question, rendering in zip(questions, work.done, strict=True):
+        row = _row(question, rendering)
+        if reasons := find_faults(question, rendering, to):
+            faults.append(Fault(question.id, reasons))
+            original = {"question": question.question, "options": question.options}
+            failed.append({"reasons": reasons, **row, "translated_from": original})
+        else:
+            good.append(row)
+    out = pathlib.Path(out)
+    write_atomically(_beside(out, "failed"), _lines(failed))
+    if not good:
+        raise ValueError(
+            f"none of the {len(questions)} translated questions passes the checks, the first because: "
+            f"{'; '.join(faults[0].reasons)}. See {_beside(out, 'failed')}; translate with weights that were taught to"
+        )
+    write_atomically(out, _lines(good))
+    return ExamTranslation(out, len(questions), tuple(faults), kept)
+
+
+class Work:
+    """What the model wrote so far, in a file that only grows: settings first, then one line a question."""
+
+    def __init__(self, path: pathlib.Path, settings: dict[str, Any], questions: Sequence[Question]) -> None:
+        """Raises: ValueError if the file was begun with other settings."""
+        self._path, self.done = path, []
+        header = json.dumps(settings) + "\n"
+        if path.exists():
+            first, *lines = path.read_text(encoding="utf-8").split("\n")
+            self._refuse_others(first, settings)
+            self.done = list(_read_whole(lines))[: len(questions)]
+            # A killed run may have written part of a batch; the batch is made again, whole.
+            step = settings["batch_size"]
+            if len(self.done) < len(questions):
+                self.done = self.done[: len(self.done) // step * step]
+        write_atomically(path, header + _lines(map(dataclasses.asdict, self.done)))
+
+    def add(self, renderings: Sequence[Rendering]) -> None:
+        """Appends these, on disk before it returns."""
+        with open(self._path, "a", encoding="utf-8", newline="\n") as file:
+            file.write(_lines(map(dataclasses.asdict, renderings)))
+            file.flush()
+            os.fsync(file.fileno())
+        self.done += renderings
+
+    def _refuse_others(self, first: str, settings: dict[str, Any]) -> None:
+        try:
+            begun = json.loads(first)
+            differing = [f"{name} was {begun[name]!r}, is {value!r}" for name, value in settings.items() if begun[name] != value]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self._path} is no work file of this program ({error!r}); move it away") from error
+        if differing:
+            raise ValueError(
+                f"{self._path} was begun with other settings: {'; '.join(differing)}. Use those, name another --out, or "
+                "move the file away to begin anew"
+            )
+
+
+def find_faults(question: Question, rendering: Rendering, to: str) -> tuple[str, ...]:
+    """Returns why the translation cannot stand for the question; () if nothing is wrong that can be seen."""
+    texts = {"question": (question.question, rendering.question)}
+    texts |= {f"option {letter}": pair for letter, *pair in zip(LETTERS, question.options, rendering.options)}
+    faults = [] if rendering.is_whole else ["a text was cut by length"]
+    if len(rendering.options) != len(question.options):
+        faults.append(f"{len(rendering.options)} options, the original has {len(question.options)}")
+    for name, (before, after) in texts.items():
+        if not after.strip():
+            faults.append(f"{name} is empty")
+        elif to == "en" and has_hangul(after):
+            faults.append(f"{name} has Korean left: {_excerpt(after)}")
+        elif _numbers(before) != _numbers(after):
+            faults.append(f"{name} has numbers {_listed(after)}, the original {_listed(before)}")
+    if to == "ko" and rendering.question.strip() and not has_hangul(rendering.question):
+        faults.append(f"question has no Korean: {_excerpt(rendering.question)}")
+    # Options may differ in signs alone, "+" and "-"; that is a fault only where the originals differ in words.
+    options = list(zip(LETTERS, question.options, rendering.options))
+    for i, (letter, before, after) in enumerate(options):
+        for other, before_other, after_other in options[:i]:
+            is_lost = _words(after) == _words(after_other) and _words(before) != _words(before_other)
+            if after.strip() and (is_lost or after.split() == after_other.split()):
+                faults.append(f"options {other} and {letter} both say {_excerpt(after)}")
+    return tuple(faults) or _faults_of_reading(question, rendering, to)
+
+
+def _faults_of_reading(question: Question, rendering: Rendering, to: str) -> tuple[str, ...]:
+    """Returns what changed for the reader of the written row: its key, count, id or language."""
+    try:
+        read = exams.question_from_row(_row(question, rendering), Source("translated", "exam", "translated"), 1)
+    except rows.BadRowReason as reason:
+        return (str(reason),)
+    expected = (question.id, question.answer, len(question.options), question.exam, question.year, to)
+    found = (read.id, read.answer, len(read.options), read.exam, read.year, read.language)
+    return () if found == expected else (f"reads back as {found}, expected {expected}",)
+
+
+def _render(
+    scorer: Scorer, tokenizer: ExamTokenizer, questions: Sequence[Question], to: str, max_new_tokens: int
+) -> list[Rendering]:
+    """Returns the questions in language `to`; all their lines go to the scorer together."""
+    given = _other(to)
+    texts = [[text.split("\n") for text in (question.question, *question.options)] for question in questions]
+    wanted = [line.strip() for question in texts for lines in question for line in lines if _needs(line, to)]
+    prompts = [translation_prompt(line, given, to) for line in wanted]
+    written = iter(translate(scorer, tokenizer, prompts, max_new_tokens=max_new_tokens) if prompts else ())
+    made = []
+    for question, parts in zip(questions, texts, strict=True):
+        is_whole, renderings = True, []
+        for lines in parts:
+            done = [next(written) if _needs(line, to) else line for line in lines]
+            is_whole &= all(one.is_whole for one in done if not isinstance(one, str))
+            renderings.append("\n".join(one if isinstance(one, str) else one.text for one in done))
+        made.append(Rendering(question.id, renderings[0], tuple(renderings[1:]), is_whole))
+    return made
+
+
+def _needs(line: str, to: str) -> bool:
+    """Returns whether the line has a word of the other language."""
+    return has_hangul(line) if to == "en" else re.search("[A-Za-z]", line) is not None and not has_hangul(line)
+
+
+def _row(question: Question, rendering: Rendering) -> dict[str, Any]:
+    return {
+        "id": question.id, "exam": question.exam, "year": question.year, "question": rendering.question,
+        **dict(zip(LETTERS, rendering.options)), "answer": LETTERS[question.answer],
+    }  # fmt: skip
+
+
+def _read_whole(lines: Sequence[str]) -> Iterator[Rendering]:
+    """Yields the renderings up to the first line that is not whole."""
+    for line in lines:
+        try:
+            read = json.loads(line)
+            yield Rendering(read["id"], read["question"], tuple(read["options"]), read["is_whole"])
+        except (ValueError, KeyError, TypeError):
+            return
+
+
+def _numbers(text: str) -> list[str]:
+    """Returns the numbers in a text, sorted, since word order differs; 1,000 is 1000, ３ is 3 and 34만 is 340000."""
+    plain = _THOUSANDS.sub("", unicodedata.normalize("NFKC", text))
+    plain = _MYRIADS.sub(lambda found: f"{round(float(found[1]) * _MYRIAD[found[2]])} ", plain)
+    return sorted(_NUMBER.findall(plain))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+
+
+def _listed(text: str) -> str:
+    return ", ".join(_numbers(text)) or "none"
+
+
+def _excerpt(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")
+
+
+def _other(to: str) -> str:
+    if to not in LABELS:
+        raise ValueError(f"language is {to!r}, expected one of {', '.join(LABELS)}")
+    return next(language for language in LABELS if language != to)
+
+
+def _digest(questions: Sequence[Question]) -> str:
+    return hashlib.sha256(repr(list(questions)).encode()).hexdigest()
+
+
+def _beside(out: pathlib.Path, what: str) -> pathlib.Path:
+    """Returns the file that belongs to `out`: exam.jsonl has exam.jsonl.work.jsonl and exam.jsonl.failed.jsonl."""
+    return out.with_name(f"{out.name}.{what}.jsonl")
+
+
+def _lines(items) -> str:
+    return "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
