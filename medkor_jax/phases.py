@@ -22,6 +22,7 @@ from medkor_jax.adapt.lora import check_targets
 from medkor_jax.data.packing import ROUTES
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import Source
+from medkor_jax.data.sources import OF_QUESTIONS
 from medkor_jax.eval.exam import MAX_REASONING_TOKENS
 from medkor_jax.eval.gate import Gate
 from medkor_jax.eval.scores import MODES
@@ -132,7 +133,7 @@ class Stage:
     loss_positions: predicted positions a row at most; 0 derives it from the data.
     validation: held-out text whose loss is measured every `validate_every` steps (0: never);
     take: which checkpoint goes on, "last" or "best" by that loss.
-    reward: learn from the model's own answers to `data`, which is exams then; one answer a row.
+    reward: learn from the model's own answers to the questions of `data`; one answer a row.
     """
 
     steps: int = 0
@@ -176,10 +177,10 @@ class Stage:
             raise ValueError("take='best' needs validation sources and validate_every above 0")
         if self.steps and (rollout := self.reward.rollout()):
             rollout.check_shape(self.batch_size, self.seq_len, self.loss_positions)
-            if wrong := [source for source in self.data if source.kind != "exam"]:
+            if wrong := [source for source in self.data if source.kind not in OF_QUESTIONS]:
                 raise ValueError(
                     f"reward.algorithm is {self.reward.algorithm!r} and data source {wrong[0].name!r} of kind "
-                    f"{wrong[0].kind!r}; only questions can be answered: give sources of kind 'exam'"
+                    f"{wrong[0].kind!r}; only questions can be answered: give sources of kind {' or '.join(OF_QUESTIONS)}"
                 )
             if self.dropout and self.reward.policy():
                 raise ValueError(f"dropout is {self.dropout} and reward.algorithm 'grpo'; what sampled must be what learns: 0")

@@ -1,10 +1,11 @@
 """A config that cannot run is refused before anything starts, with the key and what to write."""
 
 import copy
+import dataclasses
 
 import pytest
 
-from medkor_jax.phases import ConfigError, Exam, Phase, make_recipe
+from medkor_jax.phases import ConfigError, Exam, Phase, RewardRecipe, make_recipe
 
 TEXT = {"kind": "text", "path": "embedded", "language": "en"}
 STAGE = {"steps": 3, "trees": ("lora",), "data": {"text": TEXT}, "groups": {"lora": {"pattern": "lora/.*", "learning_rate": 1}}}
@@ -107,6 +108,55 @@ def test_retaining_needs_a_retention_weight():
 def test_a_missing_key_is_named():
     with pytest.raises(ConfigError, match="config lacks weights"):
         make_recipe({key: value for key, value in CONFIG.items() if key != "weights"})
+
+
+GRPO = {"algorithm": "grpo", "group_size": 4, "max_new_tokens": 32, "answer": 2, "kl_weight": 0.1, "opening": "[", "closing": "]"}
+EXAM = {"exam": {"kind": "exam", "path": "embedded", "language": "ko"}}
+
+
+def with_reward(**changes):
+    stage = STAGE | {"data": EXAM, "batch_size": 8, "seq_len": 64, "reward": GRPO}
+    config = with_key("phase0", {"exam": "english", **stage})
+    config["phase0"] |= changes
+    return config
+
+
+def test_a_reward_becomes_rollouts_and_a_policy():
+    stage = make_recipe(with_reward()).phases[0].train
+    rollout, policy = stage.reward.rollout(), stage.reward.policy()
+    assert (rollout.algorithm, rollout.group_size, rollout.max_new_tokens) == ("grpo", 4, 32)
+    assert (rollout.reward.answer, rollout.reward.format, rollout.form.opening, rollout.form.closing) == (2.0, 0.2, "[", "]")
+    assert (policy.kl_weight, policy.clip_low, policy.clip_high) == (0.1, 0.2, 0.28)
+    rft = make_recipe(with_reward(reward=GRPO | {"algorithm": "rft"})).phases[0].train.reward
+    assert rft.policy() is None and rft.rollout().algorithm == "rft"
+    documents = make_recipe(CONFIG).phases[0].train.reward
+    assert documents.policy() is documents.rollout() is None
+
+
+def test_the_config_spells_out_every_key_of_a_reward():
+    from configs import common
+
+    assert common.REWARD == dataclasses.asdict(RewardRecipe())
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(reward=GRPO | {"algorithm": "ppo"}), r"phase0.train.reward.*'ppo'; expected grpo or rft"),
+        (dict(reward=GRPO | {"answer": 0.3}), r"Raise answer"),
+        (dict(reward=GRPO | {"groupsize": 3}), r"nearest: 'group_size'"),
+        (dict(reward=GRPO | {"opening": "]"}), r"two different texts"),
+        (dict(reward=GRPO | {"clip_low": 2.0}), r"clip_low"),
+        (dict(batch_size=6), r"6 is not a multiple of group_size 4"),
+        (dict(seq_len=32), r"seq_len 32 has no room"),
+        (dict(loss_positions=8), r"below max_new_tokens 32"),
+        (dict(data={"text": TEXT}), r"'text' of kind 'text'; only questions"),
+        (dict(dropout=0.1), r"dropout is 0.1"),
+    ],
+)
+def test_a_reward_that_does_not_fit_its_stage_is_refused(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        make_recipe(with_reward(**changes))
 
 
 def test_a_phase_alone_has_working_defaults():

@@ -11,6 +11,7 @@ import pytest
 from medkor_jax import pipeline
 from medkor_jax.corpora import LeakError
 from medkor_jax.data import embedded
+from medkor_jax.data.rows import BadDataError
 from medkor_jax.eval import verdict as verdicts
 from medkor_jax.eval.scores import Answer, Report
 from medkor_jax.eval.verdict import GateClosed, read_verdict
@@ -342,3 +343,24 @@ def test_a_later_gate_compares_with_what_phase_1_left(config, run_dir, stages, e
     assert [a.id for a in references[0].answers] == [q.id for q in embedded.questions("valid", "en")[:8]]
     summary = json.loads((run_dir / "phase1/summary.json").read_text())
     assert references == [Report.read(run_dir / "phase1" / summary["after"]["answers"]["english"])]
+
+
+def test_a_stage_with_a_reward_is_given_questions_rollouts_and_a_policy(config):
+    exam = dict(exam=dict(kind="exam", path="embedded", language="ko", limit=6))
+    reward = dict(algorithm="grpo", group_size=4, max_new_tokens=8, kl_weight=0.1, temperature=0.9)
+    config["phase3"] |= dict(data=exam, reward=reward, seq_len=128)
+    run = pipeline.Run(make_recipe(config))
+    phase = run.recipe.phases[3]
+    plan = run.plan(phase, phase.train, "train")
+    ((source, questions),) = plan.train
+    assert source.kind == "exam" and len(questions) == 6 and questions[0].options
+    assert (plan.rollout.group_size, plan.rollout.temperature) == (4, 0.9)
+    assert plan.spec.next_token_weight == 0 and (plan.spec.policy.kl_weight, plan.spec.policy.temperature) == (0.1, 0.9)
+    pipeline.check_stages(run)
+    config["phase3"] |= dict(seq_len=32)
+    with pytest.raises(BadDataError, match="none fits"):
+        pipeline.check_stages(pipeline.Run(make_recipe(config)))
+    config["phase3"] |= dict(reward=reward | dict(algorithm="rft"), seq_len=128)
+    run = pipeline.Run(make_recipe(config))
+    plan = run.plan(run.recipe.phases[3], run.recipe.phases[3].train, "train")
+    assert plan.spec.policy is None and plan.spec.next_token_weight == 1 and plan.rollout.algorithm == "rft"

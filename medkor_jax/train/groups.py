@@ -140,15 +140,16 @@ def explain(groups: Sequence[Group], settings: RolloutSettings) -> str:
     return (
         f"nothing can be learnt: {rewards.size} samples of {len(groups)} questions were drawn and {found}. Rewards lie between "
         f"{rewards.min():.3g} and {rewards.max():.3g}, mean {rewards.mean():.3g}; {share('right'):.0%} right, "
-        f"{share('unparsed'):.0%} without one valid letter, {share('in_format'):.0%} in the format, {share('unfinished'):.0%} cut "
-        f"off at {settings.max_new_tokens} tokens. {_likely_cause(groups, settings, share)}"
+        f"{share('unparsed'):.0%} without one valid letter, {share('in_format'):.0%} in the format, {share('unfinished'):.0%} "
+        f"cut off at {settings.max_new_tokens} tokens. {_likely_cause(groups, settings, share)}"
     )
 
 
 def _likely_cause(groups: Sequence[Group], settings: RolloutSettings, share) -> str:
     form = f"{settings.form.opening} ... {settings.form.closing} and a letter"
     if share("unfinished") > 0.9:
-        return f"Answers do not end: train longer on supervised reasoning first, or raise max_new_tokens (now {settings.max_new_tokens})"
+        length = settings.max_new_tokens
+        return f"Answers do not end: train longer on supervised reasoning first, or raise max_new_tokens (now {length})"
     if share("unparsed") > 0.9:
         return f"The model does not write {form}: train longer on supervised reasoning first (the cold start)"
     if settings.group_size > 1 and all(len({sample.tokens for sample in group.samples}) == 1 for group in groups):
@@ -162,4 +163,7 @@ def _likely_cause(groups: Sequence[Group], settings: RolloutSettings, share) -> 
             f"The questions are too hard for it to be right by chance: raise group_size (now {settings.group_size}) or "
             "max_refills, take easier questions, or train longer on supervised reasoning first"
         )
-    return f"Raise group_size (now {settings.group_size}), temperature (now {settings.temperature}) or max_refills (now {settings.max_refills})"
+    return (
+        f"Raise group_size (now {settings.group_size}), temperature (now {settings.temperature}) or max_refills "
+        f"(now {settings.max_refills})"
+    )

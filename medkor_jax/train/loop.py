@@ -43,7 +43,6 @@ from medkor_jax.train.rollout import Rollouts
 from medkor_jax.train.step import State, StepSpec, make_evaluation, make_state, make_step
 
 Corpus = Sequence[tuple[Source, Sequence[Example] | Sequence[Question]]]
-Drawing = Callable[[State], tuple[dict[str, np.ndarray], dict[str, float]]]
 
 
 class StoppedEarly(RuntimeError):
@@ -129,7 +128,7 @@ def make_batches(plan: StagePlan, tokenizer: Tokenizer) -> Batches | Rollouts:
     )  # fmt: skip
 
 
-def _drawing(plan, batches, params: Params, frozen: Params, config, tokenizer, mesh) -> Drawing:
+def _drawing(plan, batches, params: Params, frozen: Params, config, tokenizer, mesh) -> Callable[[State], Any]:
     """Returns draw(state): the next batch, and what is to be logged of how it was made. params: as the stage began."""
     if plan.rollout is None:
         return lambda state: (next(batches), {})

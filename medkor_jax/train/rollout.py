@@ -124,7 +124,8 @@ class Rollouts:
             watched = watch(seen[tried:], settings, n_rows=0, refills=refills)
             print(
                 f"ALARM: all {len(seen) - tried} groups of a batch are dead (reward {watched['rollout/reward']:.3f}, right "
-                f"{watched['rollout/right']:.0%}, unparsed {watched['rollout/unparsed']:.0%}), {empty} of {settings.patience} times"
+                f"{watched['rollout/right']:.0%}, unparsed {watched['rollout/unparsed']:.0%}), {empty} of {settings.patience} "
+                "times"
             )
         else:
             raise NothingToLearn(explain(seen, settings))

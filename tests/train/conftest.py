@@ -33,7 +33,7 @@ def letters():
 
 @pytest.fixture(scope="session")
 def letter_config():
-    return dataclasses.replace(preset("tiny"), vocab_size=len(PIECES))
+    return dataclasses.replace(preset("tiny"), vocab_size=len(PIECES), layer_kinds=("local", "global"))
 
 
 @pytest.fixture(scope="session")

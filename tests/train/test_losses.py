@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
-from medkor_jax.train.losses import cross_entropy, gather_positions
+from medkor_jax.train.losses import cross_entropy, gather_positions, token_losses
 
 B, M, D, V = 3, 7, 8, 50
 RNG = np.random.default_rng(0)
@@ -50,6 +50,26 @@ def test_chunked_loss_and_gradient_equal_the_naive(chunk, temperature, targets):
     *expected, expected_gradient = naive(HIDDEN, targets, temperature)
     np.testing.assert_allclose((sums.loss, sums.entropy, sums.correct, sums.weight), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(gradient, 3.0 * expected_gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize("targets", [IDS, TEACHER], ids=["ids", "teacher"])
+def test_each_position_has_its_own_loss_and_pulls_by_its_own_cotangent(targets):
+    """A loss that is not linear in the positions' nats; 5 chunks of M, the last one padded."""
+    def loss(hidden):
+        each = token_losses(hidden, TABLE, targets, chunk=6, temperature=1.5)
+        return jnp.sum(WEIGHTS * each.nats**2), each
+
+    def whole(hidden):
+        log_q = jax.nn.log_softmax(hidden @ TABLE.T / 1.5)
+        p = jax.nn.one_hot(targets, V) if targets.ndim == 2 else jax.nn.softmax(targets @ TABLE.T / 1.5)
+        nats = -jnp.sum(p * log_q, axis=-1)
+        return jnp.sum(WEIGHTS * nats**2), (nats, p.argmax(-1) == log_q.argmax(-1))
+
+    gradient, each = jax.grad(loss, has_aux=True)(jnp.asarray(HIDDEN))
+    expected_gradient, (nats, correct) = jax.grad(whole, has_aux=True)(jnp.asarray(HIDDEN))
+    np.testing.assert_allclose(each.nats, nats, rtol=1e-5)
+    np.testing.assert_array_equal(each.correct, correct)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5 * np.abs(expected_gradient).max())
 
 
 def test_without_a_gradient_the_sums_are_the_same():
