@@ -7,7 +7,7 @@ Question and options are translated one by one, a question of several lines line
 translation is taught (`data.translation`); the key is carried over, and a text without a word of the other
 language (a number, a drug's Latin name) is kept. What the model wrote goes to OUT.work.jsonl, some questions at a
 time, so that a killed run goes on where it stood and ends with the same file. A row is kept only if it passes
-`find_faults`; the others, with the reasons, are in OUT.failed.jsonl.
+`data.rendering.find_faults`; the others, with the reasons, are in OUT.failed.jsonl.
 
 What it does not do: translate rationales, repair a row, or judge meaning. Text that passes can still be wrong:
 a model that translates badly makes a bad exam. Read some rows before training on them.
@@ -21,12 +21,12 @@ import json
 import os
 import pathlib
 import re
-import unicodedata
 from typing import Any, Callable, Iterator, Sequence
 
-from medkor_jax.data import exams, rows
-from medkor_jax.data.exams import LETTERS, Question
+from medkor_jax.data import rows
+from medkor_jax.data.exams import Question
 from medkor_jax.data.language import has_hangul
+from medkor_jax.data.rendering import Rendering, find_faults, row_of
 from medkor_jax.data.rows import Source
 from medkor_jax.data.sources import load_questions
 from medkor_jax.data.translation import LABELS, translation_prompt
@@ -38,20 +38,6 @@ from medkor_jax.io.models import open_model
 
 MAX_NEW_TOKENS = 512  # for one line; half a page
 _SHOWN = 20
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_MYRIAD = {"만": 10**4, "백만": 10**6, "천만": 10**7, "억": 10**8}
-_MYRIADS = re.compile(r"(\d+(?:\.\d+)?)(백만|천만|만|억)(?!성)")  # 만성 is chronic
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-
-
-@dataclasses.dataclass(frozen=True)
-class Rendering:
-    """What the model made of one question. is_whole: no text of it was cut by length."""
-
-    id: str
-    question: str
-    options: tuple[str, ...]
-    is_whole: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +140,7 @@ def finish_exam(
             on_progress(len(work.done), len(questions))
     good, failed, faults = [], [], []
     for question, rendering in zip(questions, work.done, strict=True):
-        row = _row(question, rendering)
+        row = row_of(question, rendering)
         if reasons := find_faults(question, rendering, to):
             faults.append(Fault(question.id, reasons))
             original = {"question": question.question, "options": question.options}
@@ -210,43 +196,6 @@ class Work:
             )
 
 
-def find_faults(question: Question, rendering: Rendering, to: str) -> tuple[str, ...]:
-    """Returns why the translation cannot stand for the question; () if nothing is wrong that can be seen."""
-    texts = {"question": (question.question, rendering.question)}
-    texts |= {f"option {letter}": pair for letter, *pair in zip(LETTERS, question.options, rendering.options)}
-    faults = [] if rendering.is_whole else ["a text was cut by length"]
-    if len(rendering.options) != len(question.options):
-        faults.append(f"{len(rendering.options)} options, the original has {len(question.options)}")
-    for name, (before, after) in texts.items():
-        if not after.strip():
-            faults.append(f"{name} is empty")
-        elif to == "en" and has_hangul(after):
-            faults.append(f"{name} has Korean left: {_excerpt(after)}")
-        elif _numbers(before) != _numbers(after):
-            faults.append(f"{name} has numbers {_listed(after)}, the original {_listed(before)}")
-    if to == "ko" and rendering.question.strip() and not has_hangul(rendering.question):
-        faults.append(f"question has no Korean: {_excerpt(rendering.question)}")
-    # Options may differ in signs alone, "+" and "-"; that is a fault only where the originals differ in words.
-    options = list(zip(LETTERS, question.options, rendering.options))
-    for i, (letter, before, after) in enumerate(options):
-        for other, before_other, after_other in options[:i]:
-            is_lost = _words(after) == _words(after_other) and _words(before) != _words(before_other)
-            if after.strip() and (is_lost or after.split() == after_other.split()):
-                faults.append(f"options {other} and {letter} both say {_excerpt(after)}")
-    return tuple(faults) or _faults_of_reading(question, rendering, to)
-
-
-def _faults_of_reading(question: Question, rendering: Rendering, to: str) -> tuple[str, ...]:
-    """Returns what changed for the reader of the written row: its key, count, id or language."""
-    try:
-        read = exams.question_from_row(_row(question, rendering), Source("translated", "exam", "translated"), 1)
-    except rows.BadRowReason as reason:
-        return (str(reason),)
-    expected = (question.id, question.answer, len(question.options), question.exam, question.year, to)
-    found = (read.id, read.answer, len(read.options), read.exam, read.year, read.language)
-    return () if found == expected else (f"reads back as {found}, expected {expected}",)
-
-
 def _render(
     scorer: Scorer, tokenizer: ExamTokenizer, questions: Sequence[Question], to: str, max_new_tokens: int
 ) -> list[Rendering]:
@@ -272,13 +221,6 @@ def _needs(line: str, to: str) -> bool:
     return has_hangul(line) if to == "en" else re.search("[A-Za-z]", line) is not None and not has_hangul(line)
 
 
-def _row(question: Question, rendering: Rendering) -> dict[str, Any]:
-    return {
-        "id": question.id, "exam": question.exam, "year": question.year, "question": rendering.question,
-        **dict(zip(LETTERS, rendering.options)), "answer": LETTERS[question.answer],
-    }  # fmt: skip
-
-
 def _read_whole(lines: Sequence[str]) -> Iterator[Rendering]:
     """Yields the renderings up to the first line that is not whole."""
     for line in lines:
@@ -287,25 +229,6 @@ def _read_whole(lines: Sequence[str]) -> Iterator[Rendering]:
             yield Rendering(read["id"], read["question"], tuple(read["options"]), read["is_whole"])
         except (ValueError, KeyError, TypeError):
             return
-
-
-def _numbers(text: str) -> list[str]:
-    """Returns the numbers in a text, sorted, since word order differs; 1,000 is 1000, ３ is 3 and 34만 is 340000."""
-    plain = _THOUSANDS.sub("", unicodedata.normalize("NFKC", text))
-    plain = _MYRIADS.sub(lambda found: f"{round(float(found[1]) * _MYRIAD[found[2]])} ", plain)
-    return sorted(_NUMBER.findall(plain))
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
-
-
-def _listed(text: str) -> str:
-    return ", ".join(_numbers(text)) or "none"
-
-
-def _excerpt(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
 def _other(to: str) -> str:

@@ -43,7 +43,7 @@ def load(source: Source) -> Iterator[Example | BadRow]:
 def _embedded(source: Source) -> Iterator[Example]:
     if source.kind != "text":
         raise ValueError(f"source {source.name!r}: nothing of kind {source.kind!r} is embedded; "
-                         "expected text, exam or translation")
+                         "expected text, exam, reasoning or translation")
     from medkor_jax.data import embedded
 
     found = ((name, text, language) for language in ([source.language] if source.language else ["ko", "en"])
