@@ -228,7 +228,8 @@ def test_a_step_lowers_from_shapes_alone_and_returns_what_learns_in_place(params
     memory = lowered.compile().memory_analysis()
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     assert memory.alias_size_in_bytes == state_bytes
-    assert state_bytes <= memory.output_size_in_bytes < state_bytes + 1000
+    table = 16 * len(jax.tree.leaves(lowered.out_info))  # a pointer an output, and the metrics themselves
+    assert state_bytes <= memory.output_size_in_bytes < state_bytes + table
 
 
 def test_a_donated_state_is_gone(params):
