@@ -25,7 +25,7 @@ from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.decode import Decoder, replicate
 from medkor_jax.model.forward import Inputs, forward, spread
-from medkor_jax.model.params import Params
+from medkor_jax.model.params import Params, head_table
 from medkor_jax.model.prompts import Prompt, Routing, pad_prompts
 
 ROUTES = ("token", "document")
@@ -121,5 +121,5 @@ def _last_logits(params: Params, prompt: Prompt, token_ids: jax.Array, *, config
     segments = (positions < prompt.lengths[:, None]).astype(jnp.int32)
     hidden = forward(params, config, Inputs(prompt.tokens, positions, segments, prompt.langs), dtype=dtype)
     last = jnp.take_along_axis(hidden, prompt.lengths[:, None, None] - 1, axis=1)[:, 0]
-    rows = params.base["embed"][token_ids].astype(dtype)
+    rows = head_table(params.base)[token_ids].astype(dtype)
     return replicate(jnp.einsum("bd,cd->bc", last, rows, preferred_element_type=jnp.float32))

@@ -40,6 +40,7 @@ class Weights:
     """A base model by name: its config now; its tokenizer, digest and tensors on demand.
 
     load(dtype, shardings) returns the base tree; dtype bfloat16 or float32; shardings a tree like it, or None.
+    stored_dtype: the narrower of the two that loses nothing of what is stored.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Weights:
     load: Callable[[Any, Tree | None], Tree]
     make_digest: Callable[[], str]
     make_tokenizer: Callable[[], Tokenizer] | None = None
+    stored_dtype: str = "float32"
 
     @functools.cached_property
     def digest(self) -> str:
@@ -144,7 +146,8 @@ def _from_gguf(name: str, path: pathlib.Path) -> Weights:
 
 def _from_hf(name: str, directory: pathlib.Path) -> Weights:
     source = HfSource.open(directory)
-    return Weights(name, source.config, _loader(source), lambda: digest_files(source.files), source.make_tokenizer)
+    digest = lambda: digest_files(source.files)  # noqa: E731
+    return Weights(name, source.config, _loader(source), digest, source.make_tokenizer, source.stored_dtype)
 
 
 def _loader(source: TensorSource) -> Callable[[Any, Tree | None], Tree]:

@@ -20,7 +20,7 @@ from flax import struct
 
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.forward import Inputs, forward
-from medkor_jax.model.params import Params, Tree
+from medkor_jax.model.params import Params, Tree, head_table
 from medkor_jax.train.losses import LossSums, cross_entropy, gather_positions
 from medkor_jax.train.retention import Retention, choose_layers, choose_positions, each_layer
 from medkor_jax.train.trainable import join
@@ -130,7 +130,7 @@ class _Sums:
 
 def _next_token(hidden: jax.Array, params: Params, batch: Batch, spec: StepSpec) -> LossSums:
     hidden = gather_positions(hidden, batch["loss_positions"])
-    return cross_entropy(hidden, params.base["embed"], batch["targets"], batch["loss_weights"], chunk=spec.chunk)
+    return cross_entropy(hidden, head_table(params.base), batch["targets"], batch["loss_weights"], chunk=spec.chunk)
 
 
 def _sums(params, reference, config, spec, batch, layer_weights, key) -> _Sums:

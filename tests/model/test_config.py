@@ -94,7 +94,6 @@ def test_listed_layers_win_over_the_pattern():
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         ({"attention_bias": True}, "attention_bias"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings"),
         ({"hidden_activation": "silu"}, "silu"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
         ({"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}}, "local"),
