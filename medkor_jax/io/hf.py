@@ -41,6 +41,8 @@ _NAMES = {
     "layers/up": "mlp.up_proj",
     "layers/down": "mlp.down_proj",
 }
+LAYER_NAMES = {path.removeprefix("layers/"): name for path, name in _NAMES.items() if path.startswith("layers/")}
+"""Leaf of a block -> its module in a checkpoint, under `model.layers.N.`"""
 # Text checkpoints; multimodal ones as first published; multimodal ones as transformers >= 4.52 writes them.
 _TEXT_PREFIXES = ("model.", "language_model.model.", "model.language_model.")
 _VISION_PREFIXES = tuple(
