@@ -37,7 +37,7 @@ from medkor_jax.io.shards import DTYPES, Planned, write_shards
 from medkor_jax.io.streaming import WeightsError
 from medkor_jax.model.config import LOCAL, ModelConfig, periodic_kinds
 from medkor_jax.model.layers import merged_matrix
-from medkor_jax.model.params import Params, head_table
+from medkor_jax.model.params import BACK, FRONT, Params, head_table, layer_kinds
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 
 RECORD = "medkor_export.json"
@@ -69,7 +69,6 @@ def export_hf(
     dtype: str = "",
     exact_bytes: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    mesh: Mesh | None = None,
 ) -> Exported:
     """Returns what was written to `out`: config, tensors, tokenizer, generation config and model card.
 
@@ -87,8 +86,7 @@ def export_hf(
         raise ExportError(f"export runs in one process, this is one of {jax.process_count()}; run it on one host")
     tokenizer = model.tokenizer
     with new_directory(out) as directory:
-        mesh = mesh or make_mesh(MeshShape(data=1), jax.devices()[:1])
-        params = model.load(jnp.dtype(model.base.stored_dtype), mesh)
+        params = model.load(jnp.dtype(model.base.stored_dtype), host_mesh())
         check_expressible(model, params)
         fold = make_fold(params.lang, tokenizer.languages, model.config, dtype)
         if exact_bytes and fold.n_approximated:
@@ -106,6 +104,11 @@ def export_hf(
         })  # fmt: skip
         write_atomically(directory / "README.md", write_card(model, history, config, dtype, notes))
     return Exported(out, files, notes)
+
+
+def host_mesh() -> Mesh:
+    """Returns one CPU device as a mesh: what is only to be written need not pass through an accelerator's memory."""
+    return make_mesh(MeshShape(data=1), jax.local_devices(backend="cpu")[:1])
 
 
 @contextlib.contextmanager
@@ -136,15 +139,13 @@ def check_expressible(model: Model, params: Params) -> None:
     if unknown := sorted(set(params.lang) - {"vector", "table"}):
         raise ExportError(f"{model.name} has language embeddings of kind {', '.join(unknown)}; expected vector or table")
     for side, blocks in params.expand.items():
-        if side not in ("front", "back") or set(blocks) != set(params.base["layers"]):
-            raise ExportError(f"{model.name} has added layers {side!r} of {sorted(blocks)}; expected front or back, of a block's leaves")
+        if set(blocks) != set(params.base["layers"]):
+            raise ExportError(f"{model.name} has added layers {side!r} of {sorted(blocks)}; expected {sorted(params.base['layers'])}")
 
 
 def exported_config(config: ModelConfig, params: Params, *, is_tied: bool) -> ModelConfig:
-    """Returns the config of the whole model: added layers have the attention kind of the layer they were copied from."""
-    n_front, n_back = _n_added(params).values()
-    kinds = (config.layer_kinds[0],) * n_front + config.layer_kinds + (config.layer_kinds[-1],) * n_back
-    return dataclasses.replace(config, layer_kinds=kinds, tied_head=is_tied)
+    """Returns the config of the whole model, added layers included."""
+    return dataclasses.replace(config, layer_kinds=layer_kinds(params, config), tied_head=is_tied)
 
 
 def hf_config(config: ModelConfig, dtype: str, tokenizer: Any) -> dict[str, Any]:
@@ -197,7 +198,7 @@ def plan_tensors(params: Params, config: ModelConfig, fold: LanguageFold) -> lis
     base = params.base
     size = (config.vocab_size, config.d_model)
     planned = [Planned("model.embed_tokens.weight", size, functools.partial(fold.apply, base["embed"]))]
-    stacks = [(params.expand.get("front", {}), {}), (base["layers"], params.lora), (params.expand.get("back", {}), {})]
+    stacks = [(params.expand.get(FRONT, {}), {}), (base["layers"], params.lora), (params.expand.get(BACK, {}), {})]
     number = 0
     for blocks, lora in stacks:
         for layer in range(_depth(blocks)):
@@ -228,7 +229,7 @@ def _depth(blocks: dict[str, jax.Array]) -> int:
 
 
 def _n_added(params: Params) -> dict[str, int]:
-    return {side: _depth(params.expand.get(side, {})) for side in ("front", "back")}
+    return {side: _depth(params.expand.get(side, {})) for side in (FRONT, BACK)}
 
 
 def _end_ids(tokenizer: Any) -> list[int]:

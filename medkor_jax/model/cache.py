@@ -1,6 +1,6 @@
 """What a decoder remembers of the tokens it has read: keys and values in two stacks of rings.
 
-    cache = make_cache(config, lengths, size=768, dtype=jnp.float32)
+    cache = make_cache(config, kinds, lengths, size=768, dtype=jnp.float32)
     cache = store_prompt(cache, layer, k, v)                    # layer by layer, once
     cache = open_slot(cache, positions)                         # once a token, then layer by layer:
     cache = store_token(cache, layer, k, v);  attend_cached(cache, layer, q, masks)
@@ -16,7 +16,7 @@ what it held lies outside the window or was never there; the caller calls `grow`
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -69,21 +69,22 @@ class Masks:
     full: jax.Array
 
 
-def make_layers(config: ModelConfig) -> CacheLayer:
-    """Returns every layer's place in the cache, stacked on L: scanned beside the weights."""
-    is_local = np.array([kind == LOCAL for kind in config.layer_kinds])
+def make_layers(kinds: Sequence[str]) -> CacheLayer:
+    """Returns the place in the cache of every layer of `kinds`, stacked: scanned beside the weights."""
+    is_local = np.array([kind == LOCAL for kind in kinds])
     index = np.where(is_local, np.cumsum(is_local), np.cumsum(~is_local)) - 1
     return CacheLayer(jnp.asarray(is_local), jnp.asarray(index, jnp.int32))
 
 
-def make_cache(config: ModelConfig, lengths: jax.Array, *, size: int, dtype: Any) -> Cache:
+def make_cache(config: ModelConfig, kinds: Sequence[str], lengths: jax.Array, *, size: int, dtype: Any) -> Cache:
     """Returns empty rings whose slots already stand for the last tokens of prompts of `lengths` [B].
 
+    kinds: of every layer that will store, added ones too (`params.layer_kinds`).
     size: tokens that a row may hold, prompt and generated; rings of local layers stop at the window.
     """
 
     def ring(kind: str, slots: int) -> Ring:
-        n = max(config.layer_kinds.count(kind), 1)  # a model may lack a kind; its ring is then never seen
+        n = max(list(kinds).count(kind), 1)  # a model may lack a kind; its ring is then never seen
         shape = (n, lengths.shape[0], config.n_kv_heads, slots, config.head_dim)
         positions = lengths[:, None] - slots + jnp.arange(slots, dtype=jnp.int32)
         return _lay(Ring(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.maximum(positions, _EMPTY)))

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 
 from medkor_jax.model import attention, cache as kv
 from medkor_jax.model.config import ModelConfig
-from medkor_jax.model.forward import LayerInputs, embed, layer_inputs, make_view, run_block
+from medkor_jax.model.forward import LayerInputs, edge_inputs, embed, layer_inputs, make_view, run_block
 from medkor_jax.model.layers import Adapters, Rope, make_rope, rms_norm
-from medkor_jax.model.params import Params
+from medkor_jax.model.params import BACK, FRONT, Params, layer_kinds
 
 
 def read_prompt(
@@ -37,7 +37,7 @@ def read_prompt(
         return attention.attend(q, k, v, mask), kv.store_prompt(cache, layer, k, v)
 
     x = embed(params, config, tokens, langs, dtype)
-    cache = kv.make_cache(config, lengths, size=size, dtype=dtype)
+    cache = kv.make_cache(config, layer_kinds(params, config), lengths, size=size, dtype=dtype)
     x, cache = _run_layers(params, config, x, cache, lambda is_local: view.of_layer(is_local)[0], attend)
     x = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)[:, 0]
     return rms_norm(x, params.base["final_norm"], config.rms_eps), cache
@@ -66,7 +66,10 @@ def read_token(
 
 
 def _run_layers(params: Params, config: ModelConfig, x: jax.Array, cache: kv.Cache, rope: Callable, attend: Callable):
-    """Returns (x [B, T, D], cache) after all layers: one scan, the cache carried and so updated in place."""
+    """Returns (x [B, T, D], cache) after all layers, the cache carried from one to the next and so updated in place.
+
+    Layers added in front come first in the cache too, so what they store stands before the scanned layers'.
+    """
 
     def body(carry: tuple[jax.Array, kv.Cache], scanned: tuple[LayerInputs, kv.CacheLayer]):
         (x, cache), (layer, place) = carry, scanned
@@ -80,5 +83,13 @@ def _run_layers(params: Params, config: ModelConfig, x: jax.Array, cache: kv.Cac
         x = run_block(config, layer.base, rope(place.is_local), attend_here, x, adapters)
         return (x, cache), None
 
-    layers = (layer_inputs(params, config, None), kv.make_layers(config))
-    return jax.lax.scan(body, (x, cache), layers)[0]
+    front, back = (edge_inputs(params, config, side) for side in (FRONT, BACK))
+    places = kv.make_layers(layer_kinds(params, config))
+    n, carry = len(front), (x, cache)
+    for i, layer in enumerate(front):
+        carry, _ = body(carry, (layer, jax.tree.map(lambda leaf: leaf[i], places)))  # noqa: B023
+    own = jax.tree.map(lambda leaf: leaf[n : n + config.n_layers], places)
+    carry, _ = jax.lax.scan(body, carry, (layer_inputs(params, config, None), own))
+    for i, layer in enumerate(back, start=n + config.n_layers):
+        carry, _ = body(carry, (layer, jax.tree.map(lambda leaf: leaf[i], places)))  # noqa: B023
+    return carry

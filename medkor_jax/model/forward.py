@@ -1,5 +1,8 @@
 """tokens -> residual stream -> final hidden states: one plain function, scanned over stacked layers.
 
+Layers added at either end (`Params.expand`) run before and after the scan, each by itself: joining them to the
+stack inside jit would copy the model.
+
     hidden = forward(params, config, Inputs.of(batch), dtype=jnp.bfloat16)      # [B, T, D]
     logits = project_logits(params.base, hidden[:, -1])                         # only where needed
 
@@ -22,7 +25,7 @@ from jax.sharding import PartitionSpec
 from medkor_jax.model import attention
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.layers import PRODUCT, Adapters, Attend, Block, Rope, make_rope, rms_norm
-from medkor_jax.model.params import LayerPlan, Params, Tree, head_table, make_plan
+from medkor_jax.model.params import BACK, FRONT, LOCAL, LayerPlan, Params, Tree, edge_blocks, head_table, make_plan
 
 _ATTENDED = "attended"
 BATCH_AXES = ("data", "fsdp")  # mesh axes over which the batch is spread, when a mesh is set
@@ -98,7 +101,7 @@ def forward(
     """Returns the hidden states after the final norm, [B, T, D] in `dtype`.
 
     remat: keep only each layer's input for the backward pass and compute the layer again.
-    dropout: on the adapters' inputs; needs `dropout_key`.
+    dropout: on the adapters' inputs (added layers have none); needs `dropout_key`.
     """
     x = embed(params, config, inputs.tokens, inputs.langs, dtype)
     view = make_view(config, inputs.positions, inputs.segments)
@@ -106,8 +109,12 @@ def forward(
     def body(x: jax.Array, layer: LayerInputs) -> tuple[jax.Array, None]:
         return run_layer(config, view, layer, x, params.lora_scale, dropout), None
 
-    layers = layer_inputs(params, config, dropout_key)
-    x, _ = jax.lax.scan(jax.checkpoint(body) if remat else body, x, layers)
+    body = jax.checkpoint(body) if remat else body
+    for layer in edge_inputs(params, config, FRONT):
+        x, _ = body(x, layer)
+    x, _ = jax.lax.scan(body, x, layer_inputs(params, config, dropout_key))
+    for layer in edge_inputs(params, config, BACK):
+        x, _ = body(x, layer)
     return rms_norm(x, params.base["final_norm"], config.rms_eps)
 
 
@@ -124,6 +131,13 @@ class LayerInputs:
 def layer_inputs(params: Params, config: ModelConfig, dropout_key: jax.Array | None) -> LayerInputs:
     keys = None if dropout_key is None else jax.random.split(dropout_key, config.n_layers)
     return LayerInputs(make_plan(config), params.base["layers"], params.lora, keys)
+
+
+def edge_inputs(params: Params, config: ModelConfig, side: str) -> list[LayerInputs]:
+    """Returns what each layer added at `side` reads, no leaf with an L axis: of its source's kind, without LoRA."""
+    source = config.layer_kinds[0 if side == FRONT else -1]
+    plan = LayerPlan(is_local=jnp.asarray(source == LOCAL))
+    return [LayerInputs(plan, block, {}, None) for block in edge_blocks(params, side)]
 
 
 def run_layer(

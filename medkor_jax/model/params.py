@@ -21,6 +21,8 @@ from medkor_jax.model.layers import Block
 
 Tree = dict[str, Any]
 
+FRONT, BACK = "front", "back"  # the two ends where layers of `Params.expand` stand
+
 ADAPTABLE = ("q", "k", "v", "o", "gate", "up", "down")
 """Matrices of a block that a LoRA adapter can stand beside."""
 
@@ -31,6 +33,8 @@ class Params:
 
     lora[name] = {"a": [L, in, R], "b": [L, R, out]}; `lora_scale` = alpha / rank multiplies A @ B.
     lang = {"vector": [2, D]} or {"table": [2, V, D]}, row 0 English, row 1 Korean.
+    expand = {"front": block, "back": block}, either may be absent: leaves as in base["layers"], stacked on the
+    number of blocks at that end. Front blocks run before all layers, back blocks after them, without LoRA.
     """
 
     base: Tree
@@ -49,6 +53,30 @@ class LayerPlan:
 
 def make_plan(config: ModelConfig) -> LayerPlan:
     return LayerPlan(is_local=jnp.array([kind == LOCAL for kind in config.layer_kinds]))
+
+
+def layer_kinds(params: Params, config: ModelConfig) -> tuple[str, ...]:
+    """Returns the attention kind of every layer of the whole model: added in front, the base's, added behind.
+
+    Added layers have the kind of the layer they copy, so the base's own keep theirs wherever they come to stand.
+    """
+    front, back = (_n_edge_blocks(params, side) for side in (FRONT, BACK))
+    return config.layer_kinds[:1] * front + config.layer_kinds + config.layer_kinds[-1:] * back
+
+
+def edge_blocks(params: Params, side: str) -> list[Tree]:
+    """Returns the blocks added at `side`, "front" or "back", in the order they run; [] if there are none."""
+    return [{name: leaf[i] for name, leaf in params.expand[side].items()} for i in range(_n_edge_blocks(params, side))]
+
+
+def _n_edge_blocks(params: Params, side: str) -> int:
+    """Raises: ValueError if `expand` is not what `Params` describes; a block under another name would never run."""
+    if side not in (FRONT, BACK) or not set(params.expand) <= {FRONT, BACK}:
+        raise ValueError(f"expand holds {sorted(params.expand)}, asked for {side!r}; its sides are {FRONT!r} and {BACK!r}")
+    counts = {name: leaf.shape[0] for name, leaf in params.expand.get(side, {}).items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"the leaves of expand[{side!r}] disagree on the number of blocks: {counts}")
+    return max(counts.values(), default=0)
 
 
 def abstract_base(config: ModelConfig, dtype: Any) -> Tree:
@@ -83,6 +111,6 @@ def n_leaves_and_params(tree: Any) -> tuple[int, int]:
 
 
 __all__ = [
-    "ADAPTABLE", "GLOBAL", "LOCAL", "LayerPlan", "Params", "Tree",
-    "abstract_base", "head_table", "leaf_paths", "make_plan", "n_leaves_and_params",
+    "ADAPTABLE", "BACK", "FRONT", "GLOBAL", "LOCAL", "LayerPlan", "Params", "Tree",
+    "abstract_base", "edge_blocks", "head_table", "layer_kinds", "leaf_paths", "make_plan", "n_leaves_and_params",
 ]  # fmt: skip

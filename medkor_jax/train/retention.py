@@ -1,12 +1,16 @@
 """ "Each layer" training: at every layer, the adapted model's prediction is held to the frozen one's.
 
-    chosen = choose_layers(key, n_layers=34, per_step=4)
+    chosen = choose_layers(key, n_compared(config, params, reference), per_step=4)
     hidden, sums = each_layer(params, reference, config, inputs, positions, weights, chosen, ...)
 
 At a layer, both models' residual streams go through the final norm and the head (a "logit lens"), and
 the loss is the cross entropy between the two distributions. Both models are scanned together and the
 loss is summed on the way, so no layer's hidden states are kept. The reference is the model that phase 1
 accepted: the same base, with its own small adapter tree.
+
+Layers that were added in front run first, so each layer of the base meets its own counterpart in the longer
+model. Where one of the two models has layers added behind, their outputs after those are compared too, as one
+entry more: else nothing would hold what the new last layer does.
 
 Source: the lens is nostalgebraist 2020; distillation loss, Hinton et al. 2015 (arXiv:1503.02531).
 """
@@ -20,9 +24,9 @@ import jax
 import jax.numpy as jnp
 
 from medkor_jax.model.config import ModelConfig
-from medkor_jax.model.forward import Inputs, LayerInputs, embed, layer_inputs, make_view, run_layer
+from medkor_jax.model.forward import Inputs, LayerInputs, edge_inputs, embed, layer_inputs, make_view, run_layer
 from medkor_jax.model.layers import rms_norm
-from medkor_jax.model.params import Params, head_table
+from medkor_jax.model.params import BACK, FRONT, Params, edge_blocks, head_table
 from medkor_jax.train.losses import LossSums, cross_entropy, gather_positions
 
 
@@ -38,6 +42,12 @@ class Retention:
     def __post_init__(self) -> None:
         if self.layers < 0 or self.positions < 0 or self.weight < 0 or self.temperature <= 0:
             raise ValueError(f"retention needs layers, positions, weight >= 0 and temperature > 0; got {self}")
+
+
+def n_compared(config: ModelConfig, *models: Params | None) -> int:
+    """Returns at how many places `models` are compared: after each of L layers, and once more at the end if one
+    of them has layers behind those."""
+    return config.n_layers + any(model is not None and edge_blocks(model, BACK) != [] for model in models)
 
 
 def choose_layers(key: jax.Array, n_layers: int, per_step: int) -> jax.Array:
@@ -83,11 +93,14 @@ def each_layer(
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, LossSums, LossSums]:
-    """Returns (final hidden states [B, T, D], sums over chosen layers, sums of each layer [L]).
+    """Returns (final hidden states [B, T, D], sums over chosen layers, sums of each layer [n_compared]).
 
-    positions, weights: [B, P], where in T the distributions are compared. layer_weights: [L] from
+    positions, weights: [B, P], where in T the distributions are compared. layer_weights: [n_compared] from
     `choose_layers`; layers of weight 0 cost no head. params.base and reference.base are the same arrays.
     """
+    n = n_compared(config, params, reference)
+    if layer_weights.shape != (n,):
+        raise ValueError(f"layer_weights has shape {layer_weights.shape}; these models are compared at {n} places")
     student = embed(params, config, inputs.tokens, inputs.langs, dtype)
     teacher = embed(reference, config, inputs.tokens, inputs.langs, dtype)
     view = make_view(config, inputs.positions, inputs.segments)
@@ -106,17 +119,33 @@ def each_layer(
     # teacher has no backward pass
     run_student = jax.checkpoint(run_student) if remat else run_student
 
-    def body(carry, layer):
-        student, teacher = carry
-        of_student, of_teacher, layer_weight = layer
-        student = run_student(student, of_student)
-        teacher = jax.lax.stop_gradient(run_layer(config, view, of_teacher, teacher, reference.lora_scale))
+    def run_teacher(x: jax.Array, layer: LayerInputs) -> jax.Array:
+        return jax.lax.stop_gradient(run_layer(config, view, layer, x, reference.lora_scale))
+
+    def compare_if_drawn(student: jax.Array, teacher: jax.Array, layer_weight: jax.Array) -> LossSums:
         zero = jnp.zeros((), jnp.float32)
         nothing = LossSums(zero, zero, zero, zero)
-        sums = jax.lax.cond(layer_weight > 0, compare, lambda *_: nothing, student, teacher)
-        return (student, teacher), sums
+        return jax.lax.cond(layer_weight > 0, compare, lambda *_: nothing, student, teacher)
 
-    layers = (layer_inputs(params, config, dropout_key), layer_inputs(reference, config, None), layer_weights)
-    (student, _), per_layer = jax.lax.scan(body, (student, teacher), layers)
+    def body(carry, layer):
+        of_student, of_teacher, layer_weight = layer
+        student, teacher = run_student(carry[0], of_student), run_teacher(carry[1], of_teacher)
+        return (student, teacher), compare_if_drawn(student, teacher, layer_weight)
+
+    def run_edges(student: jax.Array, teacher: jax.Array, side: str) -> tuple[jax.Array, jax.Array]:
+        for layer in edge_inputs(params, config, side):
+            student = run_student(student, layer)
+        for layer in edge_inputs(reference, config, side):
+            teacher = run_teacher(teacher, layer)
+        return student, teacher
+
+    both = run_edges(student, teacher, FRONT)
+    own = layer_weights[: config.n_layers]
+    layers = (layer_inputs(params, config, dropout_key), layer_inputs(reference, config, None), own)
+    both, per_layer = jax.lax.scan(body, both, layers)
+    student, teacher = run_edges(*both, BACK)
+    if n > config.n_layers:
+        at_the_end = compare_if_drawn(student, teacher, layer_weights[-1])
+        per_layer = jax.tree.map(lambda each, last: jnp.append(each, last), per_layer, at_the_end)
     total = jax.tree.map(lambda x: jnp.sum(x * layer_weights), per_layer)
     return rms_norm(student, final_norm, config.rms_eps), total, per_layer

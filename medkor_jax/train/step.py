@@ -22,7 +22,7 @@ from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.forward import Inputs, forward
 from medkor_jax.model.params import Params, Tree, head_table
 from medkor_jax.train.losses import LossSums, cross_entropy, gather_positions
-from medkor_jax.train.retention import Retention, choose_layers, choose_positions, each_layer
+from medkor_jax.train.retention import Retention, choose_layers, choose_positions, each_layer, n_compared
 from medkor_jax.train.trainable import join
 
 Batch = dict[str, jax.Array]
@@ -71,14 +71,16 @@ def make_step(
     """Returns the jitted step. It can be lowered from ShapeDtypeStructs alone.
 
     `reference` is the model retention holds to (None when its weight is 0). Metrics are float32:
-    loss and, by name, its parts in nats, grad_norm, loss_tokens, and layer_kl_nats [L] (NaN where not drawn).
+    loss and, by name, its parts in nats, grad_norm, loss_tokens, and layer_kl_nats [L], one more where a model
+    has layers added behind (NaN where not drawn).
     """
 
     def step(state: State, frozen: Params, reference: Params | None, batch: Batch):
         key = jax.random.fold_in(jax.random.key(spec.seed), state.step)
         if spec.retention.weight > 0:
             batch = _with_retained_positions(jax.random.fold_in(key, 0), batch, spec.retention.positions)
-        layer_weights = choose_layers(jax.random.fold_in(key, 1), config.n_layers, spec.retention.layers)
+        n_layers = n_compared(config, join(state.trainable, frozen), reference)
+        layer_weights = choose_layers(jax.random.fold_in(key, 1), n_layers, spec.retention.layers)
         norms = _normalisers(batch)
 
         def loss_of(trainable: dict[str, Tree], part: Batch, key: jax.Array):

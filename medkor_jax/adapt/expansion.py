@@ -1,0 +1,56 @@
+"""New layers at both ends of the model: copies of its first and its last, all of their weights free to learn.
+
+    expand = make_expansion(base, front=1, back=1)         # {"front": block, "back": block}: changes nothing yet
+
+With init `identity` the copies' two post-norm weights are -1. Gemma adds (1 + w) * RMS(y) to the stream after
+each half of a block, so such a block adds exactly zero; its gradient reaches those two weights at their natural
+size, and every other weight as soon as they have moved. Zeroing the output matrices instead would send gradients
+through a norm of zeros, about a thousand times too large. Never decay these weights: -1 is where they rest.
+Init `copy` is the plain duplicate, which changes the model at once.
+
+Where the layers stand and how they run is `model`'s business (`params.layer_kinds`, `forward`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import jax.numpy as jnp
+
+from medkor_jax.model.params import BACK, FRONT, Tree
+
+INITS = ("identity", "copy")
+_SILENCED = ("post_attn_norm", "post_ffw_norm")
+
+
+def make_expansion(
+    base: Tree, *, front: int = 1, back: int = 1, init: str = "identity", dtype: Any = jnp.float32
+) -> Tree:
+    """Returns {"front": {leaf: [front, ...]}, "back": {leaf: [back, ...]}}, a side of count 0 left out.
+
+    The front copies layer 0 of `base`, the back its last. Copies are new arrays, in `dtype`, whatever the base's.
+    For shapes alone call it under `jax.eval_shape`.
+
+    Raises: ValueError on a count below 0, on none at either end, or on another init.
+    """
+    counts = {FRONT: front, BACK: back}
+    for side, n in counts.items():
+        if not isinstance(n, int) or isinstance(n, bool) or n < 0:
+            raise ValueError(f"expansion {side} is {n!r}; expected how many layers to add there: 0, 1, 2, ..")
+    if not any(counts.values()):
+        raise ValueError("expansion front and back are both 0: nothing would be added. Give one at least 1, or leave it out")
+    if init not in INITS:
+        near = difflib.get_close_matches(str(init), INITS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"expansion init {init!r} is none of {', '.join(INITS)}; nearest: {near!r}")
+    sources = {FRONT: 0, BACK: -1}
+    tree = {}
+    for side, n in counts.items():
+        if n:
+            # a copy even where the base has one layer of this dtype: what trains is donated, the base never
+            tree[side] = {
+                name: jnp.array(jnp.stack([leaf[sources[side]]] * n), dtype, copy=True) for name, leaf in base["layers"].items()
+            }
+            if init == "identity":
+                tree[side] |= {name: jnp.full_like(tree[side][name], -1.0) for name in _SILENCED}
+    return tree
