@@ -57,9 +57,7 @@ def evaluate_file(
     mesh = make_mesh(MeshShape(data=1), jax.devices()[:1]) if jax.default_backend() == "cpu" else make_mesh(MeshShape())
     with jax.set_mesh(mesh):
         params = model.load(jnp.dtype(dtype), mesh)
-        scorer = ModelScorer(
-            params, model.config, model.tokenizer, dtype=jnp.dtype(dtype), mesh=mesh, batch_size=batch_size, route=model.route
-        )
+        scorer = ModelScorer(params, model.config, model.tokenizer, dtype=jnp.dtype(dtype), mesh=mesh, batch_size=batch_size)
         return evaluate(
             scorer, model.tokenizer, asked, mode=mode, shots=shots, source=exam, split=split, batch_size=batch_size,
             max_positions=model.config.max_positions,

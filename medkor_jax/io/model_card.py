@@ -11,14 +11,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from medkor_jax.io.models import Model, read_ledger
+from medkor_jax.io.weights import is_hub_id
 from medkor_jax.model.config import ModelConfig
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +47,19 @@ def read_history(model: Model) -> History:
     return History(_phases(model.directory) if model.directory else (), tuple(_bases(model.base.name, model.base.digest)))
 
 
-def write_card(model: Model, history: History, config: ModelConfig, dtype: str, notes: Sequence[str]) -> str:
-    """Returns the card as Markdown, with the metadata block that the hub reads."""
+def write_card(
+    model: Model, history: History, config: ModelConfig, dtype: str, notes: Sequence[str], *, adapter_of: str = ""
+) -> str:
+    """Returns the card as Markdown, with the metadata block that the hub reads.
+
+    adapter_of: the base by the name that `peft` loads, where the export is adapters alone.
+    """
     parts = [
-        _metadata(history),
+        _metadata(adapter_of or history.origin, "peft" if adapter_of else "transformers"),
         f"# {_title(model)}",
-        "A Gemma 3 decoder for the Korean medical licensing exam, exported by medkor-jax for plain `transformers`. "
-        "For research on the exam only: no source of medical advice.",
-        _usage(),
+        f"{'LoRA adapters of a' if adapter_of else 'A'} Gemma 3 decoder for the Korean medical licensing exam, exported by "
+        "medkor-jax. For research on the exam only: no source of medical advice.",
+        _usage(adapter_of),
         "## Lineage\n\n" + _lineage(model, history, config, dtype),
         "## Scores\n\n" + _scores(history),
         "## Data and licences\n\n" + _data(history),
@@ -104,19 +107,22 @@ def _title(model: Model) -> str:
     return "/".join(pathlib.Path(model.name).parts[-2:])
 
 
-def _metadata(history: History) -> str:
+def _metadata(base_name: str, library: str) -> str:
     # The name in the front matter links to the hub: only what is a name there may stand in it.
-    is_on_hub = _HUB_ID.fullmatch(history.origin) and not pathlib.Path(history.origin).exists()
-    base = [f"base_model: {history.origin}"] if is_on_hub else []
-    tags = ["library_name: transformers", "pipeline_tag: text-generation", "language:", "- ko", "- en"]
+    is_on_hub = is_hub_id(base_name) and not pathlib.Path(base_name).exists()
+    base = [f"base_model: {base_name}"] if is_on_hub else []
+    tags = [f"library_name: {library}", "pipeline_tag: text-generation", "language:", "- ko", "- en"]
     licence = ["license: other", "license_name: that-of-the-base-model-and-of-the-data"]
     return "\n".join(["---", *tags, *licence, *base, "tags:", "- medical", "- medkor-jax", "---"])
 
 
-def _usage() -> str:
+def _usage(adapter_of: str) -> str:
+    base, adapters, wrapped = ".", "", ""
+    if adapter_of:
+        base, adapters, wrapped = _place(adapter_of), "from peft import PeftModel\n", 'model = PeftModel.from_pretrained(model, ".")\n'
     return (
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")\n'
+        f"```python\n{adapters}from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'tokenizer, model = AutoTokenizer.from_pretrained("{base}"), AutoModelForCausalLM.from_pretrained("{base}")\n{wrapped}'
         'inputs = tokenizer("(question)\\nA. ...\\nB. ...\\n\uc815\ub2f5\uff1a", return_tensors="pt")      # English: Answer:\n'
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=4)[0]))\n```"
     )

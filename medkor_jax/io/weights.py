@@ -132,7 +132,12 @@ def _open_path(name: str) -> Weights | None:
 
 
 def _open_hub(name: str) -> Weights | None:
-    return _from_hf(name, download(name)) if _HUB_ID.fullmatch(name) else None
+    return _from_hf(name, download(name)) if is_hub_id(name) else None
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` could be "org/name" on the hub; a path that exists comes first everywhere."""
+    return _HUB_ID.fullmatch(name) is not None
 
 
 OPENERS: list[Callable[[str], Weights | None]] = [_open_embedded, _open_random, _open_path, _open_hub]
