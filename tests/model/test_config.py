@@ -86,6 +86,17 @@ def test_listed_layers_win_over_the_pattern():
     assert ModelConfig.from_hf(listed).layer_kinds == (GLOBAL,) + (LOCAL,) * 17
 
 
+def test_a_head_of_its_own_is_read_from_either_layout_and_counted():
+    tied, own = ModelConfig.from_hf(TEXT), ModelConfig.from_hf(TEXT | {"tie_word_embeddings": False})
+    assert tied.tied_head and not own.tied_head
+    assert own.n_params - tied.n_params == tied.vocab_size * tied.d_model
+    # a multimodal config says it at the top
+    nested = {"model_type": "gemma3", "text_config": TEXT, "tie_word_embeddings": False}
+    assert not ModelConfig.from_hf(nested).tied_head
+    old = {key: value for key, value in tied.to_json().items() if key != "tied_head"}
+    assert ModelConfig.from_json(old) == tied and ModelConfig.from_json(own.to_json()) == own
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
