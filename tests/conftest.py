@@ -56,6 +56,22 @@ def make_adapters():
 
 
 @pytest.fixture(scope="session")
+def make_blocks():
+    """make_blocks(base, front=1, back=1, seed=0): added layers of random numbers, each loud and unlike its source."""
+    import jax
+    import numpy as np
+
+    from medkor_jax.adapt.expansion import make_expansion
+
+    def make(base, front=1, back=1, seed=0):
+        rng = np.random.default_rng(seed + 200)
+        tree = make_expansion(base, front=front, back=back, init="copy")
+        return jax.tree.map(lambda x: 0.8 * x + 0.3 * x.std() * rng.standard_normal(x.shape).astype(np.float32), tree)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def make_batch():
     """make_batch(config, rows=8, length=24, loss_positions=10): packed documents, padding, few positions with loss."""
     import numpy as np

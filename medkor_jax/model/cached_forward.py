@@ -19,7 +19,7 @@ from medkor_jax.model import attention, cache as kv
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.forward import LayerInputs, edge_inputs, embed, layer_inputs, make_view, run_block
 from medkor_jax.model.layers import Adapters, Rope, make_rope, rms_norm
-from medkor_jax.model.params import BACK, FRONT, Params, layer_kinds
+from medkor_jax.model.params import SIDES, Params, layer_kinds
 
 
 def read_prompt(
@@ -66,9 +66,9 @@ def read_token(
 
 
 def _run_layers(params: Params, config: ModelConfig, x: jax.Array, cache: kv.Cache, rope: Callable, attend: Callable):
-    """Returns (x [B, T, D], cache) after all layers, the cache carried from one to the next and so updated in place.
+    """Returns (x [B, T, D], cache) after all layers: scans that carry the cache, so it is updated in place.
 
-    Layers added in front come first in the cache too, so what they store stands before the scanned layers'.
+    In the cache layers stand as they run: those added in front before the base's, those added behind after them.
     """
 
     def body(carry: tuple[jax.Array, kv.Cache], scanned: tuple[LayerInputs, kv.CacheLayer]):
@@ -83,13 +83,11 @@ def _run_layers(params: Params, config: ModelConfig, x: jax.Array, cache: kv.Cac
         x = run_block(config, layer.base, rope(place.is_local), attend_here, x, adapters)
         return (x, cache), None
 
-    front, back = (edge_inputs(params, config, side) for side in (FRONT, BACK))
+    front, back = (edge_inputs(params, config, side) for side in SIDES)
     places = kv.make_layers(layer_kinds(params, config))
-    n, carry = len(front), (x, cache)
-    for i, layer in enumerate(front):
-        carry, _ = body(carry, (layer, jax.tree.map(lambda leaf: leaf[i], places)))  # noqa: B023
-    own = jax.tree.map(lambda leaf: leaf[n : n + config.n_layers], places)
-    carry, _ = jax.lax.scan(body, carry, (layer_inputs(params, config, None), own))
-    for i, layer in enumerate(back, start=n + config.n_layers):
-        carry, _ = body(carry, (layer, jax.tree.map(lambda leaf: leaf[i], places)))  # noqa: B023
+    carry, start = (x, cache), 0
+    for stack in (*front, layer_inputs(params, config, None), *back):
+        stop = start + stack.plan.is_local.shape[0]
+        carry, _ = jax.lax.scan(body, carry, (stack, jax.tree.map(lambda leaf: leaf[start:stop], places)))  # noqa: B023
+        start = stop
     return carry

@@ -1,14 +1,14 @@
 """tokens -> residual stream -> final hidden states: one plain function, scanned over stacked layers.
 
-Layers added at either end (`Params.expand`) run before and after the scan, each by itself: joining them to the
-stack inside jit would copy the model.
-
     hidden = forward(params, config, Inputs.of(batch), dtype=jnp.bfloat16)      # [B, T, D]
     logits = project_logits(params.base, hidden[:, -1])                         # only where needed
 
 Logits are not part of `forward`: over 262k tokens they are the memory. The pieces (`embed`,
 `make_view`, `run_block`) are public because retention scans two models through them at once and
 decoding runs them with a cache.
+
+Layers added at either end (`Params.expand`) are stacks of their own, scanned before and after: joining them to
+the base's inside jit would copy the model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec
 from medkor_jax.model import attention
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.layers import PRODUCT, Adapters, Attend, Block, Rope, make_rope, rms_norm
-from medkor_jax.model.params import BACK, FRONT, LOCAL, LayerPlan, Params, Tree, edge_blocks, head_table, make_plan
+from medkor_jax.model.params import FRONT, LOCAL, SIDES, LayerPlan, Params, Tree, head_table, make_plan, n_edge_blocks
 
 _ATTENDED = "attended"
 BATCH_AXES = ("data", "fsdp")  # mesh axes over which the batch is spread, when a mesh is set
@@ -110,17 +110,15 @@ def forward(
         return run_layer(config, view, layer, x, params.lora_scale, dropout), None
 
     body = jax.checkpoint(body) if remat else body
-    for layer in edge_inputs(params, config, FRONT):
-        x, _ = body(x, layer)
-    x, _ = jax.lax.scan(body, x, layer_inputs(params, config, dropout_key))
-    for layer in edge_inputs(params, config, BACK):
-        x, _ = body(x, layer)
+    front, back = (edge_inputs(params, config, side) for side in SIDES)
+    for stack in (*front, layer_inputs(params, config, dropout_key), *back):
+        x, _ = jax.lax.scan(body, x, stack)
     return rms_norm(x, params.base["final_norm"], config.rms_eps)
 
 
 @struct.dataclass
 class LayerInputs:
-    """What one step of the layer scan reads; every leaf has a leading L axis before the scan."""
+    """What one step of a layer scan reads; every leaf has a leading axis, L or as many as were added, before it."""
 
     plan: LayerPlan
     base: Tree
@@ -134,10 +132,10 @@ def layer_inputs(params: Params, config: ModelConfig, dropout_key: jax.Array | N
 
 
 def edge_inputs(params: Params, config: ModelConfig, side: str) -> list[LayerInputs]:
-    """Returns what each layer added at `side` reads, no leaf with an L axis: of its source's kind, without LoRA."""
-    source = config.layer_kinds[0 if side == FRONT else -1]
-    plan = LayerPlan(is_local=jnp.asarray(source == LOCAL))
-    return [LayerInputs(plan, block, {}, None) for block in edge_blocks(params, side)]
+    """Returns the one stack of layers added at `side`, [] without any: of their source's kind, no LoRA, no dropout."""
+    n = n_edge_blocks(params, side)
+    kind = config.layer_kinds[0 if side == FRONT else -1]
+    return [LayerInputs(LayerPlan(jnp.full(n, kind == LOCAL)), params.expand[side], {}, None)] if n else []
 
 
 def run_layer(

@@ -21,7 +21,7 @@ from medkor_jax.model.layers import Block
 
 Tree = dict[str, Any]
 
-FRONT, BACK = "front", "back"  # the two ends where layers of `Params.expand` stand
+SIDES = FRONT, BACK = "front", "back"  # the two ends where layers of `Params.expand` stand
 
 ADAPTABLE = ("q", "k", "v", "o", "gate", "up", "down")
 """Matrices of a block that a LoRA adapter can stand beside."""
@@ -60,18 +60,21 @@ def layer_kinds(params: Params, config: ModelConfig) -> tuple[str, ...]:
 
     Added layers have the kind of the layer they copy, so the base's own keep theirs wherever they come to stand.
     """
-    front, back = (_n_edge_blocks(params, side) for side in (FRONT, BACK))
+    front, back = (n_edge_blocks(params, side) for side in SIDES)
     return config.layer_kinds[:1] * front + config.layer_kinds + config.layer_kinds[-1:] * back
 
 
 def edge_blocks(params: Params, side: str) -> list[Tree]:
     """Returns the blocks added at `side`, "front" or "back", in the order they run; [] if there are none."""
-    return [{name: leaf[i] for name, leaf in params.expand[side].items()} for i in range(_n_edge_blocks(params, side))]
+    return [{name: leaf[i] for name, leaf in params.expand[side].items()} for i in range(n_edge_blocks(params, side))]
 
 
-def _n_edge_blocks(params: Params, side: str) -> int:
-    """Raises: ValueError if `expand` is not what `Params` describes; a block under another name would never run."""
-    if side not in (FRONT, BACK) or not set(params.expand) <= {FRONT, BACK}:
+def n_edge_blocks(params: Params, side: str) -> int:
+    """Returns how many blocks were added at `side`.
+
+    Raises: ValueError if `expand` is not what `Params` describes: a block under another name would never run.
+    """
+    if side not in SIDES or not set(params.expand) <= set(SIDES):
         raise ValueError(f"expand holds {sorted(params.expand)}, asked for {side!r}; its sides are {FRONT!r} and {BACK!r}")
     counts = {name: leaf.shape[0] for name, leaf in params.expand.get(side, {}).items()}
     if len(set(counts.values())) > 1:
@@ -111,6 +114,6 @@ def n_leaves_and_params(tree: Any) -> tuple[int, int]:
 
 
 __all__ = [
-    "ADAPTABLE", "BACK", "FRONT", "GLOBAL", "LOCAL", "LayerPlan", "Params", "Tree",
-    "abstract_base", "edge_blocks", "head_table", "layer_kinds", "leaf_paths", "make_plan", "n_leaves_and_params",
+    "ADAPTABLE", "BACK", "FRONT", "GLOBAL", "LOCAL", "LayerPlan", "Params", "SIDES", "Tree",
+    "abstract_base", "edge_blocks", "head_table", "layer_kinds", "leaf_paths", "make_plan", "n_edge_blocks", "n_leaves_and_params",
 ]  # fmt: skip

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.forward import Inputs, LayerInputs, edge_inputs, embed, layer_inputs, make_view, run_layer
 from medkor_jax.model.layers import rms_norm
-from medkor_jax.model.params import BACK, FRONT, Params, edge_blocks, head_table
+from medkor_jax.model.params import BACK, FRONT, Params, head_table, n_edge_blocks
 from medkor_jax.train.losses import LossSums, cross_entropy, gather_positions
 
 
@@ -47,7 +47,7 @@ class Retention:
 def n_compared(config: ModelConfig, *models: Params | None) -> int:
     """Returns at how many places `models` are compared: after each of L layers, and once more at the end if one
     of them has layers behind those."""
-    return config.n_layers + any(model is not None and edge_blocks(model, BACK) != [] for model in models)
+    return config.n_layers + any(model is not None and n_edge_blocks(model, BACK) > 0 for model in models)
 
 
 def choose_layers(key: jax.Array, n_layers: int, per_step: int) -> jax.Array:
@@ -133,10 +133,10 @@ def each_layer(
         return (student, teacher), compare_if_drawn(student, teacher, layer_weight)
 
     def run_edges(student: jax.Array, teacher: jax.Array, side: str) -> tuple[jax.Array, jax.Array]:
-        for layer in edge_inputs(params, config, side):
-            student = run_student(student, layer)
-        for layer in edge_inputs(reference, config, side):
-            teacher = run_teacher(teacher, layer)
+        for stack in edge_inputs(params, config, side):
+            student, _ = jax.lax.scan(lambda x, layer: (run_student(x, layer), None), student, stack)
+        for stack in edge_inputs(reference, config, side):
+            teacher, _ = jax.lax.scan(lambda x, layer: (run_teacher(x, layer), None), teacher, stack)
         return student, teacher
 
     both = run_edges(student, teacher, FRONT)

@@ -89,14 +89,23 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns AdamW for each group under one schedule, after clipping the global gradient norm.
 
+    Norms never decay, whatever their group says: in an added layer -1 is the weight that changes nothing, and
+    decay would pull it to 0, where the layer speaks at full strength.
     Source: Loshchilov & Hutter 2019 (arXiv:1711.05101); b2 0.98 as is usual for short fine-tuning.
     """
     labels = assign_groups(groups, trainable)
     transforms = {
-        group.name: optax.adamw(learning_rate(group, schedule), b1=0.9, b2=0.98, weight_decay=group.weight_decay)
+        group.name: optax.adamw(
+            learning_rate(group, schedule), b1=0.9, b2=0.98, weight_decay=group.weight_decay, mask=_decays
+        )
         for group in groups
     }
     return optax.chain(optax.clip_by_global_norm(schedule.clip_norm), optax.partition(transforms, labels))
+
+
+def _decays(tree: Any) -> Any:
+    """Returns `tree` with True at each leaf that weight decay may reach."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: not str(path[-1].key).endswith("norm"), tree)
 
 
 def learning_rate(group: Group, schedule: Schedule) -> optax.Schedule:

@@ -5,7 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.io.checkpoint import StageCheckpoints, abstract_like, digest_tree, restore_tree, save_tree, stored_shapes
+from medkor_jax.model.config import preset
+from medkor_jax.train.step import make_state
+from medkor_jax.train.trainable import Group, Schedule, make_optimizer
 
 
 @pytest.fixture
@@ -77,3 +81,17 @@ def test_an_unfinished_checkpoint_is_not_taken(tmp_path):
     with StageCheckpoints(tmp_path / "c") as checkpoints:
         state, cursor = checkpoints.restore(abstract_like(state_at(0)))
     assert int(state["step"]) == 1 and cursor == {"next": 1}
+
+
+def test_added_layers_and_their_moments_are_resumed_bit_for_bit(tmp_path, make_base):
+    trainable = {"expand": make_expansion(make_base(preset("tiny")), front=2, back=1)}
+    optimizer = make_optimizer((Group("expand", r"expand/.*", 1e-4, weight_decay=0.1),), Schedule(10), trainable)
+    state = make_state(optimizer, trainable)
+    noise = iter(range(1000))
+    state = jax.tree.map(lambda x: x + jnp.asarray(next(noise) / 7, x.dtype), state)
+    with StageCheckpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(3, state, {"next": 24})
+        checkpoints.wait()
+        back, cursor = checkpoints.restore(abstract_like(make_state(optimizer, trainable)))
+    assert digest_tree(back) == digest_tree(state) != digest_tree(make_state(optimizer, trainable))
+    assert len(jax.tree.leaves(back.opt_state)) == 2 * 26 + 2 and cursor == {"next": 24}

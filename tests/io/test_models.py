@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.adapt.language import make_language
 from medkor_jax.adapt.lora import make_lora
 from medkor_jax.io.checkpoint import digest_tree, save_tree
@@ -47,6 +48,19 @@ def test_a_saved_model_comes_back_whole(phase, adapted, mesh):
         assert digest_tree(getattr(back, name)) == digest_tree(getattr(adapted, name)), name
     assert back.lora_scale == 3.5
     assert model.tokenizer.encode("Answer: A") == open_model(phase / "base").tokenizer.encode("Answer: A")
+
+
+def test_added_layers_come_back_whole_with_the_side_they_stand_on(tmp_path, adapted, mesh, tiny_base_dir):
+    base = open_model(tiny_base_dir).base
+    expand = jax.tree.map(lambda x: x + 0.25, make_expansion(adapted.base, front=2, back=1))
+    model = save_model(tmp_path / "phase4", adapted.replace(expand=expand), base)
+    back = model.load(jnp.float32, mesh)
+    assert digest_tree(back.expand) == digest_tree(expand) and set(back.expand) == {"front", "back"}
+    assert digest_tree(back.lora) == digest_tree(adapted.lora)
+    one_sided = save_model(tmp_path / "one", adapted.replace(lora={}, lang={}, expand={"back": expand["back"]}), base)
+    back = one_sided.load(jnp.float32, mesh)
+    assert digest_tree(back.expand) == digest_tree({"back": expand["back"]}) and not back.lora
+    assert len({model.digest, one_sided.digest, save_model(tmp_path / "none", adapted, base).digest}) == 3
 
 
 def test_a_base_stored_in_float32_loads_as_bfloat16(tiny_base_dir, mesh):

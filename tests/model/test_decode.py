@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.model import decode
 from medkor_jax.model.cache import grow
 from medkor_jax.model.cached_forward import read_prompt, read_token
@@ -63,10 +64,31 @@ def test_greedy_tokens_are_those_of_the_full_pass(params, prompts, greedy):
     assert_greedy(params, prompts, greedy, Routing.constant(C.vocab_size), [0] * len(prompts))
 
 
-@pytest.mark.parametrize("kinds", [C.layer_kinds, (LOCAL, GLOBAL, GLOBAL, LOCAL, LOCAL, LOCAL, GLOBAL), (LOCAL,) * 7])
-def test_cached_logits_equal_the_full_pass(params, prompts, kinds):
+def test_an_expanded_model_decodes_like_its_full_pass(params, prompts, greedy, make_blocks):
+    """On one device and on four; fresh identities decode like the model without them."""
+    decoder = Decoder(C, dtype=jnp.float32)
+    expanded = params.replace(expand=make_blocks(params.base, front=2, back=1))
+    found = decoder.generate(expanded, prompts, max_new_tokens=NEW)
+    assert min(len(set(c.tokens)) for c in found) > 5 and found != greedy
+    assert_greedy(expanded, prompts, found, Routing.constant(C.vocab_size), [0] * len(prompts))
+    fresh = params.replace(expand=make_expansion(params.base, front=2, back=1))
+    assert decoder.generate(fresh, prompts, max_new_tokens=NEW) == greedy
+    spread_out = on_four(expanded, MeshShape(data=1, fsdp=2, tensor=2), decoder, prompts, max_new_tokens=20)
+    assert [row.tokens for row in spread_out] == [row.tokens[:20] for row in found]
+
+
+MIXED = (LOCAL, GLOBAL, GLOBAL, LOCAL, LOCAL, LOCAL, GLOBAL)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "front", "back"),
+    [(C.layer_kinds, 0, 0), (MIXED, 0, 0), ((LOCAL,) * 7, 0, 0), (C.layer_kinds, 1, 0), (MIXED, 2, 1), (MIXED[::-1], 1, 2)],
+)
+def test_cached_logits_equal_the_full_pass(params, prompts, make_blocks, kinds, front, back):
     """Any tokens, not only greedy ones; rings grow in the middle, from 64 to 96 slots."""
     config = dataclasses.replace(C, layer_kinds=kinds)
+    if front or back:
+        params = params.replace(expand=make_blocks(params.base, front, back))
     tokens = np.random.default_rng(1).integers(0, C.vocab_size, (len(prompts), 50)).astype(np.int32)
     langs = tokens % 2
     rows = [p + t.tolist() for p, t in zip(prompts, tokens)]
@@ -222,10 +244,13 @@ def test_buckets_are_at_most_half_padding():
     assert [bucket(n) for n in (1, 32, 33, 49, 65, 97, 1025, 1537)] == [32, 32, 48, 64, 96, 128, 1536, 2048]
 
 
-def test_the_cache_is_updated_in_place():
+@pytest.mark.parametrize("is_expanded", [False, True])
+def test_the_cache_is_updated_in_place(is_expanded):
     """A scan over the cache as inputs and outputs, or a branch around its update, would need a second one."""
     config = dataclasses.replace(C, layer_kinds=(GLOBAL,) * 12)
     params = Params(abstract_base(config, jnp.float32))
+    if is_expanded:
+        params = params.replace(expand=jax.eval_shape(make_expansion, params.base))
     prompt = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, pad_prompts([[1] * 30] * 8, Routing.constant(C.vocab_size))))
     settings = decode.Settings(config, jnp.dtype("float32"), Sampling(), (), 8)
     routing = Routing.constant(C.vocab_size)

@@ -9,7 +9,7 @@ import pytest
 from medkor_jax.adapt.language import make_language
 from medkor_jax.adapt.lora import make_lora
 from medkor_jax.model.config import LOCAL, preset
-from medkor_jax.model.forward import Inputs, embed, forward, layer_inputs, make_view, project_logits, run_layer
+from medkor_jax.model.forward import Inputs, LayerInputs, embed, forward, layer_inputs, make_view, project_logits, run_layer
 from medkor_jax.model.layers import rms_norm
 from medkor_jax.model.params import ADAPTABLE, LayerPlan, Params, abstract_base
 
@@ -45,6 +45,31 @@ def test_scan_equals_a_loop_over_layers(params, inputs):
         x = one(layer.replace(plan=LayerPlan(jnp.asarray(kind == LOCAL))), x)
     expected = rms_norm(x, params.base["final_norm"], C.rms_eps)
     np.testing.assert_allclose(run(params, inputs=inputs), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("front", "back"), [(2, 1), (0, 2)])
+@pytest.mark.parametrize("remat", [False, True])
+def test_scan_equals_a_loop_with_layers_added_at_both_ends(params, inputs, make_blocks, front, back, remat):
+    """Dropout and adapters fall on the base's layers alone, with the keys they have in the model without the others."""
+    expand = make_blocks(params.base, front, back)
+    view = make_view(C, inputs.positions, inputs.segments)
+    key = jax.random.key(3)
+    own = layer_inputs(params, C, key)
+    one = jax.jit(lambda layer, x: run_layer(C, view, layer, x, params.lora_scale, 0.3))
+
+    def added(side, i, kind):
+        return LayerInputs(LayerPlan(jnp.asarray(kind == LOCAL)), jax.tree.map(lambda leaf: leaf[i], expand[side]), {}, None)
+
+    layers = [added("front", i, C.layer_kinds[0]) for i in range(front)]
+    layers += [jax.tree.map(lambda leaf: leaf[i], own) for i in range(7)]  # noqa: B023
+    layers += [added("back", i, C.layer_kinds[-1]) for i in range(back)]
+    x = embed(params, C, inputs.tokens, inputs.langs, jnp.float32)
+    for layer in layers:
+        x = one(layer, x)
+    expected = rms_norm(x, params.base["final_norm"], C.rms_eps)
+    found = run(params.replace(expand=expand), inputs=inputs, remat=remat, dropout=0.3, dropout_key=key)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert np.abs(found - run(params, inputs=inputs, dropout=0.3, dropout_key=key)).max() > 0.3
 
 
 def test_fresh_adapters_and_language_embeddings_change_no_bit(base, inputs):
@@ -85,18 +110,36 @@ def test_later_tokens_change_nothing_before_them(params, inputs):
     assert np.abs(after[:, 30:] - before[:, 30:]).max() > 0.1
 
 
-def test_remat_equals_not_in_value_and_gradient(params, inputs):
-    def loss(lora, remat):
-        hidden = forward(params.replace(lora=lora), C, inputs, dtype=jnp.float32, remat=remat)
+@pytest.mark.parametrize("is_expanded", [False, True])
+def test_remat_equals_not_in_value_and_gradient(params, inputs, make_blocks, is_expanded):
+    trees = {"lora": params.lora} | ({"expand": make_blocks(params.base)} if is_expanded else {})
+
+    def loss(trees, remat):
+        hidden = forward(params.replace(**trees), C, inputs, dtype=jnp.float32, remat=remat)
         return jnp.sum(jnp.sin(hidden))
 
     value_and_grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    kept, remat = (value_and_grad.lower(params.lora, remat).compile() for remat in (False, True))
-    (plain, plain_gradient), (again, gradient) = kept(params.lora), remat(params.lora)
+    kept, remat = (value_and_grad.lower(trees, remat).compile() for remat in (False, True))
+    (plain, plain_gradient), (again, gradient) = kept(trees), remat(trees)
     np.testing.assert_allclose(again, plain, rtol=1e-5)
     for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(plain_gradient)):
         np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
     assert remat.memory_analysis().temp_size_in_bytes < 0.6 * kept.memory_analysis().temp_size_in_bytes
+
+
+def test_an_added_layer_costs_the_memory_of_a_layer(make_blocks, make_batch):
+    """Joining it to the stack would copy the stack, in the forward and in the backward pass."""
+    config = dataclasses.replace(C, layer_kinds=C.layer_kinds[:1] * 30)
+    inputs = Inputs.of(make_batch(config, rows=1, length=16))
+    params = Params(abstract_base(config, jnp.float32))
+    expand = jax.eval_shape(lambda: make_blocks(jax.tree.map(lambda x: jnp.zeros(x.shape), params.base)))
+    stack = sum(leaf.size * 4 for leaf in jax.tree.leaves(params.base["layers"]))
+
+    def loss(expand, params):
+        return jnp.sum(forward(params.replace(expand=expand), config, inputs, dtype=jnp.float32, remat=True))
+
+    used = jax.jit(jax.grad(loss)).lower(expand, params).compile().memory_analysis().temp_size_in_bytes
+    assert used < 0.3 * stack
 
 
 def test_dropout_is_off_unless_asked_and_follows_its_key(params, inputs):

@@ -1,8 +1,14 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import pytest
 
-from medkor_jax.model.config import preset
-from medkor_jax.model.params import abstract_base, leaf_paths, make_plan, n_leaves_and_params
+from medkor_jax.adapt.expansion import make_expansion
+from medkor_jax.model.config import GLOBAL, LOCAL, preset
+from medkor_jax.model.params import (
+    BACK, FRONT, Params, abstract_base, edge_blocks, layer_kinds, leaf_paths, make_plan, n_leaves_and_params,
+)  # fmt: skip
 
 
 def test_base_has_the_documented_shapes():
@@ -31,3 +37,36 @@ def test_plan_marks_the_sixth_layer_global():
 
 def test_counts_leaves_and_parameters():
     assert n_leaves_and_params({"a": jnp.zeros((2, 3)), "b": {"c": jnp.zeros(4)}}) == (2, 10)
+
+
+def test_added_layers_have_the_kind_of_their_source_and_move_no_other():
+    config = dataclasses.replace(preset("tiny"), layer_kinds=(GLOBAL, LOCAL, LOCAL))
+    base = abstract_base(config, jnp.float32)
+
+    def kinds(front, back):
+        expand = jax.eval_shape(lambda: make_expansion(jax.tree.map(lambda x: jnp.zeros(x.shape), base), front=front, back=back))
+        return layer_kinds(Params(base, expand=expand), config)
+
+    assert layer_kinds(Params(base), config) == (GLOBAL, LOCAL, LOCAL)
+    assert kinds(2, 1) == (GLOBAL, GLOBAL, GLOBAL, LOCAL, LOCAL, LOCAL)
+    assert kinds(0, 2) == (GLOBAL, LOCAL, LOCAL, LOCAL, LOCAL)
+    assert kinds(1, 0) == (GLOBAL, GLOBAL, LOCAL, LOCAL)
+
+
+def test_edge_blocks_come_unstacked_in_order():
+    expand = {"back": {"q": jnp.arange(6.0).reshape(2, 3, 1), "q_norm": jnp.arange(2.0).reshape(2, 1)}}
+    params = Params({}, expand=expand)
+    assert edge_blocks(params, FRONT) == [] == edge_blocks(Params({}), BACK)
+    first, second = edge_blocks(params, BACK)
+    assert (first["q"].tolist(), second["q"].tolist()) == ([[0.0], [1.0], [2.0]], [[3.0], [4.0], [5.0]])
+    assert (first["q_norm"].tolist(), second["q_norm"].tolist()) == ([0.0], [1.0])
+
+
+@pytest.mark.parametrize(
+    ("expand", "side", "named"),
+    [({"fornt": {}}, FRONT, "'fornt'.*'front' and 'back'"), ({}, "middle", "asked for 'middle'"),
+     ({"back": {"q": jnp.zeros((2, 1)), "k": jnp.zeros((1, 1))}}, BACK, "disagree.*'q': 2, 'k': 1")],
+)  # fmt: skip
+def test_a_block_that_would_not_run_is_refused(expand, side, named):
+    with pytest.raises(ValueError, match=named):
+        edge_blocks(Params({}, expand=expand), side)

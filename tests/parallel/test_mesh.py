@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.adapt.language import KINDS, make_language
 from medkor_jax.adapt.lora import make_lora
 from medkor_jax.model.config import preset
@@ -42,15 +43,15 @@ def _every_leaf():
     lang = {}
     for kind in KINDS:
         lang |= jax.eval_shape(functools.partial(make_language, preset("tiny"), kind=kind))
-    params = Params(base, lora=lora, lang=lang)
-    trainable, frozen = split(params, ("lora", "lang"))
+    params = Params(base, lora=lora, lang=lang, expand=jax.eval_shape(make_expansion, base))
+    trainable, frozen = split(params, ("lora", "lang", "expand"))
     optimizer = make_optimizer((Group("all", ".*", 1.0),), Schedule(10), trainable)
     return leaf_paths((frozen, jax.eval_shape(functools.partial(make_state, optimizer), trainable)))
 
 
 def test_every_leaf_has_exactly_one_rule_and_every_rule_a_leaf():
     leaves = {path: leaf for path, leaf in _every_leaf().items() if leaf.shape}
-    assert len(leaves) == 15 + 3 * (14 + 2)  # the base; what learns, and its two moments
+    assert len(leaves) == 15 + 3 * (14 + 2 + 26)  # the base; what learns, and its two moments
     found = {path: [p for p, _ in RULES if re.search(rf"(^|/){p}$", path)] for path in leaves}
     assert {path: rules for path, rules in found.items() if len(rules) != 1} == {}
     assert {rules[0] for rules in found.values()} == {pattern for pattern, _ in RULES}
@@ -59,9 +60,17 @@ def test_every_leaf_has_exactly_one_rule_and_every_rule_a_leaf():
 def test_moments_lie_where_their_parameters_lie():
     specs = {path: spec_of(path, leaf.shape, MESH) for path, leaf in _every_leaf().items()}
     moments = [path for path in specs if re.search(r"/(mu|nu)/", path)]
-    assert len(moments) == 32
+    assert len(moments) == 2 * (14 + 2 + 26)
     for path in moments:
         assert specs[path] == specs["1/trainable/" + re.split(r"/(?:mu|nu)/", path)[1]]
+
+
+def test_added_layers_lie_as_the_layers_they_copy():
+    specs = {path: spec_of(path, leaf.shape, MESH) for path, leaf in _every_leaf().items()}
+    added = [path for path in specs if path.startswith("1/trainable/expand/")]
+    assert len(added) == 26 and specs["1/trainable/expand/back/q"] == P(None, "fsdp", "tensor")
+    for path in added:
+        assert specs[path] == specs["0/base/layers/" + path.rsplit("/", 1)[1]], path
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.model.config import preset
-from medkor_jax.model.forward import Inputs, embed, forward, layer_inputs, make_view, run_layer
+from medkor_jax.model.forward import Inputs, edge_inputs, embed, forward, layer_inputs, make_view, run_layer
 from medkor_jax.model.layers import rms_norm
 from medkor_jax.model.params import Params
-from medkor_jax.train.retention import Retention, choose_layers, choose_positions, each_layer
+from medkor_jax.train.retention import Retention, choose_layers, choose_positions, each_layer, n_compared
 
 C = preset("tiny")
 L = C.n_layers
@@ -45,21 +46,36 @@ def compare(student, teacher, batch, layer_weights, temperature=2.0, remat=False
         return total.loss, (hidden, total, per_layer)
 
     with jax.numpy_dtype_promotion("strict"):
-        return jax.value_and_grad(loss, has_aux=True)({"lora": student.lora, "lang": student.lang})
+        return jax.value_and_grad(loss, has_aux=True)(small_trees(student))
+
+
+def small_trees(params):
+    return {"lora": params.lora, "lang": params.lang, "expand": params.expand}
 
 
 @functools.partial(jax.jit, static_argnames="temperature")
 def compare_naively(student, teacher, batch, temperature=2.0):
-    """Keeps every hidden state and whole logits, layer after layer; all layers count 1/L."""
+    """Keeps every hidden state and whole logits, layer after layer; all places count alike."""
     inputs = Inputs.of(batch)
     view = make_view(C, inputs.positions, inputs.segments)
 
     def log_probabilities(params):
         x, kept = embed(params, C, inputs.tokens, inputs.langs, jnp.float32), []
-        layers = layer_inputs(params, C, None)
         step = jax.jit(lambda layer, x: run_layer(C, view, layer, x, params.lora_scale))
-        for i in range(L):
-            x = step(jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], layers), x)  # noqa: B023
+
+        def run(stack, x, keep=False):
+            for i in range(stack.plan.is_local.shape[0]):
+                x = step(jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], stack), x)  # noqa: B023
+                if keep:
+                    kept.append(rms_norm(x, params.base["final_norm"], C.rms_eps))
+            return x
+
+        for stack in edge_inputs(params, C, "front"):
+            x = run(stack, x)
+        x = run(layer_inputs(params, C, None), x, keep=True)
+        for stack in edge_inputs(params, C, "back"):
+            x = run(stack, x)
+        if "back" in student.expand or "back" in teacher.expand:
             kept.append(rms_norm(x, params.base["final_norm"], C.rms_eps))
         kept = jnp.take_along_axis(jnp.stack(kept), batch["loss_positions"][None, ..., None], axis=2)
         return jax.nn.log_softmax(kept @ params.base["embed"].T / temperature)
@@ -70,12 +86,22 @@ def compare_naively(student, teacher, batch, temperature=2.0):
         entropy = -jnp.sum(p * jnp.log(p) * batch["loss_weights"][None, ..., None], axis=(1, 2, 3))
         return per_layer.mean(), (per_layer, entropy)
 
-    return jax.value_and_grad(losses, has_aux=True)({"lora": student.lora, "lang": student.lang})
+    return jax.value_and_grad(losses, has_aux=True)(small_trees(student))
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_all_layers_equal_the_naive_in_value_and_gradient(student, teacher, batch, remat):
-    (loss, (hidden, total, per_layer)), gradient = compare(student, teacher, batch, ALL, remat=remat)
+@pytest.mark.parametrize(
+    ("of_student", "of_teacher", "remat"),
+    [((0, 0), (0, 0), False), ((0, 0), (0, 0), True), ((2, 1), (0, 0), True), ((1, 0), (0, 0), False), ((1, 1), (0, 2), False)],
+)
+def test_all_layers_equal_the_naive_in_value_and_gradient(student, teacher, batch, make_blocks, of_student, of_teacher, remat):
+    """Sides: how many layers each model has in front and behind; the base's are compared with their own counterparts."""
+    if any(of_student):
+        student = student.replace(expand=make_blocks(student.base, *of_student))
+    if any(of_teacher):
+        teacher = teacher.replace(expand=make_blocks(teacher.base, *of_teacher, seed=1))
+    n = L + 1 if of_student[1] or of_teacher[1] else L
+    assert n_compared(C, student, teacher) == n
+    (loss, (hidden, total, per_layer)), gradient = compare(student, teacher, batch, jnp.full(n, 1 / n), remat=remat)
     (naive, (naive_layers, entropy)), naive_gradient = compare_naively(student, teacher, batch)
     np.testing.assert_allclose(loss, naive, rtol=1e-5)
     np.testing.assert_allclose(per_layer.loss, naive_layers, rtol=1e-5)
@@ -95,6 +121,36 @@ def test_only_drawn_layers_count_and_the_others_report_nothing(student, teacher,
     np.testing.assert_allclose(per_layer.loss, np.where(drawn > 0, each.loss, 0.0), rtol=1e-6)
     np.testing.assert_allclose(total.loss, (each.loss[1] + each.loss[4]) / 2, rtol=1e-6)
     np.testing.assert_allclose(total.weight, every.weight, rtol=1e-6)
+
+
+def test_a_fresh_expansion_is_compared_as_if_it_were_not_there(student, teacher, batch):
+    """The place at the end then says what the last layer of the base says, and can be drawn alone."""
+    (_, (hidden, _, plain)), _ = compare(student, teacher, batch, ALL)
+    expanded = student.replace(expand=make_expansion(student.base, front=2, back=1))
+    (_, (same_hidden, _, found)), _ = compare(expanded, teacher, batch, jnp.full(L + 1, 1 / (L + 1)))
+    np.testing.assert_array_equal(same_hidden, hidden)
+    for name in ("loss", "entropy", "correct", "weight"):
+        each = getattr(plain, name)
+        np.testing.assert_allclose(getattr(found, name), np.append(each, each[-1]), rtol=1e-6, err_msg=name)
+    (loss, (_, total, alone)), _ = compare(expanded, teacher, batch, jnp.zeros(L + 1).at[L].set(1.0))
+    np.testing.assert_allclose(alone.loss, np.append(np.zeros(L), plain.loss[-1]), rtol=1e-6)
+    np.testing.assert_allclose([loss, total.loss], plain.loss[-1], rtol=1e-6)
+
+
+def test_what_a_new_last_layer_does_to_english_is_held(student, teacher, batch, make_blocks):
+    """Its weights learn from retention, and from the place at the end alone; those of a front block from every place."""
+    expanded = student.replace(expand=make_blocks(student.base))
+    for places, is_back_held in ((jnp.ones(L + 1), True), (jnp.ones(L + 1).at[L].set(0.0), False)):
+        gradient = compare(expanded, teacher, batch, places)[1]["expand"]
+        assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient["front"]))
+        assert all((np.abs(leaf).max() > 0) == is_back_held for leaf in jax.tree.leaves(gradient["back"]))
+
+
+def test_a_place_too_few_or_too_many_is_refused(student, teacher, batch):
+    assert n_compared(C, student, None) == L
+    for params, n in ((student, L + 1), (student.replace(expand=make_expansion(student.base)), L)):
+        with pytest.raises(ValueError, match=rf"shape \({n},\); these models are compared at {15 - n} places"):
+            compare(params, teacher, batch, jnp.ones(n))
 
 
 def test_a_student_equal_to_its_reference_has_no_divergence_and_no_gradient(teacher, batch):

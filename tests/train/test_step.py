@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.model.config import preset
 from medkor_jax.model.forward import Inputs, forward, project_logits
 from medkor_jax.model.params import Params, abstract_base
@@ -28,6 +29,11 @@ def params(make_base, make_adapters):
 
 
 @pytest.fixture(scope="module")
+def expanded(params, make_blocks):
+    return params.replace(expand=make_blocks(params.base, front=2, back=1))
+
+
+@pytest.fixture(scope="module")
 def reference(params, make_adapters):
     return Params(params.base, lora=make_adapters(params.base, seed=1, rank=2, targets=("v",)), lora_scale=1.5)
 
@@ -39,17 +45,20 @@ def batch(make_batch):
 
 @pytest.fixture(scope="module")
 def run(params, reference, batch):
-    """run(spec, shape, n_devices, n_steps=1) -> (new trees, metrics of each step, the jitted step), all as NumPy."""
+    """run(spec, shape, n_devices, n_steps=1) -> (new trees, metrics of each step, the jitted step), all as NumPy.
+
+    model: whose non-empty small trees learn, by default `params`.
+    """
 
     steps = {}
 
-    def run(spec, shape=MeshShape(), n_devices=1, n_steps=1, optimizer=SGD, first_step=0):
+    def run(spec, shape=MeshShape(), n_devices=1, n_steps=1, optimizer=SGD, first_step=0, model=params):
         mesh = make_mesh(shape, jax.devices()[:n_devices])
-        trainable, frozen = split(params, ("lora", "lang"))
+        trainable, frozen = split(model, tuple(trees_of(model)))
         with jax.set_mesh(mesh), jax.numpy_dtype_promotion("strict"):
             state = make_state(optimizer, jax.tree.map(jnp.array, trainable)).replace(step=jnp.int32(first_step))
             shardings = shard_tree(state, mesh)
-            step = steps.setdefault((spec, shape, optimizer), make_step(C, spec, optimizer, shardings))
+            step = steps.setdefault((spec, shape, optimizer, tuple(trainable)), make_step(C, spec, optimizer, shardings))
             state, frozen = jax.device_put(state, shardings), jax.device_put(frozen, shard_tree(frozen, mesh))
             held = jax.device_put(reference, shard_tree(reference, mesh)) if spec.retention.weight else None
             if held:
@@ -63,9 +72,18 @@ def run(params, reference, batch):
     return run
 
 
+def trees_of(params):
+    return {name: getattr(params, name) for name in ("lora", "lang", "expand") if getattr(params, name)}
+
+
 @pytest.fixture(scope="module")
 def whole(run):
     return run(BOTH)
+
+
+@pytest.fixture(scope="module")
+def whole_expanded(run, expanded):
+    return run(BOTH, model=expanded)
 
 
 def assert_same(one, other, params):
@@ -74,7 +92,7 @@ def assert_same(one, other, params):
     assert metrics[0].keys() == other_metrics[0].keys()
     for name in metrics[0]:
         np.testing.assert_allclose(metrics[0][name], other_metrics[0][name], rtol=2e-5, atol=1e-6, err_msg=name)
-    before = {"lora": params.lora, "lang": params.lang}
+    before = trees_of(params)
     for x, y, start in zip(*map(jax.tree.leaves, (state.trainable, other_state.trainable, before)), strict=True):
         gradient = np.abs(y - start).max()
         assert gradient > 1e-4
@@ -93,6 +111,20 @@ def assert_same(one, other, params):
 )
 def test_the_same_step_however_it_is_cut(run, whole, params, changed, shape, n_devices):
     assert_same(run(dataclasses.replace(BOTH, **changed), shape, n_devices), whole, params)
+
+
+@pytest.mark.parametrize(
+    ("changed", "shape", "n_devices"),
+    [
+        (dict(microbatches=4, remat=True), MeshShape(), 1),
+        (dict(microbatches=2), MeshShape(data=1, fsdp=2, tensor=2), 4),
+    ],
+    ids=["4 microbatches, remat", "fsdp x tensor, 2 microbatches"],
+)
+def test_added_layers_learn_the_same_however_the_step_is_cut(run, whole_expanded, expanded, changed, shape, n_devices):
+    drawn = np.isfinite(whole_expanded[1][0]["layer_kl_nats"])
+    assert drawn.shape == (C.n_layers + 1,) and drawn.sum() == BOTH.retention.layers
+    assert_same(run(dataclasses.replace(BOTH, **changed), shape, n_devices, model=expanded), whole_expanded, expanded)
 
 
 def test_loss_is_the_sum_over_loss_tokens_by_their_number(whole, params, batch):
@@ -145,8 +177,12 @@ def test_randomness_follows_the_step_and_nothing_else(run):
 
 @pytest.fixture(scope="module")
 def adam(params):
-    groups = (Group("lora", r"lora/.*", 1e-2), Group("lang", r"lang/.*", 1e-2))
-    optimizer = make_optimizer(groups, Schedule(10, 2), {"lora": params.lora, "lang": params.lang})
+    return make_adam(params)
+
+
+def make_adam(params):
+    groups = tuple(Group(name, rf"{name}/.*", 1e-2) for name in trees_of(params))
+    optimizer = make_optimizer(groups, Schedule(10, 2), trees_of(params))
 
     def update(*args):
         with jax.numpy_dtype_promotion("standard"):  # optax's Adam raises a float to an int32; the rest stays strict
@@ -155,19 +191,29 @@ def adam(params):
     return optax.GradientTransformation(optimizer.init, update)
 
 
-def test_training_learns_compiles_once_and_leaves_the_base_alone(run, params, adam):
+@pytest.mark.parametrize("is_expanded", [False, True])
+def test_training_learns_compiles_once_and_leaves_the_base_alone(run, params, adam, is_expanded):
     before = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params.base)]
-    state, metrics, step = run(StepSpec(chunk=20), MeshShape(data=1, fsdp=2, tensor=2), 4, n_steps=3, optimizer=adam)
+    model = params.replace(expand=make_expansion(params.base)) if is_expanded else params
+    state, metrics, step = run(
+        StepSpec(chunk=20), MeshShape(data=1, fsdp=2, tensor=2), 4, n_steps=3,
+        optimizer=make_adam(model) if is_expanded else adam, model=model,
+    )  # fmt: skip
+    for old, new in zip(*map(jax.tree.leaves, (model.expand, state.trainable.get("expand", {}))), strict=True):
+        assert np.abs(new - old).max() > 1e-5  # the norms in the first step, the rest as soon as those have moved
     assert step._cache_size() == 1
     assert metrics[2]["loss"] < metrics[0]["loss"] - 0.1 and state.step == 3
     assert [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params.base)] == before
 
 
-def test_a_step_lowers_from_shapes_alone_and_returns_what_learns_in_place(adam, params):
+def test_a_step_lowers_from_shapes_alone_and_returns_what_learns_in_place(params):
     """Outputs are the state and a few numbers; every byte of the state lies where the donated one lay."""
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
     abstract = jax.eval_shape(lambda: params.replace(base={}))
-    trainable, frozen = split(abstract.replace(base=abstract_base(C, jnp.bfloat16)), ("lora", "lang"))
+    base = abstract_base(C, jnp.bfloat16)
+    abstract = abstract.replace(base=base, expand=jax.eval_shape(functools.partial(make_expansion, front=2), base))
+    trainable, frozen = split(abstract, ("lora", "lang", "expand"))
+    adam = make_adam(abstract)
     i32, f32 = (functools.partial(jax.ShapeDtypeStruct, dtype=dtype) for dtype in (jnp.int32, jnp.float32))
     batch = {name: i32((8, 24)) for name in ("tokens", "positions", "segment_ids", "langs")}
     batch |= {"loss_positions": i32((8, 5)), "targets": i32((8, 5)), "loss_weights": f32((8, 5))}
@@ -182,7 +228,8 @@ def test_a_step_lowers_from_shapes_alone_and_returns_what_learns_in_place(adam, 
     memory = lowered.compile().memory_analysis()
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     assert memory.alias_size_in_bytes == state_bytes
-    assert state_bytes <= memory.output_size_in_bytes < state_bytes + 1000
+    table = 16 * len(jax.tree.leaves(lowered.out_info))  # a pointer an output, and the metrics themselves
+    assert state_bytes <= memory.output_size_in_bytes < state_bytes + table
 
 
 def test_a_donated_state_is_gone(params):

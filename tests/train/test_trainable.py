@@ -63,6 +63,15 @@ def test_each_group_has_its_own_rate_and_decay():
     np.testing.assert_allclose(update["lang"]["vector"], -1e-3 * (1 + 0.5), rtol=1e-5)
 
 
+def test_norms_of_added_layers_do_not_decay():
+    trainable = {"expand": {"back": {"q": jnp.ones((1, 4, 4)), "post_attn_norm": -jnp.ones((1, 4))}}, "lang": LANG}
+    groups = (Group("expand", r"expand/.*", 1e-2, weight_decay=0.5), LANG_RULE)
+    optimizer = make_optimizer(groups, Schedule(10), trainable)
+    update, _ = optimizer.update(jax.tree.map(jnp.zeros_like, trainable), optimizer.init(trainable), trainable)
+    np.testing.assert_allclose(update["expand"]["back"]["q"], -1e-2 * 0.5, rtol=1e-5)
+    assert not update["expand"]["back"]["post_attn_norm"].any()
+
+
 def test_the_global_norm_over_all_groups_is_clipped_before_adam():
     """After a large first gradient, the second step shows how much of it the moments remember."""
     trainable = {"lora": {"q": {"a": jnp.zeros(1)}}, "lang": {"vector": jnp.zeros(1)}}
