@@ -74,6 +74,28 @@ def make_parser() -> argparse.ArgumentParser:
     verify.add_argument("--bound", type=float, help="largest logit difference allowed (default 1e-3)")
     verify.add_argument("--json", action="store_true")
 
+    export = _command(commands, "export", _export, "write a model in a form that other tools load")
+    export.add_argument("--weights", required=True, help=WEIGHTS)
+    export.add_argument("--to", required=True, choices=("hf", "peft"), help="hf: the whole model for transformers; peft: adapters alone")
+    export.add_argument("--out", required=True, help="a directory that does not exist yet")
+    export.add_argument("--dtype", default="", choices=("", "float32", "bfloat16"), help="hf only (default: that of the base)")
+    export.add_argument("--exact-bytes", action="store_true", help="hf only: refuse a model whose byte pieces depend on neighbours, instead of noting it")
+    export.add_argument("--shard-gb", type=float, default=4.0, help="hf only: largest weight file (default 4)")
+    export.add_argument("--base", default="", help="peft only: the checkpoint the adapter is for (default: the run's own, where it is one)")
+
+    ask = _command(commands, "ask", _ask, "put one question to a model and watch it answer")
+    ask.add_argument("--weights", required=True, help=WEIGHTS)
+    ask.add_argument("--exam", help="a file, a hub id, or embedded; with --row")
+    ask.add_argument("--row", type=int, default=1, help="which question of the exam, from 1 (default 1)")
+    ask.add_argument("--split", default="valid", help="for a hub id or embedded (default: valid)")
+    ask.add_argument("--subset", default="", help="for a hub id, such as doctor")
+    ask.add_argument("--language", default="", choices=("", "ko", "en"), help="for embedded")
+    ask.add_argument("--question", help='a text, its options as lines "A. ..."; without it and --exam, standard input')
+    ask.add_argument("--mode", default="reason", choices=("reason", "letter"))
+    ask.add_argument("--max-new-tokens", type=int, default=512)
+    ask.add_argument("--tags", nargs=2, metavar=("OPEN", "CLOSE"), help="tags of the reasoning (default: <R> <R/>)")
+    ask.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+
     data = commands.add_parser("data", help="look at data, or translate it").add_subparsers(dest="data_command", required=True, metavar="command")
     check = _command(data, "check", _data_check, "rows, languages, lengths, licences and leaks of a config's sources")
     check.add_argument("--config", required=True)
@@ -151,6 +173,40 @@ def _verify(arguments, _) -> int:
     result = verify.verify(arguments.weights, verify.BOUND if arguments.bound is None else arguments.bound)
     print(json.dumps(result.to_json()) if arguments.json else result.table())
     return 0 if result.passed else 1
+
+
+def _export(arguments, _) -> None:
+    from medkor_jax.io.export import export_hf
+    from medkor_jax.io.export_peft import export_peft
+    from medkor_jax.io.models import open_model
+
+    model, out = open_model(arguments.weights), pathlib.Path(arguments.out)
+    if arguments.to == "peft":
+        done = export_peft(model, out, base=arguments.base)
+    else:
+        done = export_hf(
+            model, out, dtype=arguments.dtype, exact_bytes=arguments.exact_bytes, max_shard_bytes=int(arguments.shard_gb * 1e9)
+        )
+    print(done.text())
+
+
+def _ask(arguments, _) -> None:
+    from medkor_jax import asking
+    from medkor_jax.data.reasoning import ReasoningFormat
+
+    if arguments.exam:
+        where = dict(split=arguments.split, subset=arguments.subset, language=arguments.language)
+        question = asking.exam_question(arguments.exam, arguments.row, **where)
+    else:
+        question = asking.typed_question(sys.stdin.read() if arguments.question is None else arguments.question)
+    print(asking.shown_prompt(question, arguments.mode), end="", flush=True)
+    asked = asking.ask(
+        arguments.weights, question, mode=arguments.mode, max_new_tokens=arguments.max_new_tokens,
+        form=ReasoningFormat(*arguments.tags or ()), dtype=arguments.dtype, write=lambda part: print(part, end="", flush=True),
+    )  # fmt: skip
+    print()
+    if asked.probabilities:
+        print(asking.answer_table(question, asked, has_key=bool(arguments.exam)))
 
 
 def _data_check(arguments, overrides) -> int:

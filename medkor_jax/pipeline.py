@@ -318,12 +318,12 @@ class Run:
 
     def _conclude(self, phase, standing, judgement: Judgement, reference, before, judged_first, after, rounds, seconds) -> None:
         directory = self.directory / phase.name
-        model = save_model(directory, standing.params, standing.base)
+        model = save_model(directory, standing.params, standing.base, self.recipe.route)
         if jax.process_index() == 0:
             write_json(directory / "summary.json", {
                 "phase": phase.name, "title": phase.title, "model": model.digest, "rounds": rounds, "seconds": round(seconds, 1),
                 "upstream": [m.digest for m in self._upstream(phase)], "gate": dataclasses.asdict(phase.gate),
-                "before": before.summary(), "before_remedy": judged_first.summary(), "after": after.summary(),
+                "sources": self._sources(phase, rounds), "before": before.summary(), "before_remedy": judged_first.summary(), "after": after.summary(),
             })  # fmt: skip
             write_verdict(
                 directory / "verdict.json", phase=phase.name, gate=phase.gate, judgement=judgement,
@@ -335,6 +335,16 @@ class Run:
         self._note(phase, "finished", passed=judgement.passed, words=judgement.words, model=model.digest)
         if not judgement.passed and phase.gate.on_failure != "continue":
             raise GateClosed(f"{phase.name}: {judgement.words} No later phase may start; train further, or waive {directory}/verdict.json with a reason (medkor waive)")
+
+    def _sources(self, phase: Phase, rounds: int) -> list[dict[str, str]]:
+        """What the phase read, with its licence as configured: a model card has to say so."""
+        trained = (*phase.train.data, *(phase.remedy.data if rounds else ()))
+        judged = tuple(exam.source for exam in self.recipe.exams_of(phase))
+        uses = {"trained on": trained if phase.train.steps or rounds else (), "judged by": judged}
+        return [
+            {"use": use, **{name: getattr(source, name) for name in ("name", "kind", "path", "split", "licence")}}
+            for use, sources in uses.items() for source in sources
+        ]  # fmt: skip
 
     def _note(self, phase: Phase, event: str, **what: Any) -> None:
         if jax.process_index() == 0:

@@ -18,7 +18,10 @@ MAY_IMPORT = {
     "train": ("model", "adapt", "io", "data", "parallel", "eval.answers"),
     "eval": ("model", "adapt", "io", "data", "parallel"),
 }
-TOP = {"cli", "phases", "pipeline", "report", "bench", "config_file", "corpora", "evaluation", "measurement", "exam_translation", "__init__"}
+TOP = {
+    "cli", "phases", "pipeline", "report", "bench", "config_file", "corpora", "evaluation", "measurement", "exam_translation",
+    "asking", "__init__",
+}
 BANNED = {
     "data": ("jax", "jaxlib", "flax", "optax", "orbax", "torch"),
     "": ("torch", "jax.experimental.pjit", "pickle"),  # everywhere; torch is for comparisons alone, see NEEDS_TORCH

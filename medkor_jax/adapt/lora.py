@@ -16,6 +16,7 @@ from typing import Any, Iterable
 import jax
 import jax.numpy as jnp
 
+from medkor_jax.model.layers import merged_matrix
 from medkor_jax.model.params import ADAPTABLE, Tree
 
 
@@ -72,9 +73,4 @@ def merge(base: Tree, lora: Tree, *, scale: float) -> Tree:
 
 @functools.partial(jax.jit, static_argnames="scale")
 def _merge_matrix(w: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
-    def one(wab: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        w, a, b = (x.astype(jnp.float32) for x in wab)
-        delta = jnp.einsum("ir,ro->io", a, b, precision=jax.lax.Precision.HIGHEST)
-        return (w + scale * delta).astype(wab[0].dtype)
-
-    return jax.lax.map(one, (w, a, b))
+    return jax.lax.map(lambda wab: merged_matrix(*wab, scale), (w, a, b))

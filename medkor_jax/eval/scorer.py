@@ -29,7 +29,7 @@ from medkor_jax.eval.exam import Continuation
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.decode import LENGTH, Decoder, replicate
 from medkor_jax.model.forward import Inputs, forward, project_logits, spread
-from medkor_jax.model.params import Params
+from medkor_jax.model.params import Params, head_table
 from medkor_jax.model.prompts import Prompt, Routing, bucket, pad_prompts
 
 ROUTES = ("token", "document")
@@ -146,7 +146,7 @@ def _last_logits(params: Params, prompt: Prompt, token_ids: jax.Array, *, config
     """Returns float32 [B, ids], whole on every device."""
     hidden, lengths = _read(params, prompt, config, dtype), prompt.lengths
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
-    rows = params.base["embed"][token_ids].astype(dtype)
+    rows = head_table(params.base)[token_ids].astype(dtype)
     return replicate(jnp.einsum("bd,cd->bc", last, rows, preferred_element_type=jnp.float32))
 
 

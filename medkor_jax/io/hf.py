@@ -41,6 +41,8 @@ _NAMES = {
     "layers/up": "mlp.up_proj",
     "layers/down": "mlp.down_proj",
 }
+LAYER_NAMES = {path.removeprefix("layers/"): name for path, name in _NAMES.items() if path.startswith("layers/")}
+"""Leaf of a block -> its module in a checkpoint, under `model.layers.N.`"""
 # Text checkpoints; multimodal ones as first published; multimodal ones as transformers >= 4.52 writes them.
 _TEXT_PREFIXES = ("model.", "language_model.model.", "model.language_model.")
 _VISION_PREFIXES = tuple(
@@ -74,7 +76,8 @@ class HfSource:
         self._tensors = tensors
         self._prefix = _text_prefix(tensors, directory)
         shapes = needed_keys(config)
-        text = [name for name in tensors if not name.startswith(_VISION_PREFIXES) and name not in _HEADS]
+        spare_heads = _HEADS if config.tied_head else ()
+        text = [name for name in tensors if not name.startswith(_VISION_PREFIXES) and name not in spare_heads]
         check_coverage(map(self._name, shapes), text, str(directory))
         for key, shape in shapes.items():
             tensor = tensors[self._name(key)]
@@ -101,6 +104,12 @@ class HfSource:
     def files(self) -> set[pathlib.Path]:
         return {tensor.path for tensor in self._tensors.values()}
 
+    @property
+    def stored_dtype(self) -> str:
+        """bfloat16 if all that is read is stored so, else float32, which holds every stored number."""
+        read = {self._tensors[self._name(key)].dtype for key in needed_keys(self.config)}
+        return "bfloat16" if read == {"BF16"} else "float32"
+
     def make_tokenizer(self) -> Tokenizer:
         return Tokenizer.load(self.directory)
 
@@ -111,15 +120,18 @@ class HfSource:
         return _read_rows(self._tensors[self._name(key)], start, stop)
 
     def check_before_load(self) -> None:
-        """Raises: WeightsError if the checkpoint carries an output head that is not its embedding."""
-        for name in _HEADS:
+        """Raises: WeightsError if a checkpoint that says its head is tied carries one that is not its embedding."""
+        for name in _HEADS if self.config.tied_head else ():
             if name in self._tensors and not _is_equal(self._tensors[name], self._tensors[self._name(("embed", 0))]):
                 raise WeightsError(
-                    f"{self._tensors[name].path}: {name} differs from the embedding; only a tied head is supported"
+                    f"{self._tensors[name].path}: {name} differs from the embedding, but config.json does not say "
+                    '"tie_word_embeddings": false; say so if this head is meant'
                 )
 
     def _name(self, key: LeafKey) -> str:
         path, layer = key
+        if path == "head":
+            return _HEADS[self._prefix == "language_model.model."]
         layers = f"layers.{layer}." if path.startswith("layers/") else ""
         return f"{self._prefix}{layers}{_NAMES[path]}.weight"
 

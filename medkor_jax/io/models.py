@@ -35,13 +35,18 @@ _FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A base with what a run trained beside it. directory None: the base alone."""
+    """A base with what a run trained beside it. directory None: the base alone.
+
+    route: how tokens get the language of their embedding, by "token" or by "document"; without it the language
+    embeddings mean nothing.
+    """
 
     name: str
     base: Weights
     directory: pathlib.Path | None = None
     lora_scale: float = 1.0
     adapters_digest: str = ""  # "" where there are none
+    route: str = "token"
 
     @property
     def config(self) -> ModelConfig:
@@ -93,7 +98,7 @@ def open_model(name: str | os.PathLike) -> Model:
     return Model(str(name), open_weights(str(name)))
 
 
-def save_model(directory: pathlib.Path, params: Params, base: Weights) -> Model:
+def save_model(directory: pathlib.Path, params: Params, base: Weights, route: str = "token") -> Model:
     """Writes a phase's adapters and says which base they stand on; returns the model as it reads back."""
     trees = {name: getattr(params, name) for name in ADAPTER_TREES if jax.tree.leaves(getattr(params, name))}
     if trees:
@@ -105,6 +110,7 @@ def save_model(directory: pathlib.Path, params: Params, base: Weights) -> Model:
         write_json(directory / "model.json", {
             "format": _FORMAT, "base": name, "base_is_relative": inside, "base_digest": base.digest,
             "lora_scale": params.lora_scale, "adapters": sorted(leaf_paths(trees)), "adapters_digest": digest,
+            "route": route,
         })  # fmt: skip
     return _open_phase(directory)
 
@@ -127,13 +133,14 @@ def open_base(directory: pathlib.Path) -> Weights:
         if not (directory / part).exists():
             raise WeightsError(f"{directory} has no {part}: it is not a whole merged base; run its phase again")
     config = ModelConfig.from_json(json.loads((directory / "model_config.json").read_text(encoding="utf-8")))
+    stored = json.loads((directory / "lineage.json").read_text(encoding="utf-8"))["dtype"]
 
     def load(dtype: Any, shardings: Tree | None = None) -> Tree:
         return restore_tree(directory / "tree", _abstract(config, dtype, shardings))
 
     return Weights(
         str(directory), config, load, make_digest=lambda: digest_files(_files(directory / "tree")),
-        make_tokenizer=lambda: Tokenizer.load(directory),
+        make_tokenizer=lambda: Tokenizer.load(directory), stored_dtype=stored,
     )  # fmt: skip
 
 
@@ -162,7 +169,8 @@ def _open_phase(directory: pathlib.Path) -> Model:
             f"{directory} stands on base {name!r} with digest {said['base_digest'][:12]}, but that name now has "
             f"{base.digest[:12]}: the weights were replaced. Put them back, or run the phases again"
         )
-    return Model(str(directory), base, directory, said["lora_scale"], said["adapters_digest"])
+    route = said.get("route", "token")  # models saved before it was recorded were routed so, unless their config said else
+    return Model(str(directory), base, directory, said["lora_scale"], said["adapters_digest"], route)
 
 
 def _open_named(name: str) -> Weights:

@@ -16,7 +16,6 @@ import functools
 import hashlib
 import math
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax

@@ -40,6 +40,7 @@ class Weights:
     """A base model by name: its config now; its tokenizer, digest and tensors on demand.
 
     load(dtype, shardings) returns the base tree; dtype bfloat16 or float32; shardings a tree like it, or None.
+    stored_dtype: the narrower of the two that loses nothing of what is stored.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Weights:
     load: Callable[[Any, Tree | None], Tree]
     make_digest: Callable[[], str]
     make_tokenizer: Callable[[], Tokenizer] | None = None
+    stored_dtype: str = "float32"
 
     @functools.cached_property
     def digest(self) -> str:
@@ -130,7 +132,12 @@ def _open_path(name: str) -> Weights | None:
 
 
 def _open_hub(name: str) -> Weights | None:
-    return _from_hf(name, download(name)) if _HUB_ID.fullmatch(name) else None
+    return _from_hf(name, download(name)) if is_hub_id(name) else None
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` could be "org/name" on the hub; a path that exists comes first everywhere."""
+    return _HUB_ID.fullmatch(name) is not None
 
 
 OPENERS: list[Callable[[str], Weights | None]] = [_open_embedded, _open_random, _open_path, _open_hub]
@@ -144,7 +151,8 @@ def _from_gguf(name: str, path: pathlib.Path) -> Weights:
 
 def _from_hf(name: str, directory: pathlib.Path) -> Weights:
     source = HfSource.open(directory)
-    return Weights(name, source.config, _loader(source), lambda: digest_files(source.files), source.make_tokenizer)
+    digest = lambda: digest_files(source.files)  # noqa: E731
+    return Weights(name, source.config, _loader(source), digest, source.make_tokenizer, source.stored_dtype)
 
 
 def _loader(source: TensorSource) -> Callable[[Any, Tree | None], Tree]:

@@ -35,6 +35,7 @@ class ModelConfig:
     rope_scaling_global: float = 1.0  # positions of global layers are divided by this ("linear")
     rms_eps: float = 1e-6
     max_positions: int = 131_072
+    tied_head: bool = True  # False: the head has a matrix of its own, as our exports with folded language embeddings have
 
     def __post_init__(self) -> None:
         unknown = set(self.layer_kinds) - {LOCAL, GLOBAL}
@@ -55,10 +56,11 @@ class ModelConfig:
 
     @property
     def n_params(self) -> int:
-        """Parameters of the text decoder, the tied embedding counted once."""
+        """Parameters of the text decoder, a tied embedding counted once."""
         d, h = self.d_model, self.head_dim
         attention = d * h * (2 * self.n_heads + 2 * self.n_kv_heads) + 2 * h
-        return self.vocab_size * d + d + self.n_layers * (attention + 3 * d * self.d_ff + 4 * d)
+        tables = 1 if self.tied_head else 2
+        return tables * self.vocab_size * d + d + self.n_layers * (attention + 3 * d * self.d_ff + 4 * d)
 
     @classmethod
     def from_hf(cls, raw: Mapping[str, Any]) -> ModelConfig:
@@ -98,6 +100,7 @@ class ModelConfig:
             rope_scaling_global=scaling,
             rms_eps=text.get("rms_norm_eps", 1e-6),
             max_positions=text.get("max_position_embeddings", 131_072),
+            tied_head=raw.get("tie_word_embeddings", text.get("tie_word_embeddings", True)),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -134,8 +137,6 @@ def _refuse_unsupported(text: Mapping[str, Any]) -> None:
     for key in ("attn_logit_softcapping", "final_logit_softcapping", "attention_bias", "use_bidirectional_attention"):
         if text.get(key):
             raise ValueError(f"config.json sets {key}={text[key]!r}, which this decoder does not compute")
-    if not text.get("tie_word_embeddings", True):
-        raise ValueError("config.json sets tie_word_embeddings=false; only the tied head of Gemma 3 is supported")
     activation = text.get("hidden_activation", "gelu_pytorch_tanh")
     if activation != "gelu_pytorch_tanh":
         raise ValueError(f"hidden_activation {activation!r}; expected 'gelu_pytorch_tanh'")

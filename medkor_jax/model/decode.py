@@ -105,10 +105,12 @@ class Decoder:
         stop: Sequence[str] = (),
         seeds: Sequence[int] | None = None,
         languages: Sequence[int] | None = None,
+        on_text: Callable[[list[str]], None] | None = None,
     ) -> list[Completion]:
         """Returns one completion a prompt, all decoded in one batch.
 
         seeds: one a row, needed when sampling. languages: one a row, only for constant routing (default 0).
+        on_text: called with every row's text so far, after each `check_every` tokens; the last call has what is returned.
 
         Raises: ValueError, before anything is compiled, on an empty or too long prompt or missing arguments.
         """
@@ -117,13 +119,17 @@ class Decoder:
         longest = max(map(len, prompts))
         prompt = pad_prompts(prompts, self._routing, seeds=seeds, languages=languages)
         # Most rows stop early, so the cache starts small and grows, rather than being read whole at every step.
-        size = bucket(prompt.tokens.shape[1] + min(max_new_tokens, 4 * settings.check_every))
+        # Whoever watches would wait at every growth, which compiles.
+        room = max_new_tokens if on_text else min(max_new_tokens, 4 * settings.check_every)
+        size = bucket(prompt.tokens.shape[1] + room)
         state, tokens = _start(params, prompt, self._routing, settings=settings, size=size)
         rows = [_Row(self._decode, stop, settings.stop_ids) for _ in prompts]
         n_new = 1
         while True:
             for row, new in zip(rows, np.asarray(tokens)):
                 row.take(new)
+            if on_text:
+                on_text([row.completion().text for row in rows])
             if n_new == max_new_tokens or all(row.finish for row in rows):
                 return [row.completion() for row in rows]
             n_steps = min(settings.check_every, max_new_tokens - n_new)

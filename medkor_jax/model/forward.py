@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec
 from medkor_jax.model import attention
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.layers import PRODUCT, Adapters, Attend, Block, Rope, make_rope, rms_norm
-from medkor_jax.model.params import FRONT, LOCAL, SIDES, LayerPlan, Params, Tree, make_plan, n_edge_blocks
+from medkor_jax.model.params import FRONT, LOCAL, SIDES, LayerPlan, Params, Tree, head_table, make_plan, n_edge_blocks
 
 _ATTENDED = "attended"
 BATCH_AXES = ("data", "fsdp")  # mesh axes over which the batch is spread, when a mesh is set
@@ -157,8 +157,8 @@ def run_layer(
 
 
 def project_logits(base: Tree, hidden: jax.Array) -> jax.Array:
-    """Returns float32 logits [..., V] of hidden states [..., D] through the tied head."""
-    table = base["embed"].astype(hidden.dtype)
+    """Returns float32 logits [..., V] of hidden states [..., D] through the head (`head_table`)."""
+    table = head_table(base).astype(hidden.dtype)
     return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
 
 

@@ -56,6 +56,15 @@ def adapted_matmul(x: jax.Array, w: jax.Array, name: str, adapters: Adapters | N
     return checkpoint_name(y + adapters.scale * _expand(low, pair["b"].astype(x.dtype)), PRODUCT)
 
 
+def merged_matrix(w: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+    """Returns W + scale * A @ B for one layer, accumulated in float32 and rounded once to w's dtype.
+
+    w: [in, out]; a: [in, R]; b: [R, out]. Source: Hu et al. 2021 (arXiv:2106.09685), eq. 3.
+    """
+    w32, a, b = (x.astype(jnp.float32) for x in (w, a, b))
+    return (w32 + scale * jnp.einsum("ir,ro->io", a, b, precision=jax.lax.Precision.HIGHEST)).astype(w.dtype)
+
+
 @jax.custom_vjp
 def _expand(low: jax.Array, b: jax.Array) -> jax.Array:
     """Returns low [B, T, R] @ b [R, out].

@@ -88,11 +88,18 @@ def abstract_base(config: ModelConfig, dtype: Any) -> Tree:
     block = Block(config, param_dtype=dtype)
     layer = jax.eval_shape(lambda x: block.init(jax.random.key(0), x, method=Block.declare), x)["params"]
     stacked = {name: jax.ShapeDtypeStruct((config.n_layers, *leaf.shape), dtype) for name, leaf in layer.items()}
+    head = {} if config.tied_head else {"head": jax.ShapeDtypeStruct((config.vocab_size, config.d_model), dtype)}
     return {
         "embed": jax.ShapeDtypeStruct((config.vocab_size, config.d_model), dtype),
         "final_norm": jax.ShapeDtypeStruct((config.d_model,), dtype),
         "layers": stacked,
+        **head,
     }
+
+
+def head_table(base: Tree) -> jax.Array:
+    """Returns the output head [V, D]: the embedding, unless the base brought a head of its own."""
+    return base.get("head", base["embed"])
 
 
 def leaf_paths(tree: Any) -> dict[str, Any]:
@@ -108,5 +115,5 @@ def n_leaves_and_params(tree: Any) -> tuple[int, int]:
 
 __all__ = [
     "ADAPTABLE", "BACK", "FRONT", "GLOBAL", "LOCAL", "LayerPlan", "Params", "SIDES", "Tree",
-    "abstract_base", "edge_blocks", "layer_kinds", "leaf_paths", "make_plan", "n_edge_blocks", "n_leaves_and_params",
+    "abstract_base", "edge_blocks", "head_table", "layer_kinds", "leaf_paths", "make_plan", "n_edge_blocks", "n_leaves_and_params",
 ]  # fmt: skip

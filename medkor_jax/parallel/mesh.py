@@ -22,7 +22,7 @@ AXES = ("data", "fsdp", "tensor")
 
 # The last part(s) of a leaf's path -> the axis of each dimension. Every leaf matches exactly one rule.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"embed", ("tensor", "fsdp")),
+    (r"(embed|head)", ("tensor", "fsdp")),
     (r"(q|k|v|gate|up)", (None, "fsdp", "tensor")),
     (r"(o|down)", (None, "tensor", "fsdp")),
     (r"(q|k|v|gate|up)/a", (None, "fsdp", None)),

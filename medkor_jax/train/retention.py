@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.forward import Inputs, LayerInputs, edge_inputs, embed, layer_inputs, make_view, run_layer
 from medkor_jax.model.layers import rms_norm
-from medkor_jax.model.params import BACK, FRONT, Params, n_edge_blocks
+from medkor_jax.model.params import BACK, FRONT, Params, head_table, n_edge_blocks
 from medkor_jax.train.losses import LossSums, cross_entropy, gather_positions
 
 
@@ -104,7 +104,7 @@ def each_layer(
     student = embed(params, config, inputs.tokens, inputs.langs, dtype)
     teacher = embed(reference, config, inputs.tokens, inputs.langs, dtype)
     view = make_view(config, inputs.positions, inputs.segments)
-    table, final_norm = params.base["embed"], params.base["final_norm"]
+    table, final_norm = head_table(params.base), params.base["final_norm"]
 
     def lens(x: jax.Array) -> jax.Array:
         return rms_norm(gather_positions(x, positions), final_norm, config.rms_eps)

@@ -22,7 +22,7 @@ from flax import struct
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.decode import replicate
 from medkor_jax.model.forward import Inputs, forward
-from medkor_jax.model.params import Params, Tree
+from medkor_jax.model.params import Params, Tree, head_table
 from medkor_jax.train.losses import LossSums, cross_entropy, gather_positions, token_losses
 from medkor_jax.train.policy import PolicyLoss, PolicySums, policy_sums
 from medkor_jax.train.retention import Retention, choose_layers, choose_positions, each_layer, n_compared
@@ -158,13 +158,13 @@ class _Sums:
 
 def _next_token(hidden: jax.Array, params: Params, batch: Batch, spec: StepSpec) -> LossSums:
     hidden = gather_positions(hidden, batch["loss_positions"])
-    return cross_entropy(hidden, params.base["embed"], batch["targets"], batch["loss_weights"], chunk=spec.chunk)
+    return cross_entropy(hidden, head_table(params.base), batch["targets"], batch["loss_weights"], chunk=spec.chunk)
 
 
 def _token_nats(hidden: jax.Array, params: Params, batch: Batch, spec: StepSpec) -> jax.Array:
     hidden = gather_positions(hidden, batch["loss_positions"])
     temperature = spec.policy.temperature
-    return token_losses(hidden, params.base["embed"], batch["targets"], chunk=spec.chunk, temperature=temperature).nats
+    return token_losses(hidden, head_table(params.base), batch["targets"], chunk=spec.chunk, temperature=temperature).nats
 
 
 def _sums(params, reference, config, spec, batch, layer_weights, key) -> _Sums:

@@ -86,6 +86,17 @@ def test_listed_layers_win_over_the_pattern():
     assert ModelConfig.from_hf(listed).layer_kinds == (GLOBAL,) + (LOCAL,) * 17
 
 
+def test_a_head_of_its_own_is_read_from_either_layout_and_counted():
+    tied, own = ModelConfig.from_hf(TEXT), ModelConfig.from_hf(TEXT | {"tie_word_embeddings": False})
+    assert tied.tied_head and not own.tied_head
+    assert own.n_params - tied.n_params == tied.vocab_size * tied.d_model
+    # a multimodal config says it at the top
+    nested = {"model_type": "gemma3", "text_config": TEXT, "tie_word_embeddings": False}
+    assert not ModelConfig.from_hf(nested).tied_head
+    old = {key: value for key, value in tied.to_json().items() if key != "tied_head"}
+    assert ModelConfig.from_json(old) == tied and ModelConfig.from_json(own.to_json()) == own
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -94,7 +105,6 @@ def test_listed_layers_win_over_the_pattern():
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         ({"attention_bias": True}, "attention_bias"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings"),
         ({"hidden_activation": "silu"}, "silu"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
         ({"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}}, "local"),

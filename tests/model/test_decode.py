@@ -327,3 +327,11 @@ def test_what_cannot_be_decoded_is_refused(params, message, settings, arguments)
 def test_sampling_without_meaning_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Sampling(**wrong)
+
+
+def test_text_is_told_while_it_grows(params):
+    told = []
+    decoder = Decoder(C, dtype=jnp.float32, decode=lambda ids: "".join(f"{i} " for i in ids), check_every=1)
+    (done,) = decoder.generate(params, [[2, 5]], max_new_tokens=4, on_text=lambda texts: told.append(*texts))
+    assert len(told) == 4 and told[-1] == done.text
+    assert all(later.startswith(earlier) and later != earlier for earlier, later in zip(told, told[1:]))
