@@ -11,8 +11,10 @@ from configs import common, phase0, phase1, phase2, phase3, pipeline
 
 SHAPE = dict(
     batch_size=4, seq_len=256, warmup_steps=4, save_every=50,
-    groups={"lora": dict(learning_rate=5e-4), "lang": dict(learning_rate=1e-2)},
+    groups={"lora": dict(learning_rate=3e-4), "lang": dict(learning_rate=1e-2)},
 )  # fmt: skip
+
+EXAM_TEXT = ("question", "A", "B", "C", "D", "E")
 
 
 def get_config(argument="data"):
@@ -26,7 +28,9 @@ def get_config(argument="data"):
         return {name: dict(kind="text", path=f"{data}/{path}", language=language, licence=licence, **rest)}
 
     english = text("medquad", "english_text/medquad-5k.jsonl.gz", "en", "CC BY 4.0")
-    korean = text("genmedgpt-ko", "korean_text/genmedgpt-5k-ko.csv", "ko", "none stated", fields=("input", "output"))
+    korean = text("genmedgpt-ko", "korean_text/genmedgpt-5k-ko.csv", "ko", "none stated", fields=("input", "output")) | text(
+        "doctor-train-text", "kormedmcqa/doctor/train.csv", "ko", "CC BY-NC 2.0", fields=EXAM_TEXT, weight=3.0
+    )
     korean_exam = {
         "doctor-train": dict(kind="exam", path=f"{data}/kormedmcqa/doctor/train.csv", language="ko", licence="CC BY-NC 2.0")
     }
@@ -37,20 +41,20 @@ def get_config(argument="data"):
                 f"{data}/kormedmcqa/doctor/valid.csv", source=dict(language="ko", licence="CC BY-NC 2.0", limit=64)
             ),
         }
-        config.watch = text(
-            "korean", "kormedmcqa/doctor/test.csv", "ko", "CC BY-NC 2.0", fields=("question",)
-        ) | text("english", "english_exam/medqa-5-options-dev.jsonl", "en", "MIT", fields=("question",))
+        config.watch = text("korean", "kormedmcqa/doctor/test.csv", "ko", "CC BY-NC 2.0", fields=EXAM_TEXT) | text(
+            "english", "english_exam/medqa-5-options-dev.jsonl", "en", "MIT", fields=("question",)
+        )
         gate = dict(reading="non_inferior", threshold=0.97, allow_chance=True)
         on_failure = "continue" if retention else "retain"
-        remedy = dict(data=english, steps=8, **SHAPE)
-        config.phase0 = phase0.phase(data=english, steps=20, gate=gate | dict(on_failure="continue"), **SHAPE)
+        remedy = dict(data=english, steps=6, **SHAPE)
+        config.phase0 = phase0.phase(data=english, steps=16, gate=gate | dict(on_failure="continue"), **SHAPE)
         config.phase1 = phase1.phase(
             candidates=("phase0",),
             gate=dict(on_failure="continue", allow_chance=True),
             remedy=dict(steps=0, data={}),
         )
-        config.phase2 = phase2.phase(data=korean, steps=8, gate=gate | dict(on_failure="continue"), remedy=remedy, **SHAPE)
+        config.phase2 = phase2.phase(data=korean, steps=6, gate=gate | dict(on_failure="continue"), remedy=remedy, **SHAPE)
         config.phase3 = phase3.phase(
-            data=korean | korean_exam, steps=30, gate=gate | dict(on_failure=on_failure, rounds=2), remedy=remedy, **SHAPE
+            data=korean | korean_exam, steps=24, gate=gate | dict(on_failure=on_failure, rounds=2), remedy=remedy, **SHAPE
         )
     return config

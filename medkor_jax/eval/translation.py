@@ -136,7 +136,7 @@ class TranslationReport:
         heading = f"{self.source} {self.split}".strip() or "pairs"
         lines = [f"{heading}: translation, greedy, {self.confidence:.0%} intervals"]
         for score in self.scores:
-            found = f"{_NAMES[score.metric]:<4} {score.score:>5.1f} [{score.low:.1f}, {score.high:.1f}] over {score.n}"
+            found = f"{METRIC_NAMES[score.metric]:<4} {score.score:>5.1f} [{score.low:.1f}, {score.high:.1f}] over {score.n}"
             lines.append(f"  {score.direction}  {found}  ({score.signature})")
         for direction in self.directions:
             counts = ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in self._counts(direction).items() if n)
@@ -239,11 +239,11 @@ def change_lines(before: TranslationReport, after: TranslationReport) -> list[st
             (was, old, _), (now, new, _) = (report.sampled(direction, metric) for report in (before, after))
             low, high = _percentiles(new - old, after.confidence)
             change = f"{now - was:+.1f} [{low:+.1f}, {high:+.1f}]"
-            lines.append(f"{direction} {_NAMES[metric]} {was:.1f} -> {now:.1f} ({change}, {len(after.of(direction))} pairs)")
+            lines.append(f"{direction} {METRIC_NAMES[metric]} {was:.1f} -> {now:.1f} ({change}, {len(after.of(direction))} pairs)")
     return lines
 
 
-_NAMES = {"chrf": "chrF", "bleu": "BLEU"}
+METRIC_NAMES = {"chrf": "chrF", "bleu": "BLEU"}
 
 
 def _direction(one: Translated) -> str:

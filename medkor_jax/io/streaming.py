@@ -16,6 +16,7 @@ import functools
 import hashlib
 import math
 import pathlib
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import jax

@@ -10,6 +10,7 @@ import pathlib
 from typing import Any, Sequence
 
 from medkor_jax.eval.scores import Report
+from medkor_jax.eval.translation import METRIC_NAMES
 from medkor_jax.eval.verdict import GateClosed, read_verdict
 
 
@@ -52,6 +53,10 @@ def closing_table(run_dir: pathlib.Path, phases: Sequence[str]) -> str:
             lines.append(f"  {'loss, ' + name:<28} {before['watch'][name]['nats']:>8.3f} -> {loss['nats']:.3f}")
         for name, report in after["exams"].items():
             lines.append(f"  {'exam, ' + name:<28} {_score(before['exams'][name]):>8} -> {_score(report, interval=True)}")
+            if shares := report.get("reasoning"):
+                lines.append(f"  {'  of these texts':<28} {shares['both']:.1%} have the format and one letter")
+        for name, report in after["translations"].items():
+            lines += [f"  {'translation, ' + name:<28} {line}" for line in _translation_lines(before["translations"][name], report)]
         lines += [f"  verdict: {_verdict(summary['verdict'])}", ""]
     first, last = summaries[0], summaries[-1]
     lines.append("In all:")
@@ -59,6 +64,8 @@ def closing_table(run_dir: pathlib.Path, phases: Sequence[str]) -> str:
         start, end = first["before"]["watch"][name]["nats"], last["after"]["watch"][name]["nats"]
         lines.append(f"  {name} loss {start:.3f} -> {end:.3f} ({'lower' if end < start else 'NOT lower'} than before)")
     for name in last["after"]["exams"]:
+        if name not in first["before"]["exams"]:  # put to later phases only
+            continue
         lines.append(f"  {name} exam {_score(first['before']['exams'][name])} -> {_score(last['after']['exams'][name], interval=True)}")
     return "\n".join(lines)
 
@@ -69,6 +76,16 @@ def _score(summary: dict[str, Any], interval: bool = False) -> str:
     if not interval:
         return text
     return f"{text} [{score['low']:.1%}, {score['high']:.1%}] of {score['n']} ({summary['mode']}, {summary['split']})"
+
+
+def _translation_lines(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Returns 'en-ko chrF 12.1 -> 61.0 [58.2, 63.5] over 40' for each direction and metric."""
+    lines = []
+    for was, now in zip(before["scores"], after["scores"], strict=True):
+        name = METRIC_NAMES[now["metric"]]
+        interval = f"[{now['low']:.1f}, {now['high']:.1f}] over {now['n']}"
+        lines.append(f"{now['direction']} {name} {was['score']:.1f} -> {now['score']:.1f} {interval}")
+    return lines
 
 
 def _verdict(verdict: dict[str, Any] | None) -> str:
