@@ -8,12 +8,15 @@ ml_collections; a key that does not exist fails with the nearest one.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import pathlib
 import sys
-from typing import Any, Sequence
+import types
+import typing
+from typing import Any, Mapping, Sequence
 
-from medkor_jax.phases import ConfigError, Recipe, make_recipe
+from medkor_jax.phases import ConfigError, Exam, Phase, Recipe, Stage
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
@@ -46,3 +49,79 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
 
 def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
     return make_recipe(load_config(path, overrides).to_dict())
+
+
+def make_recipe(config: Mapping[str, Any]) -> Recipe:
+    """Returns the recipe a whole config describes. In the config, a phase is a top-level key `phase...` that
+    holds the keys of its training stage beside its own, so `--config.phase3.steps=100` reads as it should.
+
+    Raises: ConfigError, naming the key, as `build`.
+    """
+    raw = {key: value for key, value in config.items() if not key.startswith("phase")}
+    phases = {key: _with_stage(key, value) for key, value in config.items() if key.startswith("phase") and value is not None}
+    return build(Recipe, {**raw, "phases": dict(sorted(phases.items()))})
+
+
+def _with_stage(name: str, raw: Mapping[str, Any]) -> dict[str, Any]:
+    stage = {field.name for field in dataclasses.fields(Stage)}
+    valid = [*stage, *(field.name for field in dataclasses.fields(Phase) if field.name not in ("name", "train"))]
+    for key in raw:
+        if key not in valid:
+            near = difflib.get_close_matches(str(key), sorted(valid), n=1, cutoff=0.0)[0]
+            raise ConfigError(f"config.{name}.{key} is not a key of a phase or its stage; nearest: {near!r}")
+    own = {key: value for key, value in raw.items() if key not in stage}
+    return own | {"train": {key: value for key, value in raw.items() if key in stage}}
+
+
+def build(kind: type, raw: Mapping[str, Any], path: str = "config") -> Any:
+    """Returns the dataclass `kind` made of `raw`, nested ones included.
+
+    A tuple of dataclasses is written as a mapping {name: fields}; its order is kept, and an entry of None
+    is left out (so a config can switch off what it inherits).
+
+    Raises: ConfigError naming the key, what was found, and the nearest valid name.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    for key in raw:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"{path}.{key} is not a key of {kind.__name__}; nearest: {near!r}")
+    required = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING and n not in raw]
+    if required:
+        raise ConfigError(f"{path} lacks {', '.join(required)}")
+    try:
+        return kind(**{key: _convert(hints[key], value, f"{path}.{key}") for key, value in raw.items()})
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _convert(arguments[0], value, path)
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, path)
+    if origin is tuple and dataclasses.is_dataclass(arguments[0]):
+        return tuple(
+            build(arguments[0], _named(arguments[0], name, item), f"{path}.{name}")
+            for name, item in value.items()
+            if item is not None
+        )
+    if origin is tuple:
+        return tuple(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{path} is {value!r}; expected {hint.__name__}")
+    return value
+
+
+def _named(kind: type, name: str, item: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives the entry its mapping key as `name`; an Exam passes it on to its source."""
+    item = dict(item)
+    if kind is Exam:
+        return item | {"source": {"name": name, "kind": "exam", **item.get("source", {})}}
+    return {"name": name, **item}

@@ -70,7 +70,7 @@ class Run:
         self.corpora.refuse_leaks(recipe)
         for phase in recipe.in_force:
             self._check_upstream_is_known(phase)
-        self._check_stages()
+        self.check_stages()
         print(f"run {self.directory}: {', '.join(phase.name for phase in recipe.in_force)} on {_devices()}")
         with jax.set_mesh(self.mesh):
             for phase in recipe.in_force:
@@ -115,7 +115,7 @@ class Run:
             if name not in names:
                 raise ConfigError(f"{phase.name} starts from {name!r}, which is none of {', '.join(names)}")
 
-    def _check_stages(self) -> None:
+    def check_stages(self) -> None:
         """Builds every stage's batches once, so that data that does not fit is found before any training."""
         tokenizer = open_model(self.recipe.weights).tokenizer
         for phase in self.recipe.in_force:

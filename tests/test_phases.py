@@ -5,7 +5,8 @@ import dataclasses
 
 import pytest
 
-from medkor_jax.phases import ConfigError, Exam, Phase, RewardRecipe, make_recipe
+from medkor_jax.config_file import make_recipe
+from medkor_jax.phases import ConfigError, Exam, Phase, RewardRecipe
 
 TEXT = {"kind": "text", "path": "embedded", "language": "en"}
 STAGE = {"steps": 3, "trees": ("lora",), "data": {"text": TEXT}, "groups": {"lora": {"pattern": "lora/.*", "learning_rate": 1}}}

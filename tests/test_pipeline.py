@@ -19,7 +19,8 @@ from medkor_jax.io.checkpoint import digest_tree, save_tree
 from medkor_jax.io.models import open_model, read_ledger, save_base
 from medkor_jax.io.streaming import WeightsError
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
-from medkor_jax.phases import ConfigError, make_recipe
+from medkor_jax.config_file import make_recipe
+from medkor_jax.phases import ConfigError
 from medkor_jax.train.metrics import read_metrics
 
 PHASES = ("phase0", "phase1", "phase2", "phase3")
@@ -356,10 +357,10 @@ def test_a_stage_with_a_reward_is_given_questions_rollouts_and_a_policy(config):
     assert source.kind == "exam" and len(questions) == 6 and questions[0].options
     assert (plan.rollout.group_size, plan.rollout.temperature) == (4, 0.9)
     assert plan.spec.next_token_weight == 0 and (plan.spec.policy.kl_weight, plan.spec.policy.temperature) == (0.1, 0.9)
-    pipeline.check_stages(run)
+    run.check_stages()
     config["phase3"] |= dict(seq_len=32)
     with pytest.raises(BadDataError, match="none fits"):
-        pipeline.check_stages(pipeline.Run(make_recipe(config)))
+        pipeline.Run(make_recipe(config)).check_stages()
     config["phase3"] |= dict(reward=reward | dict(algorithm="rft"), seq_len=128)
     run = pipeline.Run(make_recipe(config))
     plan = run.plan(run.recipe.phases[3], run.recipe.phases[3].train, "train")
