@@ -107,7 +107,9 @@ def open_scorer(model: Model, *, dtype: str, batch_size: int, adapters: bool = T
     mesh = make_mesh(MeshShape(data=1), jax.devices()[:1]) if jax.default_backend() == "cpu" else make_mesh(MeshShape())
     with jax.set_mesh(mesh):
         params = model.load(jnp.dtype(dtype), mesh)
-        yield ModelScorer(params, model.config, model.tokenizer, dtype=jnp.dtype(dtype), mesh=mesh, batch_size=batch_size)
+        yield ModelScorer(
+            params, model.config, model.tokenizer, dtype=jnp.dtype(dtype), mesh=mesh, batch_size=batch_size, route=model.route
+        )
 
 
 def _shown(loaded: Loaded) -> list:

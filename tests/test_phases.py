@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 
 from medkor_jax.config_file import make_recipe
+from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.phases import ConfigError, Exam, Phase, RewardRecipe
 
 TEXT = {"kind": "text", "path": "embedded", "language": "en"}
@@ -111,7 +112,7 @@ def test_a_missing_key_is_named():
         make_recipe({key: value for key, value in CONFIG.items() if key != "weights"})
 
 
-GRPO = {"algorithm": "grpo", "group_size": 4, "max_new_tokens": 32, "answer": 2, "kl_weight": 0.1, "opening": "[", "closing": "]"}
+GRPO = {"algorithm": "grpo", "group_size": 4, "max_new_tokens": 32, "answer": 2, "kl_weight": 0.1}
 EXAM = {"exam": {"kind": "exam", "path": "embedded", "language": "ko"}}
 
 
@@ -124,9 +125,9 @@ def with_reward(**changes):
 
 def test_a_reward_becomes_rollouts_and_a_policy():
     stage = make_recipe(with_reward()).phases[0].train
-    rollout, policy = stage.reward.rollout(), stage.reward.policy()
+    rollout, policy = stage.reward.rollout(ReasoningFormat("[", "]")), stage.reward.policy()
     assert (rollout.algorithm, rollout.group_size, rollout.max_new_tokens) == ("grpo", 4, 32)
-    assert (rollout.reward.answer, rollout.reward.format, rollout.form.opening, rollout.form.closing) == (2.0, 0.2, "[", "]")
+    assert (rollout.reward.answer, rollout.reward.format, rollout.form) == (2.0, 0.2, ReasoningFormat("[", "]"))
     assert (policy.kl_weight, policy.clip_low, policy.clip_high) == (0.1, 0.2, 0.28)
     rft = make_recipe(with_reward(reward=GRPO | {"algorithm": "rft"})).phases[0].train.reward
     assert rft.policy() is None and rft.rollout().algorithm == "rft"
@@ -146,7 +147,6 @@ def test_the_config_spells_out_every_key_of_a_reward():
         (dict(reward=GRPO | {"algorithm": "ppo"}), r"phase0.train.reward.*'ppo'; expected grpo or rft"),
         (dict(reward=GRPO | {"answer": 0.3}), r"Raise answer"),
         (dict(reward=GRPO | {"groupsize": 3}), r"nearest: 'group_size'"),
-        (dict(reward=GRPO | {"opening": "]"}), r"two different texts"),
         (dict(reward=GRPO | {"clip_low": 2.0}), r"clip_low"),
         (dict(batch_size=6), r"6 is not a multiple of group_size 4"),
         (dict(seq_len=32), r"seq_len 32 has no room"),

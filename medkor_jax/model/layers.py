@@ -14,6 +14,7 @@ from typing import Any, Callable, Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
@@ -113,8 +114,11 @@ def make_rope(positions: jax.Array, head_dim: int, base: float, scaling: float) 
 
     Source: Su et al. 2021 (arXiv:2104.09864); Chen et al. 2023 (arXiv:2306.15595) for the scaling.
     """
-    inverse = 1.0 / base ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions[..., None].astype(jnp.float32) * (inverse / scaling)
+    # Powers rounded once to float32, as the reference has them: one unit in the last place of a frequency is
+    # 5e-5 rad at position 768, and a text that repeats itself turns that into 1e-2 of a logit.
+    exponents = (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)).astype(np.float64)
+    inverse = np.float32(1) / np.power(np.float64(base), exponents).astype(np.float32)
+    angles = positions[..., None].astype(jnp.float32) * (inverse / np.float32(scaling))
     return Rope(jnp.cos(angles), jnp.sin(angles))
 
 
@@ -123,6 +127,15 @@ def rotate(x: jax.Array, rope: Rope) -> jax.Array:
     left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = rope.cos[:, :, None, :], rope.sin[:, :, None, :]
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Returns x * (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), written as x * sigmoid(2 u).
+
+    XLA's tanh is an approximation on a CPU: through 18 layers this form is 3 times nearer to float64.
+    Source: Hendrycks & Gimpel 2016 (arXiv:1606.08415), the tanh form that Gemma uses.
+    """
+    return x * jax.nn.sigmoid(2 * (2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))
 
 
 class Block(nn.Module):
@@ -177,7 +190,7 @@ class Block(nn.Module):
         v = heads(project(y, "v"))
         x = x + norm(project(attend(q, k, v), "o"), "post_attn_norm")
         y = norm(x, "pre_ffw_norm")
-        y = nn.gelu(project(y, "gate"), approximate=True) * project(y, "up")
+        y = gelu(project(y, "gate")) * project(y, "up")
         return x + norm(project(y, "down"), "post_ffw_norm")
 
 
