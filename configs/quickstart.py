@@ -53,7 +53,7 @@ def get_config(run=pipeline.ALL):
             gate=dict(threshold=0.5, rounds=3),
             remedy=dict(data=text("en"), steps=16, **SHAPE),
         )
-        config.phase2 = phase2.phase(data=text("ko"), steps=6, **held)
+        config.phase2 = phase2.phase(data=text("ko"), steps=6, **(held | dict(gate=gate | dict(threshold=0.8))))
         config.phase3 = phase3.phase(data=text("ko"), steps=16, **held)
         config.phase4a_text = phase4.text(data=text("ko"), steps=4, **held)
         config.phase4b_translation = phase4.translation(data=pairs, translations=held_out, steps=12, **held)
