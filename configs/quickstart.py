@@ -32,6 +32,14 @@ def get_config(run=pipeline.ALL):
     english, korean = (dict(language=code, licence="Apache-2.0", limit=QUESTIONS[code]) for code in ("en", "ko"))
     gate = dict(reading="relative", threshold=0.85)
     held = dict(gate=gate, remedy=dict(data=text("en"), steps=8, **SHAPE), **SHAPE)
+    # All layers at few positions: a step's retention then always holds what the model finally says.
+    gently = dict(lora=dict(learning_rate=5e-4), lang=dict(learning_rate=5e-3))
+    all_layers = dict(layers=0, positions=8)
+    held_late = dict(
+        gate=gate | dict(threshold=0.75),
+        remedy=dict(data=text("en"), steps=8, retention=all_layers, **(SHAPE | dict(groups=GROUPS | gently))),
+        **(SHAPE | dict(groups=GROUPS | gently)),
+    )
     pairs = {"pairs-train": dict(kind="translation", subset="train", **OURS)}
     held_out = {"pairs-test": dict(kind="translation", subset="test", limit=8, **OURS)}
     with config.unlocked():
@@ -57,15 +65,15 @@ def get_config(run=pipeline.ALL):
         config.phase3 = phase3.phase(data=text("ko"), steps=16, **held)
         config.phase4a_text = phase4.text(data=text("ko"), steps=4, **held)
         config.phase4b_translation = phase4.translation(data=pairs, translations=held_out, steps=12, **held)
-        config.phase5a_text = phase5.text(data=text("ko"), steps=3, **held)
-        config.phase5b_translation = phase5.translation(data=pairs, translations=held_out, steps=4, **held)
+        config.phase5a_text = phase5.text(data=text("ko"), steps=2, **held_late)
+        config.phase5b_translation = phase5.translation(data=pairs, translations=held_out, steps=4, **held_late)
         config.phase5c_reasoning = phase5.reasoning(
-            data={"solutions-train": dict(kind="reasoning", language="ko", **OURS)}, steps=24, **(held | dict(seq_len=256))
+            data={"solutions-train": dict(kind="reasoning", language="ko", **OURS)}, steps=24, **(held_late | dict(seq_len=256, groups=GROUPS))
         )
         config.phase5d_exam = phase5.exam(
             data={"exam-train": dict(kind="exam", language="ko", **OURS)},
             steps=2,
             reward=dict(group_size=4, max_new_tokens=160),
-            **(held | dict(batch_size=16, seq_len=256, groups={name: dict(learning_rate=1e-4) for name in GROUPS})),
+            **(held_late | dict(batch_size=16, seq_len=256, groups={name: dict(learning_rate=1e-4) for name in GROUPS})),
         )
     return config
