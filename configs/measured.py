@@ -36,9 +36,11 @@ def get_config(argument="data"):
     }
     with config.unlocked():
         config.exams = {
-            "english": common.exam(f"{data}/kormedmcqa_en/doctor-valid.jsonl", source=dict(language="en", licence="CC BY-NC 2.0")),
+            "english": common.exam(
+                f"{data}/kormedmcqa_en/doctor-valid.jsonl", source=dict(language="en", licence="CC BY-NC 2.0", limit=100)
+            ),
             "korean": common.exam(
-                f"{data}/kormedmcqa/doctor/valid.csv", source=dict(language="ko", licence="CC BY-NC 2.0", limit=64)
+                f"{data}/kormedmcqa/doctor/valid.csv", source=dict(language="ko", licence="CC BY-NC 2.0", limit=32)
             ),
         }
         config.watch = text("korean", "kormedmcqa/doctor/test.csv", "ko", "CC BY-NC 2.0", fields=EXAM_TEXT) | text(
@@ -47,7 +49,7 @@ def get_config(argument="data"):
         gate = dict(reading="non_inferior", threshold=0.97, allow_chance=True)
         on_failure = "continue" if retention else "retain"
         remedy = dict(data=english, steps=6, **SHAPE)
-        config.phase0 = phase0.phase(data=english, steps=16, gate=gate | dict(on_failure="continue"), **SHAPE)
+        config.phase0 = phase0.phase(data=english, steps=12, gate=gate | dict(on_failure="continue"), **SHAPE)
         config.phase1 = phase1.phase(
             candidates=("phase0",),
             gate=dict(on_failure="continue", allow_chance=True),
@@ -55,6 +57,6 @@ def get_config(argument="data"):
         )
         config.phase2 = phase2.phase(data=korean, steps=6, gate=gate | dict(on_failure="continue"), remedy=remedy, **SHAPE)
         config.phase3 = phase3.phase(
-            data=korean | korean_exam, steps=24, gate=gate | dict(on_failure=on_failure, rounds=2), remedy=remedy, **SHAPE
+            data=korean | korean_exam, steps=20, gate=gate | dict(on_failure=on_failure, rounds=2), remedy=remedy, **SHAPE
         )
     return config

@@ -68,7 +68,9 @@ def get_config(run=pipeline.ALL):
         config.phase5a_text = phase5.text(data=text("ko"), steps=2, **held_late)
         config.phase5b_translation = phase5.translation(data=pairs, translations=held_out, steps=4, **held_late)
         config.phase5c_reasoning = phase5.reasoning(
-            data={"solutions-train": dict(kind="reasoning", language="ko", **OURS)}, steps=24, **(held_late | dict(seq_len=256, groups=GROUPS))
+            data={"solutions-train": dict(kind="reasoning", language="ko", **OURS)},
+            steps=20,
+            **(held_late | dict(batch_size=2, seq_len=384, groups=GROUPS)),
         )
         config.phase5d_exam = phase5.exam(
             data={"exam-train": dict(kind="exam", language="ko", **OURS)},
