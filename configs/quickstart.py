@@ -75,7 +75,7 @@ def get_config(run=pipeline.ALL):
         config.phase5d_exam = phase5.exam(
             data={"exam-train": dict(kind="exam", language="ko", **OURS)},
             steps=2,
-            reward=dict(group_size=4, max_new_tokens=160),
+            reward=dict(group_size=4, max_new_tokens=160, max_refills=0),  # a refill of fewer rows compiles anew
             **(held_late | dict(batch_size=16, seq_len=256, groups={name: dict(learning_rate=1e-4) for name in GROUPS})),
         )
     return config
