@@ -1,4 +1,7 @@
-"""Every phase on the embedded Gemma 3 270M and the embedded exam, in minutes on two CPU cores.
+"""The method on the embedded Gemma 3 270M and the embedded exam, in minutes on two CPU cores.
+
+    medkor run --config configs/quickstart.py        # phases 0 to 3
+    medkor run --config configs/quickstart.py:all    # goes on with phases 4 and 5
 
 The texts state the facts of the training and the validation exam; questions, solutions and rewards are about
 training facts only. Facts of the test split are in nothing that is trained on: their texts are what is watched,
@@ -24,7 +27,8 @@ def text(language):
     }
 
 
-def get_config(run=pipeline.ALL):
+def get_config(which=""):
+    run = pipeline.ALL if which == "all" else pipeline.ALL[:4]
     config = pipeline.get_config(run)
     config.run_dir, config.weights = "runs/quickstart", "embedded"
     config.dtype = config.param_dtype = "float32"
@@ -78,4 +82,6 @@ def get_config(run=pipeline.ALL):
             reward=dict(group_size=4, max_new_tokens=160, max_refills=0),  # a refill of fewer rows compiles anew
             **(held_late | dict(batch_size=16, seq_len=256, groups={name: dict(learning_rate=1e-4) for name in GROUPS})),
         )
+        for name in set(pipeline.ALL) - set(run):
+            del config[name]
     return config

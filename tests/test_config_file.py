@@ -28,6 +28,12 @@ def test_every_config_builds_a_recipe(name):
     assert defined == ORDER[: len(defined)]
 
 
+def test_the_quick_start_goes_on_with_the_same_first_phases():
+    first, whole = load_recipe(QUICKSTART), load_recipe(f"{QUICKSTART}:all")
+    assert whole.run == ORDER and whole.run_dir == first.run_dir
+    assert whole.phases[:4] == first.phases
+
+
 def test_the_order_of_the_phases_is_the_one_the_method_names():
     phases = {phase.name: phase for phase in load_recipe(str(CONFIGS / "pipeline.py")).phases}
     assert phases["phase0"].merge and phases["phase0"].train.trees == ("lora",)
