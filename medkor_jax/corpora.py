@@ -102,4 +102,4 @@ def describe_leak(leak: Leak) -> str:
 
 def check_recipe(recipe: Recipe) -> DataReport:
     """Returns what `medkor data check` shows of a recipe's sources, tokens counted with its weights' tokenizer."""
-    return check(uses_of(recipe), open_model(recipe.weights).tokenizer, allowed=recipe.allow_leaks)
+    return check(uses_of(recipe), open_model(recipe.weights).tokenizer, allowed=recipe.allow_leaks, form=recipe.reasoning)

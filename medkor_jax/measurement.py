@@ -99,14 +99,15 @@ class Measurer:
             stored["watch"][name], stored["asked"][f"watch/{name}"] = loss, asked
         for source in phase.translations:
             name, asked = source.name, _digest(source, *how)
+            key = f"translations/{name}"  # pairs and an exam may bear the same name
             if found := self._stored(digest, "translations", name, asked):
-                stored["translations"][name], stored["files"][name] = found["translations"][name], found["files"][name]
+                stored["translations"][name], stored["files"][key] = found["translations"][name], found["files"][key]
             else:
                 translated = self._translate(standing, source)
-                stored["files"][name] = self._write(own / "translations" / f"{name}-{when}.jsonl", translated)
+                stored["files"][key] = self._write(own / "translations" / f"{name}-{when}.jsonl", translated)
                 stored["translations"][name] = translated.summary()
                 print(f"  {when}, {translated.table()}")
-            stored["asked"][f"translations/{name}"] = asked
+            stored["asked"][key] = asked
         write_json(own / f"measured-{when}.json", stored)
         return Measured(reports, stored)
 
@@ -123,10 +124,12 @@ class Measurer:
 
     def _stored(self, digest: str, kind: str, name: str, asked: str) -> dict[str, Any] | None:
         """Returns what was measured of this very model, asked this very thing; None if that was never done."""
+        key = f"{kind}/{name}"
+        file = {"exams": name, "translations": key}.get(kind)
         for path in sorted(self.directory.glob("*/measured-*.json")):
             found = json.loads(path.read_text(encoding="utf-8"))
-            if found["digest"] == digest and found["asked"].get(f"{kind}/{name}") == asked:
-                if kind == "watch" or (self.directory / found["files"][name]).exists():
+            if found["digest"] == digest and found["asked"].get(key) == asked:
+                if file is None or (self.directory / found["files"][file]).exists():
                     return found
         return None
 
