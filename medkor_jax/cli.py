@@ -69,8 +69,10 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print the summary as JSON")
     evaluate.add_argument("--drop-bad", action="store_true")
 
-    verify = _command(commands, "verify", _verify, "compare logits with transformers")
-    verify.add_argument("--weights", required=True, help="embedded, a directory, a .gguf file, or a hub id")
+    verify = _command(commands, "verify", _verify, "compare logits, and greedy text, with transformers")
+    verify.add_argument("--weights", required=True, help="embedded, a directory, a .gguf file, a hub id, or with --export a run")
+    verify.add_argument("--export", default="", metavar="DIR", help="compare with this export of the weights instead of the weights themselves")
+    verify.add_argument("--greedy", type=int, default=0, metavar="N", help="also write N mixed Korean and English continuations: with the cache, by full passes, and in transformers")
     verify.add_argument("--bound", type=float, help="largest logit difference allowed (default 1e-3)")
     verify.add_argument("--json", action="store_true")
 
@@ -168,9 +170,10 @@ def _eval(arguments, _) -> None:
 
 
 def _verify(arguments, _) -> int:
-    from medkor_jax.io import verify
+    from medkor_jax import verification
 
-    result = verify.verify(arguments.weights, verify.BOUND if arguments.bound is None else arguments.bound)
+    bound = verification.BOUND if arguments.bound is None else arguments.bound
+    result = verification.verify(arguments.weights, export=arguments.export, n_greedy=arguments.greedy, bound=bound)
     print(json.dumps(result.to_json()) if arguments.json else result.table())
     return 0 if result.passed else 1
 

@@ -63,7 +63,7 @@ def test_scoring_without_adapters_is_scoring_the_base(tiny_base_dir, tmp_path):
 
     base = open_model(tiny_base_dir)
     with open_scorer(base, dtype="float32", batch_size=2) as scorer:
-        plain, params = scorer.next_logits([[2, 40, 50]], [5, 6]), scorer._params
+        plain, params = scorer.next_logits([[2, 40, 50]], [5, 6]), scorer.params
     matrix = params.base["layers"]["q"]
     lora = {"q": {"a": jnp.ones((*matrix.shape[:-1], 2)) / 9, "b": jnp.ones((matrix.shape[0], 2, matrix.shape[-1]))}}
     adapted = save_model(tmp_path / "phase", params.replace(lora=lora, lora_scale=2.0), base.base)

@@ -110,13 +110,12 @@ class Peer:
 
         import safetensors.torch
 
-        from medkor_jax.io.verify import load_reference
-        from medkor_jax.io.weights import open_weights
+        from medkor_jax.verification import load_reference
 
         target = pathlib.Path(directory)
         partial = target.with_name(f"{target.name}.{os.getpid()}.part")
         partial.mkdir()
-        model = load_reference(open_weights(weights), weights).to(self._dtype)
+        model = load_reference(weights).to(self._dtype)
         # save_pretrained refuses a model that came from GGUF, although it is dequantised
         safetensors.torch.save_model(model, str(partial / "model.safetensors"), metadata={"format": "pt"})
         config = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}

@@ -53,8 +53,8 @@ class Scorer(Protocol):
     def complete(self, prompts: list[list[int]], *, max_new_tokens: int, stop: tuple[str, ...]) -> list[Continuation]:
         """Returns what `generate` does, with the number of tokens and whether the text ended before the limit."""
 
-    def continuation_nats(self, prompts: list[list[int]], continuations: list[list[int]]) -> np.ndarray:
-        """Returns float64 [prompts]: the negative log-likelihood of each continuation's tokens after its prompt."""
+    def continuation_nats(self, prompts: list[list[int]], continuations: list[list[list[int]]]) -> list[np.ndarray]:
+        """Returns for each prompt float64 [its continuations]: the negative log-likelihood of the tokens of each."""
 
 
 class ExamTokenizer(harness.Encoder, Protocol):
@@ -110,10 +110,9 @@ def evaluate(
             logits = scorer.next_logits(prompts, letters[questions[batch[0]].language])
             read = [_read_logits(row, questions[i]) for i, row in zip(batch, logits, strict=True)]
         elif mode == "cloze":
-            rows = [(i, tokenizer.encode(f" {option}")) for i in batch for option in questions[i].options]
-            nats = scorer.continuation_nats([list(requests[i].token_ids) for i, _ in rows], [tokens for _, tokens in rows])
-            ends = np.cumsum([len(questions[i].options) for i in batch])[:-1]
-            read = [_read_logits(-row, questions[i]) for i, row in zip(batch, np.split(nats, ends), strict=True)]
+            options = [[tokenizer.encode(f" {option}") for option in questions[i].options] for i in batch]
+            nats = scorer.continuation_nats(prompts, options)
+            read = [_read_logits(-row, questions[i]) for i, row in zip(batch, nats, strict=True)]
         elif mode == "reason":
             written = scorer.complete(prompts, max_new_tokens=max_new_tokens, stop=())
             read = [_read_reasoned(one, questions[i], form) for i, one in zip(batch, written, strict=True)]

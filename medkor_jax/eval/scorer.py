@@ -4,7 +4,7 @@
     scorer.next_logits(prompts, letter_ids)                     # float32 [prompts, ids]
     scorer.generate(prompts, max_new_tokens=64, stop=(".",))    # list[str]
     scorer.complete(prompts, max_new_tokens=64, stop=())        # list[Continuation]: also whether each ended itself
-    scorer.continuation_nats(prompts, continuations)            # float64 [prompts]
+    scorer.continuation_nats(prompts, continuations)            # for each prompt float64 [its continuations]
 
 Letters need no cache and no vocabulary: one forward pass, and of the head only the rows asked for. Text comes
 from the one decoder. Both go longest first, so that neighbours pad little and what does not fit fails at once.
@@ -14,6 +14,7 @@ Does not build prompts, read answers or add bos.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import math
@@ -30,7 +31,7 @@ from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.decode import LENGTH, Decoder, replicate
 from medkor_jax.model.forward import Inputs, forward, project_logits, spread
 from medkor_jax.model.params import Params, head_table
-from medkor_jax.model.prompts import Prompt, Routing, bucket, pad_prompts
+from medkor_jax.model.prompts import Prompt, Routing, bucket, pad_branches, pad_prompts
 
 ROUTES = ("token", "document")
 _POSITIONS = 32  # whose logits exist at once in `continuation_nats`
@@ -58,12 +59,12 @@ class ModelScorer:
             raise ValueError(f"route is {route!r}, expected one of {', '.join(ROUTES)}")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        self._params, self._config, self._tokenizer, self._mesh = params, config, tokenizer, mesh
+        self.params, self.config, self._tokenizer, self._mesh = params, config, tokenizer, mesh
         self._dtype, self._batch_size, self._is_by_token = jnp.dtype(dtype), batch_size, route == "token"
         by_token = Routing.by_token(tokenizer.languages, config.vocab_size) if self._is_by_token else None
-        self._routing = by_token or Routing.constant(config.vocab_size)
+        self.routing = by_token or Routing.constant(config.vocab_size)
         stop_ids = (tokenizer.eos_id, tokenizer.end_of_turn_id)
-        self._decoder = Decoder(
+        self.decoder = Decoder(
             config,
             dtype=dtype,
             stop_ids=[token for token in stop_ids if token is not None],
@@ -76,8 +77,8 @@ class ModelScorer:
         ids = np.asarray(token_ids, np.int32)
 
         def ask(batch: list[list[int]]) -> list[np.ndarray]:
-            prompt = pad_prompts(batch, self._routing, languages=self._languages(batch))
-            logits = _last_logits(self._params, prompt, ids, config=self._config, dtype=self._dtype)
+            prompt = pad_prompts(batch, self.routing, languages=self.languages_of(batch))
+            logits = _last_logits(self.params, prompt, ids, config=self.config, dtype=self._dtype)
             return list(np.asarray(logits))[: len(batch)]
 
         return np.stack(self._in_batches(prompts, ask))
@@ -90,31 +91,65 @@ class ModelScorer:
         """Returns what `generate` does, with the number of tokens and whether the text ended before the limit."""
 
         def ask(batch: list[list[int]]) -> list[Continuation]:
-            completions = self._decoder.generate(
-                self._params, batch, max_new_tokens=max_new_tokens, stop=stop, languages=self._languages(batch)
+            completions = self.decoder.generate(
+                self.params, batch, max_new_tokens=max_new_tokens, stop=stop, languages=self.languages_of(batch)
             )
             return [Continuation(c.text, len(c.tokens), c.finish != LENGTH) for c in completions]
 
         return self._in_batches(prompts, ask)
 
-    def continuation_nats(self, prompts: list[list[int]], continuations: list[list[int]]) -> np.ndarray:
-        """Returns float64 [prompts]: the negative log-likelihood of each continuation's tokens after its prompt."""
-        if not all(continuations):
-            raise ValueError("every continuation needs at least one token")
-        starts = {i: len(prompt) for i, prompt in enumerate(prompts)}
-        joined = [[*prompt, *continuation] for prompt, continuation in zip(prompts, continuations, strict=True)]
-        numbered = list(enumerate(joined))
+    def continuation_nats(self, prompts: list[list[int]], continuations: list[list[list[int]]]) -> list[np.ndarray]:
+        """Returns for each prompt float64 [its continuations]: the negative log-likelihood of the tokens of each.
 
-        def ask(batch: list[tuple[int, list[int]]]) -> list[float]:
-            rows = [tokens for _, tokens in batch]
-            prompt = pad_prompts(rows, self._routing, languages=self._languages(rows))
-            # only the continuations' positions meet the head: all of the batch in one list, padded to one of few sizes
-            at = [(b, t) for b, (i, tokens) in enumerate(batch) for t in range(starts[i], len(tokens))]
-            b, t = np.array(at + [(0, 1)] * (bucket(max(len(at), 4 * self._batch_size)) - len(at)), np.int32).T
-            nats = np.asarray(_nats_at(self._params, prompt, b, t, config=self._config, dtype=self._dtype), np.float64)
-            return list(np.bincount(b[: len(at)], weights=nats[: len(at)], minlength=len(batch)))
+        A prompt is read once for all its continuations; once a language, where a document has one for all its tokens.
+        """
+        if not all(own and all(own) for own in continuations):
+            raise ValueError("every prompt needs a continuation, and every continuation at least one token")
+        rows: dict[tuple[int, int], list[int]] = collections.defaultdict(list)  # (prompt, language): numbers of continuations
+        for i, (prompt, own) in enumerate(zip(prompts, continuations, strict=True)):
+            for number, language in enumerate(self.languages_of([[*prompt, *tokens] for tokens in own]) or [ENGLISH] * len(own)):
+                rows[i, language].append(number)
+        n_tokens = {key: len(prompts[key[0]]) + sum(len(continuations[key[0]][c]) for c in own) for key, own in rows.items()}
 
-        return np.array(self._in_batches(numbered, ask, length=lambda item: len(item[1])))
+        def ask(batch: list[tuple[int, int]]) -> list[np.ndarray]:
+            asked = [[continuations[i][c] for c in rows[i, language]] for i, language in batch]
+            return self._branch_nats([prompts[i] for i, _ in batch], asked, [language for _, language in batch])
+
+        found = [np.empty(len(own)) for own in continuations]
+        for (i, language), nats in zip(rows, self._in_batches(list(rows), ask, length=n_tokens.__getitem__), strict=True):
+            found[i][rows[i, language]] = nats
+        return found
+
+    def _branch_nats(
+        self, prompts: list[list[int]], continuations: list[list[list[int]]], languages: list[int]
+    ) -> list[np.ndarray]:
+        inputs = pad_branches(prompts, continuations, self.routing, languages=languages)
+        # Only positions that predict a continuation's token meet the head, in one list padded to one of few sizes;
+        # a prompt's last predicts the first token of every continuation.
+        at: list[tuple[int, int]] = []  # row and place of each such position
+        targets: list[list[int]] = []  # what it predicts
+        owners: list[list[tuple[int, int]]] = []  # for which continuation of which row
+        for b, (prompt, own) in enumerate(zip(prompts, continuations)):
+            at, targets = [*at, (b, len(prompt) - 1)], [*targets, [tokens[0] for tokens in own]]
+            owners.append([(b, c) for c in range(len(own))])
+            start = len(prompt)
+            for c, tokens in enumerate(own):
+                at += [(b, start + t) for t in range(len(tokens) - 1)]
+                targets += [[token] for token in tokens[1:]]
+                owners += [[(b, c)]] * (len(tokens) - 1)
+                start += len(tokens)
+        n, most = len(at), max(map(len, continuations))
+        size = bucket(max(n, 4 * self._batch_size))
+        asked = np.zeros((size, most), np.int32)
+        for p, own in enumerate(targets):
+            asked[p, : len(own)] = own
+        places = np.array(at + [(0, 0)] * (size - n), np.int32)
+        nats = np.asarray(_nats_at(self.params, inputs, places, asked, config=self.config, dtype=self._dtype), np.float64)
+        found = [np.zeros(len(own)) for own in continuations]
+        for p, own in enumerate(owners):
+            for column, (b, c) in enumerate(own):
+                found[b][c] += nats[p, column]
+        return found
 
     def _in_batches(self, prompts: list[Any], ask: Callable[[list[Any]], list[Any]], length: Callable[[Any], int] = len) -> list[Any]:
         """Returns the answers in the order of `prompts`, asked longest first under the mesh."""
@@ -129,7 +164,7 @@ class ModelScorer:
                     answers[i] = answer
         return answers
 
-    def _languages(self, batch: list[list[int]]) -> list[int] | None:
+    def languages_of(self, batch: list[list[int]]) -> list[int] | None:
         """Returns one language a prompt for routing by document, None for routing by token."""
         if self._is_by_token:
             return None
@@ -144,27 +179,30 @@ class ModelScorer:
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
 def _last_logits(params: Params, prompt: Prompt, token_ids: jax.Array, *, config: ModelConfig, dtype: Any) -> jax.Array:
     """Returns float32 [B, ids], whole on every device."""
-    hidden, lengths = _read(params, prompt, config, dtype), prompt.lengths
+    hidden, lengths = read_prompts(params, prompt, config, dtype), prompt.lengths
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
     rows = head_table(params.base)[token_ids].astype(dtype)
     return replicate(jnp.einsum("bd,cd->bc", last, rows, preferred_element_type=jnp.float32))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
-def _nats_at(params: Params, prompt: Prompt, b: jax.Array, t: jax.Array, *, config: ModelConfig, dtype: Any) -> jax.Array:
-    """Returns float32 [P]: the negative log-likelihood of token t[p] of row b[p], `_POSITIONS` at a time over the head."""
-    hidden = _read(params, prompt, config, dtype)[b, t - 1]
+def _nats_at(params: Params, inputs: Inputs, at: jax.Array, targets: jax.Array, *, config: ModelConfig, dtype: Any) -> jax.Array:
+    """Returns float32 [P, targets]: the negative log-likelihood of each target after row and place at[p].
+
+    at: [P, 2]; targets: [P, targets]. `_POSITIONS` at a time meet the head.
+    """
+    hidden = forward(params, config, jax.tree.map(spread, inputs), dtype=dtype)[at[:, 0], at[:, 1]]
     fold = lambda x: x.reshape(-1, math.gcd(_POSITIONS, x.shape[0]), *x.shape[1:])  # noqa: E731
 
     def nats(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
         hidden, targets = chunk
         logits = project_logits(params.base, hidden)
-        return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+        return jax.nn.logsumexp(logits, axis=-1, keepdims=True) - jnp.take_along_axis(logits, targets, axis=-1)
 
-    return replicate(jax.lax.map(nats, (fold(hidden), fold(jnp.asarray(prompt.tokens)[b, t]))).reshape(-1))
+    return replicate(jax.lax.map(nats, (fold(hidden), fold(targets))).reshape(targets.shape))
 
 
-def _read(params: Params, prompt: Prompt, config: ModelConfig, dtype: Any) -> jax.Array:
+def read_prompts(params: Params, prompt: Prompt, config: ModelConfig, dtype: Any) -> jax.Array:
     """Returns the final hidden states of padded prompts, [B, T, D]."""
     prompt = jax.tree.map(spread, prompt)
     positions = jnp.broadcast_to(jnp.arange(prompt.tokens.shape[1], dtype=jnp.int32), prompt.tokens.shape)

@@ -17,15 +17,16 @@ CAUSAL_BLOCK = 256  # shorter ones skip more keys, and make products too small t
 _HIDDEN = jnp.finfo(jnp.float32).min
 
 
-def visible(
-    q_positions: jax.Array, k_positions: jax.Array, q_segments: jax.Array, k_segments: jax.Array, window: int | None
-) -> jax.Array:
-    """Returns [B, T, S] bool: same document, not later, and less than `window` back (None: no limit).
+def visible(positions: jax.Array, segments: jax.Array, window: int | None, branches: jax.Array | None = None) -> jax.Array:
+    """Returns [B, T, T] bool: same document, not later, and less than `window` back (None: no limit).
 
-    Positions and segment ids are [B, T] and [B, S]; segment 0 is padding and is seen by padding alone.
+    Positions and segment ids are [B, T]; segment 0 is padding and is seen by padding alone. branches: [B, T],
+    continuations of one document that share what stands before them; each sees itself and branch 0.
     """
-    distance = q_positions[:, :, None] - k_positions[:, None, :]
-    mask = (distance >= 0) & (q_segments[:, :, None] == k_segments[:, None, :])
+    distance = positions[:, :, None] - positions[:, None, :]
+    mask = (distance >= 0) & (segments[:, :, None] == segments[:, None, :])
+    if branches is not None:
+        mask &= (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
     return mask if window is None else mask & (distance < window)
 
 

@@ -33,12 +33,17 @@ BATCH_AXES = ("data", "fsdp")  # mesh axes over which the batch is spread, when 
 
 @struct.dataclass
 class Inputs:
-    """tokens, positions, segments, langs: [B, T] int32. Positions restart in each document; segment 0 is padding."""
+    """tokens, positions, segments, langs: [B, T] int32. Positions restart in each document; segment 0 is padding.
+
+    branches: [B, T] int32 where a document has several continuations, each at the positions after branch 0,
+    which all of them see; None: it has one.
+    """
 
     tokens: jax.Array
     positions: jax.Array
     segments: jax.Array
     langs: jax.Array
+    branches: jax.Array | None = None
 
     @classmethod
     def of(cls, batch: Mapping[str, jax.Array]) -> Inputs:
@@ -59,9 +64,9 @@ class View:
         return jax.tree.map(pick, self.rope_local, self.rope_global), pick(self.mask_local, self.mask_global)
 
 
-def make_view(config: ModelConfig, positions: jax.Array, segments: jax.Array) -> View:
+def make_view(config: ModelConfig, positions: jax.Array, segments: jax.Array, branches: jax.Array | None = None) -> View:
     def mask(window: int | None) -> jax.Array:
-        return attention.visible(positions, positions, segments, segments, window)
+        return attention.visible(positions, segments, window, branches)
 
     return View(
         rope_local=make_rope(positions, config.head_dim, config.rope_base_local, 1.0),
@@ -104,7 +109,7 @@ def forward(
     dropout: on the adapters' inputs (added layers have none); needs `dropout_key`.
     """
     x = embed(params, config, inputs.tokens, inputs.langs, dtype)
-    view = make_view(config, inputs.positions, inputs.segments)
+    view = make_view(config, inputs.positions, inputs.segments, inputs.branches)
 
     def body(x: jax.Array, layer: LayerInputs) -> tuple[jax.Array, None]:
         return run_layer(config, view, layer, x, params.lora_scale, dropout), None

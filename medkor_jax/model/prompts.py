@@ -2,6 +2,7 @@
 
     routing = Routing.by_token(tokenizer.languages, config.vocab_size)
     prompt = pad_prompts([[2, 17, 5], [2, 9]], routing)         # tokens [2, 32], lengths [3, 2]
+    inputs = pad_branches([[2, 17, 5], [2, 9]], [[[4, 4], [8]], [[6]]], routing)     # each prompt read once
 
 Shapes come from two short ladders, so that a long exam compiles a handful of times. Routing is a table walk
 that the device can carry on where the prompt ended.
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 from flax import struct
 
-from medkor_jax.model.forward import batch_ways
+from medkor_jax.model.forward import Inputs, batch_ways
 
 MIN_BUCKET = 32
 
@@ -88,6 +89,30 @@ def pad_prompts(
         tokens[b, : len(row)], lengths[b] = row, len(row)
         langs[b, : len(row)], states[b] = routing.walk(row, 0 if languages is None else languages[b])
     return Prompt(tokens, langs, lengths, states, all_seeds, np.arange(n) < len(prompts))
+
+
+def pad_branches(
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[Sequence[int]]],
+    routing: Routing,
+    *,
+    languages: Sequence[int] | None = None,
+) -> Inputs:
+    """Returns a row a prompt: the prompt as branch 0, then its continuations one after another as branches 1, 2, ...
+
+    Padded as `pad_prompts` does. Each continuation's positions and languages go on where the prompt ended.
+    """
+    lengths = [len(row) + sum(map(len, branches)) for row, branches in zip(prompts, continuations, strict=True)]
+    tokens, positions, segments, langs, branch_ids = np.zeros((5, pad_rows(len(prompts)), bucket(max(lengths))), np.int32)
+    for b, (prompt, branches) in enumerate(zip(prompts, continuations)):
+        state, at = 0 if languages is None else languages[b], 0
+        for number, part in enumerate((prompt, *branches)):
+            here, start = slice(at, at + len(part)), len(prompt) if number else 0
+            tokens[b, here], segments[b, here], branch_ids[b, here] = part, 1, number
+            positions[b, here] = np.arange(start, start + len(part))
+            langs[b, here], after = routing.walk(part, state)
+            state, at = state if number else after, at + len(part)
+    return Inputs(tokens, positions, segments, langs, branch_ids)
 
 
 def bucket(n: int) -> int:

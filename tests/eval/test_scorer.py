@@ -147,11 +147,11 @@ def test_complete_says_which_texts_ended_by_themselves(params, tokenizer, prompt
 def test_texts_end_at_eos_and_end_of_turn(params, tokenizer):
     """That the decoder heeds them is its own test."""
     scorer = ModelScorer(params, C, tokenizer, dtype=jnp.float32, batch_size=2)
-    assert scorer._decoder.settings.stop_ids == (tokenizer.eos_id, tokenizer.end_of_turn_id)
+    assert scorer.decoder.settings.stop_ids == (tokenizer.eos_id, tokenizer.end_of_turn_id)
     tokenizer_without = copy.copy(tokenizer)
     tokenizer_without.end_of_turn_id = None
     scorer = ModelScorer(params, C, tokenizer_without, dtype=jnp.float32, batch_size=2)
-    assert scorer._decoder.settings.stop_ids == (tokenizer.eos_id,)
+    assert scorer.decoder.settings.stop_ids == (tokenizer.eos_id,)
 
 
 def test_four_devices_equal_one(params, tokenizer, prompts):
@@ -176,17 +176,19 @@ def test_letters_of_an_exam_are_the_best_of_their_logits(params, tokenizer, make
 
 @pytest.mark.parametrize("how", ["token", "document"])
 def test_continuation_nats_are_those_of_each_row_alone(params, tokenizer, prompts, how):
-    """More continuations than one batch, of different lengths, after prompts of different lengths."""
+    """More prompts than one batch, continuations of different lengths and languages side by side."""
     scorer = ModelScorer(params, C, tokenizer, dtype=jnp.float32, batch_size=4, route=how)
-    continuations = [tokenizer.encode(text) for text in ("x", " B", "가나다", "뷁 ok", "long one" * 6, ".")]
+    texts = ("x", " B", "가나다", "뷁 ok", "long one" * 6, ".")
+    continuations = [[tokenizer.encode(text) for text in texts[i:]] for i in range(len(prompts))]
     found = scorer.continuation_nats(prompts, continuations)
-    for prompt_ids, continuation, nats in zip(prompts, continuations, found):
-        ids = [*prompt_ids, *continuation]
-        logits = jax.nn.log_softmax(reference_logits(params, ids, route(tokenizer, ids, how)))
-        expected = -sum(logits[t - 1, ids[t]] for t in range(len(prompt_ids), len(ids)))
-        assert nats == pytest.approx(float(expected), rel=1e-5)
+    for prompt_ids, own, nats in zip(prompts, continuations, found, strict=True):
+        for continuation, one in zip(own, nats, strict=True):
+            ids = [*prompt_ids, *continuation]
+            logits = jax.nn.log_softmax(reference_logits(params, ids, route(tokenizer, ids, how)))
+            expected = -sum(logits[t - 1, ids[t]] for t in range(len(prompt_ids), len(ids)))
+            assert one == pytest.approx(float(expected), rel=1e-5)
     with pytest.raises(ValueError, match="at least one token"):
-        scorer.continuation_nats(prompts[:1], [[]])
+        scorer.continuation_nats(prompts[:1], [[[5], []]])
 
 
 def test_cloze_takes_the_likeliest_option_without_showing_any(params, tokenizer, make_question):
@@ -199,7 +201,7 @@ def test_cloze_takes_the_likeliest_option_without_showing_any(params, tokenizer,
     for question, answer in zip(questions, report.answers):
         before = [tokenizer.bos_id, *tokenizer.encode(cloze_prompt(question))]
         after = [tokenizer.encode(f" {option}") for option in question.options]
-        nats = scorer.continuation_nats([before] * len(after), after)
+        (nats,) = scorer.continuation_nats([before], [after])
         assert answer.predicted == LETTERS[int(nats.argmin())]
         np.testing.assert_allclose(answer.probabilities, np.exp(-nats) / np.exp(-nats).sum(), rtol=1e-4)
         chosen.append(answer.predicted)

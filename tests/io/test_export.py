@@ -15,11 +15,11 @@ from medkor_jax.io.export import ExportError, export_hf
 from medkor_jax.io.files import write_json
 from medkor_jax.io.hf import LAYER_NAMES, read_safetensors_header
 from medkor_jax.io.models import open_model, save_base, save_model
-from medkor_jax.io.verify import verify
 from medkor_jax.model.decode import Decoder
 from medkor_jax.model.forward import Inputs, forward, project_logits
 from medkor_jax.model.params import Params
 from medkor_jax.model.prompts import Routing
+from medkor_jax.verification import verify
 
 TEXTS = [
     "58세 남자가 쥐어짜는 듯한 가슴통증으로 병원에 왔다. 가장 가능성이 높은 진단은?\nA. 협심증\nB. 위염\n정답:",
@@ -272,12 +272,32 @@ def test_one_tensor_at_a_time_is_alive(whole, tmp_path, monkeypatch):
 
 
 def test_verify_and_our_own_loader_take_the_export(whole, exported):
-    result = verify(str(exported))
-    assert result.passed and len(result.comparisons) == 4
+    for weights, export in ((exported, ""), (whole.directory, str(exported))):
+        result = verify(str(weights), export=export)
+        assert result.passed and len(result.comparisons) == 4
+    with pytest.raises(ValueError, match="give --export"):
+        verify(str(whole.directory))
     back = open_model(exported)
     assert not back.config.tied_head and back.config.n_layers == 10
     ids = encode(whole, TEXTS[0])
     np.testing.assert_allclose(our_logits(back, ids), our_logits(whole, ids), atol=2e-4, rtol=0)
+
+
+def test_verify_writes_the_same_greedy_text_with_the_cache_by_full_passes_and_in_transformers(save, tmp_path):
+    # No language embeddings: this vocabulary spells signs of the questions in bytes, whose fold is not exact.
+    model = save(lora=True, front=1, back=1)
+    export_hf(model, tmp_path / "out")
+    result = verify(str(model.directory), export=str(tmp_path / "out"), n_greedy=18)
+    assert result.passed and [g.n_prompts for g in result.greedy] == [18, 18]
+    assert all(g.n_same == 18 and g.regret == 0 for g in result.greedy)
+
+
+def test_verify_fails_on_greedy_text_of_other_weights(save, tmp_path):
+    model, other = save(lora=True, front=1), save(front=1)
+    export_hf(other, tmp_path / "out")
+    result = verify(str(model.directory), export=str(tmp_path / "out"), n_greedy=2)
+    cached, reference = result.greedy
+    assert not result.passed and cached.regret == 0 and reference.regret > 2 * result.bound
 
 
 def test_an_export_can_be_exported_again(exported, tmp_path):

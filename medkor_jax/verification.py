@@ -1,0 +1,255 @@
+"""Do these weights give the logits that `transformers` gives, and the same greedy text?
+
+    result = verify("embedded")                                                # needs torch and transformers
+    result = verify("runs/quickstart", export="medkor-hf", n_greedy=200)       # a run against its own export
+    print(result.table())
+
+Fixed Korean and English prompts, one of them longer than the sliding window, float32. A run's adapters have no
+counterpart in transformers until exported, so a run is compared with its export, to transformers or to PEFT.
+Greedy text is compared three ways: written with the cache, by full passes over what was written, and by the
+reference. Where two ways part, what counts is how far below the best logit the token taken was: its regret.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medkor_jax.data.embedded import asking
+from medkor_jax.data.exams import prompt as exam_prompt
+from medkor_jax.data.tokenizer import Tokenizer
+from medkor_jax.eval.scorer import ModelScorer, read_prompts
+from medkor_jax.evaluation import open_scorer
+from medkor_jax.io.embedded_model import embedded_gguf
+from medkor_jax.io.hf import download
+from medkor_jax.io.models import Model, open_model
+from medkor_jax.model.config import ModelConfig
+from medkor_jax.model.forward import project_logits
+from medkor_jax.model.params import Params
+from medkor_jax.model.prompts import Prompt, pad_prompts
+
+BOUND = 1e-3
+"""Largest logit difference allowed, where logits are about 40 in size; two logits may each be off by it in a regret."""
+
+PROMPTS = {
+    "english": "A 58-year-old man has crushing chest pain. The most likely diagnosis is",
+    "korean": "58세 남자가 쥐어짜는 듯한 가슴통증으로 병원에 왔다. 가장 가능성이 높은 진단은",
+    "mixed": "항문열창(anal fissure)의 치료로 옳은 것은?\nA. 수술\nB. 좌욕\n정답：",
+}
+LONG = "The patient was given aspirin. 환자는 아스피린을 복용하였다. "
+COMPARED_POSITIONS = 64  # at the end of each prompt: logits of every position of a long prompt would not fit
+NEW_TOKENS = 16  # of each greedy continuation
+_BATCH = 16
+_LONG_EVERY = 20  # one greedy prompt in so many is longer than the window
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    prompt: str
+    n_tokens: int
+    largest_difference: float
+    logit_scale: float  # largest absolute logit of the reference
+    same_top_share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Greedy:
+    """n_same: prompts whose whole continuation is that of our cache; regret: the largest where they part, in logits."""
+
+    against: str
+    n_prompts: int
+    n_same: int
+    regret: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    weights: str
+    comparisons: tuple[Comparison, ...]
+    greedy: tuple[Greedy, ...]
+    bound: float
+    reference: str
+
+    @property
+    def passed(self) -> bool:
+        return all(c.largest_difference <= self.bound for c in self.comparisons) and all(
+            g.regret <= 2 * self.bound for g in self.greedy
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "passed": self.passed}
+
+    def table(self) -> str:
+        lines = [f"{self.weights} against {self.reference}, float32, last {COMPARED_POSITIONS} positions of each prompt:"]
+        lines += [
+            f"  {c.prompt:<10} {c.n_tokens:>5} tokens   largest difference {c.largest_difference:.2e}"
+            f"   (logits up to {c.logit_scale:.1f})   same best token {c.same_top_share:.1%}"
+            for c in self.comparisons
+        ]
+        lines += [
+            f"  greedy, cache against {g.against}: {g.n_same} of {g.n_prompts} continuations of {NEW_TOKENS} tokens are the same"
+            + ("" if g.n_same == g.n_prompts else f"; where they part, the two logits are {g.regret:.1e} apart")
+            for g in self.greedy
+        ]
+        return "\n".join([*lines, f"{'PASSED' if self.passed else 'FAILED'}: the bound is {self.bound:g}"])
+
+
+def verify(name: str, *, export: str = "", n_greedy: int = 0, bound: float = BOUND) -> Verification:
+    """Returns the comparison of `name` loaded here with `export`, or itself, loaded in transformers.
+
+    n_greedy: prompts to continue greedily, Korean and English in turn.
+
+    Raises: ModuleNotFoundError, with what to install, without torch; WeightsError if `name` cannot be opened;
+    ValueError for random weights, which no reference has, and for a run with adapters without an export of it.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise ModuleNotFoundError("verify compares with transformers and needs torch: pip install 'medkor-jax[test]'") from error
+    if name.startswith("random:"):
+        raise ValueError(f"{name} exists only here; verify needs a checkpoint that transformers can load too")
+    model = open_model(name)
+    if model.adapters_digest and not export:
+        raise ValueError(f"{name} has adapters, which transformers cannot load; medkor export it, then give --export DIR")
+    reference = load_reference(export or name).eval()
+    with open_scorer(model, dtype="float32", batch_size=_BATCH) as scorer, jax.default_matmul_precision("highest"), torch.inference_mode():
+        comparisons = [
+            _compare(prompt, ids, our_logits(scorer, ids), reference) for prompt, ids in tokenize_prompts(model).items()
+        ]
+        greedy = _compare_greedy(scorer, model, reference, n_greedy) if n_greedy else ()
+    against = f"{export} in " if export else ""
+    return Verification(name, tuple(comparisons), greedy, bound, f"{against}transformers {transformers.__version__}")
+
+
+def _compare(prompt: str, ids: list[int], ours: np.ndarray, reference: Any) -> Comparison:
+    import torch
+
+    theirs = reference(input_ids=torch.tensor([ids]), logits_to_keep=COMPARED_POSITIONS).logits[0].float().numpy()
+    theirs = theirs[:, : ours.shape[1]]
+    same = np.argmax(ours, -1) == np.argmax(theirs, -1)
+    return Comparison(prompt, len(ids), float(np.abs(ours - theirs).max()), float(np.abs(theirs).max()), float(same.mean()))
+
+
+def tokenize_prompts(model: Model) -> dict[str, list[int]]:
+    """Returns the prompts' ids, bos first, with one prompt longer than the window by half a window."""
+    tokenizer = model.tokenizer
+    prompts = {name: [tokenizer.bos_id, *tokenizer.encode(text)] for name, text in PROMPTS.items()}
+    return prompts | {"long": _long_prompt(tokenizer, model.config)}
+
+
+def _long_prompt(tokenizer: Tokenizer, config: ModelConfig) -> list[int]:
+    piece = tokenizer.encode(LONG)
+    wanted = min(config.sliding_window * 3 // 2, config.max_positions - NEW_TOKENS)
+    return [tokenizer.bos_id, *(piece * (wanted // len(piece) + 1))][:wanted]
+
+
+def our_logits(scorer: ModelScorer, ids: list[int]) -> np.ndarray:
+    """Returns float32 [positions, V] of the last positions."""
+    prompt = pad_prompts([ids], scorer.routing, languages=scorer.languages_of([ids]))
+    places = np.arange(max(len(ids) - COMPARED_POSITIONS, 0), len(ids))[None]
+    return np.asarray(_logits_at(scorer.params, prompt, places, config=scorer.config))[0]
+
+
+def _compare_greedy(scorer: ModelScorer, model: Model, reference: Any, n: int) -> tuple[Greedy, Greedy]:
+    prompts = greedy_prompts(model, n)
+    n_same, regret = np.zeros(2, int), np.zeros(2)
+    for at in range(0, n, _BATCH):
+        batch = prompts[at : at + _BATCH]
+        completions = scorer.decoder.generate(
+            scorer.params, batch, max_new_tokens=NEW_TOKENS, languages=scorer.languages_of(batch)
+        )
+        ours = [list(completion.tokens) for completion in completions]
+        theirs = _reference_greedy(reference, batch)
+        regrets = _regrets(scorer, batch, ours, theirs)  # [batch, 2]
+        n_same += [np.sum(regrets[:, 0] == 0), sum(own == their[: len(own)] for own, their in zip(ours, theirs))]
+        regret = np.maximum(regret, regrets.max(axis=0))
+    ways = ("full passes", "the reference's generate")
+    return tuple(Greedy(way, n, int(same), float(most)) for way, same, most in zip(ways, n_same, regret))
+
+
+def greedy_prompts(model: Model, n: int) -> list[list[int]]:
+    """Returns the ids of n prompts: exam questions, Korean and English in turn, some longer than the window.
+
+    Raises: ValueError if there are not that many questions.
+    """
+    tokenizer = model.tokenizer
+    korean, english = ([q for split in ("train", "valid", "test") for q in asking.questions(split, code)] for code in ("ko", "en"))
+    questions = [question for pair in zip(korean, english) for question in pair]
+    if n > len(questions):
+        raise ValueError(f"{n} greedy prompts are asked for; there are {len(questions)} questions to make them of")
+    prompts = [tokenizer.encode(exam_prompt(question)) for question in questions[:n]]
+    long = _long_prompt(tokenizer, model.config)
+    return [
+        [*long[: -len(ids)], *ids] if number % _LONG_EVERY == 0 else [tokenizer.bos_id, *ids] for number, ids in enumerate(prompts)
+    ]
+
+
+def _reference_greedy(reference: Any, batch: list[list[int]]) -> list[list[int]]:
+    import torch
+
+    width = max(map(len, batch))
+    padded = lambda fill, kept: torch.tensor([[fill] * (width - len(row)) + kept(row) for row in batch])  # noqa: E731
+    reference.generation_config.eos_token_id = None  # it is cut where ours ends
+    tokens = reference.generate(
+        input_ids=padded(0, list), attention_mask=padded(0, lambda row: [1] * len(row)), do_sample=False, pad_token_id=0,
+        max_new_tokens=NEW_TOKENS, top_k=None, top_p=None,
+    )  # fmt: skip
+    return tokens[:, width:].tolist()
+
+
+def _regrets(scorer: ModelScorer, batch: list[list[int]], ours: list[list[int]], theirs: list[list[int]]) -> np.ndarray:
+    """Returns [batch, 2]: how far below the best logit of a full pass our tokens, and theirs where they first part, lie."""
+    rows = [[*prompt, *tokens] for prompt, tokens in zip(batch, ours)]
+    padded = pad_prompts(rows, scorer.routing, languages=scorer.languages_of(rows))
+    places = np.zeros((len(padded.lengths), NEW_TOKENS), np.int32)
+    for b, (prompt, own) in enumerate(zip(batch, ours)):
+        places[b, : len(own)] = range(len(prompt) - 1, len(prompt) - 1 + len(own))
+    regrets = np.zeros((len(batch), 2))
+    found = np.asarray(_logits_at(scorer.params, padded, places, config=scorer.config))
+    for b, logits in enumerate(found[: len(batch)]):
+        for way, tokens in enumerate((ours[b], theirs[b])):
+            parted = next((t for t, own in enumerate(ours[b]) if tokens[t] != own), len(ours[b]) - 1)
+            taken = logits[np.arange(parted + 1), tokens[: parted + 1]]
+            regrets[b, way] = (logits[: parted + 1].max(-1) - taken).max()
+    return regrets
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _logits_at(params: Params, prompt: Prompt, places: jax.Array, *, config: ModelConfig) -> jax.Array:
+    """Returns float32 [B, P, V]: the logits of one full pass at places [B, P]."""
+    hidden = read_prompts(params, prompt, config, jnp.float32)
+    return project_logits(params.base, jnp.take_along_axis(hidden, places[..., None], axis=1))
+
+
+def load_reference(name: str) -> Any:
+    """Returns a checkpoint, or an exported PEFT adapter on its base, as a transformers model in float32."""
+    import torch
+    import transformers
+
+    path = pathlib.Path(name).expanduser()
+    if name == "embedded":
+        path = embedded_gguf()[0]
+    elif not path.exists():
+        path = download(name)
+    if path.is_dir() and (found := sorted(path.glob("*.gguf"))) and not any(path.glob("*.safetensors")):
+        path = found[0]
+    common = {"dtype": torch.float32}
+    if path.is_file():
+        return transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **common)
+    if (path / "adapter_config.json").is_file():
+        import peft
+
+        base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        return peft.PeftModel.from_pretrained(load_reference(base), str(path))
+    architectures = transformers.AutoConfig.from_pretrained(path).architectures or [""]
+    is_multimodal = architectures[0].endswith("ForConditionalGeneration")
+    kind = transformers.AutoModelForImageTextToText if is_multimodal else transformers.AutoModelForCausalLM
+    return kind.from_pretrained(path, use_safetensors=True, **common)
