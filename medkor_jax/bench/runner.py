@@ -52,6 +52,7 @@ class Settings:
     new_tokens: int = 64
     peer_text_rows: int = 1  # documents the peer takes at once: its fastest of 1, 4 and all, tried on two cores
     peer_exam_rows: int = 8
+    our_exam_rows: tuple[int, int] = (8, 256)  # rows and tokens a row of the packed questions: our fastest of 512, 256 and 128
 
 
 class Bench:
@@ -79,9 +80,10 @@ class Bench:
 
     def exam(self) -> list[Row]:
         s, tokenizer, vocab = self.settings, self.weights.tokenizer, self.weights.config.vocab_size
-        chosen = documents.exam_questions(tokenizer, vocab, batch_size=s.batch_size, seq_len=s.seq_len, exam=s.exam)
-        self.notes.append(f"exam: {len(chosen)} questions a step")
-        return self._train("exam", chosen, s.peer_exam_rows, at_least=2.0)
+        rows, length = s.our_exam_rows
+        chosen = documents.exam_questions(tokenizer, vocab, batch_size=rows, seq_len=length, exam=s.exam)
+        self.notes.append(f"exam: {len(chosen)} questions a step, ours packed into {rows} rows of {length} tokens")
+        return self._train("exam", chosen, s.peer_exam_rows, at_least=2.0, batch_size=rows, seq_len=length)
 
     def retention(self) -> list[Row]:
         s = self.settings
@@ -140,14 +142,17 @@ class Bench:
                 rows.append(self._peaks(f"decode, batch {batch}", sides, at_most=None))
         return rows
 
-    def _train(self, case: str, batch: list[documents.Document], peer_rows: int, *, at_least: float) -> list[Row]:
-        s = self.settings
-        note = f"{case}: {documents.n_tokens(batch):,} tokens a step; ours in {s.batch_size * s.seq_len:,} places"
+    def _train(
+        self, case: str, batch: list[documents.Document], peer_rows: int, *, at_least: float, **shape: int
+    ) -> list[Row]:
+        settings = self._training() | shape
+        places = settings["batch_size"] * settings["seq_len"]
+        note = f"{case}: {documents.n_tokens(batch):,} tokens a step; ours in {places:,} places"
         with contextlib.ExitStack() as stack:
             sides = self._both(stack)
             for side in sides:
                 own = {"rows_at_once": peer_rows} if side.side == "peer" else {}
-                prepared = side.call("prepare_training", documents=batch, **self._training(), **own)
+                prepared = side.call("prepare_training", documents=batch, **settings, **own)
                 if side.side == "peer":
                     note += f", the peer in {prepared['slots']:,}, {peer_rows} documents at once"
             self.notes.append(note)

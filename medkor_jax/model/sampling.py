@@ -40,7 +40,7 @@ class Sampling:
 def choose_tokens(logits: jax.Array, sampling: Sampling, seeds: jax.Array, step: jax.Array) -> jax.Array:
     """Returns [B] int32. logits: [B, V] float32; seeds: [B] uint32; step: [] int32, tokens drawn before this one."""
     if sampling.temperature == 0.0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return _argmax(logits)
     kept = restrict(logits, sampling)
     keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(seeds)
     return jax.vmap(_draw)(keys, kept)
@@ -80,9 +80,26 @@ def _keep_best(logits: jax.Array, weights: jax.Array, goal: float) -> jax.Array:
     return jnp.where(ranks >= low, logits, -jnp.inf)
 
 
+def _argmax(logits: jax.Array) -> jax.Array:
+    """Returns the first best token of logits [B, V], [B] int32: the first best block, then the first best within it.
+
+    XLA on a CPU looks for an index one element at a time, for a maximum many at a time: 7 ms and 1 for 16 rows.
+    """
+    blocks = _blocks(logits)
+    block = jnp.argmax(blocks.max(axis=-1), axis=-1)
+    within = jnp.argmax(jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0], axis=-1)
+    return (block * _BLOCK + within).astype(jnp.int32)
+
+
+def _blocks(logits: jax.Array) -> jax.Array:
+    """[..., V] -> [..., blocks, _BLOCK], the last one filled with what is never taken."""
+    spare = [(0, 0)] * (logits.ndim - 1) + [(0, -logits.shape[-1] % _BLOCK)]
+    return jnp.pad(logits, spare, constant_values=-jnp.inf).reshape(*logits.shape[:-1], -1, _BLOCK)
+
+
 def _draw(key: jax.Array, logits: jax.Array) -> jax.Array:
     """Returns a token drawn from softmax(logits [V]): its block by the block's mass, then itself within the block."""
-    blocks = jnp.pad(logits, (0, -logits.shape[0] % _BLOCK), constant_values=-jnp.inf).reshape(-1, _BLOCK)
+    blocks = _blocks(logits)
     outer, inner = jax.random.split(key)
     block = jax.random.categorical(outer, jax.nn.logsumexp(blocks, axis=-1))
     return (block * _BLOCK + jax.random.categorical(inner, blocks[block])).astype(jnp.int32)
