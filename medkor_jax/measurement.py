@@ -98,7 +98,7 @@ class Measurer:
                 print(f"  {when}, {name}: {loss['nats']:.3f} nats a token over {loss['tokens']:.0f} tokens")
             stored["watch"][name], stored["asked"][f"watch/{name}"] = loss, asked
         for source in phase.translations:
-            name, asked = source.name, _digest(source, *how)
+            name, asked = source.name, _digest(source, recipe.max_translation_tokens, *how)
             key = f"translations/{name}"  # pairs and an exam may bear the same name
             if found := self._stored(digest, "translations", name, asked):
                 stored["translations"][name], stored["files"][key] = found["translations"][name], found["files"][key]
@@ -154,7 +154,7 @@ class Measurer:
     def _translate(self, standing: Standing, source: Source) -> TranslationReport:
         return evaluate_translation(
             self._scorer(standing, _TRANSLATION_BATCH), standing.tokenizer, self.corpora.pairs(source), source=source.name,
-            split=source.subset or source.split, batch_size=_TRANSLATION_BATCH,
+            split=source.subset or source.split, batch_size=_TRANSLATION_BATCH, max_new_tokens=self.recipe.max_translation_tokens,
         )  # fmt: skip
 
 

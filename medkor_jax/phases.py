@@ -257,6 +257,7 @@ class Recipe:
 
     exams, watch: measured before and after every phase; a gate is judged by one of the exams. watch holds
     texts that nothing trains on; the loss is taken over the first `watch_tokens` tokens of each (0: all).
+    max_translation_tokens: the longest translation written of a held-out pair.
     chunk: positions whose logits exist at once. allow_leaks: leaks the user knows of, by their printed key.
     """
 
@@ -267,6 +268,7 @@ class Recipe:
     exams: tuple[Exam, ...]
     watch: tuple[Source, ...] = ()
     watch_tokens: int = 65536
+    max_translation_tokens: int = 256
     dtype: str = "bfloat16"
     param_dtype: str = "bfloat16"
     remat: bool = True

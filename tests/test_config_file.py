@@ -29,9 +29,11 @@ def test_every_config_builds_a_recipe(name):
 
 
 def test_the_quick_start_goes_on_with_the_same_first_phases():
-    first, whole = load_recipe(QUICKSTART), load_recipe(f"{QUICKSTART}:all")
+    first, whole = load_recipe(f"{QUICKSTART}:phase3"), load_recipe(QUICKSTART)
     assert whole.run == ORDER and whole.run_dir == first.run_dir
     assert whole.phases[:4] == first.phases
+    with pytest.raises(ConfigError, match="'phase9' is no phase to run up to; the phases are phase0"):
+        load_recipe(f"{QUICKSTART}:phase9")
 
 
 def test_the_order_of_the_phases_is_the_one_the_method_names():

@@ -87,12 +87,18 @@ class Decoder:
         decode: Callable[[Sequence[int]], str] | None = None,
         routing: Routing | None = None,
         check_every: int = 8,
+        room: int = 256,
     ) -> None:
-        """decode: token ids to text without control tokens. routing: None for one language a row, given with each call."""
+        """decode: token ids to text without control tokens. routing: None for one language a row, given with each call.
+
+        check_every: tokens between two looks of the host. room: new tokens a row that the cache has room for at first.
+        """
         if check_every < 1:
             raise ValueError(f"check_every is {check_every}; it must be at least 1 token")
+        if room < 1:
+            raise ValueError(f"room is {room}; the cache needs some for at least 1 new token")
         self.settings = Settings(config, jnp.dtype(dtype), sampling, tuple(stop_ids), check_every)
-        self._decode = decode
+        self._decode, self._room = decode, room
         self._is_constant = routing is None
         self._routing = Routing.constant(config.vocab_size) if routing is None else routing
 
@@ -118,9 +124,9 @@ class Decoder:
         settings, config = self.settings, self.settings.config
         longest = max(map(len, prompts))
         prompt = pad_prompts(prompts, self._routing, seeds=seeds, languages=languages)
-        # Most rows stop early, so the cache starts small and grows, rather than being read whole at every step.
-        # Whoever watches would wait at every growth, which compiles.
-        room = max_new_tokens if on_text else min(max_new_tokens, 4 * settings.check_every)
+        # Rows may stop early, so a long cache starts smaller and grows, rather than being read whole at every step.
+        # Every growth compiles: a short answer is not worth one, and whoever watches would wait for it.
+        room = max_new_tokens if on_text else min(max_new_tokens, self._room)
         size = bucket(prompt.tokens.shape[1] + room)
         state, tokens = _start(params, prompt, self._routing, settings=settings, size=size)
         rows = [_Row(self._decode, stop, settings.stop_ids) for _ in prompts]

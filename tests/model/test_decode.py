@@ -18,6 +18,7 @@ from medkor_jax.model.sampling import Sampling, choose_tokens, restrict
 from medkor_jax.parallel.mesh import MeshShape, make_mesh, shard_tree
 
 C = preset("tiny")
+ROOM = 32  # new tokens before the cache grows
 NEW = 60  # with the prompts below, every local ring (window 16) goes round several times, and the cache grows
 
 
@@ -38,7 +39,7 @@ def prompts():
 
 @pytest.fixture(scope="module")
 def greedy(params, prompts):
-    return Decoder(C, dtype=jnp.float32).generate(params, prompts, max_new_tokens=NEW)
+    return Decoder(C, dtype=jnp.float32, room=ROOM).generate(params, prompts, max_new_tokens=NEW)
 
 
 @jax.jit
@@ -66,7 +67,7 @@ def test_greedy_tokens_are_those_of_the_full_pass(params, prompts, greedy):
 
 def test_an_expanded_model_decodes_like_its_full_pass(params, prompts, greedy, make_blocks):
     """On one device and on four; fresh identities decode like the model without them."""
-    decoder = Decoder(C, dtype=jnp.float32)
+    decoder = Decoder(C, dtype=jnp.float32, room=ROOM)
     expanded = params.replace(expand=make_blocks(params.base, front=2, back=1))
     found = decoder.generate(expanded, prompts, max_new_tokens=NEW)
     assert min(len(set(c.tokens)) for c in found) > 5 and found != greedy
@@ -118,10 +119,10 @@ def test_cached_logits_equal_the_full_pass(params, prompts, make_blocks, kinds, 
 
 def test_a_row_does_not_depend_on_its_batch(params, prompts, greedy):
     """Alone, the shortest prompt has another length bucket, batch bucket and size of ring."""
-    assert Decoder(C, dtype=jnp.float32).generate(params, prompts[:1], max_new_tokens=NEW) == greedy[:1]
+    assert Decoder(C, dtype=jnp.float32, room=ROOM).generate(params, prompts[:1], max_new_tokens=NEW) == greedy[:1]
 
 
-SAMPLED = Decoder(C, dtype=jnp.float32, sampling=Sampling(temperature=1.0, top_k=40, top_p=0.95))
+SAMPLED = Decoder(C, dtype=jnp.float32, room=ROOM, sampling=Sampling(temperature=1.0, top_k=40, top_p=0.95))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +146,7 @@ def on_four(params, shape, decoder, *args, **options):
 def test_four_devices_equal_one(params, prompts, greedy, sampled):
     """Six rows on four devices: rows are added until they divide."""
     shape = MeshShape(data=1, fsdp=2, tensor=2)
-    found = on_four(params, shape, Decoder(C, dtype=jnp.float32), prompts, max_new_tokens=20)
+    found = on_four(params, shape, Decoder(C, dtype=jnp.float32, room=ROOM), prompts, max_new_tokens=20)
     assert [row.tokens for row in found] == [row.tokens[:20] for row in greedy]
     rows = prompts[1:2] + prompts[1:]
     assert on_four(params, MeshShape(data=4), SAMPLED, rows, max_new_tokens=20, seeds=[7, 8, 9, 10, 11, 7]) == sampled
@@ -165,7 +166,7 @@ class _Automaton:
 def test_generated_tokens_get_their_language_from_the_automaton(params, prompts, greedy):
     automaton = _Automaton(_CLASSES[:500], np.array([[0, 1, 0], [0, 1, 0]]), np.array([[0, 0, 0], [0, 0, 1]]))
     routing = Routing.by_token(automaton, C.vocab_size)
-    found = Decoder(C, dtype=jnp.float32, routing=routing).generate(params, prompts, max_new_tokens=NEW)
+    found = Decoder(C, dtype=jnp.float32, room=ROOM, routing=routing).generate(params, prompts, max_new_tokens=NEW)
     langs = np.concatenate([routing.walk(c.tokens, 0)[0] for c in found])
     assert 0 < langs.mean() < 1 and found != greedy
     assert_greedy(params, prompts, found, routing, None)
@@ -173,14 +174,14 @@ def test_generated_tokens_get_their_language_from_the_automaton(params, prompts,
 
 def test_a_constant_language_is_carried_on(params, prompts, greedy):
     languages = [0, 1, 1, 0, 1, 1]
-    found = Decoder(C, dtype=jnp.float32).generate(params, prompts, max_new_tokens=NEW, languages=languages)
+    found = Decoder(C, dtype=jnp.float32, room=ROOM).generate(params, prompts, max_new_tokens=NEW, languages=languages)
     assert found[0] == greedy[0] and found[1] != greedy[1]
     assert_greedy(params, prompts, found, Routing.constant(C.vocab_size), languages)
 
 
 def test_stop_tokens_end_a_row_and_are_its_last_token(params, prompts, greedy):
     stop_id = greedy[1].tokens[20]
-    found = Decoder(C, dtype=jnp.float32, stop_ids=(stop_id, 511)).generate(params, prompts, max_new_tokens=NEW)
+    found = Decoder(C, dtype=jnp.float32, room=ROOM, stop_ids=(stop_id, 511)).generate(params, prompts, max_new_tokens=NEW)
     for row, whole in zip(found, greedy):
         ends = [i for i, token in enumerate(whole.tokens) if token in (stop_id, 511)]
         assert row.tokens == (whole.tokens[: ends[0] + 1] if ends else whole.tokens)
@@ -197,7 +198,7 @@ def test_stop_strings_are_found_across_tokens_and_cut_off(params, prompts, greed
     text = spell(greedy[2].tokens)
     stop = (text[31:38], "never", text[40:50])  # from inside token 10 to inside token 12
     at = text.find(stop[0])
-    found = Decoder(C, dtype=jnp.float32, decode=spell).generate(params, prompts, max_new_tokens=30, stop=stop)
+    found = Decoder(C, dtype=jnp.float32, room=ROOM, decode=spell).generate(params, prompts, max_new_tokens=30, stop=stop)
     assert (found[2].text, found[2].finish) == (text[:at], STOP_STRING)
     assert found[2].tokens == greedy[2].tokens[: -(-(at + len(stop[0])) // 3)]
     for row, whole in zip(found[:2], greedy):  # no stop string in them, and a neighbour's end is none of their business
@@ -223,7 +224,7 @@ def test_the_stop_string_that_ends_first_counts():
 
 def test_one_compilation_a_bucket(params):
     config = dataclasses.replace(C, rope_base_local=9_999.0)  # a config of its own: nothing is compiled for it yet
-    decoder = Decoder(config, dtype=jnp.float32, decode=spell)
+    decoder = Decoder(config, dtype=jnp.float32, room=ROOM, decode=spell)
     rng = np.random.default_rng(3)
 
     def compiled_by(lengths, **options):
@@ -309,6 +310,7 @@ def test_draws_follow_the_distribution():
     [
         ("at least one token", {}, {"prompts": [[1], []]}),
         ("at least 1", {}, {"max_new_tokens": 0}),
+        ("room is 0", {"room": 0}, {}),
         ("1024 positions", {}, {"prompts": [[1] * 1000], "max_new_tokens": 25}),
         ("0 to 511", {}, {"prompts": [[512]]}),
         ("decode=tokenizer.decode", {}, {"stop": (".",)}),
@@ -331,7 +333,7 @@ def test_sampling_without_meaning_is_refused(wrong):
 
 def test_text_is_told_while_it_grows(params):
     told = []
-    decoder = Decoder(C, dtype=jnp.float32, decode=lambda ids: "".join(f"{i} " for i in ids), check_every=1)
+    decoder = Decoder(C, dtype=jnp.float32, room=ROOM, decode=lambda ids: "".join(f"{i} " for i in ids), check_every=1)
     (done,) = decoder.generate(params, [[2, 5]], max_new_tokens=4, on_text=lambda texts: told.append(*texts))
     assert len(told) == 4 and told[-1] == done.text
     assert all(later.startswith(earlier) and later != earlier for earlier, later in zip(told, told[1:]))
