@@ -17,7 +17,7 @@ GROUPS = {  # short runs want high rates
     "expand": dict(learning_rate=1e-4),
 }
 SHAPE = dict(batch_size=4, seq_len=128, warmup_steps=3, save_every=50, groups=GROUPS)
-QUESTIONS = {"en": 64, "ko": 40}
+QUESTIONS = {"en": 64, "ko": 32}
 
 
 def text(language):
@@ -34,16 +34,16 @@ def get_config(last=pipeline.ALL[-1]):
     config = pipeline.get_config(run)
     config.run_dir, config.weights = "runs/quickstart", "embedded"
     config.dtype = config.param_dtype = "float32"
-    config.remat, config.log_every, config.watch_tokens, config.max_translation_tokens = False, 4, 900, 64
+    config.remat, config.log_every, config.watch_tokens, config.max_translation_tokens = False, 4, 450, 64
     english, korean = (dict(language=code, licence="Apache-2.0", limit=QUESTIONS[code]) for code in ("en", "ko"))
     gate = dict(reading="relative", threshold=0.85)
     held = dict(gate=gate, remedy=dict(data=text("en"), steps=8, **SHAPE), **SHAPE)
     # All layers at few positions: a step's retention then always holds what the model finally says.
-    gently = dict(lora=dict(learning_rate=5e-4), lang=dict(learning_rate=5e-3))
+    gently = dict(lora=dict(learning_rate=3e-4), lang=dict(learning_rate=2e-3))
     all_layers = dict(layers=0, positions=8)
     held_late = dict(
         gate=gate | dict(threshold=0.75),
-        remedy=dict(data=text("en"), steps=8, retention=all_layers, **(SHAPE | dict(groups=GROUPS | gently))),
+        remedy=dict(data=text("en"), steps=4, retention=all_layers, **(SHAPE | dict(groups=GROUPS | gently))),
         **(SHAPE | dict(groups=GROUPS | gently)),
     )
     pairs = {"pairs-train": dict(kind="translation", subset="train", **OURS)}
@@ -52,9 +52,9 @@ def get_config(last=pipeline.ALL[-1]):
         # A 270M model cannot bind an answer to its letter in minutes; "cloze" asks for the answer's text.
         config.exams = {
             "english": common.exam("embedded", source=english, mode="cloze", batch_size=32),
-            "korean": common.exam("embedded", source=korean, mode="cloze", batch_size=32),
+            "korean": common.exam("embedded", source=korean, mode="cloze", batch_size=32, phases=pipeline.ALL[2:]),
             "korean-reasoned": common.exam(
-                "embedded", source=korean | dict(limit=32), mode="reason", max_new_tokens=160, phases=("phase5d_exam",)
+                "embedded", source=korean | dict(limit=16), mode="reason", max_new_tokens=160, phases=("phase5d_exam",)
             ),
         }
         config.watch = {
@@ -74,9 +74,9 @@ def get_config(last=pipeline.ALL[-1]):
         config.phase5a_text = phase5.text(data=text("ko"), steps=2, **held_late)
         config.phase5b_translation = phase5.translation(data=pairs, translations=held_out, steps=4, **held_late)
         config.phase5c_reasoning = phase5.reasoning(
-            data={"solutions-train": dict(kind="reasoning", language="ko", **OURS)},
-            steps=20,
-            **(held_late | dict(batch_size=2, seq_len=384, groups=GROUPS)),
+            data={"solutions-train": dict(kind="reasoning", language="ko", **OURS, weight=6.0)} | text("en"),
+            steps=18,
+            **(held_late | dict(batch_size=2, seq_len=384, loss_positions=288, groups=GROUPS | dict(lang=dict(learning_rate=1e-2)))),
         )
         config.phase5d_exam = phase5.exam(
             data={"exam-train": dict(kind="exam", language="ko", **OURS)},

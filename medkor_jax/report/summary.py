@@ -64,9 +64,10 @@ def closing_table(run_dir: pathlib.Path, phases: Sequence[str]) -> str:
         start, end = first["before"]["watch"][name]["nats"], last["after"]["watch"][name]["nats"]
         lines.append(f"  {name} loss {start:.3f} -> {end:.3f} ({'lower' if end < start else 'NOT lower'} than before)")
     for name in last["after"]["exams"]:
-        if name not in first["before"]["exams"]:  # put to later phases only
-            continue
-        lines.append(f"  {name} exam {_score(first['before']['exams'][name])} -> {_score(last['after']['exams'][name], interval=True)}")
+        asked_first = next(s for s in summaries if name in s["before"]["exams"])  # some exams are put to later phases only
+        start = _score(asked_first["before"]["exams"][name])
+        since = "" if asked_first is first else f" (before {asked_first['phase']})"
+        lines.append(f"  {name} exam {start}{since} -> {_score(last['after']['exams'][name], interval=True)}")
     return "\n".join(lines)
 
 
