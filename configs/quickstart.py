@@ -75,7 +75,7 @@ def get_config(last=pipeline.ALL[-1]):
         config.phase5b_translation = phase5.translation(data=pairs, translations=held_out, steps=4, **held_late)
         config.phase5c_reasoning = phase5.reasoning(
             data={"solutions-train": dict(kind="reasoning", language="ko", **OURS, weight=6.0)} | text("en"),
-            steps=18,
+            steps=22,
             **(held_late | dict(batch_size=2, seq_len=384, loss_positions=288, groups=GROUPS | dict(lang=dict(learning_rate=1e-2)))),
         )
         config.phase5d_exam = phase5.exam(

@@ -29,9 +29,10 @@ def get_config(seed="0"):
             ),
         }  # fmt: skip
         config.phase5c_reasoning = phase5.reasoning(
-            after="", data={"solutions-train": dict(kind="reasoning", **english)}, steps=8, **judged,
+            data={"solutions-train": dict(kind="reasoning", **english)}, steps=8, **judged,
             **(quickstart.SHAPE | dict(seq_len=256, batch_size=2)),
         )  # fmt: skip
+        config.phase5c_reasoning["after"] = ""  # from `weights`
         config.phase5d_exam = phase5.exam(
             data={"exam-train": dict(kind="exam", **english)}, steps=10, **judged,
             reward=dict(group_size=4, max_new_tokens=MAX_NEW_TOKENS, max_refills=0),
