@@ -208,11 +208,20 @@ def run(
     machine = describe_machine()
     peer_model, notes = find_peer(weights)
     bench = Bench(settings, open_weights(weights), peer_model)
-    rows = [row for case in cases or CASES for row in CASES[case](bench)]
-    report = Report(dataclasses.asdict(settings), {"machine": machine, **bench.versions}, rows, [*notes, *bench.notes], bench.steps)
-    if out:
-        report.save(out)
-    return report
+    rows: list[Row] = []
+    for case in cases or CASES:
+        try:
+            rows += CASES[case](bench)
+        except (BenchError, WorkerError) as error:
+            raise type(error)(f"{case}: {error}" + (f"\nMeasured before that:\n{_report(bench, machine, notes, rows)}" if rows else "")) from error
+        if out:  # after every case: a later one that fails loses nothing
+            _report(bench, machine, notes, rows).save(out)
+    return _report(bench, machine, notes, rows)
+
+
+def _report(bench: Bench, machine: str, notes: list[str], rows: list[Row]) -> Report:
+    versions = {"machine": machine, **bench.versions}
+    return Report(dataclasses.asdict(bench.settings), versions, list(rows), [*notes, *bench.notes], bench.steps)
 
 
 def find_peer(weights: str) -> tuple[str | None, list[str]]:

@@ -51,6 +51,13 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], t, -1)
 
 
+def n_scores(t: int) -> int:
+    """Returns how many scores `attend` computes for each head of a sequence of t tokens, those it then hides included."""
+    if t > QUERY_BLOCK or t % CAUSAL_BLOCK:
+        return t * t
+    return CAUSAL_BLOCK * sum(range(CAUSAL_BLOCK, t + 1, CAUSAL_BLOCK))
+
+
 @jax.custom_vjp
 def _attend_block(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     return _attend_forward(q, k, v, mask)[0]
