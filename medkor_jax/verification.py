@@ -159,7 +159,7 @@ def our_logits(scorer: ModelScorer, ids: list[int]) -> np.ndarray:
 
 
 def _compare_greedy(scorer: ModelScorer, model: Model, reference: Any, n: int) -> tuple[Greedy, Greedy]:
-    prompts = greedy_prompts(model, n)
+    prompts = sorted(greedy_prompts(model, n), key=len)  # neighbours pad little
     n_same, regret = np.zeros(2, int), np.zeros(2)
     for at in range(0, n, _BATCH):
         batch = prompts[at : at + _BATCH]
