@@ -10,7 +10,7 @@ from configs import common, phase5, quickstart
 
 RUN = ("phase5c_reasoning", "phase5d_exam")
 MAX_NEW_TOKENS = 112
-RATES = dict(lora=dict(learning_rate=3e-4), lang=dict(learning_rate=3e-3), expand=dict(learning_rate=1e-4))
+RATES = dict(lora=dict(learning_rate=5e-4), lang=dict(learning_rate=5e-3), expand=dict(learning_rate=1e-4))
 
 
 def get_config(seed="0"):
@@ -18,7 +18,7 @@ def get_config(seed="0"):
     config.run, config.run_dir, config.seed = RUN, f"runs/rewarded-{seed}", int(seed)
     config.weights = "runs/quickstart/phase5b_translation"
     english = dict(language="en", **quickstart.OURS)
-    judged = dict(exam="reasoned", gate=dict(on_failure="continue", allow_chance=True))
+    judged = dict(exam="reasoned", gate=dict(on_failure="continue", allow_chance=True), remedy=dict(steps=0, data={}))
     with config.unlocked():
         for name in [name for name in config if name.startswith("phase")]:
             del config[name]
@@ -34,7 +34,7 @@ def get_config(seed="0"):
         )  # fmt: skip
         config.phase5c_reasoning["after"] = ""  # from `weights`
         config.phase5d_exam = phase5.exam(
-            data={"exam-train": dict(kind="exam", **english)}, steps=8, **judged,
+            data={"exam-train": dict(kind="exam", **english)}, steps=6, **judged,
             reward=dict(group_size=4, max_new_tokens=MAX_NEW_TOKENS, max_refills=0),
             **(quickstart.SHAPE | dict(seq_len=192, batch_size=16, groups=RATES)),
         )  # fmt: skip
