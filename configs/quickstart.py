@@ -38,14 +38,11 @@ def get_config(last=pipeline.ALL[-1]):
     english, korean = (dict(language=code, licence="Apache-2.0", limit=QUESTIONS[code]) for code in ("en", "ko"))
     gate = dict(reading="relative", threshold=0.85)
     held = dict(gate=gate, remedy=dict(data=text("en"), steps=8, **SHAPE), **SHAPE)
-    # All layers at few positions: a step's retention then always holds what the model finally says.
+    # Late phases go gently; their remedy takes all layers at few positions, so that it always holds what the model finally says.
     gently = dict(lora=dict(learning_rate=3e-4), lang=dict(learning_rate=2e-3))
-    all_layers = dict(layers=0, positions=8)
-    held_late = dict(
-        gate=gate | dict(threshold=0.75),
-        remedy=dict(data=text("en"), steps=4, retention=all_layers, **(SHAPE | dict(groups=GROUPS | gently))),
-        **(SHAPE | dict(groups=GROUPS | gently)),
-    )
+    late = SHAPE | dict(groups=GROUPS | gently)
+    remedy = dict(data=text("en"), steps=4, retention=dict(layers=0, positions=8), **late)
+    held_late = dict(gate=gate | dict(threshold=0.75), remedy=remedy, **late)
     pairs = {"pairs-train": dict(kind="translation", subset="train", **OURS)}
     held_out = {"pairs-test": dict(kind="translation", subset="test", limit=8, **OURS)}
     with config.unlocked():

@@ -8,6 +8,7 @@ Fixed Korean and English prompts, one of them longer than the sliding window, fl
 counterpart in transformers until exported, so a run is compared with its export, to transformers or to PEFT.
 Greedy text is compared three ways: written with the cache, by full passes over what was written, and by the
 reference. Where two ways part, what counts is how far below the best logit the token taken was: its regret.
+The reference answers first and is let go before our weights are loaded: one model is in memory at a time.
 """
 
 from __future__ import annotations
@@ -106,11 +107,11 @@ def verify(name: str, *, export: str = "", n_greedy: int = 0, bound: float = BOU
 
     n_greedy: prompts to continue greedily, Korean and English in turn.
 
-    Raises: ModuleNotFoundError, with what to install, without torch; WeightsError if `name` cannot be opened;
-    ValueError for random weights, which no reference has, and for a run with adapters without an export of it.
+    Raises, before weights are loaded: ModuleNotFoundError, with what to install, without torch; WeightsError if `name`
+    cannot be opened; ValueError for random weights, which no reference has, for a run with adapters without an export
+    of it, and for more greedy prompts than there are.
     """
     try:
-        import torch
         import transformers
     except ImportError as error:
         raise ModuleNotFoundError("verify compares with transformers and needs torch: pip install 'medkor-jax[test]'") from error
@@ -119,20 +120,31 @@ def verify(name: str, *, export: str = "", n_greedy: int = 0, bound: float = BOU
     model = open_model(name)
     if model.adapters_digest and not export:
         raise ValueError(f"{name} has adapters, which transformers cannot load; medkor export it, then give --export DIR")
-    reference = load_reference(export or name).eval()
-    with open_scorer(model, dtype="float32", batch_size=_BATCH) as scorer, jax.default_matmul_precision("highest"), torch.inference_mode():
-        comparisons = [
-            _compare(prompt, ids, our_logits(scorer, ids), reference) for prompt, ids in tokenize_prompts(model).items()
-        ]
-        greedy = _compare_greedy(scorer, model, reference, n_greedy) if n_greedy else ()
+    prompts = tokenize_prompts(model)
+    asked = sorted(greedy_prompts(model, n_greedy), key=len)  # neighbours pad little
+    batches = [asked[at : at + _BATCH] for at in range(0, n_greedy, _BATCH)]
+    theirs, written = _reference_answers(export or name, prompts, batches)
+    with open_scorer(model, dtype="float32", batch_size=_BATCH) as scorer, jax.default_matmul_precision("highest"):
+        comparisons = tuple(_compare(prompt, ids, our_logits(scorer, ids), theirs[prompt]) for prompt, ids in prompts.items())
+        greedy = _compare_greedy(scorer, batches, written) if batches else ()
     against = f"{export} in " if export else ""
-    return Verification(name, tuple(comparisons), greedy, bound, f"{against}transformers {transformers.__version__}")
+    return Verification(name, comparisons, greedy, bound, f"{against}transformers {transformers.__version__}")
 
 
-def _compare(prompt: str, ids: list[int], ours: np.ndarray, reference: Any) -> Comparison:
+def _reference_answers(name: str, prompts: dict[str, list[int]], batches: list[list[list[int]]]) -> tuple[dict[str, np.ndarray], list]:
+    """Returns the reference's logits at the last positions of each prompt, and its greedy tokens for each batch."""
     import torch
 
-    theirs = reference(input_ids=torch.tensor([ids]), logits_to_keep=COMPARED_POSITIONS).logits[0].float().numpy()
+    model = load_reference(name).eval()
+    with torch.inference_mode():
+        logits = {
+            prompt: model(input_ids=torch.tensor([ids]), logits_to_keep=COMPARED_POSITIONS).logits[0].float().numpy()
+            for prompt, ids in prompts.items()
+        }
+        return logits, [_reference_greedy(model, batch) for batch in batches]
+
+
+def _compare(prompt: str, ids: list[int], ours: np.ndarray, theirs: np.ndarray) -> Comparison:
     theirs = theirs[:, : ours.shape[1]]
     same = np.argmax(ours, -1) == np.argmax(theirs, -1)
     return Comparison(prompt, len(ids), float(np.abs(ours - theirs).max()), float(np.abs(theirs).max()), float(same.mean()))
@@ -158,20 +170,17 @@ def our_logits(scorer: ModelScorer, ids: list[int]) -> np.ndarray:
     return np.asarray(_logits_at(scorer.params, prompt, places, config=scorer.config))[0]
 
 
-def _compare_greedy(scorer: ModelScorer, model: Model, reference: Any, n: int) -> tuple[Greedy, Greedy]:
-    prompts = sorted(greedy_prompts(model, n), key=len)  # neighbours pad little
+def _compare_greedy(scorer: ModelScorer, batches: list[list[list[int]]], written: list[list[list[int]]]) -> tuple[Greedy, Greedy]:
     n_same, regret = np.zeros(2, int), np.zeros(2)
-    for at in range(0, n, _BATCH):
-        batch = prompts[at : at + _BATCH]
+    for batch, theirs in zip(batches, written, strict=True):
         completions = scorer.decoder.generate(
             scorer.params, batch, max_new_tokens=NEW_TOKENS, languages=scorer.languages_of(batch)
         )
         ours = [list(completion.tokens) for completion in completions]
-        theirs = _reference_greedy(reference, batch)
         regrets = _regrets(scorer, batch, ours, theirs)  # [batch, 2]
         n_same += [np.sum(regrets[:, 0] == 0), sum(own == their[: len(own)] for own, their in zip(ours, theirs))]
         regret = np.maximum(regret, regrets.max(axis=0))
-    ways = ("full passes", "the reference's generate")
+    ways, n = ("full passes", "the reference's generate"), sum(map(len, batches))
     return tuple(Greedy(way, n, int(same), float(most)) for way, same, most in zip(ways, n_same, regret))
 
 
@@ -183,13 +192,12 @@ def greedy_prompts(model: Model, n: int) -> list[list[int]]:
     tokenizer = model.tokenizer
     korean, english = ([q for split in ("train", "valid", "test") for q in asking.questions(split, code)] for code in ("ko", "en"))
     questions = [question for pair in zip(korean, english) for question in pair]
-    if n > len(questions):
-        raise ValueError(f"{n} greedy prompts are asked for; there are {len(questions)} questions to make them of")
+    if not 0 <= n <= len(questions):
+        raise ValueError(f"{n} greedy prompts are asked for; there are 0 to {len(questions)} questions to make them of")
     prompts = [tokenizer.encode(exam_prompt(question)) for question in questions[:n]]
     long = _long_prompt(tokenizer, model.config)
-    return [
-        [*long[: -len(ids)], *ids] if number % _LONG_EVERY == 0 else [tokenizer.bos_id, *ids] for number, ids in enumerate(prompts)
-    ]
+    before = lambda number, ids: max(len(long) - len(ids), 1) if number % _LONG_EVERY == 0 else 1  # noqa: E731
+    return [[*long[: before(number, ids)], *ids] for number, ids in enumerate(prompts)]  # `long` begins with bos
 
 
 def _reference_greedy(reference: Any, batch: list[list[int]]) -> list[list[int]]:

@@ -128,6 +128,37 @@ def tiny_base_dir(make_base, tmp_path_factory) -> pathlib.Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def save_adapted(tiny_base_dir, make_adapters, tmp_path_factory):
+    """save_adapted(lora=.., lang=.., front=.., back=.., route=..): a saved phase with these trees of random numbers, opened."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from medkor_jax.io.models import open_model, save_model
+    from medkor_jax.model.params import Params
+
+    def normal(seed, *shape, scale=1.0):
+        return jnp.asarray(scale * np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+    def make(*, lora=False, lang="", front=0, back=0, route="token"):
+        base = open_model(tiny_base_dir)
+        tree = base.base.load(jnp.float32)
+        D, V = base.config.d_model, base.config.vocab_size
+        expand = {}
+        for seed, (side, n) in enumerate((("front", front), ("back", back))):
+            if n:
+                expand[side] = {name: normal(seed, n, *leaf.shape[1:], scale=0.2) for name, leaf in tree["layers"].items()}
+        shape = {"vector": (2, D), "table": (2, V, D)}
+        params = Params(
+            tree, lora=jax.tree.map(jnp.asarray, make_adapters(tree)) if lora else {},
+            lang={lang: normal(5, *shape[lang])} if lang else {}, expand=expand, lora_scale=0.5 if lora else 1.0,
+        )  # fmt: skip
+        return save_model(tmp_path_factory.mktemp("run") / "phase4", params, base.base, route)
+
+    return make
+
+
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow (minutes)")
 

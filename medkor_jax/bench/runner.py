@@ -20,7 +20,7 @@ from medkor_jax.bench import documents
 from medkor_jax.bench.counts import RECOMPUTED_SHARE
 from medkor_jax.bench.peer import SETTINGS, missing_packages
 from medkor_jax.bench.report import Report, Row, compare, describe_machine
-from medkor_jax.bench.worker import Worker
+from medkor_jax.bench.worker import Worker, WorkerError
 from medkor_jax.io.embedded_model import cache_directory
 from medkor_jax.io.weights import Weights, open_weights
 
@@ -208,20 +208,19 @@ def run(
     machine = describe_machine()
     peer_model, notes = find_peer(weights)
     bench = Bench(settings, open_weights(weights), peer_model)
-    rows: list[Row] = []
+    report = Report(dataclasses.asdict(settings), {"machine": machine}, [], notes, bench.steps)
     for case in cases or CASES:
         try:
-            rows += CASES[case](bench)
+            rows = CASES[case](bench)
         except (BenchError, WorkerError) as error:
-            raise type(error)(f"{case}: {error}" + (f"\nMeasured before that:\n{_report(bench, machine, notes, rows)}" if rows else "")) from error
+            measured = f"; measured before that:\n{report}" if report.rows else ""
+            raise type(error)(f"{case}: {error}{measured}") from error
+        report = dataclasses.replace(
+            report, versions={"machine": machine, **bench.versions}, rows=[*report.rows, *rows], notes=[*notes, *bench.notes]
+        )
         if out:  # after every case: a later one that fails loses nothing
-            _report(bench, machine, notes, rows).save(out)
-    return _report(bench, machine, notes, rows)
-
-
-def _report(bench: Bench, machine: str, notes: list[str], rows: list[Row]) -> Report:
-    versions = {"machine": machine, **bench.versions}
-    return Report(dataclasses.asdict(bench.settings), versions, list(rows), [*notes, *bench.notes], bench.steps)
+            report.save(out)
+    return report
 
 
 def find_peer(weights: str) -> tuple[str | None, list[str]]:

@@ -124,32 +124,20 @@ class ModelScorer:
         self, prompts: list[list[int]], continuations: list[list[list[int]]], languages: list[int]
     ) -> list[np.ndarray]:
         inputs = pad_branches(prompts, continuations, self.routing, languages=languages)
-        # Only positions that predict a continuation's token meet the head, in one list padded to one of few sizes;
-        # a prompt's last predicts the first token of every continuation.
-        at: list[tuple[int, int]] = []  # row and place of each such position
-        targets: list[list[int]] = []  # what it predicts
-        owners: list[list[tuple[int, int]]] = []  # for which continuation of which row
+        # Only what predicts a continuation's token meets the head: all of the batch in one list, padded to one of few sizes.
+        places, targets, owners = [], [], []
+        firsts = np.cumsum([0, *map(len, continuations)])
         for b, (prompt, own) in enumerate(zip(prompts, continuations)):
-            at, targets = [*at, (b, len(prompt) - 1)], [*targets, [tokens[0] for tokens in own]]
-            owners.append([(b, c) for c in range(len(own))])
             start = len(prompt)
             for c, tokens in enumerate(own):
-                at += [(b, start + t) for t in range(len(tokens) - 1)]
-                targets += [[token] for token in tokens[1:]]
-                owners += [[(b, c)]] * (len(tokens) - 1)
+                places += [(b, len(prompt) - 1), *((b, start + t) for t in range(len(tokens) - 1))]
+                targets += tokens
+                owners += [firsts[b] + c] * len(tokens)
                 start += len(tokens)
-        n, most = len(at), max(map(len, continuations))
-        size = bucket(max(n, 4 * self._batch_size))
-        asked = np.zeros((size, most), np.int32)
-        for p, own in enumerate(targets):
-            asked[p, : len(own)] = own
-        places = np.array(at + [(0, 0)] * (size - n), np.int32)
-        nats = np.asarray(_nats_at(self.params, inputs, places, asked, config=self.config, dtype=self._dtype), np.float64)
-        found = [np.zeros(len(own)) for own in continuations]
-        for p, own in enumerate(owners):
-            for column, (b, c) in enumerate(own):
-                found[b][c] += nats[p, column]
-        return found
+        spare = bucket(max(len(places), 4 * self._batch_size)) - len(places)
+        at, asked = np.array(places + [(0, 0)] * spare, np.int32), np.array(targets + [0] * spare, np.int32)
+        nats = np.asarray(_nats_at(self.params, inputs, at, asked, config=self.config, dtype=self._dtype), np.float64)
+        return np.split(np.bincount(owners, weights=nats[: len(owners)]), firsts[1:-1])
 
     def _in_batches(self, prompts: list[Any], ask: Callable[[list[Any]], list[Any]], length: Callable[[Any], int] = len) -> list[Any]:
         """Returns the answers in the order of `prompts`, asked longest first under the mesh."""
@@ -187,19 +175,16 @@ def _last_logits(params: Params, prompt: Prompt, token_ids: jax.Array, *, config
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
 def _nats_at(params: Params, inputs: Inputs, at: jax.Array, targets: jax.Array, *, config: ModelConfig, dtype: Any) -> jax.Array:
-    """Returns float32 [P, targets]: the negative log-likelihood of each target after row and place at[p].
-
-    at: [P, 2]; targets: [P, targets]. `_POSITIONS` at a time meet the head.
-    """
+    """Returns float32 [P]: the negative log-likelihood of targets[p] after row and place at[p], `_POSITIONS` at a time."""
     hidden = forward(params, config, jax.tree.map(spread, inputs), dtype=dtype)[at[:, 0], at[:, 1]]
     fold = lambda x: x.reshape(-1, math.gcd(_POSITIONS, x.shape[0]), *x.shape[1:])  # noqa: E731
 
     def nats(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
         hidden, targets = chunk
         logits = project_logits(params.base, hidden)
-        return jax.nn.logsumexp(logits, axis=-1, keepdims=True) - jnp.take_along_axis(logits, targets, axis=-1)
+        return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
 
-    return replicate(jax.lax.map(nats, (fold(hidden), fold(targets))).reshape(targets.shape))
+    return replicate(jax.lax.map(nats, (fold(hidden), fold(targets))).reshape(-1))
 
 
 def read_prompts(params: Params, prompt: Prompt, config: ModelConfig, dtype: Any) -> jax.Array:

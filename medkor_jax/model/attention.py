@@ -38,12 +38,11 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     those are not computed.
     """
     t = q.shape[1]
-    if t <= QUERY_BLOCK or t % QUERY_BLOCK:
-        if t != k.shape[1] or t % CAUSAL_BLOCK:
-            return _attend_block(q, k, v, mask)
-        ends = range(CAUSAL_BLOCK, t + 1, CAUSAL_BLOCK)
+    if t == k.shape[1] and (ends := _causal_ends(t)):
         parts = [_attend_block(q[:, e - CAUSAL_BLOCK : e], k[:, :e], v[:, :e], mask[:, e - CAUSAL_BLOCK : e, :e]) for e in ends]
         return jnp.concatenate(parts, axis=1)
+    if t <= QUERY_BLOCK or t % QUERY_BLOCK:
+        return _attend_block(q, k, v, mask)
     blocks = t // QUERY_BLOCK
     split = lambda x: jnp.moveaxis(x.reshape(x.shape[0], blocks, QUERY_BLOCK, *x.shape[2:]), 1, 0)  # noqa: E731
     block = jax.checkpoint(lambda qm: _attend_block(qm[0], k, v, qm[1]))
@@ -53,9 +52,13 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
 
 def n_scores(t: int) -> int:
     """Returns how many scores `attend` computes for each head of a sequence of t tokens, those it then hides included."""
-    if t > QUERY_BLOCK or t % CAUSAL_BLOCK:
-        return t * t
-    return CAUSAL_BLOCK * sum(range(CAUSAL_BLOCK, t + 1, CAUSAL_BLOCK))
+    return CAUSAL_BLOCK * sum(_causal_ends(t)) or t * t
+
+
+def _causal_ends(t: int) -> range:
+    """Returns where each causal block of a sequence of t tokens ends; none, if it is not computed in such blocks."""
+    in_causal_blocks = t % CAUSAL_BLOCK == 0 and (t <= QUERY_BLOCK or t % QUERY_BLOCK != 0)
+    return range(CAUSAL_BLOCK, t + 1, CAUSAL_BLOCK) if in_causal_blocks else range(0)
 
 
 @jax.custom_vjp

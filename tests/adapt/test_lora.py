@@ -8,7 +8,7 @@ import pytest
 from medkor_jax.adapt.lora import check_targets, make_lora, merge
 from medkor_jax.model.config import preset
 from medkor_jax.model.forward import Inputs, forward
-from medkor_jax.model.params import ADAPTABLE, Params, abstract_base
+from medkor_jax.model.params import Params, abstract_base
 
 C = preset("tiny")
 

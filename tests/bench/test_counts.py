@@ -6,6 +6,7 @@ import pytest
 
 from medkor_jax.bench import counts
 from medkor_jax.bench.ours import compile_step
+from medkor_jax.model import attention
 from medkor_jax.model.config import periodic_kinds, preset
 from medkor_jax.model.params import leaf_paths
 
@@ -72,3 +73,12 @@ def test_a_loop_of_unknown_length_is_refused():
     compiled = f.lower(jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((8, 8), jnp.float32)).compile()
     with pytest.raises(ValueError, match="trip count"):
         counts.compiled_matmul_flops(compiled.as_text())
+
+
+@pytest.mark.parametrize("t", [40, 256, 512, 768, 1536, 2048])
+def test_scores_are_counted_as_attend_computes_them(t):
+    """Short, in causal blocks, and long, where all are computed: two products of [T, H] with as many scores."""
+    heads, size = 4, 16
+    q, mask = jax.ShapeDtypeStruct((2, t, heads, size), jnp.float32), jax.ShapeDtypeStruct((2, t, t), bool)
+    compiled = jax.jit(attention.attend).lower(q, q, q, mask).compile()
+    assert counts.compiled_matmul_flops(compiled.as_text()) == 2 * 2 * 2 * attention.n_scores(t) * heads * size

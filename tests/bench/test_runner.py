@@ -1,7 +1,10 @@
+import json
+
 import pytest
 
 from medkor_jax import bench
-from medkor_jax.bench import documents, runner
+from medkor_jax.bench import BenchError, documents, runner
+from medkor_jax.bench.report import compare
 from medkor_jax.bench.worker import Worker, WorkerError
 
 TINY = "random:tiny"
@@ -51,6 +54,18 @@ def test_without_a_peer_ours_is_measured_alone(monkeypatch):
 def test_unknown_case_names_the_nearest():
     with pytest.raises(ValueError, match="'texts' is none of .*nearest: 'text'"):
         bench.run(TINY, ["texts"])
+
+
+def test_a_case_that_fails_loses_nothing_measured_before(monkeypatch, tmp_path):
+    row = compare("first", "s", [1.0])
+
+    def fail(bench):
+        raise BenchError("the sides differ")
+
+    monkeypatch.setattr(runner, "CASES", {"first": lambda bench: [row], "second": fail})
+    with pytest.raises(BenchError, match=r"(?s)second: the sides differ; measured before that:.*first"):
+        runner.run(TINY, out=str(tmp_path / "figures.json"))
+    assert [one["case"] for one in json.loads((tmp_path / "figures.json").read_text())["rows"]] == ["first"]
 
 
 def test_sides_that_disagree_are_not_compared():

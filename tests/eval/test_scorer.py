@@ -94,8 +94,8 @@ def test_next_logits_are_those_of_each_prompt_alone(params, tokenizer, prompts, 
     ids = [511, 7, 7, 300]
     found = scorer.next_logits(prompts, ids)
     assert found.shape == (6, 4) and found.dtype == np.float32
-    for prompt, row in zip(prompts, found):
-        np.testing.assert_allclose(row, reference_logits(params, prompt, route(tokenizer, prompt, how))[-1, ids], atol=1e-4)
+    for ids_of, row in zip(prompts, found):
+        np.testing.assert_allclose(row, reference_logits(params, ids_of, route(tokenizer, ids_of, how))[-1, ids], atol=1e-4)
     assert np.abs(found).max() > 1.0
 
 
@@ -113,13 +113,13 @@ def test_generated_text_is_greedy_and_cut_at_the_first_stop(params, tokenizer, p
     scorer = ModelScorer(params, C, tokenizer, dtype=jnp.float32, batch_size=4, route=how)
     texts = scorer.generate(prompts, max_new_tokens=12, stop=())
     expected = []
-    for prompt in prompts:
-        ids = list(prompt)
-        document = route(tokenizer, prompt, how)[-1]
-        while len(ids) < len(prompt) + 12 and ids[-1] not in (tokenizer.eos_id, tokenizer.end_of_turn_id):
+    for asked in prompts:
+        ids = list(asked)
+        document = route(tokenizer, asked, how)[-1]
+        while len(ids) < len(asked) + 12 and ids[-1] not in (tokenizer.eos_id, tokenizer.end_of_turn_id):
             langs = route(tokenizer, ids, how) if how == "token" else np.full(len(ids), document)
             ids.append(int(reference_logits(params, ids, langs)[-1].argmax()))
-        expected.append(tokenizer.decode([i for i in ids[len(prompt) :] if i < tokenizer.vocab_size]))
+        expected.append(tokenizer.decode([i for i in ids[len(asked) :] if i < tokenizer.vocab_size]))
     assert texts == expected
     stop = texts[0][3:5]
     cut = scorer.generate(prompts, max_new_tokens=12, stop=("nowhere", stop))

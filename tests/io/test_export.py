@@ -17,9 +17,7 @@ from medkor_jax.io.hf import LAYER_NAMES, read_safetensors_header
 from medkor_jax.io.models import open_model, save_base, save_model
 from medkor_jax.model.decode import Decoder
 from medkor_jax.model.forward import Inputs, forward, project_logits
-from medkor_jax.model.params import Params
 from medkor_jax.model.prompts import Routing
-from medkor_jax.verification import verify
 
 TEXTS = [
     "58세 남자가 쥐어짜는 듯한 가슴통증으로 병원에 왔다. 가장 가능성이 높은 진단은?\nA. 협심증\nB. 위염\n정답:",
@@ -29,36 +27,10 @@ TEXTS = [
 # No character but Hangul that this small vocabulary spells in bytes: see the test of the fold.
 
 
-def normal(seed, *shape, scale=1.0):
-    return jnp.asarray(scale * np.random.default_rng(seed).standard_normal(shape), jnp.float32)
-
-
 @pytest.fixture(scope="module")
-def save(tiny_base_dir, make_adapters, tmp_path_factory):
-    """save(lora=.., lang=.., expand=.., route=..): a saved phase with these trees of random numbers, opened."""
-
-    def make(*, lora=False, lang="", front=0, back=0, route="token"):
-        base = open_model(tiny_base_dir)
-        tree = base.base.load(jnp.float32)
-        D, V = base.config.d_model, base.config.vocab_size
-        expand = {}
-        for seed, (side, n) in enumerate((("front", front), ("back", back))):
-            if n:
-                expand[side] = {name: normal(seed, n, *leaf.shape[1:], scale=0.2) for name, leaf in tree["layers"].items()}
-        shape = {"vector": (2, D), "table": (2, V, D)}
-        params = Params(
-            tree, lora=jax.tree.map(jnp.asarray, make_adapters(tree)) if lora else {},
-            lang={lang: normal(5, *shape[lang])} if lang else {}, expand=expand, lora_scale=0.5 if lora else 1.0,
-        )  # fmt: skip
-        return save_model(tmp_path_factory.mktemp("run") / "phase4", params, base.base, route)
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def whole(save):
+def whole(save_adapted):
     """Everything at once: adapters, language vectors, two layers in front and one behind."""
-    return save(lora=True, lang="vector", front=2, back=1)
+    return save_adapted(lora=True, lang="vector", front=2, back=1)
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +77,8 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_transformers_gives_the_runs_logits(save, tmp_path, variant):
-    model = save(**VARIANTS[variant])
+def test_transformers_gives_the_runs_logits(save_adapted, tmp_path, variant):
+    model = save_adapted(**VARIANTS[variant])
     done = export_hf(model, tmp_path / "out")
     _, theirs = reference(tmp_path / "out")
     for text in TEXTS:
@@ -174,7 +146,7 @@ def test_added_layers_are_ordinary_layers_at_both_ends(whole, exported):
             np.testing.assert_array_equal(state[f"model.layers.{number}.{name}.weight"], np.asarray(stack[leaf][i]).T)
 
 
-def test_the_fold_says_which_pieces_it_cannot_hold(whole, exported, save, tmp_path):
+def test_the_fold_says_which_pieces_it_cannot_hold(whole, exported, save_adapted, tmp_path):
     record = json.loads((exported / export.RECORD).read_text())
     assert any("64 byte pieces" in note and "folded as Korean" in note for note in record["notes"])
     assert "64 byte pieces" in (exported / "README.md").read_text(encoding="utf-8")
@@ -189,7 +161,7 @@ def test_the_fold_says_which_pieces_it_cannot_hold(whole, exported, save, tmp_pa
     assert differences[0] < 2e-4 < 0.1 < differences[1]
 
     # Where both languages say the same of those pieces, nothing is approximated.
-    same = save(lang="table")
+    same = save_adapted(lang="table")
     params = same.load(jnp.float32, export.host_mesh())
     bytes_ = np.flatnonzero(same.tokenizer.byte_value >= 0x80)
     table = params.lang["table"].at[:, bytes_].set(0.0)
@@ -197,8 +169,8 @@ def test_the_fold_says_which_pieces_it_cannot_hold(whole, exported, save, tmp_pa
     assert not any("byte pieces" in note for note in export_hf(again, tmp_path / "out", exact_bytes=True).notes)
 
 
-def test_zero_language_embeddings_leave_the_head_tied(save, tmp_path):
-    model = save(lang="vector")
+def test_zero_language_embeddings_leave_the_head_tied(save_adapted, tmp_path):
+    model = save_adapted(lang="vector")
     params = model.load(jnp.float32, export.host_mesh())
     zero = save_model(tmp_path / "run/phase4", params.replace(lang={"vector": jnp.zeros_like(params.lang["vector"])}), model.base)
     done = export_hf(zero, tmp_path / "out", exact_bytes=True)
@@ -271,33 +243,11 @@ def test_one_tensor_at_a_time_is_alive(whole, tmp_path, monkeypatch):
     assert len(alive) == 10 * 13 + 3
 
 
-def test_verify_and_our_own_loader_take_the_export(whole, exported):
-    for weights, export in ((exported, ""), (whole.directory, str(exported))):
-        result = verify(str(weights), export=export)
-        assert result.passed and len(result.comparisons) == 4
-    with pytest.raises(ValueError, match="give --export"):
-        verify(str(whole.directory))
+def test_our_own_loader_takes_the_export(whole, exported):
     back = open_model(exported)
     assert not back.config.tied_head and back.config.n_layers == 10
     ids = encode(whole, TEXTS[0])
     np.testing.assert_allclose(our_logits(back, ids), our_logits(whole, ids), atol=2e-4, rtol=0)
-
-
-def test_verify_writes_the_same_greedy_text_with_the_cache_by_full_passes_and_in_transformers(save, tmp_path):
-    # No language embeddings: this vocabulary spells signs of the questions in bytes, whose fold is not exact.
-    model = save(lora=True, front=1, back=1)
-    export_hf(model, tmp_path / "out")
-    result = verify(str(model.directory), export=str(tmp_path / "out"), n_greedy=18)
-    assert result.passed and [g.n_prompts for g in result.greedy] == [18, 18]
-    assert all(g.n_same == 18 and g.regret == 0 for g in result.greedy)
-
-
-def test_verify_fails_on_greedy_text_of_other_weights(save, tmp_path):
-    model, other = save(lora=True, front=1), save(front=1)
-    export_hf(other, tmp_path / "out")
-    result = verify(str(model.directory), export=str(tmp_path / "out"), n_greedy=2)
-    cached, reference = result.greedy
-    assert not result.passed and cached.regret == 0 and reference.regret > 2 * result.bound
 
 
 def test_an_export_can_be_exported_again(exported, tmp_path):
@@ -306,10 +256,10 @@ def test_an_export_can_be_exported_again(exported, tmp_path):
     assert ours == theirs
 
 
-def test_routing_by_document_is_refused_by_name(save, tmp_path):
+def test_routing_by_document_is_refused_by_name(save_adapted, tmp_path):
     with pytest.raises(ExportError, match="routed by document"):
-        export_hf(save(lang="vector", route="document"), tmp_path / "out")
-    export_hf(save(lora=True, route="document"), tmp_path / "fine")  # without language embeddings there is nothing to route
+        export_hf(save_adapted(lang="vector", route="document"), tmp_path / "out")
+    export_hf(save_adapted(lora=True, route="document"), tmp_path / "fine")  # without language embeddings there is nothing to route
     assert [p.name for p in tmp_path.iterdir()] == ["fine"]
 
 
@@ -341,8 +291,8 @@ def test_an_interrupted_export_leaves_nothing(whole, tmp_path, monkeypatch, kind
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nan_is_refused(save, tmp_path):
-    model = save(lora=True)
+def test_nan_is_refused(save_adapted, tmp_path):
+    model = save_adapted(lora=True)
     params = model.load(jnp.float32, export.host_mesh())
     broken = {**params.lora, "up": {**params.lora["up"], "b": params.lora["up"]["b"].at[3, 0, 0].set(jnp.nan)}}
     with pytest.raises(ValueError, match=r"model.layers.3.mlp.up_proj.weight holds NaN"):

@@ -290,6 +290,14 @@ def test_tokens_that_tie_with_the_last_one_kept_are_kept():
     assert np.isfinite(restrict(logits, Sampling(1.0, top_k=2)))[0].tolist() == [False, True, True, True, True, False]
 
 
+def test_greedy_takes_the_first_of_the_best():
+    logits = np.random.default_rng(0).integers(0, 5, (6, 130)).astype(np.float32)  # many ties, within blocks and across
+    logits[0] = -np.inf
+    logits[1, -1] = 9
+    found = choose_tokens(jnp.asarray(logits), Sampling(), jnp.zeros(6, jnp.uint32), jnp.int32(0))
+    assert found.tolist() == logits.argmax(-1).tolist()
+
+
 def test_draws_follow_the_distribution():
     """130 tokens: blocks that are not whole. Each count lies within five standard deviations."""
     n = 8_000
