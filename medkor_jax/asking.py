@@ -26,7 +26,8 @@ from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.eval.exam import evaluate
 from medkor_jax.eval.scorer import ModelScorer
 from medkor_jax.io.models import open_model
-from medkor_jax.model.decode import STOP_STRING, Completion, Decoder
+from medkor_jax.model.completion import STOP_STRING, Completion
+from medkor_jax.model.decode import Decoder
 from medkor_jax.model.prompts import Routing
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 

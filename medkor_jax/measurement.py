@@ -25,33 +25,14 @@ from medkor_jax.eval.exam import evaluate
 from medkor_jax.eval.scorer import ModelScorer
 from medkor_jax.eval.scores import Report
 from medkor_jax.eval.translation import TranslationReport, evaluate_translation
-from medkor_jax.io.checkpoint import digest_tree
 from medkor_jax.io.files import write_json
-from medkor_jax.io.models import ADAPTER_TREES, model_digest
-from medkor_jax.io.weights import Weights
-from medkor_jax.model.params import Params
 from medkor_jax.phases import Phase, Recipe
 from medkor_jax.report.summary import phase_lines
+from medkor_jax.standing import Standing
 from medkor_jax.train.loop import text_loss
 from medkor_jax.train.step import StepSpec
 
 _TRANSLATION_BATCH = 16
-
-
-@dataclasses.dataclass
-class Standing:
-    """The model as it stands: its parameters and what they rest on."""
-
-    params: Params
-    base: Weights
-    config: Any
-    tokenizer: Any
-
-    @property
-    def digest(self) -> str:
-        trees = {name: getattr(self.params, name) for name in ADAPTER_TREES}
-        trees = {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
-        return model_digest(self.base.digest, digest_tree(trees) if trees else "", self.params.lora_scale)
 
 
 @dataclasses.dataclass(frozen=True)

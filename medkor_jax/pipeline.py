@@ -23,28 +23,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from medkor_jax.adapt.expansion import make_expansion
-from medkor_jax.adapt.language import make_language
-from medkor_jax.adapt.lora import make_lora, merge
 from medkor_jax.corpora import Corpora
 from medkor_jax.eval.gate import Judgement, judge
 from medkor_jax.eval.scores import Report
 from medkor_jax.eval.verdict import GateClosed, read_verdict, require_open, waive, write_verdict
-from medkor_jax.io.checkpoint import digest_tree
 from medkor_jax.io.files import write_json
-from medkor_jax.io.models import Model, open_model, read_ledger, save_base, save_model
-from medkor_jax.measurement import Measured, Measurer, Standing
-from medkor_jax.model.forward import Inputs, forward, project_logits
-from medkor_jax.model.params import BACK, FRONT, Params, Tree, edge_blocks
+from medkor_jax.io.models import Model, open_model, read_ledger, save_model
+from medkor_jax.measurement import Measured, Measurer
+from medkor_jax.model.params import Params, Tree
 from medkor_jax.parallel.mesh import check_batch, make_mesh
-from medkor_jax.phases import ConfigError, LoraRecipe, Phase, Recipe, Stage
+from medkor_jax.phases import ConfigError, Phase, Recipe, Stage
 from medkor_jax.report.summary import closing_table
+from medkor_jax.standing import Standing, add_trees, merge_lora
 from medkor_jax.train.loop import StagePlan, make_batches, run_stage, seed_of
 from medkor_jax.train.step import StepSpec
 from medkor_jax.train.trainable import Schedule
-
-MERGE_PARITY_BOUND = {"float32": 1e-4, "bfloat16": 2e-2}
-"""Largest logit difference between merged and adapted model, as a share of the largest logit, by param_dtype."""
 
 
 class Run:
@@ -57,8 +50,6 @@ class Run:
         self.corpora = Corpora(recipe.drop_bad, recipe.reasoning)
         self.measurer = Measurer(recipe, self.corpora, self.directory, self.mesh)
         self._bases: dict[str, Tree] = {}
-
-    # ---- the walk -----------------------------------------------------------------------------
 
     def all(self) -> None:
         """Runs the phases the recipe names, in order.
@@ -89,7 +80,7 @@ class Run:
 
         standing, measured = self._choose(phase, upstream)
         before = self.measurer.measure(phase, standing, "before", measured)
-        standing = self._adapt(phase, standing, phase.lora)
+        standing = add_trees(standing, phase, phase.lora, seed=self.recipe.seed)
         standing = self._train(phase, standing, phase.train, "train")
         if phase.merge:
             standing = self._merge(phase, standing)
@@ -100,14 +91,12 @@ class Run:
         judged_first, rounds = after, 0
         while not judgement.passed and phase.gate.on_failure in ("retain", "train") and rounds < phase.gate.rounds:
             rounds += 1
-            standing = self._adapt(phase, standing, phase.remedy_lora)
+            standing = add_trees(standing, phase, phase.remedy_lora, seed=self.recipe.seed)
             standing = self._train(phase, standing, phase.remedy, f"remedy{rounds}")
             after = self.measurer.measure(phase, standing, f"after-remedy{rounds}")
             judgement = judge(phase.gate, after.reports[phase.exam], reference)
             print(f"{phase.name}, after remedy round {rounds}: {judgement.words}")
         self._conclude(phase, standing, judgement, reference, before, judged_first, after, rounds, time.time() - started)
-
-    # ---- where a phase starts -----------------------------------------------------------------
 
     def _check_upstream_is_known(self, phase: Phase) -> None:
         names = [p.name for p in self.recipe.phases]
@@ -178,41 +167,6 @@ class Run:
         params = model.load(jnp.dtype(self.recipe.param_dtype), self.mesh, self._bases.get(digest))
         self._bases[digest] = params.base
         return Standing(params, model.base, model.config, model.tokenizer)
-
-    # ---- what a phase does --------------------------------------------------------------------
-
-    def _adapt(self, phase: Phase, standing: Standing, lora: LoraRecipe) -> Standing:
-        """Adds the trees the phase names, where the model does not have them yet."""
-        params, config = standing.params, standing.config
-        if lora.rank and params.lora:
-            held = {name: pair["a"].shape[-1] for name, pair in params.lora.items()}
-            if held != dict.fromkeys(lora.targets, lora.rank) or params.lora_scale != lora.scale:
-                raise ConfigError(
-                    f"{phase.name} asks for LoRA rank {lora.rank} on {', '.join(lora.targets)} at scale {lora.scale}; the "
-                    f"model it starts from has {held} at {params.lora_scale}. Make them the same"
-                )
-        elif lora.rank:
-            key = jax.random.key(seed_of(self.recipe.seed, phase.name, "lora"))
-            tree = make_lora(params.base, key, rank=lora.rank, targets=lora.targets)
-            params = params.replace(lora=tree, lora_scale=lora.scale)
-        kind = phase.language.kind
-        if kind and params.lang and kind not in params.lang:
-            raise ConfigError(f"{phase.name} asks for language embeddings of kind {kind!r}; the model has {sorted(params.lang)}")
-        if kind and not params.lang:
-            params = params.replace(lang=make_language(config, kind=kind))
-        if phase.expand.front or phase.expand.back:
-            params = params.replace(expand=self._expansion(phase, params))
-        return dataclasses.replace(standing, params=params)
-
-    def _expansion(self, phase: Phase, params: Params) -> Tree:
-        """Returns the added layers: the model's own if it has them, else fresh ones."""
-        asked = {side: n for side, n in ((FRONT, phase.expand.front), (BACK, phase.expand.back)) if n}
-        if not params.expand:
-            return make_expansion(params.base, front=phase.expand.front, back=phase.expand.back, init=phase.expand.init)
-        held = {side: len(edge_blocks(params, side)) for side in params.expand}
-        if held != asked:
-            raise ConfigError(f"{phase.name} asks for added layers {asked}; the model it starts from has {held}. Make them the same")
-        return params.expand
 
     def _train(self, phase: Phase, standing: Standing, stage: Stage, name: str) -> Standing:
         if not stage.steps:
@@ -285,36 +239,10 @@ class Run:
         return Report.read(self.directory / name / summary["after"]["answers"][phase.exam])
 
     def _merge(self, phase: Phase, standing: Standing) -> Standing:
-        """Folds LoRA into a new base on disk, with its lineage and the measured parity, and goes on from there."""
-        directory = self.directory / phase.name / "base"
-        params = standing.params
-        merged = merge(params.base, params.lora, scale=params.lora_scale)
-        parity = self._parity(standing, params.replace(base=merged, lora={}))
-        bound = MERGE_PARITY_BOUND[self.recipe.param_dtype]
-        found = f"{parity:.1e} of the largest logit (bound {bound})"
-        print(f"{phase.name}: merged against adapted, logits differ by at most {found}")
-        if not parity <= bound:
-            raise FloatingPointError(f"{phase.name}: merging changed a logit by {found}; nothing was written")
-        rank = next(iter(params.lora.values()))["a"].shape[-1]
-        lineage = {
-            "made_by": f"{phase.name}: merge of LoRA into its base", "base": standing.base.name,
-            "base_digest": standing.base.digest, "lora_digest": digest_tree(params.lora), "rank": rank,
-            "scale": params.lora_scale, "targets": sorted(params.lora), "largest_logit_difference_as_share": parity,
-        }  # fmt: skip
-        base = save_base(directory, merged, standing.config, standing.tokenizer, lineage)
-        self._bases = {base.digest: merged}
-        return dataclasses.replace(standing, params=params.replace(base=merged, lora={}, lora_scale=1.0), base=base)
-
-    def _parity(self, standing: Standing, merged: Params) -> float:
-        """Returns the largest difference of any logit, as a share of the largest, at 4 positions of each row of random tokens."""
-        rows = min(4, self.mesh.size) if self.mesh.size > 1 else 1
-        tokens = jax.random.randint(jax.random.key(0), (rows * 4, 64), 3, standing.tokenizer.vocab_size)
-        inputs = Inputs(tokens, jnp.broadcast_to(jnp.arange(64), tokens.shape), jnp.ones_like(tokens), jnp.zeros_like(tokens))
-        last = jax.jit(lambda p: project_logits(p.base, forward(p, standing.config, inputs, dtype=jnp.dtype(self.recipe.dtype))[:, ::16]))
-        adapted = last(standing.params)
-        return float(jnp.max(jnp.abs(adapted - last(merged))) / jnp.max(jnp.abs(adapted)))
-
-    # ---- what a phase leaves ------------------------------------------------------------------
+        recipe, directory = self.recipe, self.directory / phase.name / "base"
+        standing = merge_lora(standing, phase.name, directory, dtype=recipe.dtype, param_dtype=recipe.param_dtype)
+        self._bases = {standing.base.digest: standing.params.base}
+        return standing
 
     def _conclude(self, phase, standing, judgement: Judgement, reference, before, judged_first, after, rounds, seconds) -> None:
         directory = self.directory / phase.name

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from medkor_jax import pipeline
+from medkor_jax import pipeline, standing
 from medkor_jax.corpora import LeakError
 from medkor_jax.data import embedded
 from medkor_jax.data.rows import BadDataError
@@ -85,7 +85,7 @@ def examined(monkeypatch):
     class Examined:
         right = staticmethod(lambda standing: 30)
 
-    monkeypatch.setattr(pipeline.Measurer, "examine", lambda self, standing, name: report_of(Examined.right(standing)))
+    monkeypatch.setattr(pipeline.Measurer, "examine", lambda self, model, name: report_of(Examined.right(model)))
     return Examined
 
 
@@ -140,13 +140,13 @@ def test_the_merge_says_what_it_was_made_of_and_how_near_it_came(finished, tiny_
     lineage = json.loads((finished / "phase0/base/lineage.json").read_text())
     assert lineage["base_digest"] == open_model(tiny_base_dir).digest
     assert (lineage["rank"], lineage["scale"], lineage["targets"]) == (2, 2.0, ["down", "q"])
-    assert 0 < lineage["largest_logit_difference_as_share"] < pipeline.MERGE_PARITY_BOUND["float32"]
+    assert 0 < lineage["largest_logit_difference_as_share"] < standing.MERGE_PARITY_BOUND["float32"]
     assert len(lineage["lora_digest"]) == 64
 
 
 def test_a_merge_that_changes_logits_is_not_written(config, run_dir, stages, examined, monkeypatch):
     pipeline.restart(run_dir, "phase0")
-    monkeypatch.setattr(pipeline, "merge", lambda base, lora, scale: base | {"final_norm": base["final_norm"] + 0.1})
+    monkeypatch.setattr(standing, "merge", lambda base, lora, scale: base | {"final_norm": base["final_norm"] + 0.1})
     with pytest.raises(FloatingPointError, match="nothing was written"):
         run(config | {"run": ("phase0",)})
     assert not (run_dir / "phase0/base").exists()

@@ -26,27 +26,12 @@ from jax.sharding import PartitionSpec
 
 from medkor_jax.model import cache as kv
 from medkor_jax.model.cached_forward import read_prompt, read_token
+from medkor_jax.model.completion import NOTHING, Completion, Row
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.forward import project_logits, spread
 from medkor_jax.model.params import Params
 from medkor_jax.model.prompts import Prompt, Routing, bucket, pad_prompts
 from medkor_jax.model.sampling import Sampling, choose_tokens
-
-STOP_TOKEN, STOP_STRING, LENGTH = "stop_token", "stop_string", "length"
-_NOTHING = -1  # what a finished row emits
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """One row's continuation.
-
-    tokens: up to and with the stop token, or up to the token that completes the stop string.
-    text: without control tokens, cut before the stop string; empty if the decoder was given no `decode`.
-    """
-
-    tokens: tuple[int, ...]
-    text: str
-    finish: str  # STOP_TOKEN, STOP_STRING or LENGTH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +114,7 @@ class Decoder:
         room = max_new_tokens if on_text else min(max_new_tokens, self._room)
         size = bucket(prompt.tokens.shape[1] + room)
         state, tokens = _start(params, prompt, self._routing, settings=settings, size=size)
-        rows = [_Row(self._decode, stop, settings.stop_ids) for _ in prompts]
+        rows = [Row(self._decode, stop, settings.stop_ids) for _ in prompts]
         n_new = 1
         while True:
             for row, new in zip(rows, np.asarray(tokens)):
@@ -225,7 +210,7 @@ def _continue(
     def is_going(carry: tuple[jax.Array, State, jax.Array]) -> jax.Array:
         return (carry[0] < n_steps) & ~jnp.all(carry[1].is_done)
 
-    emitted = spread(jnp.full((is_done.shape[0], settings.check_every), _NOTHING, jnp.int32))
+    emitted = spread(jnp.full((is_done.shape[0], settings.check_every), NOTHING, jnp.int32))
     _, state, emitted = jax.lax.while_loop(is_going, step, (jnp.zeros((), jnp.int32), state, emitted))
     return state, replicate(emitted)
 
@@ -239,7 +224,7 @@ def _choose(params: Params, state: State, routing: Routing, hidden: jax.Array, s
     """Returns the state moved on to a token chosen from `hidden` [B, D], and what each row emits, [B]."""
     logits = project_logits(params.base, hidden)
     tokens = choose_tokens(logits, settings.sampling, state.seeds, state.n_new)
-    emitted = jnp.where(state.is_done, _NOTHING, tokens)
+    emitted = jnp.where(state.is_done, NOTHING, tokens)
     tokens = jnp.where(state.is_done, state.tokens, tokens)
     token_class = jnp.asarray(routing.token_class)[tokens]
     is_stop = jnp.isin(tokens, jnp.array(settings.stop_ids, jnp.int32))
@@ -258,45 +243,3 @@ def replicate(x: jax.Array) -> jax.Array:
     """Returns x whole on every device, so that every process can read it."""
     is_meshless = jax.sharding.get_abstract_mesh().empty
     return x if is_meshless else jax.lax.with_sharding_constraint(x, PartitionSpec())
-
-
-class _Row:
-    """One row on the host: its tokens so far, and where it stopped."""
-
-    def __init__(self, decode: Callable[[Sequence[int]], str] | None, stop: Sequence[str], stop_ids: Sequence[int]) -> None:
-        self._decode, self._stop, self._stop_ids = decode, stop, stop_ids
-        self._n_searched = 0
-        self.tokens: list[int] = []
-        self.finish: str | None = None
-
-    def take(self, new: np.ndarray) -> None:
-        """Appends what the device emitted and decides whether the row has ended; nothing once it has."""
-        if self.finish:
-            return
-        self.tokens += [int(token) for token in new if token != _NOTHING]
-        if self._stop and find_stop(self._text(), self._stop) is not None:
-            # The token that completes it: the text is the same however many tokens were decoded at a time.
-            ends = range(self._n_searched + 1, len(self.tokens) + 1)
-            n = next(n for n in ends if find_stop(self._text(n), self._stop) is not None)
-            self.tokens, self.finish = self.tokens[:n], STOP_STRING
-        elif self.tokens[-1] in self._stop_ids:
-            self.finish = STOP_TOKEN
-        self._n_searched = len(self.tokens)
-
-    def completion(self) -> Completion:
-        text = self._text()
-        if self.finish == STOP_STRING:
-            text = text[: find_stop(text, self._stop)]
-        return Completion(tuple(self.tokens), text, self.finish or LENGTH)
-
-    def _text(self, n: int | None = None) -> str:
-        return "" if self._decode is None else self._decode(self.tokens[:n])
-
-
-def find_stop(text: str, stop: Sequence[str]) -> int | None:
-    """Returns where the stop string that ends first begins, None if there is none.
-
-    The one that ends first is found no matter how often the text is looked at while it grows.
-    """
-    ends = [(at + len(s), at) for s in stop if (at := text.find(s)) >= 0]
-    return min(ends)[1] if ends else None

@@ -9,8 +9,9 @@ from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.model import decode
 from medkor_jax.model.cache import grow
 from medkor_jax.model.cached_forward import read_prompt, read_token
+from medkor_jax.model.completion import LENGTH, STOP_STRING, STOP_TOKEN
 from medkor_jax.model.config import GLOBAL, LOCAL, preset
-from medkor_jax.model.decode import LENGTH, STOP_STRING, STOP_TOKEN, Decoder, find_stop, n_compilations
+from medkor_jax.model.decode import Decoder, n_compilations
 from medkor_jax.model.forward import Inputs, forward, project_logits
 from medkor_jax.model.params import Params, abstract_base
 from medkor_jax.model.prompts import Routing, bucket, pad_prompts
@@ -203,23 +204,6 @@ def test_stop_strings_are_found_across_tokens_and_cut_off(params, prompts, greed
     assert found[2].tokens == greedy[2].tokens[: -(-(at + len(stop[0])) // 3)]
     for row, whole in zip(found[:2], greedy):  # no stop string in them, and a neighbour's end is none of their business
         assert (row.tokens, row.text, row.finish) == (whole.tokens[:30], spell(whole.tokens[:30]), LENGTH)
-
-
-def test_a_stop_does_not_depend_on_how_often_the_text_is_looked_at():
-    tokens = np.arange(100, 140)
-    expected = decode.Completion(tuple(range(100, 109)), spell(range(100, 107)) + "1", STOP_STRING)
-    for n in (1, 2, 7, 8, 40):
-        row = decode._Row(spell, ("071", "119", "0710", "0810"), ())  # "0710" begins first, "0810" ends later
-        for at in range(0, 40, n):
-            row.take(tokens[at : at + n])
-        assert row.completion() == expected
-
-
-def test_the_stop_string_that_ends_first_counts():
-    assert find_stop("one. two\n\nthree", ("\n\n", ".")) == 3
-    assert find_stop("xabcd", ("abcd", "bc")) == 2
-    assert find_stop("xabc", ("c", "abc")) == 1
-    assert find_stop("nothing", (".",)) is None
 
 
 def test_one_compilation_a_bucket(params):

@@ -1,0 +1,70 @@
+"""One row's continuation on the host: what it wrote, and where it stopped.
+
+    row = Row(tokenizer.decode, ("\n\n",), stop_ids=(1,))
+    row.take(tokens);  row.finish;  row.completion()
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Callable, Sequence
+
+import numpy as np
+
+STOP_TOKEN, STOP_STRING, LENGTH = "stop_token", "stop_string", "length"
+NOTHING = -1  # what a finished row emits
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One row's continuation.
+
+    tokens: up to and with the stop token, or up to the token that completes the stop string.
+    text: without control tokens, cut before the stop string; empty if the decoder was given no `decode`.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    finish: str  # STOP_TOKEN, STOP_STRING or LENGTH
+
+
+class Row:
+    """One row on the host: its tokens so far, and where it stopped."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str] | None, stop: Sequence[str], stop_ids: Sequence[int]) -> None:
+        self._decode, self._stop, self._stop_ids = decode, stop, stop_ids
+        self._n_searched = 0
+        self.tokens: list[int] = []
+        self.finish: str | None = None
+
+    def take(self, new: np.ndarray) -> None:
+        """Appends what the device emitted and decides whether the row has ended; nothing once it has."""
+        if self.finish:
+            return
+        self.tokens += [int(token) for token in new if token != NOTHING]
+        if self._stop and find_stop(self._text(), self._stop) is not None:
+            # The token that completes it: the text is the same however many tokens were decoded at a time.
+            ends = range(self._n_searched + 1, len(self.tokens) + 1)
+            n = next(n for n in ends if find_stop(self._text(n), self._stop) is not None)
+            self.tokens, self.finish = self.tokens[:n], STOP_STRING
+        elif self.tokens[-1] in self._stop_ids:
+            self.finish = STOP_TOKEN
+        self._n_searched = len(self.tokens)
+
+    def completion(self) -> Completion:
+        text = self._text()
+        if self.finish == STOP_STRING:
+            text = text[: find_stop(text, self._stop)]
+        return Completion(tuple(self.tokens), text, self.finish or LENGTH)
+
+    def _text(self, n: int | None = None) -> str:
+        return "" if self._decode is None else self._decode(self.tokens[:n])
+
+
+def find_stop(text: str, stop: Sequence[str]) -> int | None:
+    """Returns where the stop string that ends first begins, None if there is none.
+
+    The one that ends first is found no matter how often the text is looked at while it grows.
+    """
+    ends = [(at + len(s), at) for s in stop if (at := text.find(s)) >= 0]
+    return min(ends)[1] if ends else None
