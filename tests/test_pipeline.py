@@ -102,9 +102,6 @@ def rows(directory):
     return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("metrics.jsonl"))}
 
 
-# ---- what a run leaves ------------------------------------------------------------------------
-
-
 def test_every_phase_leaves_its_steps_summary_and_verdict(finished):
     for name in PHASES:
         assert [row["step"] for row in read_metrics(finished / name / "train")] == [1, 2]
@@ -170,9 +167,6 @@ def test_a_restarted_phase_is_moved_aside_and_runs_anew(config, run_dir):
     losses = [[row["loss"] for row in read_metrics(place / "train")] for place in (aside, run_dir / "phase3")]
     assert losses[0] == losses[1]
     assert pipeline.restart(run_dir, "phase3") == run_dir / "phase3.before-2"
-
-
-# ---- what a phase refuses to start from -------------------------------------------------------
 
 
 def spoil_missing(run_dir):
@@ -254,9 +248,6 @@ def test_a_question_that_judges_may_not_be_trained_on(config, run_dir, tmp_path,
     with pytest.raises(GateClosed):  # the leak is accepted; what stops this run comes later
         (run_dir / "phase2/verdict.json").unlink()
         run(config | {"run": ("phase3",), "allow_leaks": ("mine ~ english",)})
-
-
-# ---- candidates, gates, remedies --------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

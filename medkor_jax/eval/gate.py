@@ -139,7 +139,7 @@ def _chance_words(gate: Gate, at_chance: tuple[str, ...], reached: bool) -> str:
 
 def _pair(report: Report, reference: Report) -> stats.PairedCounts:
     """Returns the paired counts of two reports over the same questions, asked in the same way."""
-    for name in ("mode", "shots"):
+    for name in ("mode", "shots", "max_new_tokens"):
         mine, theirs = getattr(report, name), getattr(reference, name)
         if mine != theirs:
             raise ValueError(f"the report has {name} {mine!r}, its reference {theirs!r}; evaluate both in the same way")

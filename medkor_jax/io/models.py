@@ -180,4 +180,3 @@ def _open_named(name: str) -> Weights:
 def _files(directory: pathlib.Path) -> list[pathlib.Path]:
     """Returns all files below an orbax checkpoint."""
     return [path for path in directory.rglob("*") if path.is_file()]
-

@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec
 from medkor_jax.model import attention
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.layers import PRODUCT, Adapters, Attend, Block, Rope, make_rope, rms_norm
-from medkor_jax.model.params import FRONT, LOCAL, SIDES, LayerPlan, Params, Tree, head_table, make_plan, n_edge_blocks
+from medkor_jax.model.params import ADAPTABLE, FRONT, LOCAL, SIDES, LayerPlan, Params, Tree, head_table, make_plan, n_edge_blocks
 
 _ATTENDED = "attended"
 BATCH_AXES = ("data", "fsdp")  # mesh axes over which the batch is spread, when a mesh is set
@@ -77,7 +77,12 @@ def make_view(config: ModelConfig, positions: jax.Array, segments: jax.Array, br
 
 
 def embed(params: Params, config: ModelConfig, tokens: jax.Array, langs: jax.Array, dtype: Any) -> jax.Array:
-    """Returns sqrt(D) * E[token], plus the language embedding of each token where there is one: [B, T, D]."""
+    """Returns sqrt(D) * E[token], plus the language embedding of each token where there is one: [B, T, D].
+
+    Raises: ValueError if `lang` is not what `Params` describes: under another name it would be left out.
+    """
+    if not set(params.lang) <= {"vector", "table"}:
+        raise ValueError(f"lang holds {sorted(params.lang)}; it is {{'vector': ..}} or {{'table': ..}}")
     scale = jnp.asarray(config.d_model**0.5, dtype)  # rounded to the compute dtype, as the reference does
     x = params.base["embed"][tokens].astype(dtype) * scale
     if "vector" in params.lang:
@@ -132,6 +137,12 @@ class LayerInputs:
 
 
 def layer_inputs(params: Params, config: ModelConfig, dropout_key: jax.Array | None) -> LayerInputs:
+    """Returns the base's layers with their adapters.
+
+    Raises: ValueError on an adapter of no matrix, which would never be applied.
+    """
+    if not set(params.lora) <= set(ADAPTABLE):
+        raise ValueError(f"lora holds {sorted(params.lora)}; the matrices of a block are {', '.join(ADAPTABLE)}")
     keys = None if dropout_key is None else jax.random.split(dropout_key, config.n_layers)
     return LayerInputs(make_plan(config), params.base["layers"], params.lora, keys)
 

@@ -139,6 +139,7 @@ def _drawing(plan, batches, params: Params, frozen: Params, config, tokenizer, m
     )  # fmt: skip
 
     def draw(state: State):
+        jax.block_until_ready(state)  # or the last update's time would be taken for the sampling's
         began = time.perf_counter()
         batch, watched = batches.next(trainables.join(state.trainable, frozen), actor)
         return batch, watched | {"rollout/seconds": time.perf_counter() - began}

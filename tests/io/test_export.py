@@ -312,9 +312,6 @@ def test_the_config_reads_the_same_in_either_layout(exported):
     assert generation["eos_token_id"] == [1] and generation["do_sample"] is False
 
 
-# ---- the card ---------------------------------------------------------------------------------
-
-
 def summary(phase, model, before, *, sources=(), accuracy=0.5):
     score = {"group": "all", "n": 96, "accuracy": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.1}
     exam = {"mode": "letter", "shots": 0, "split": "valid", "confidence": 0.95, "alarms": [], "scores": [score]}

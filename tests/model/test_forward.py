@@ -79,6 +79,12 @@ def test_fresh_adapters_and_language_embeddings_change_no_bit(base, inputs):
         np.testing.assert_array_equal(run(Params(base, **trees, lora_scale=2.0), inputs=inputs), plain)
 
 
+@pytest.mark.parametrize("tree", ["lora", "lang", "expand"])
+def test_what_would_never_be_applied_is_refused(params, inputs, tree):
+    with pytest.raises(ValueError, match=rf"{tree} holds .*'q_proj'"):
+        run(params.replace(**{tree: getattr(params, tree) | {"q_proj": params.base["layers"]}}), inputs=inputs)
+
+
 def test_language_embeddings_go_to_the_tokens_of_their_language(base, inputs):
     rng = np.random.default_rng(0)
     vector, table = rng.standard_normal((2, 32)), rng.standard_normal((2, C.vocab_size, 32))

@@ -69,9 +69,6 @@ def test_the_reward_rises_whatever_the_seed(learn, spec, settings):
         assert start < 0.25 and end > start + 0.3, (seed, rewards)
 
 
-# ---- in the loop ------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def run(letter_config, letter_params, letters, one_device):
     def run(plan, mesh=one_device, params=letter_params):
