@@ -79,13 +79,15 @@ def make_step(
 ) -> Callable[[State, Params, Params | None, Batch], tuple[State, dict[str, jax.Array]]]:
     """Returns the jitted step. It can be lowered from ShapeDtypeStructs alone.
 
-    `reference` is the model retention holds to (None when its weight is 0). Metrics are float32:
+    `reference` is the model retention holds to (None when its weight is 0), on the same base: its own is not read, since
+    a compiler counts an argument given twice as twice the memory and refuses what would fit. Metrics are float32:
     loss and, by name, its parts in nats, grad_norm, loss_tokens, and layer_kl_nats [L], one more where a model
     has layers added behind (NaN where not drawn).
     """
 
     def step(state: State, frozen: Params, reference: Params | None, batch: Batch):
         key = jax.random.fold_in(jax.random.key(spec.seed), state.step)
+        reference = None if reference is None else reference.replace(base=frozen.base)
         if spec.retention.weight > 0:
             batch = _with_retained_positions(jax.random.fold_in(key, 0), batch, spec.retention.positions)
         n_layers = n_compared(config, join(state.trainable, frozen), reference)

@@ -226,10 +226,13 @@ def test_a_step_lowers_from_shapes_alone_and_returns_what_learns_in_place(params
     assert as_shapes(out_state) == as_shapes(state)
     assert {leaf.dtype for leaf in jax.tree.leaves((out_state.trainable, metrics))} == {jnp.dtype("float32")}
     memory = lowered.compile().memory_analysis()
-    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    n_bytes = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
+    state_bytes = n_bytes(state)
     assert memory.alias_size_in_bytes == state_bytes
     table = 16 * len(jax.tree.leaves(lowered.out_info))  # a pointer an output, and the metrics themselves
     assert state_bytes <= memory.output_size_in_bytes < state_bytes + table
+    given = state_bytes + n_bytes(frozen) + n_bytes(batch)  # the base once, though the reference stands on it too
+    assert given <= memory.argument_size_in_bytes < given + 64 * len(jax.tree.leaves((state, frozen, batch)))
 
 
 def test_a_donated_state_is_gone(params):
