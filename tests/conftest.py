@@ -3,10 +3,20 @@
 import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a test may not depend on what a user's cache holds
 
 import pathlib
+import sys
 
 import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drop_compiled_programs():
+    """Each compiled program holds some hundred memory maps; Linux ends a process that wants more than 65,530."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")
