@@ -27,8 +27,8 @@ import numpy as np
 from medkor_jax.data.language import ENGLISH, KOREAN, token_languages
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.eval.exam import Continuation
-from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.completion import LENGTH
+from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.decode import Decoder, replicate
 from medkor_jax.model.forward import Inputs, forward, project_logits, spread
 from medkor_jax.model.params import Params, head_table

@@ -18,8 +18,8 @@ import numpy as np
 
 from medkor_jax.data.packing import Batch
 from medkor_jax.data.tokenizer import Tokenizer
-from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.completion import STOP_TOKEN
+from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.decode import Decoder
 from medkor_jax.model.params import Params
 from medkor_jax.model.prompts import Routing

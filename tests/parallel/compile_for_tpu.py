@@ -29,16 +29,17 @@ def main(topology: str, model: str, mesh_shape: str, batch_size: str, cases: str
     mesh = make_mesh(MeshShape(**json.loads(mesh_shape)), devices)
     with jax.set_mesh(mesh):
         for case in cases.split(","):
-            lower = lower_decoding if case == "decode" else functools.partial(lower_step, case)
-            for name, lowered in lower(model, int(batch_size), mesh):
-                began = time.perf_counter()
-                memory = lowered.compile().memory_analysis()
+            compiled_of = compile_decoding if case == "decode" else functools.partial(compile_step, case)
+            began = time.perf_counter()
+            for name, compiled in compiled_of(model, int(batch_size), mesh):
+                memory = compiled.memory_analysis()
                 sizes = {
                     "arguments": memory.argument_size_in_bytes, "temporary": memory.temp_size_in_bytes,
                     "not_aliased": memory.output_size_in_bytes - memory.alias_size_in_bytes,
                 }  # fmt: skip
                 row = {"case": name, "seconds": round(time.perf_counter() - began)}
                 print(json.dumps(row | {f"{kind}_gib": round(n / GIB, 2) for kind, n in sizes.items()}), flush=True)
+                began = time.perf_counter()
 
 
 def lay(tree, shardings):
@@ -68,7 +69,7 @@ def make_params(model: str):
     return config, Params(base, lora=lora, lang=lang, expand=jax.eval_shape(make_expansion, base), lora_scale=2.0)
 
 
-def lower_step(case: str, model: str, batch_size: int, mesh):
+def compile_step(case: str, model: str, batch_size: int, mesh):
     import jax
     import jax.numpy as jnp
 
@@ -97,10 +98,10 @@ def lower_step(case: str, model: str, batch_size: int, mesh):
     frozen = lay(frozen, shard_tree(frozen, mesh))
     reference = Params(frozen.base) if case == "retention" else None
     step = make_step(config, StepSpec(dtype="bfloat16", remat=True, **loss), optimizer, shardings)
-    yield case, step.lower(lay(state, shardings), frozen, reference, lay(batch, batch_sharding(mesh)))
+    yield case, step.lower(lay(state, shardings), frozen, reference, lay(batch, batch_sharding(mesh))).compile()
 
 
-def lower_decoding(model: str, batch_size: int, mesh):
+def compile_decoding(model: str, batch_size: int, mesh):
     import jax
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
@@ -116,11 +117,12 @@ def lower_decoding(model: str, batch_size: int, mesh):
     routing = Routing.constant(config.vocab_size)
     prompt = pad_prompts([[2] * PROMPT] * batch_size, routing, seeds=[0] * batch_size)
     start = decode._start.lower(params, lay(prompt, whole), lay(routing, whole), settings=settings, size=CACHE)
-    yield "read prompts", start
-    state, _ = start.out_info
-    state = lay(state, start.compile().output_shardings[0])
+    compiled = start.compile()
+    yield "read prompts", compiled
+    state = lay(start.out_info[0], compiled.output_shardings[0])
     is_done, n = jax.ShapeDtypeStruct(prompt.lengths.shape, bool), jax.ShapeDtypeStruct((), jnp.int32)
-    yield "write tokens", decode._continue.lower(params, state, lay(routing, whole), lay(is_done, whole), n, settings=settings)
+    more = decode._continue.lower(params, state, lay(routing, whole), lay(is_done, whole), n, settings=settings)
+    yield "write tokens", more.compile()
 
 
 if __name__ == "__main__":
