@@ -25,7 +25,7 @@ from medkor_jax.data.sources import load_questions
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.eval.exam import evaluate
 from medkor_jax.eval.scorer import ModelScorer
-from medkor_jax.io.models import open_model
+from medkor_jax.named_model import open_model
 from medkor_jax.model.completion import STOP_STRING, Completion
 from medkor_jax.model.decode import Decoder
 from medkor_jax.model.prompts import Routing

@@ -47,6 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     run = _command(commands, "run", _run, "run the phases a config names, going on where the run stood")
     run.add_argument("--config", required=True, help="a config file; override keys as --config.phase3.steps=100")
     run.add_argument("--restart", metavar="PHASE", action="append", default=[], help="move this phase's directory aside and run it anew")
+    run.add_argument("--accept-changed", action="store_true", help="keep finished phases although data or settings they were trained with have changed; recorded")
     run.add_argument("--drop-bad", action="store_true", help="go on without rows that cannot be read, and list them")
 
     evaluate = _command(commands, "eval", _eval, "put an exam, or pairs of sentences to translate, to any weights")
@@ -141,10 +142,9 @@ def _run(arguments, overrides) -> None:
 
     overrides = [*overrides, *(["--config.drop_bad=True"] if arguments.drop_bad else [])]
     recipe = load_recipe(arguments.config, overrides)
-    for phase in arguments.restart:
-        if aside := pipeline.restart(pathlib.Path(recipe.run_dir), phase):
-            print(f"{phase}: its earlier results are now in {aside}")
-    pipeline.Run(recipe).all()
+    for aside in pipeline.restart(recipe, arguments.restart):
+        print(f"earlier results are now in {aside}")
+    pipeline.Run(recipe, accept_changed=arguments.accept_changed).all()
 
 
 def _eval(arguments, _) -> None:
@@ -181,7 +181,7 @@ def _verify(arguments, _) -> int:
 def _export(arguments, _) -> None:
     from medkor_jax.io.export import export_hf
     from medkor_jax.io.export_peft import export_peft
-    from medkor_jax.io.models import open_model
+    from medkor_jax.named_model import open_model
 
     model, out = open_model(arguments.weights), pathlib.Path(arguments.out)
     if arguments.to == "peft":
@@ -258,7 +258,7 @@ def _set_up_libraries() -> None:
 
     import jax
 
-    from medkor_jax.io.embedded_model import cache_directory
+    from medkor_jax.data.contents import cache_directory
 
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))

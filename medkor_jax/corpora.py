@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import Sequence
 
 from medkor_jax.data.check import FEWSHOT, JUDGED, TRAINED, DataReport, Use, check
+from medkor_jax.data.contents import content_digest
 from medkor_jax.data.exams import Question
 from medkor_jax.data.leakage import Leak, find_leaks, unexcused
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import Example, Source
 from medkor_jax.data.sources import OF_QUESTIONS, load_examples, load_questions
 from medkor_jax.data.translation import Pair, load_pairs
-from medkor_jax.io.models import open_model
+from medkor_jax.named_model import open_model
 from medkor_jax.phases import Recipe
 
 
@@ -35,6 +36,7 @@ class Corpora:
         self._examples: dict[Source, Sequence[Example]] = {}
         self._questions: dict[Source, Sequence[Question]] = {}
         self._pairs: dict[Source, Sequence[Pair]] = {}
+        self._digests: dict[Source, str] = {}
 
     def examples(self, sources: Sequence[Source]) -> list[tuple[Source, Sequence[Example]]]:
         for source in sources:
@@ -51,6 +53,18 @@ class Corpora:
         if source not in self._pairs:
             self._pairs[source] = self._kept(source, load_pairs(source, drop_bad=self._drop_bad))
         return self._pairs[source]
+
+    def digest(self, source: Source) -> str:
+        """Returns a digest of every row that `source` gives, as it is taught or read."""
+        if source not in self._digests:
+            rows = self.questions(source) if source.kind in OF_QUESTIONS else self.examples((source,))[0][1]
+            self._digests[source] = content_digest(rows)
+        return self._digests[source]
+
+    def said(self, source: Source) -> str:
+        """Returns what a record keeps of a source that is trained on: what it is, how many rows, and their digest."""
+        rows = self.questions(source) if source.kind in OF_QUESTIONS else self.examples((source,))[0][1]
+        return f"{len(rows)} rows of kind {source.kind}, digest {self.digest(source)[:16]}, weight {source.weight:g}"
 
     def refuse_leaks(self, recipe: Recipe) -> None:
         """Raises: LeakError listing every unnamed leak between what any phase trains on and what any judges by."""

@@ -22,7 +22,8 @@ from medkor_jax.eval.exam import MAX_REASONING_TOKENS, evaluate
 from medkor_jax.eval.scorer import ModelScorer
 from medkor_jax.eval.scores import Report
 from medkor_jax.eval.translation import MAX_TRANSLATION_TOKENS, TranslationReport, evaluate_translation
-from medkor_jax.io.models import Model, open_model
+from medkor_jax.io.models import Model
+from medkor_jax.named_model import open_model
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 
 

@@ -34,7 +34,7 @@ from medkor_jax.eval.exam import ExamTokenizer, Scorer
 from medkor_jax.eval.translation import translate
 from medkor_jax.evaluation import open_scorer
 from medkor_jax.io.files import write_atomically
-from medkor_jax.io.models import open_model
+from medkor_jax.named_model import open_model
 
 MAX_NEW_TOKENS = 512  # for one line; half a page
 _SHOWN = 20

@@ -5,14 +5,13 @@
 
 Everything measured is in the phase's directory: `measured-WHEN.json` with the numbers, `answers/` and
 `translations/` with every text. The same model asked the same things, in this or an earlier phase, is read
-from there. It decides nothing: that is the gate's business.
+from there: found by the digests of the weights and of all that was asked (`lineage`), and only if the files are what
+was written. It decides nothing: that is the gate's business.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import pathlib
 from typing import Any, Mapping
 
@@ -20,12 +19,14 @@ import jax
 import jax.numpy as jnp
 
 from medkor_jax.corpora import Corpora
+from medkor_jax.data.contents import file_digest
 from medkor_jax.data.rows import Source
 from medkor_jax.eval.exam import evaluate
 from medkor_jax.eval.scorer import ModelScorer
 from medkor_jax.eval.scores import Report
 from medkor_jax.eval.translation import TranslationReport, evaluate_translation
-from medkor_jax.io.files import write_json
+from medkor_jax.io.files import read_sealed, write_sealed
+from medkor_jax.lineage import exam_asked, pairs_asked, watch_asked
 from medkor_jax.phases import Phase, Recipe
 from medkor_jax.report.summary import phase_lines
 from medkor_jax.standing import Standing
@@ -57,11 +58,12 @@ class Measurer:
     def measure(self, phase: Phase, standing: Standing, when: str, known: Mapping[str, Report] = {}) -> Measured:
         """Returns all that is measured in `phase` of the model as it stands, and prints it; `known` reports are not redone."""
         recipe, own, digest = self.recipe, self.directory / phase.name, standing.digest
-        stored: dict[str, Any] = {"digest": digest, "asked": {}, "files": {}, "exams": {}, "watch": {}, "translations": {}}
-        how = (recipe.dtype, recipe.route)
+        stored: dict[str, Any] = {
+            "digest": digest, "asked": {}, "files": {}, "file_digests": {}, "exams": {}, "watch": {}, "translations": {},
+        }  # fmt: skip
         reports = {}
         for exam in recipe.exams_of(phase):
-            name, asked = exam.source.name, _digest(exam, recipe.reasoning, *how)
+            name, asked = exam.source.name, exam_asked(recipe, self.corpora, exam)
             if found := self._stored(digest, "exams", name, asked):
                 reports[name] = Report.read(self.directory / found["files"][name])
                 stored["files"][name] = found["files"][name]
@@ -71,7 +73,7 @@ class Measurer:
                 print(f"  {when}, {reports[name].table() if reports[name].alarms else phase_lines(name, reports[name])}")
             stored["exams"][name], stored["asked"][f"exams/{name}"] = reports[name].summary(), asked
         for source in recipe.watch:
-            name, asked = source.name, _digest(source, recipe.watch_tokens, *how)
+            name, asked = source.name, watch_asked(recipe, self.corpora, source)
             if found := self._stored(digest, "watch", name, asked):
                 loss = found["watch"][name]
             else:
@@ -79,7 +81,7 @@ class Measurer:
                 print(f"  {when}, {name}: {loss['nats']:.3f} nats a token over {loss['tokens']:.0f} tokens")
             stored["watch"][name], stored["asked"][f"watch/{name}"] = loss, asked
         for source in phase.translations:
-            name, asked = source.name, _digest(source, recipe.max_translation_tokens, *how)
+            name, asked = source.name, pairs_asked(recipe, self.corpora, source)
             key = f"translations/{name}"  # pairs and an exam may bear the same name
             if found := self._stored(digest, "translations", name, asked):
                 stored["translations"][name], stored["files"][key] = found["translations"][name], found["files"][key]
@@ -89,7 +91,8 @@ class Measurer:
                 stored["translations"][name] = translated.summary()
                 print(f"  {when}, {translated.table()}")
             stored["asked"][key] = asked
-        write_json(own / f"measured-{when}.json", stored)
+        stored["file_digests"] = {name: file_digest(self.directory / file) for name, file in stored["files"].items()}
+        write_sealed(own / f"measured-{when}.json", stored)
         return Measured(reports, stored)
 
     def examine(self, standing: Standing, name: str) -> Report:
@@ -104,15 +107,25 @@ class Measurer:
         )  # fmt: skip
 
     def _stored(self, digest: str, kind: str, name: str, asked: str) -> dict[str, Any] | None:
-        """Returns what was measured of this very model, asked this very thing; None if that was never done."""
+        """Returns what was measured of this very model, asked this very thing; None if that was never done, or is damaged."""
         key = f"{kind}/{name}"
         file = {"exams": name, "translations": key}.get(kind)
         for path in sorted(self.directory.glob("*/measured-*.json")):
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found["digest"] == digest and found["asked"].get(key) == asked:
-                if file is None or (self.directory / found["files"][file]).exists():
-                    return found
+            try:
+                found = read_sealed(path)
+            except ValueError as error:
+                print(f"  {error}: what it held is measured again")
+                continue
+            if found["digest"] == digest and found["asked"].get(key) == asked and (file is None or self._is_whole(found, file)):
+                return found
         return None
+
+    def _is_whole(self, found: dict[str, Any], file: str) -> bool:
+        path = self.directory / found["files"][file]
+        if path.exists() and file_digest(path) == found["file_digests"][file]:
+            return True
+        print(f"  {path} is not there any more or was changed: asked again")
+        return False
 
     def _write(self, file: pathlib.Path, report: Report | TranslationReport) -> str:
         report.write(file)
@@ -138,6 +151,3 @@ class Measurer:
             split=source.subset or source.split, batch_size=_TRANSLATION_BATCH, max_new_tokens=self.recipe.max_translation_tokens,
         )  # fmt: skip
 
-
-def _digest(*said: Any) -> str:
-    return hashlib.sha256(repr(said).encode()).hexdigest()

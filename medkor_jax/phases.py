@@ -296,7 +296,14 @@ class Recipe:
                 raise ValueError(f"run names {name!r}, which is not defined; nearest: {near[0] if near else 'none'!r}")
         if list(self.run) != [name for name in names if name in self.run]:
             raise ValueError(f"run names {', '.join(self.run)}: each phase once, in the order {', '.join(names)}")
+        has_reference = False
         for phase in self.phases:
+            if phase.merge and phase.gate.on_failure == "retain" and not has_reference:
+                raise ValueError(
+                    f"phase {phase.name!r} merges, and its remedy would hold to the model before the merge, which is another base: "
+                    "mark an earlier phase as is_reference, or set gate.on_failure to 'train', 'stop' or 'continue'"
+                )
+            has_reference |= phase.is_reference
             exams = [exam.source.name for exam in self.exams_of(phase)]
             if phase.exam not in exams:
                 raise ValueError(f"phase {phase.name!r} is judged by exam {phase.exam!r}; exams of this phase: {', '.join(exams)}")

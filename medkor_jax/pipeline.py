@@ -13,11 +13,12 @@ Which phases there are, and what they train on, is data (`phases.Recipe`).
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import difflib
 import json
 import pathlib
 import shutil
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,12 +27,15 @@ import jax.numpy as jnp
 from medkor_jax.corpora import Corpora
 from medkor_jax.eval.gate import Judgement, judge
 from medkor_jax.eval.scores import Report
-from medkor_jax.eval.verdict import GateClosed, read_verdict, require_open, waive, write_verdict
-from medkor_jax.io.files import write_json
-from medkor_jax.io.models import Model, open_model, read_ledger, save_model
+from medkor_jax.eval.verdict import GateClosed, read_verdict, waive, write_verdict
+from medkor_jax.io.checkpoint import digest_tree
+from medkor_jax.io.files import checksum, write_json
+from medkor_jax.io.models import Model, open_base, read_ledger, save_model
+from medkor_jax.lineage import Finished, Lineage, Stale, reference_name
 from medkor_jax.measurement import Measured, Measurer
 from medkor_jax.model.params import Params, Tree
-from medkor_jax.parallel.mesh import check_batch, make_mesh
+from medkor_jax.named_model import open_model
+from medkor_jax.parallel.mesh import check_batch, make_mesh, shard_tree
 from medkor_jax.phases import ConfigError, Phase, Recipe, Stage
 from medkor_jax.report.summary import closing_table
 from medkor_jax.standing import Standing, add_trees, merge_lora
@@ -43,19 +47,21 @@ from medkor_jax.train.trainable import Schedule
 class Run:
     """One run directory: `all()` for every phase named, `phase(p)` for one."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, *, accept_changed: bool = False) -> None:
+        """accept_changed: see `lineage.Lineage`."""
         self.recipe = recipe
         self.directory = pathlib.Path(recipe.run_dir)
         self.mesh = make_mesh(recipe.mesh)
         self.corpora = Corpora(recipe.drop_bad, recipe.reasoning)
+        self.lineage = Lineage(recipe, self.corpora, self.directory, accept_changed=accept_changed)
         self.measurer = Measurer(recipe, self.corpora, self.directory, self.mesh)
         self._bases: dict[str, Tree] = {}
 
     def all(self) -> None:
         """Runs the phases the recipe names, in order.
 
-        Raises: GateClosed when a gate stays closed; ConfigError, BadDataError, WeightsError before any
-        training when something does not fit.
+        Raises: GateClosed when a gate stays closed or a phase is stale; ConfigError, BadDataError, WeightsError before
+        any training when something does not fit.
         """
         recipe = self.recipe
         self.corpora.refuse_leaks(recipe)
@@ -69,34 +75,49 @@ class Run:
         print(closing_table(self.directory, [phase.name for phase in recipe.phases]))
 
     def phase(self, phase: Phase) -> None:
-        directory = self.directory / phase.name
-        upstream = self._upstream(phase)
-        if self._is_done(phase, upstream):
-            print(f"\n{phase.name}: done before; {read_verdict(directory / 'verdict.json')['judgement']['words']}")
+        upstream = self.lineage.upstream(phase)
+        finished = self.lineage.finished(phase)
+        if finished and not finished.judged_otherwise:
+            self.lineage.open(phase.name)
+            print(f"\n{phase.name}: done before; {read_verdict(self._verdict(phase))['judgement']['words']}")
             return
         print(f"\n== {phase.name}: {phase.title}")
+        if finished:
+            print(f"{phase.name} was trained before and is judged anew: other {', '.join(finished.judged_otherwise)}")
         started = time.time()
-        self._note(phase, "started", upstream=[model.digest for model in upstream])
+        self._note(phase, "judged anew" if finished else "started", upstream=[model.digest for model in upstream])
 
-        standing, measured = self._choose(phase, upstream)
-        before = self.measurer.measure(phase, standing, "before", measured)
-        standing = add_trees(standing, phase, phase.lora, seed=self.recipe.seed)
-        standing = self._train(phase, standing, phase.train, "train")
-        if phase.merge:
-            standing = self._merge(phase, standing)
+        start, measured = self._choose(phase, upstream)
+        before = self.measurer.measure(phase, start, "before", measured)
+        if finished:
+            self._require_same_start(phase, finished, start)
+            standing, rounds = self._load(finished.model), finished.record["rounds"]
+        else:
+            standing, rounds = add_trees(start, phase, phase.lora, seed=self.recipe.seed), 0
+            standing = self._train(phase, start, standing, phase.train, "train")
+            if phase.merge:
+                standing = self._merge(phase, standing)
+                start = dataclasses.replace(start, params=start.params.replace(base=standing.params.base))  # one base in memory
         reference = self._reference_report(phase, before)
-        after = self.measurer.measure(phase, standing, "after") if phase.train.steps or phase.merge else before
+        after = self.measurer.measure(phase, standing, "after") if standing.digest != start.digest else before
         judgement = judge(phase.gate, after.reports[phase.exam], reference)
         print(f"{phase.name}: {judgement.words}")
-        judged_first, rounds = after, 0
+        judged_first = after
         while not judgement.passed and phase.gate.on_failure in ("retain", "train") and rounds < phase.gate.rounds:
             rounds += 1
             standing = add_trees(standing, phase, phase.remedy_lora, seed=self.recipe.seed)
-            standing = self._train(phase, standing, phase.remedy, f"remedy{rounds}")
+            standing = self._train(phase, start, standing, phase.remedy, f"remedy{rounds}")
             after = self.measurer.measure(phase, standing, f"after-remedy{rounds}")
             judgement = judge(phase.gate, after.reports[phase.exam], reference)
             print(f"{phase.name}, after remedy round {rounds}: {judgement.words}")
-        self._conclude(phase, standing, judgement, reference, before, judged_first, after, rounds, time.time() - started)
+        self._conclude(phase, upstream, start, finished, standing, judgement, reference, before, judged_first, after, rounds, time.time() - started)
+
+    def _require_same_start(self, phase: Phase, finished: Finished, start: Standing) -> None:
+        if finished.record["chosen"] != start.digest:
+            raise Stale(
+                f"{phase.name} was made from another of its candidates than the one that is chosen now (its exam is another). "
+                f"Run it anew with --restart {phase.name}"
+            )
 
     def _check_upstream_is_known(self, phase: Phase) -> None:
         names = [p.name for p in self.recipe.phases]
@@ -113,32 +134,8 @@ class Run:
                     check_batch(stage.batch_size, stage.microbatches, self.mesh)
                     make_batches(self.plan(phase, stage, name), tokenizer)
 
-    def _upstream(self, phase: Phase) -> list[Model]:
-        """Returns the models the phase may start from. Raises: GateClosed if one of them is a phase that may not be."""
-        names = phase.candidates or (phase.after or self.recipe.weights,)
-        return [self._open_phase(name) if self._is_phase(name) else open_model(name) for name in names]
-
-    def _is_phase(self, name: str) -> bool:
-        return name in [phase.name for phase in self.recipe.phases]
-
-    def _open_phase(self, name: str) -> Model:
-        """Returns a finished phase's model, if its verdict opens the next phase and is about this very model."""
-        verdict = self.directory / name / "verdict.json"
-        read_verdict(verdict)
-        model = open_model(self.directory / name)
-        phase = next(phase for phase in self.recipe.phases if phase.name == name)
-        require_open(verdict, {"weights": model.digest, "config": self._config_digest(phase), "data": self._data_digest(phase)})
-        return model
-
-    def _is_done(self, phase: Phase, upstream: list[Model]) -> bool:
-        if not (self.directory / phase.name / "verdict.json").exists():
-            return False
-        try:
-            self._open_phase(phase.name)
-        except GateClosed:
-            return False
-        record = json.loads((self.directory / phase.name / "summary.json").read_text(encoding="utf-8"))
-        return record["upstream"] == [model.digest for model in upstream]
+    def _verdict(self, phase: Phase) -> pathlib.Path:
+        return self.directory / phase.name / "verdict.json"
 
     def _choose(self, phase: Phase, upstream: list[Model]) -> tuple[Standing, dict[str, Report]]:
         """Returns the smallest candidate that opens the gate, else the best, with its report; says why in words."""
@@ -168,11 +165,12 @@ class Run:
         self._bases[digest] = params.base
         return Standing(params, model.base, model.config, model.tokenizer)
 
-    def _train(self, phase: Phase, standing: Standing, stage: Stage, name: str) -> Standing:
+    def _train(self, phase: Phase, start: Standing, standing: Standing, stage: Stage, name: str) -> Standing:
+        """Returns the model after a stage. start: as the phase began, which retention holds to without a reference."""
         if not stage.steps:
             return standing
         plan = self.plan(phase, stage, name, upstream=standing.digest)
-        reference = self._reference_params(phase, standing) if stage.retention.weight > 0 else None
+        reference = self._reference_params(phase, start, standing) if stage.retention.weight > 0 else None
         params = run_stage(plan, standing.params, reference, standing.config, standing.tokenizer, self.mesh)
         return dataclasses.replace(standing, params=params)
 
@@ -211,52 +209,58 @@ class Run:
             microbatches=stage.microbatches, remat=recipe.remat, dropout=stage.dropout, chunk=recipe.chunk, seed=seed,
         )  # fmt: skip
 
-    def _reference_params(self, phase: Phase, standing: Standing) -> Params:
-        """Returns the model retention holds to: the base in hand with the reference's own small tree."""
-        name = self._reference_name(phase)
+    def _reference_params(self, phase: Phase, start: Standing, standing: Standing) -> Params:
+        """Returns the model retention holds to, which is the one the gate compares with: that of the phase marked as
+        reference, else the phase's own start; with the base in hand."""
+        name = reference_name(self.recipe, phase)
         if name is None:
-            return Params(standing.params.base)
-        model = self._open_phase(name)
+            return start.params.replace(base=standing.params.base)
+        model = self.lineage.open(name)
         if model.base.digest != standing.base.digest:
             raise ConfigError(f"{phase.name} stands on another base than its reference {name}; retention needs the same one")
         return model.load(jnp.dtype(self.recipe.param_dtype), self.mesh, standing.params.base)
 
-    def _reference_name(self, phase: Phase) -> str | None:
-        """The latest phase before this one that later gates compare with."""
-        names = []
-        for earlier in self.recipe.phases:
-            if earlier.name == phase.name:
-                break
-            if earlier.is_reference:
-                names.append(earlier.name)
-        return names[-1] if names else None
-
     def _reference_report(self, phase: Phase, before: Measured) -> Report:
-        name = self._reference_name(phase)
+        name = reference_name(self.recipe, phase)
         if name is None:
             return before.reports[phase.exam]
+        self.lineage.open(name)
         summary = json.loads((self.directory / name / "summary.json").read_text(encoding="utf-8"))
         return Report.read(self.directory / name / summary["after"]["answers"][phase.exam])
 
     def _merge(self, phase: Phase, standing: Standing) -> Standing:
-        recipe, directory = self.recipe, self.directory / phase.name / "base"
-        standing = merge_lora(standing, phase.name, directory, dtype=recipe.dtype, param_dtype=recipe.param_dtype)
+        """Returns the model on its merged base. A base is named by what it is made of and never written over: later
+        phases stand on it, and the same merge again finds it."""
+        recipe, params = self.recipe, standing.params
+        made_of = checksum([standing.base.digest, digest_tree(params.lora), params.lora_scale, recipe.param_dtype])
+        directory = self.directory / "bases" / f"{phase.name}-{made_of[:12]}"
+        if (directory / "lineage.json").is_file():
+            base = open_base(directory)
+            merged = base.load(jnp.dtype(recipe.param_dtype), shard_tree(params.base, self.mesh))
+            print(f"{phase.name}: merged before, {directory}")
+            standing = dataclasses.replace(standing, params=params.replace(base=merged, lora={}, lora_scale=1.0), base=base)
+        else:
+            standing = merge_lora(standing, phase.name, directory, dtype=recipe.dtype, param_dtype=recipe.param_dtype)
         self._bases = {standing.base.digest: standing.params.base}
         return standing
 
-    def _conclude(self, phase, standing, judgement: Judgement, reference, before, judged_first, after, rounds, seconds) -> None:
-        directory = self.directory / phase.name
-        model = save_model(directory, standing.params, standing.base, self.recipe.route)
+    def _conclude(
+        self, phase, upstream, start, finished, standing, judgement: Judgement, reference, before, judged_first, after, rounds, seconds
+    ) -> None:
+        directory, recipe = self.directory / phase.name, self.recipe
+        model = save_model(directory, standing.params, standing.base, recipe.route)
         if jax.process_index() == 0:
             write_json(directory / "summary.json", {
                 "phase": phase.name, "title": phase.title, "model": model.digest, "rounds": rounds, "seconds": round(seconds, 1),
-                "upstream": [m.digest for m in self._upstream(phase)], "gate": dataclasses.asdict(phase.gate),
+                "upstream": [m.digest for m in upstream], "gate": dataclasses.asdict(phase.gate),
                 "sources": self._sources(phase, rounds), "before": before.summary(), "before_remedy": judged_first.summary(), "after": after.summary(),
             })  # fmt: skip
+            digests = self.lineage.write_record(
+                phase, upstream=upstream, chosen=start.digest, model=model.digest, rounds=rounds, resumed=finished
+            )
             write_verdict(
                 directory / "verdict.json", phase=phase.name, gate=phase.gate, judgement=judgement,
-                report=after.reports[phase.exam], reference=reference,
-                digests={"weights": model.digest, "data": self._data_digest(phase), "config": self._config_digest(phase)},
+                report=after.reports[phase.exam], reference=reference, digests=digests,
             )  # fmt: skip
             if not judgement.passed and phase.gate.on_failure == "continue":
                 waive(directory / "verdict.json", "the config says gate.on_failure='continue'")
@@ -279,27 +283,27 @@ class Run:
             entry = {"phase": phase.name, "event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **what}
             write_json(self.directory / "ledger.json", [*read_ledger(self.directory), entry])
 
-    def _config_digest(self, phase: Phase) -> str:
-        """Digest of all that decides what this phase does, except where the run lies."""
-        recipe = self.recipe
-        said = (phase, recipe.exam(phase.exam), recipe.weights, recipe.dtype, recipe.param_dtype, recipe.route, recipe.seed)
-        return hashlib.sha256(repr(said).encode()).hexdigest()
 
-    def _data_digest(self, phase: Phase) -> str:
-        """Digest of the questions the phase is judged by."""
-        return hashlib.sha256(repr(self.corpora.questions(self.recipe.exam(phase.exam).source)).encode()).hexdigest()
+def restart(recipe: Recipe, names: Sequence[str]) -> list[pathlib.Path]:
+    """Moves the phases' directories aside, so that they run anew; returns where they are now. Nothing is deleted, and the
+    merged bases stay: whatever stands on them goes on to.
 
-
-def restart(run_dir: pathlib.Path, phase: str) -> pathlib.Path | None:
-    """Moves a phase's directory aside, so that it runs anew; returns where it is now. Nothing is deleted."""
-    directory = run_dir / phase
-    if not directory.exists():
-        return None
-    number = 1
-    while (aside := run_dir / f"{phase}.before-{number}").exists():
-        number += 1
-    shutil.move(directory, aside)
-    return aside
+    Raises: ConfigError, before anything is moved, for a name that is no phase of the config.
+    """
+    known = [phase.name for phase in recipe.phases]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise ConfigError(f"--restart {name}: no such phase in this config; nearest: {near[0] if near else 'none'!r}. It has {', '.join(known)}")
+    moved = []
+    for directory in (pathlib.Path(recipe.run_dir) / name for name in names):
+        if directory.exists():
+            number = 1
+            while (aside := directory.with_name(f"{directory.name}.before-{number}")).exists():
+                number += 1
+            shutil.move(directory, aside)
+            moved.append(aside)
+    return moved
 
 
 def _devices() -> str:

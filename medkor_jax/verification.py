@@ -30,7 +30,8 @@ from medkor_jax.eval.scorer import ModelScorer, read_prompts
 from medkor_jax.evaluation import open_scorer
 from medkor_jax.io.embedded_model import embedded_gguf
 from medkor_jax.io.hf import download
-from medkor_jax.io.models import Model, open_model
+from medkor_jax.io.models import Model
+from medkor_jax.named_model import open_model
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.forward import project_logits
 from medkor_jax.model.params import Params

@@ -17,6 +17,7 @@ from medkor_jax.eval.scores import Answer, Report
 from medkor_jax.eval.verdict import GateClosed, read_verdict
 from medkor_jax.io.checkpoint import digest_tree, save_tree
 from medkor_jax.io.models import open_model, read_ledger, save_base
+from medkor_jax.lineage import Stale
 from medkor_jax.io.streaming import WeightsError
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.config_file import make_recipe
@@ -134,7 +135,8 @@ def test_each_phase_changes_what_it_trains_and_nothing_else(finished, tiny_base_
 
 
 def test_the_merge_says_what_it_was_made_of_and_how_near_it_came(finished, tiny_base_dir):
-    lineage = json.loads((finished / "phase0/base/lineage.json").read_text())
+    (base,) = (finished / "bases").iterdir()
+    lineage = json.loads((base / "lineage.json").read_text())
     assert lineage["base_digest"] == open_model(tiny_base_dir).digest
     assert (lineage["rank"], lineage["scale"], lineage["targets"]) == (2, 2.0, ["down", "q"])
     assert 0 < lineage["largest_logit_difference_as_share"] < standing.MERGE_PARITY_BOUND["float32"]
@@ -142,11 +144,11 @@ def test_the_merge_says_what_it_was_made_of_and_how_near_it_came(finished, tiny_
 
 
 def test_a_merge_that_changes_logits_is_not_written(config, run_dir, stages, examined, monkeypatch):
-    pipeline.restart(run_dir, "phase0")
+    shutil.rmtree(run_dir / "phase0"), shutil.rmtree(run_dir / "bases")
     monkeypatch.setattr(standing, "merge", lambda base, lora, scale: base | {"final_norm": base["final_norm"] + 0.1})
     with pytest.raises(FloatingPointError, match="nothing was written"):
         run(config | {"run": ("phase0",)})
-    assert not (run_dir / "phase0/base").exists()
+    assert not (run_dir / "bases").exists()
 
 
 def test_the_same_command_again_trains_nothing(config, run_dir, stages):
@@ -158,15 +160,18 @@ def test_the_same_command_again_trains_nothing(config, run_dir, stages):
 
 def test_a_restarted_phase_is_moved_aside_and_runs_anew(config, run_dir):
     before = rows(run_dir)
-    aside = pipeline.restart(run_dir, "phase3")
+    recipe = make_recipe(config)
+    (aside,) = pipeline.restart(recipe, ["phase3"])
     assert aside == run_dir / "phase3.before-1" and not (run_dir / "phase3").exists()
-    assert pipeline.restart(run_dir, "phase7") is None
+    with pytest.raises(ConfigError, match="--restart phase9: no such phase.*nearest: 'phase"):
+        pipeline.restart(recipe, ["phase1", "phase9"])
+    assert (run_dir / "phase1").exists() and pipeline.restart(recipe, ["phase3"]) == []
     run(config)
     now = rows(run_dir)
     assert all(now[name] == before[name] for name in before if "phase3" not in name)
     losses = [[row["loss"] for row in read_metrics(place / "train")] for place in (aside, run_dir / "phase3")]
     assert losses[0] == losses[1]
-    assert pipeline.restart(run_dir, "phase3") == run_dir / "phase3.before-2"
+    assert pipeline.restart(recipe, ["phase3"]) == [run_dir / "phase3.before-2"]
 
 
 def spoil_missing(run_dir):
@@ -198,28 +203,29 @@ def test_a_phase_does_not_start_behind_a_verdict_that_is(spoil, words, config, r
 
 def test_another_config_of_the_phase_before_closes_its_gate(config, run_dir, stages):
     config["phase2"] = config["phase2"] | {"dropout": 0.5}
-    with pytest.raises(GateClosed, match="judged something else: config"):
+    with pytest.raises(Stale, match=r"phase2 was trained otherwise: train.dropout was 0.0, is 0.5. Run it anew with --restart phase2 --restart phase3, or keep it"):
         run(config | {"run": ("phase3",)})
     assert not stages
 
 
 def test_other_questions_close_the_gate(config, run_dir, stages):
-    verdict = read_verdict(run_dir / "phase2/verdict.json")
-    corpora = pipeline.Run(make_recipe(config | {"run": ("phase3",)}))
-    exam = corpora.recipe.exam("english").source
-    corpora.corpora._questions[exam] = embedded.questions("valid", "en")[1:9]
-    with pytest.raises(GateClosed, match=f"judged something else: data .judged {verdict['digests']['data'][:12]}"):
-        corpora.all()
+    asked = pipeline.Run(make_recipe(config | {"run": ("phase3",)}))
+    exam = asked.recipe.exam("english").source
+    asked.corpora._questions[exam] = embedded.questions("valid", "en")[1:9]
+    with pytest.raises(Stale, match="phase0 was judged by something else .exams.english.*judged anew, not trained"):
+        asked.all()
+    assert not stages
 
 
 def test_weights_changed_on_disk_close_the_next_phase(config, run_dir, stages):
     model = open_model(run_dir / "phase2")
     params = model.load(jnp.float32, make_mesh(MeshShape()))
     pipeline.save_model(run_dir / "phase2", params.replace(lora=jax.tree.map(lambda x: x + 1e-3, params.lora)), model.base)
-    with pytest.raises(GateClosed, match="judged something else: weights"):
+    with pytest.raises(Stale, match="phase2: its weights on disk are not those it left"):
         run(config | {"run": ("phase3",)})
-    save_tree(run_dir / "phase0/base/tree", params.base | {"final_norm": params.base["final_norm"] + 1e-3})
-    with pytest.raises(WeightsError, match="the weights were replaced"):
+    (base,) = (run_dir / "bases").iterdir()
+    save_tree(base / "tree", params.base | {"final_norm": params.base["final_norm"] + 1e-3})
+    with pytest.raises(WeightsError, match="weights were replaced or damaged"):
         run(config | {"run": ("phase3",)})
     assert not stages
 
@@ -232,6 +238,7 @@ def test_a_phase_that_starts_from_nothing_known_is_a_config_error(config, stages
 
 def test_lora_of_another_rank_than_the_model_holds_is_a_config_error(config, run_dir, stages, examined):
     config["phase3"] = config["phase3"] | {"lora": LORA | {"rank": 3}}
+    shutil.rmtree(run_dir / "phase3")
     with pytest.raises(ConfigError, match="asks for LoRA rank 3.*Make them the same"):
         run(config)
     assert not stages

@@ -21,7 +21,7 @@ from medkor_jax.bench.counts import RECOMPUTED_SHARE
 from medkor_jax.bench.peer import SETTINGS, missing_packages
 from medkor_jax.bench.report import Report, Row, compare, describe_machine
 from medkor_jax.bench.worker import Worker, WorkerError
-from medkor_jax.io.embedded_model import cache_directory
+from medkor_jax.data.contents import cache_directory
 from medkor_jax.io.weights import Weights, open_weights
 
 LOSS_BOUND_NATS = 1e-3

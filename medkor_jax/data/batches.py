@@ -12,12 +12,12 @@ the same global batch from the same seed, whatever their number. What it does no
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from medkor_jax.data.contents import content_digest
 from medkor_jax.data.packing import ROUTES, Batch, Encoded, PackedRows, encode, find_too_long
 from medkor_jax.data.rows import BadDataError, BadRow, Example, Source
 
@@ -184,12 +184,6 @@ def _loss_positions(sources: Sequence[Sequence[Example]], tokenizer: Tokenizer, 
                 if len(encoded.tokens) < seq_len:
                     needed = max(needed, int(encoded.loss.sum()))
     return min(seq_len, 8 * math.ceil(needed / 8))
-
-
-def content_digest(examples: Sequence[Example]) -> str:
-    """Returns a digest of a few of the examples: enough to notice that a file was replaced."""
-    some = [repr(examples[i]) for i in sorted({0, len(examples) // 2, len(examples) - 1})]
-    return hashlib.sha256("\n".join(some).encode()).hexdigest()[:16]
 
 
 def _check_settings(sources, batch_size: int, seq_len: int, loss_positions: int | None, epochs: int | None, route: str) -> None:

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
 from medkor_jax.data import exams, reasoning, rows, text, translation
+from medkor_jax.data.contents import file_digest
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import (  # noqa: F401  (this module is where others take them from)
     BadDataError, BadRow, Example, Loaded, Source,
@@ -78,10 +78,10 @@ def _is_large(source: Source) -> bool:
 
 
 class StoredExamples(Sequence):
-    """Examples that lie in an Arrow file and are built when they are asked for."""
+    """Examples that lie in an Arrow file and are built when they are asked for. digest: of what they were made from."""
 
-    def __init__(self, table, wanted: Sequence[int]):
-        self._table, self._wanted = table, wanted
+    def __init__(self, table, wanted: Sequence[int], digest: str):
+        self._table, self._wanted, self.digest = table, wanted, digest
 
     def __len__(self) -> int:
         return len(self._wanted)
@@ -104,9 +104,10 @@ def _stored(source: Source) -> tuple[StoredExamples, list[BadRow]]:
         "splittable": datasets.Value("bool"), "eos": datasets.Value("bool"),
         "bad_row": datasets.Value("int64"), "bad_reason": datasets.Value("string"),
     })
+    fingerprint = _fingerprint(source)
     try:
         table = datasets.Dataset.from_generator(
-            _stored_rows, features=features, gen_kwargs={"source": source}, fingerprint=_fingerprint(source))
+            _stored_rows, features=features, gen_kwargs={"source": source}, fingerprint=fingerprint)
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, BadDataError):
             raise error.__cause__ from None
@@ -114,7 +115,7 @@ def _stored(source: Source) -> tuple[StoredExamples, list[BadRow]]:
     bad_rows = table.with_format("numpy", columns=["bad_row"])["bad_row"][:]
     bad = [BadRow(rows.file_label(source), table[int(i)]["bad_row"], table[int(i)]["bad_reason"])
            for i in np.flatnonzero(bad_rows >= 0)]
-    return StoredExamples(table, np.flatnonzero(bad_rows < 0)), bad
+    return StoredExamples(table, np.flatnonzero(bad_rows < 0), fingerprint), bad
 
 
 def _stored_rows(source: Source) -> Iterator[dict]:
@@ -129,11 +130,11 @@ def _stored_rows(source: Source) -> Iterator[dict]:
 
 
 def _fingerprint(source: Source) -> str:
-    """Returns what the cache knows the converted source by; it changes with the file and with how it is read."""
+    """Returns what the cache knows the converted source by; it changes with the bytes of the file and with how it is read."""
     path = pathlib.Path(source.path)
     if path.is_file():
-        stamp = f"{os.stat(path).st_size} {os.stat(path).st_mtime_ns}"
+        stamp = file_digest(path)
     else:
         stamp = rows.load_hub(source)._fingerprint  # changes with the revision on the hub
-    said = dataclasses.replace(source, weight=1.0, licence="", path=str(path.resolve()) if path.exists() else source.path)
+    said = dataclasses.replace(source, weight=1.0, licence="", path=path.name if path.exists() else source.path)
     return hashlib.sha256(f"{_STORED_FORM} {said} {stamp}".encode()).hexdigest()[:32]

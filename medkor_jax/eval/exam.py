@@ -29,6 +29,7 @@ from medkor_jax.eval import answers, harness
 from medkor_jax.eval.scores import MODES, Answer, Report
 
 MAX_REASONING_TOKENS = 512
+READ_VERSION = 2  # raise it when answers are read otherwise out of the same text: stored ones are then asked for again
 _PROMPTS = {"reason": reasoning_prompt, "cloze": cloze_prompt}  # where they are not those of the harness
 
 
@@ -95,11 +96,8 @@ def evaluate(
     if mode == "cloze" and shots:
         raise ValueError("cloze mode shows no options, so it has no shots; set shots to 0")
     new_tokens = {"harness": harness.MAX_NEW_TOKENS, "reason": max_new_tokens}.get(mode, 1)
-    room = {"max_positions": max_positions, "max_new_tokens": new_tokens}
-    if mode in _PROMPTS:
-        requests = harness.bounded(questions, [_PROMPTS[mode](question) for question in questions], tokenizer, **room)
-    else:
-        requests = harness.requests(questions, shots, tokenizer, **room)
+    texts = contexts(questions, mode, shots)
+    requests = harness.bounded(questions, texts, tokenizer, max_positions=max_positions, max_new_tokens=new_tokens)
     shown = {prompt(shot) for shot in shots}
     letters = _letter_tokens(tokenizer, questions, requests) if mode == "letter" else {}
 
@@ -142,6 +140,13 @@ def evaluate(
         mode=mode, shots=len(shots), source=source, split=split, answers=ordered, confidence=confidence,
         max_new_tokens=max_new_tokens if mode == "reason" else None,
     )  # fmt: skip
+
+
+def contexts(questions: Sequence[Question], mode: str, shots: Sequence[Question] = ()) -> list[str]:
+    """Returns what the model reads of each question, in this mode, up to where it answers."""
+    if mode in _PROMPTS:
+        return [_PROMPTS[mode](question) for question in questions]
+    return [harness.context(question, shots) for question in questions]
 
 
 def _batches(questions: Sequence[Question], requests: Sequence[harness.Request], batch_size: int) -> list[list[int]]:

@@ -107,6 +107,12 @@ def waive(path: str | os.PathLike, reason: str, *, time: datetime.datetime | Non
     return _store(path, {**verdict, "waiver": {"reason": reason.strip(), "time": _stamp(time)}})
 
 
+def amend_digests(path: str | os.PathLike, digests: Mapping[str, str]) -> None:
+    """Changes what a verdict says it is about, where a person accepted that; nothing that was measured."""
+    verdict = read_verdict(path)
+    _store(path, {**verdict, "digests": {**verdict["digests"], **digests}})
+
+
 def require_open(path: str | os.PathLike, expected: Mapping[str, str]) -> dict[str, Any]:
     """Returns the verdict if it passed or was waived and judged exactly what `expected` names, {what: digest}.
 

@@ -5,20 +5,28 @@
         checkpoints.save(step, state, cursor, validation_nats=1.9)
 
 Saves are asynchronous and atomic: a killed process leaves the last whole checkpoint. Only what trains is
-stored, with its optimizer state and the data cursor. Nothing here decides when to save.
+stored, with its optimizer state, the data cursor and a digest of both: what comes back is what was written, or
+an error. Nothing here decides when to save.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from medkor_jax.io.files import checksum
 from medkor_jax.model.params import Tree, leaf_paths
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that cannot be read, or is not what was written."""
 
 
 def save_tree(directory: pathlib.Path, tree: Any) -> None:
@@ -32,21 +40,20 @@ def save_tree(directory: pathlib.Path, tree: Any) -> None:
 def restore_tree(directory: pathlib.Path, abstract: Any) -> Any:
     """Returns the tree stored at `directory`, each leaf on the sharding of its ShapeDtypeStruct.
 
-    Raises: ValueError, naming the leaves, if what is stored has other names or shapes.
+    Raises: ValueError, naming the leaves, if what is stored has other names or shapes; DamagedCheckpoint.
     """
     import orbax.checkpoint as ocp
 
-    with ocp.StandardCheckpointer() as checkpointer:
-        stored = checkpointer.metadata(directory.absolute()).item_metadata.tree
-        _check_same(leaf_paths(stored), leaf_paths(abstract), directory)
+    _check_same(leaf_paths(stored_shapes(directory)), leaf_paths(abstract), directory)
+    with ocp.StandardCheckpointer() as checkpointer, _readable(directory, "put it back, or run its phase again"):
         return checkpointer.restore(directory.absolute(), abstract)
 
 
 def stored_shapes(directory: pathlib.Path) -> Any:
-    """Returns the stored tree as ShapeDtypeStructs, without reading the arrays."""
+    """Returns the stored tree as ShapeDtypeStructs, without reading the arrays. Raises: DamagedCheckpoint."""
     import orbax.checkpoint as ocp
 
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer() as checkpointer, _readable(directory, "put it back, or run its phase again"):
         tree = checkpointer.metadata(directory.absolute()).item_metadata.tree
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
@@ -103,7 +110,8 @@ class StageCheckpoints:
         """Starts writing; blocks only while an earlier save is unfinished or the arrays are being copied."""
         if step in self._manager.all_steps():
             return
-        args = self._ocp.args.Composite(state=self._ocp.args.StandardSave(state), cursor=self._ocp.args.JsonSave(cursor))
+        written = {"cursor": cursor, "digest": _digest(state, cursor)}
+        args = self._ocp.args.Composite(state=self._ocp.args.StandardSave(state), cursor=self._ocp.args.JsonSave(written))
         metrics = None if validation_nats is None else {"validation_nats": validation_nats}
         self._manager.save(step, args=args, metrics=metrics)
 
@@ -122,15 +130,40 @@ class StageCheckpoints:
         return min(losses, key=losses.get) if losses else None
 
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
-        """Returns (state, cursor) of `step`, by default the latest; None if nothing was saved."""
+        """Returns (state, cursor) of `step`, by default the latest; None if nothing was saved.
+
+        Raises: DamagedCheckpoint if it cannot be read or is not what `save` wrote.
+        """
         step = self._manager.latest_step() if step is None else step
         if step is None:
             return None
         args = self._ocp.args.Composite(
             state=self._ocp.args.StandardRestore(abstract_state), cursor=self._ocp.args.JsonRestore()
         )
-        restored = self._manager.restore(step, args=args)
-        return restored.state, restored.cursor
+        place = pathlib.Path(self._manager.directory) / str(step)
+        others = [other for other in self._manager.all_steps() if other != step]
+        further = f"from step {max(others)}" if others else "from the start of the stage"
+        advice = f"put it back, or remove this directory to resume {further}"
+        with _readable(place, advice):
+            restored = self._manager.restore(step, args=args)
+            state, cursor, digest = restored.state, restored.cursor["cursor"], restored.cursor["digest"]
+        if _digest(state, cursor) != digest:
+            raise DamagedCheckpoint(f"{place} is not what was written there (its digest does not hold); {advice}")
+        return state, cursor
+
+
+def _digest(state: Any, cursor: dict[str, Any]) -> str:
+    return checksum([digest_tree(state), cursor])
+
+
+@contextlib.contextmanager
+def _readable(directory: pathlib.Path, advice: str) -> Iterator[None]:
+    """Turns whatever orbax and its formats raise on damaged files into one sentence."""
+    try:
+        yield
+    except Exception as error:  # damaged bytes come out as dozens of kinds
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise DamagedCheckpoint(f"{directory} cannot be read ({type(error).__name__}: {first}); {advice}") from error
 
 
 def _check_same(stored: dict[str, Any], wanted: dict[str, Any], directory: pathlib.Path) -> None:

@@ -15,15 +15,9 @@ import json
 import os
 import pathlib
 
+from medkor_jax.data.contents import cache_directory
 from medkor_jax.io.files import write_json
 from medkor_jax.io.streaming import WeightsError, digest_files
-
-
-def cache_directory() -> pathlib.Path:
-    """Returns $MEDKOR_CACHE, else medkor_jax under $XDG_CACHE_HOME or ~/.cache."""
-    if own := os.environ.get("MEDKOR_CACHE"):
-        return pathlib.Path(own)
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "medkor_jax"
 
 
 def embedded_gguf() -> tuple[pathlib.Path, str]:

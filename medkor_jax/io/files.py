@@ -1,10 +1,14 @@
-"""Small files that a reader never sees half written.
+"""Small files that a reader never sees half written, and that say so when they were changed afterwards.
 
     write_atomically("runs/a/ledger.json", to_json(ledger))
+    write_sealed("runs/a/phase1/model.json", {"format": 2, ...});  read_sealed(path)        # the same, or ValueError
+
+The seal is a checksum: it finds damage and edits by hand. It is no signature.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pathlib
@@ -29,3 +33,29 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes `value` as readable JSON, atomically. Raises: ValueError on NaN or infinity, which JSON has not."""
     write_atomically(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+def write_sealed(path: str | os.PathLike, value: dict[str, Any]) -> None:
+    """Writes `value` as JSON with its checksum, atomically."""
+    write_json(path, {**value, "checksum": checksum(value)})
+
+
+def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
+    """Returns what `write_sealed` wrote.
+
+    Raises: ValueError, naming the file, if it is damaged or was changed; FileNotFoundError.
+    """
+    try:
+        value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        stated = value.pop("checksum")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is damaged or no file of this program ({error!r})") from error
+    if stated != checksum(value):
+        raise ValueError(f"{path} was changed after it was written: its checksum does not hold")
+    return value
+
+
+def checksum(value: Any) -> str:
+    """Returns the SHA-256, in hex, of `value` as canonical JSON."""
+    canonical = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()

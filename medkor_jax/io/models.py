@@ -1,6 +1,6 @@
 """A whole model by name: its base, and the adapters that a run put beside it.
 
-    model = open_model("runs/quickstart")            # or a phase of it, or any name `open_weights` knows
+    model = open_model("runs/quickstart/phase3")     # or a merged base, or any name `open_weights` knows
     params = model.load(jnp.float32, mesh)
 
 A phase's directory says in `model.json` which base its model stands on (a name, or a merged base on disk)
@@ -20,17 +20,18 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from medkor_jax.data.contents import files_digest
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.checkpoint import abstract_like, digest_tree, restore_tree, save_tree, stored_shapes
-from medkor_jax.io.files import write_json
-from medkor_jax.io.streaming import WeightsError, digest_files
+from medkor_jax.io.files import checksum, read_sealed, write_json, write_sealed
+from medkor_jax.io.streaming import WeightsError
 from medkor_jax.io.weights import Weights, open_weights
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.params import Params, Tree, abstract_base, leaf_paths
 from medkor_jax.parallel.mesh import shard_tree
 
 ADAPTER_TREES = ("lora", "lang", "expand")
-_FORMAT = 1
+_FORMAT = 2  # 1 had no seal, and a base's digest was that of its files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,33 +82,38 @@ def model_digest(base: str, adapters: str, lora_scale: float) -> str:
 
 
 def open_model(name: str | os.PathLike) -> Model:
-    """Returns what `name` names: a run (its latest finished phase), a phase's directory, or weights.
+    """Returns what `name` names: a phase's directory, a merged base, or weights. (A run: see `lineage.open_model`.)
 
     Raises: WeightsError if nothing is called so, or what is there does not fit together.
     """
     path = pathlib.Path(name)
-    if (path / "ledger.json").is_file():
-        finished = [entry["phase"] for entry in read_ledger(path) if (path / entry["phase"] / "model.json").is_file()]
-        if not finished:
-            raise WeightsError(f"run {path} has finished no phase yet; run it first, or name its starting weights")
-        path = path / finished[-1]
     if (path / "model.json").is_file():
         return _open_phase(path)
     if (path / "lineage.json").is_file():
         return Model(str(name), open_base(path))
+    if is_run(path):
+        raise WeightsError(f"{path} is a run: name one of its phases' directories")
     return Model(str(name), open_weights(str(name)))
 
 
+def is_run(path: pathlib.Path) -> bool:
+    return (path / "ledger.json").is_file()
+
+
 def save_model(directory: pathlib.Path, params: Params, base: Weights, route: str = "token") -> Model:
-    """Writes a phase's adapters and says which base they stand on; returns the model as it reads back."""
+    """Writes a phase's adapters and says which base they stand on; returns the model as it reads back.
+
+    A base inside the run (beside `directory`, or below it) is named from here, so that the run can be moved.
+    """
     trees = {name: getattr(params, name) for name in ADAPTER_TREES if jax.tree.leaves(getattr(params, name))}
     if trees:
         save_tree(directory / "adapters", trees)
     digest = digest_tree(trees) if trees else ""
     if jax.process_index() == 0:
-        inside = pathlib.Path(base.name).is_dir() and pathlib.Path(base.name).is_relative_to(directory.parent)
-        name = os.path.relpath(base.name, directory) if inside else base.name
-        write_json(directory / "model.json", {
+        place = pathlib.Path(base.name).resolve() if pathlib.Path(base.name).exists() else None
+        inside = place is not None and place.is_relative_to(directory.resolve().parent)
+        name = os.path.relpath(place, directory.resolve()) if inside else str(place or base.name)
+        write_sealed(directory / "model.json", {
             "format": _FORMAT, "base": name, "base_is_relative": inside, "base_digest": base.digest,
             "lora_scale": params.lora_scale, "adapters": sorted(leaf_paths(trees)), "adapters_digest": digest,
             "route": route,
@@ -118,36 +124,64 @@ def save_model(directory: pathlib.Path, params: Params, base: Weights, route: st
 def save_base(
     directory: pathlib.Path, base: Tree, config: ModelConfig, tokenizer: Tokenizer, lineage: dict[str, Any]
 ) -> Weights:
-    """Writes a merged base with orbax, its config, tokenizer and lineage beside it; returns it as weights."""
+    """Writes a merged base with orbax, its config, tokenizer and lineage beside it; returns it as weights.
+
+    The lineage is written last and holds a digest of everything else: a base without it is not whole.
+    """
     save_tree(directory / "tree", base)
+    leaves = digest_tree(base)
     if jax.process_index() == 0:
         tokenizer.save(directory)
         write_json(directory / "model_config.json", config.to_json())
-        write_json(directory / "lineage.json", lineage | {"dtype": str(base["embed"].dtype)})
+        write_sealed(directory / "lineage.json", lineage | {
+            "dtype": str(base["embed"].dtype), "leaves_digest": leaves, "files_digest": _tree_files_digest(directory),
+            "config_digest": checksum(config.to_json()), "tokenizer_digest": tokenizer.digest,
+        })  # fmt: skip
     return open_base(directory)
 
 
 def open_base(directory: pathlib.Path) -> Weights:
-    """Returns a merged base on disk as weights. Raises: WeightsError if a part of it is missing."""
+    """Returns a merged base on disk as weights.
+
+    Raises: WeightsError if a part of it is missing or is not what was written.
+    """
     for part in ("tree", "model_config.json", "lineage.json"):
         if not (directory / part).exists():
             raise WeightsError(f"{directory} has no {part}: it is not a whole merged base; run its phase again")
-    config = ModelConfig.from_json(json.loads((directory / "model_config.json").read_text(encoding="utf-8")))
-    stored = json.loads((directory / "lineage.json").read_text(encoding="utf-8"))["dtype"]
+    said = _read_sealed(directory / "lineage.json")
+    raw = _read_json(directory / "model_config.json")
+    if checksum(raw) != said.get("config_digest"):
+        raise WeightsError(f"{directory}/model_config.json is not what was written with this base; put it back, or run its phase again")
+    config = ModelConfig.from_json(raw)
 
-    def load(dtype: Any, shardings: Tree | None = None) -> Tree:
+    def read(dtype: Any, shardings: Tree | None = None) -> Tree:
         return restore_tree(directory / "tree", _abstract(config, dtype, shardings))
 
-    return Weights(
-        str(directory), config, load, make_digest=lambda: digest_files(_files(directory / "tree")),
-        make_tokenizer=lambda: Tokenizer.load(directory), stored_dtype=stored,
-    )  # fmt: skip
+    def make_digest() -> str:
+        # The files are those that were written, or else (saved once more) they hold the same tensors.
+        if _tree_files_digest(directory) != said["files_digest"] and digest_tree(read(said["dtype"])) != said["leaves_digest"]:
+            raise WeightsError(
+                f"{directory}: its weights were replaced or damaged since they were written. Put them back, or run the phases again"
+            )
+        return said["leaves_digest"]
+
+    def load(dtype: Any, shardings: Tree | None = None) -> Tree:
+        make_digest()
+        return read(dtype, shardings)
+
+    def make_tokenizer() -> Tokenizer:
+        tokenizer = Tokenizer.load(directory)
+        if tokenizer.digest != said["tokenizer_digest"]:
+            raise WeightsError(f"{directory}: its tokenizer is not the one written with this base; put it back, or run its phase again")
+        return tokenizer
+
+    return Weights(str(directory), config, load, make_digest, make_tokenizer, stored_dtype=said["dtype"])
 
 
 def read_ledger(run_dir: pathlib.Path) -> list[dict[str, Any]]:
     """Returns what a run did, oldest first; [] if nothing yet."""
     path = run_dir / "ledger.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return _read_json(path) if path.exists() else []
 
 
 def _abstract(config: ModelConfig, dtype: Any, shardings: Tree | None) -> Tree:
@@ -159,24 +193,47 @@ def _abstract(config: ModelConfig, dtype: Any, shardings: Tree | None) -> Tree:
 
 
 def _open_phase(directory: pathlib.Path) -> Model:
-    said = json.loads((directory / "model.json").read_text(encoding="utf-8"))
+    said = _read_sealed(directory / "model.json")
     if said.get("format") != _FORMAT:
-        raise WeightsError(f"{directory}/model.json has format {said.get('format')!r}, this program reads {_FORMAT}")
-    name = said["base"]
-    base = open_base((directory / name).resolve()) if said["base_is_relative"] else _open_named(name)
+        raise WeightsError(
+            f"{directory}/model.json has format {said.get('format')!r}, this program reads {_FORMAT}; run the phase again with it"
+        )
+    base = _open_base_of(directory, said)
     if base.digest != said["base_digest"]:
         raise WeightsError(
-            f"{directory} stands on base {name!r} with digest {said['base_digest'][:12]}, but that name now has "
+            f"{directory} stands on base {said['base']!r} with digest {said['base_digest'][:12]}, but that name now has "
             f"{base.digest[:12]}: the weights were replaced. Put them back, or run the phases again"
         )
-    route = said.get("route", "token")  # models saved before it was recorded were routed so, unless their config said else
-    return Model(str(directory), base, directory, said["lora_scale"], said["adapters_digest"], route)
+    return Model(str(directory), base, directory, said["lora_scale"], said["adapters_digest"], said["route"])
 
 
-def _open_named(name: str) -> Weights:
-    return open_base(pathlib.Path(name)) if (pathlib.Path(name) / "lineage.json").is_file() else open_weights(name)
+def _open_base_of(directory: pathlib.Path, said: dict[str, Any]) -> Weights:
+    name = said["base"]
+    if said["base_is_relative"]:
+        return open_base(directory.joinpath(name).resolve())
+    if (pathlib.Path(name) / "lineage.json").is_file():
+        return open_base(pathlib.Path(name))
+    try:
+        return open_weights(name)
+    except WeightsError as error:
+        raise WeightsError(
+            f"{directory} needs outside weights, {name!r} with digest {said['base_digest'][:12]}, and they cannot be opened: {error}"
+        ) from error
 
 
-def _files(directory: pathlib.Path) -> list[pathlib.Path]:
-    """Returns all files below an orbax checkpoint."""
-    return [path for path in directory.rglob("*") if path.is_file()]
+def _tree_files_digest(directory: pathlib.Path) -> str:
+    return files_digest((path for path in (directory / "tree").rglob("*") if path.is_file()), directory)
+
+
+def _read_sealed(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return read_sealed(path)
+    except ValueError as error:
+        raise WeightsError(f"{error}. Put it back, or run its phase again") from error
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{path} is damaged ({error}); put it back, or run its phase again") from error

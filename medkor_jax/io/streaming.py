@@ -91,6 +91,22 @@ def digest_files(paths: Iterable[pathlib.Path]) -> str:
     return digest.hexdigest()
 
 
+def digest_source(source: TensorSource) -> str:
+    """Returns the SHA-256, in hex, over name, shape, stored dtype and values of every tensor of the base.
+
+    Of the tensors and not of the files: weights saved again, in other shards or by another program, keep their digest.
+    """
+    digest = hashlib.sha256()
+    for (path, layer), shape in sorted(needed_keys(source.config).items()):
+        rows_at_once = max(1, CHUNK_BYTES // (4 * math.prod(shape[1:])))
+        for row in range(0, shape[0], rows_at_once):
+            rows = source.read_rows((path, layer), row, min(row + rows_at_once, shape[0]))
+            if not row:
+                digest.update(f"{path} {layer} {shape} {rows.dtype}\n".encode())
+            digest.update(np.ascontiguousarray(rows).view(np.uint8).data)
+    return digest.hexdigest()
+
+
 def check_dtype(dtype: Any) -> None:
     if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)):
         raise ValueError(f"dtype {jnp.dtype(dtype).name} is not supported; use bfloat16 or float32 (float16 overflows)")

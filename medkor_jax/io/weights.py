@@ -22,11 +22,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from medkor_jax.data.contents import file_digest, remembered
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.embedded_model import embedded_gguf
 from medkor_jax.io.gguf import GgufSource
 from medkor_jax.io.hf import HfSource, download
-from medkor_jax.io.streaming import TensorSource, WeightsError, check_dtype, digest_files, load_base
+from medkor_jax.io.files import checksum
+from medkor_jax.io.streaming import TensorSource, WeightsError, check_dtype, digest_source, load_base
 from medkor_jax.model.config import ModelConfig, preset
 from medkor_jax.model.params import Tree, abstract_base, leaf_paths
 
@@ -40,6 +42,7 @@ class Weights:
     """A base model by name: its config now; its tokenizer, digest and tensors on demand.
 
     load(dtype, shardings) returns the base tree; dtype bfloat16 or float32; shardings a tree like it, or None.
+    make_digest() returns a digest of the tensors, however they are stored.
     stored_dtype: the narrower of the two that loses nothing of what is stored.
     """
 
@@ -52,8 +55,12 @@ class Weights:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 over the bytes of all weight files, in hex."""
-        return self.make_digest()
+        """SHA-256, in hex, that changes with any tensor, any number of the config and any piece of the tokenizer."""
+        try:
+            tokenizer = "" if self.tokenizer is None else self.tokenizer.digest
+        except FileNotFoundError:  # weights that read no text need none; whoever asks for it is told
+            tokenizer = ""
+        return checksum([self.make_digest(), self.config.to_json(), tokenizer])
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -146,12 +153,12 @@ OPENERS: list[Callable[[str], Weights | None]] = [_open_embedded, _open_random, 
 
 def _from_gguf(name: str, path: pathlib.Path) -> Weights:
     source = GgufSource.open(path)
-    return Weights(name, source.config, _loader(source), lambda: digest_files([path]), source.make_tokenizer)
+    return Weights(name, source.config, _loader(source), lambda: file_digest(path), source.make_tokenizer)
 
 
 def _from_hf(name: str, directory: pathlib.Path) -> Weights:
     source = HfSource.open(directory)
-    digest = lambda: digest_files(source.files)  # noqa: E731
+    digest = lambda: remembered(sorted(source.files), "tensors", lambda: digest_source(source))  # noqa: E731
     return Weights(name, source.config, _loader(source), digest, source.make_tokenizer, source.stored_dtype)
 
 

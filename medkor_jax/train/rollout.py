@@ -22,7 +22,8 @@ from typing import Any, Sequence
 
 import numpy as np
 
-from medkor_jax.data.batches import check_cursor, content_digest, document_order
+from medkor_jax.data.batches import check_cursor, document_order
+from medkor_jax.data.contents import content_digest
 from medkor_jax.data.exams import Question
 from medkor_jax.data.packing import LANGUAGE_IDS, ROUTES, Batch, Encoded, PackedRows
 from medkor_jax.data.reasoning import reasoning_prompt

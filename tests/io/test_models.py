@@ -11,7 +11,7 @@ from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.adapt.language import make_language
 from medkor_jax.adapt.lora import make_lora
 from medkor_jax.io.checkpoint import digest_tree, save_tree
-from medkor_jax.io.files import write_json
+from medkor_jax.io.files import write_json, write_sealed
 from medkor_jax.io.models import open_model, save_base, save_model
 from medkor_jax.io.streaming import WeightsError
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
@@ -69,21 +69,6 @@ def test_a_base_stored_in_float32_loads_as_bfloat16(tiny_base_dir, mesh):
     assert digest_tree(low) == digest_tree(jax.tree.map(lambda x: x.astype(jnp.bfloat16), full))
 
 
-def test_a_run_opens_its_latest_finished_phase_wherever_it_is_moved(phase, tmp_path, adapted):
-    digest = open_model(phase).digest
-    moved = tmp_path / "elsewhere"
-    phase.parent.rename(moved)
-    assert open_model(moved).digest == digest  # phase1 has only started
-    save_model(moved / "phase1", adapted.replace(lora_scale=1.0), open_model(moved / "phase0/base").base)
-    assert open_model(moved).digest == open_model(moved / "phase1").digest != digest
-
-
-def test_a_run_that_finished_nothing_says_so(tmp_path):
-    write_json(tmp_path / "ledger.json", [{"phase": "phase0", "event": "started"}])
-    with pytest.raises(WeightsError, match="finished no phase"):
-        open_model(tmp_path)
-
-
 def test_the_digest_changes_with_the_base_the_adapters_and_the_scale(phase, adapted, tmp_path, tiny_base_dir):
     plain = open_model(tiny_base_dir)
     other_base = jax.tree.map(lambda x: x, adapted.base) | {"final_norm": adapted.base["final_norm"] + 1e-3}
@@ -109,7 +94,7 @@ def test_changed_adapters_are_refused(phase, adapted, mesh):
 
 def test_a_replaced_base_is_refused(phase, adapted):
     save_tree(phase / "base/tree", adapted.base | {"final_norm": adapted.base["final_norm"] + 1e-3})
-    with pytest.raises(WeightsError, match="the weights were replaced"):
+    with pytest.raises(WeightsError, match="weights were replaced or damaged"):
         open_model(phase)
 
 
@@ -122,6 +107,10 @@ def test_a_base_that_lacks_a_part_is_refused(phase):
 def test_a_model_of_another_format_is_refused(phase):
     said = json.loads((phase / "model.json").read_text())
     write_json(phase / "model.json", said | {"format": 99})
+    with pytest.raises(WeightsError, match="changed after it was written"):
+        open_model(phase)
+    del said["checksum"]
+    write_sealed(phase / "model.json", said | {"format": 99})
     with pytest.raises(WeightsError, match="format 99"):
         open_model(phase)
 
@@ -130,4 +119,43 @@ def test_lineage_keeps_what_it_was_told_and_the_dtype(tmp_path, adapted, tiny_ba
     model = open_model(tiny_base_dir)
     save_base(tmp_path / "base", adapted.base, model.config, model.tokenizer, {"made_by": "a merge", "rank": 2})
     said = json.loads((tmp_path / "base/lineage.json").read_text())
-    assert said == {"made_by": "a merge", "rank": 2, "dtype": "float32"}
+    assert (said["made_by"], said["rank"], said["dtype"]) == ("a merge", 2, "float32")
+    assert said["leaves_digest"] == digest_tree(adapted.base)
+
+
+def test_a_base_saved_again_keeps_its_digest(phase, adapted, mesh):
+    """The digest is of the tensors: other files that hold them are the same base."""
+    before = open_model(phase).digest
+    save_tree(phase / "base/tree", adapted.base)
+    assert open_model(phase).digest == before
+
+
+@pytest.mark.parametrize("part", ["model_config.json", "tokenizer.model"])
+def test_a_base_knows_its_config_and_its_tokenizer(phase, part, mesh):
+    path = phase / "base" / part
+    if part == "model_config.json":
+        path.write_text(path.read_text().replace('"rope_scaling_global": 8.0', '"rope_scaling_global": 4.0'))
+    else:
+        raw = bytearray(path.read_bytes())
+        raw[raw.index("정답".encode()) + 5] ^= 1
+        path.write_bytes(bytes(raw))
+    with pytest.raises(WeightsError, match=f"{part.split('.')[0].split('_')[0]}.*not.*written with this base"):
+        open_model(phase).load(jnp.float32, mesh)
+
+
+def test_a_copied_run_stands_on_its_own_base(phase, adapted, tmp_path, mesh):
+    """Two phases, the later one on the earlier one's base: copied, it reads nothing of the original."""
+    save_model(phase.parent / "phase1", adapted, open_model(phase).base)
+    said = json.loads((phase.parent / "phase1/model.json").read_text())
+    assert said["base_is_relative"] and said["base"] == "../phase0/base"
+    shutil.copytree(phase.parent, tmp_path / "copy")
+    shutil.rmtree(phase.parent)
+    assert open_model(tmp_path / "copy/phase1").load(jnp.float32, mesh).lora_scale == 3.5
+
+
+def test_outside_weights_that_are_gone_are_named(tmp_path, tiny_base_dir, adapted):
+    shutil.copytree(tiny_base_dir, tmp_path / "models/base")
+    save_model(tmp_path / "run/phase1", adapted, open_model(tmp_path / "models/base").base)
+    shutil.rmtree(tmp_path / "models")
+    with pytest.raises(WeightsError, match="needs outside weights.*models/base.*with digest"):
+        open_model(tmp_path / "run/phase1")

@@ -1,0 +1,84 @@
+"""What a file, or a list of rows, holds: as a digest that changes with any of it and with nothing else.
+
+    file_digest(path)           # SHA-256 in hex; hashed once, remembered by size and times
+    content_digest(examples)    # every row counts, whatever file they came from
+
+A digest of a file is remembered under `cache_directory()`, one small file each, so that several processes may ask at
+once. A file written within the last seconds is hashed again: two versions can bear one time stamp.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+_BLOCK_BYTES = 8 * 2**20
+_TOO_YOUNG_SECONDS = 2.0
+
+
+def cache_directory() -> pathlib.Path:
+    """Returns $MEDKOR_CACHE, else medkor_jax under $XDG_CACHE_HOME or ~/.cache."""
+    if own := os.environ.get("MEDKOR_CACHE"):
+        return pathlib.Path(own)
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "medkor_jax"
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """Returns the SHA-256 of the file's bytes, in hex."""
+    return remembered([path], "bytes", lambda: _hash(path))
+
+
+def files_digest(paths: Iterable[pathlib.Path], root: pathlib.Path) -> str:
+    """Returns the SHA-256 over names (below `root`) and bytes of the files, in hex."""
+    said = [f"{path.relative_to(root).as_posix()} {file_digest(path)}" for path in sorted(paths)]
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()
+
+
+def remembered(paths: Iterable[str | os.PathLike], what: str, compute: Callable[[], str]) -> str:
+    """Returns compute(), or what it gave when it was last asked for `what` of these very files."""
+    stamps = [(str(pathlib.Path(path).resolve()), os.stat(path)) for path in paths]
+    said = [(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in stamps]
+    if any(time.time() - max(s.st_mtime, s.st_ctime) < _TOO_YOUNG_SECONDS for _, s in stamps):
+        return compute()
+    place = cache_directory() / "digests" / hashlib.sha256(repr((what, said)).encode()).hexdigest()
+    try:
+        found, _, checksum = place.read_text(encoding="ascii").partition(" ")
+        if checksum == _checksum(found):
+            return found
+    except (OSError, ValueError):
+        pass
+    found = compute()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        beside = place.with_name(f"{place.name}.{os.getpid()}")
+        beside.write_text(f"{found} {_checksum(found)}", encoding="ascii")
+        os.replace(beside, place)
+    except OSError:  # a cache that cannot be written only costs time
+        pass
+    return found
+
+
+def content_digest(rows: Sequence[Any]) -> str:
+    """Returns the SHA-256 over all rows in order, in hex. Rows that lie on disk bring their own (`digest`)."""
+    if own := getattr(rows, "digest", ""):
+        return own
+    sha = hashlib.sha256()
+    for row in rows:
+        sha.update(repr(row).encode("utf-8", "surrogatepass") + b"\n")
+    return sha.hexdigest()
+
+
+def _hash(path: str | os.PathLike) -> str:
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
