@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import operator
 import pathlib
 import sys
 import types
 import typing
-from typing import Any, Mapping, Sequence
+from typing import Annotated, Any, Mapping, Sequence
 
 from medkor_jax.phases import ConfigError, Exam, Phase, Recipe, Stage
 
@@ -63,6 +65,8 @@ def make_recipe(config: Mapping[str, Any]) -> Recipe:
 
 
 def _with_stage(name: str, raw: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"config.{name} is {raw!r}; expected the keys of a phase")
     stage = {field.name for field in dataclasses.fields(Stage)}
     valid = [*stage, *(field.name for field in dataclasses.fields(Phase) if field.name not in ("name", "train"))]
     for key in raw:
@@ -81,8 +85,10 @@ def build(kind: type, raw: Mapping[str, Any], path: str = "config") -> Any:
 
     Raises: ConfigError naming the key, what was found, and the nearest valid name.
     """
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{path} is {raw!r}; expected the keys of {kind.__name__}")
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     for key in raw:
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.0)[0]
@@ -100,23 +106,45 @@ def build(kind: type, raw: Mapping[str, Any], path: str = "config") -> Any:
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        value = _convert(arguments[0], value, path)
+        if not all(_holds(value, rule) for rule in arguments[1:]):
+            is_percent = value > 1 and {"< 1", "<= 1"} & set(arguments[1:])
+            hint = f" (a share: {value / 100:g}, not {value:g})" if is_percent else ""
+            raise ConfigError(f"{path} is {value!r}; it must be {' and '.join(arguments[1:])}{hint}")
+        return value
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _convert(arguments[0], value, path)
     if dataclasses.is_dataclass(hint):
         return build(hint, value, path)
     if origin is tuple and dataclasses.is_dataclass(arguments[0]):
+        if not isinstance(value, Mapping) or not all(isinstance(item, Mapping | None) for item in value.values()):
+            raise ConfigError(f"{path} is {value!r}; expected a mapping from names to their keys")
         return tuple(
             build(arguments[0], _named(arguments[0], name, item), f"{path}.{name}")
             for name, item in value.items()
             if item is not None
         )
     if origin is tuple:
-        return tuple(value)
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise ConfigError(f"{path} is {value!r}; expected a list, such as ({value!r},)")
+        return tuple(_convert(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{path} is {value!r}; expected a number")
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ConfigError(f"{path} is {value!r}; expected {hint.__name__}")
     return value
+
+
+_RULES = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt, "!=": operator.ne}
+
+
+def _holds(value: float, rule: str) -> bool:
+    """Returns whether `value` is as a rule such as ">= 0" wants it."""
+    sign, bound = rule.split()
+    return _RULES[sign](value, float(bound))
 
 
 def _named(kind: type, name: str, item: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,13 +5,15 @@
 
 Every phase is the same engine with another `Phase`: which trees it adds, what its training stage reads and
 trains, which gate must open, and which remedy stage follows while it stays closed. Checks that need no
-files and no devices happen while building, so a wrong config fails in a second.
+files and no devices happen while building, so a wrong config fails in a second. A number says beside its type what
+it may be ("> 0"); `config_file` holds a config to it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+from typing import Annotated
 
 from medkor_jax.adapt.expansion import check_expansion
 from medkor_jax.adapt.language import KINDS
@@ -39,8 +41,8 @@ class ConfigError(ValueError):
 class LoraRecipe:
     """rank 0: this phase adds no adapter. Applied as alpha / rank * A @ B."""
 
-    rank: int = 16
-    alpha: float = 32.0
+    rank: Annotated[int, ">= 0"] = 16
+    alpha: Annotated[float, "> 0"] = 32.0
     targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
 
     def __post_init__(self) -> None:
@@ -67,8 +69,8 @@ class LanguageRecipe:
 class ExpandRecipe:
     """front, back: how many layers this phase adds at each end (both 0: none); init: see `adapt.expansion`."""
 
-    front: int = 0
-    back: int = 0
+    front: Annotated[int, ">= 0"] = 0
+    back: Annotated[int, ">= 0"] = 0
     init: str = "identity"
 
     def __post_init__(self) -> None:
@@ -86,21 +88,21 @@ class RewardRecipe:
     """
 
     algorithm: str = ""
-    group_size: int = 8
-    temperature: float = 1.0
-    max_new_tokens: int = 128
-    answer: float = 1.0
-    letter: float = 0.1
-    format: float = 0.2
-    length_penalty: float = 0.0
-    max_reasoning_tokens: int = 0
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    kl_weight: float = 0.0
+    group_size: Annotated[int, ">= 1"] = 8
+    temperature: Annotated[float, "> 0"] = 1.0
+    max_new_tokens: Annotated[int, ">= 1"] = 128
+    answer: Annotated[float, ">= 0"] = 1.0
+    letter: Annotated[float, ">= 0"] = 0.1
+    format: Annotated[float, ">= 0"] = 0.2
+    length_penalty: Annotated[float, ">= 0"] = 0.0
+    max_reasoning_tokens: Annotated[int, ">= 0"] = 0
+    clip_low: Annotated[float, "> 0", "< 1"] = 0.2
+    clip_high: Annotated[float, "> 0"] = 0.28
+    kl_weight: Annotated[float, ">= 0"] = 0.0
     std_normalised: bool = True
-    updates_per_batch: int = 1
-    max_refills: int = 4
-    patience: int = 3
+    updates_per_batch: Annotated[int, ">= 1"] = 1
+    max_refills: Annotated[int, ">= 0"] = 4
+    patience: Annotated[int, ">= 1"] = 3
 
     def __post_init__(self) -> None:
         self.rollout(), self.policy()  # they check themselves
@@ -133,32 +135,28 @@ class Stage:
     reward: learn from the model's own answers to the questions of `data`; one answer a row.
     """
 
-    steps: int = 0
+    steps: Annotated[int, ">= 0"] = 0
     trees: tuple[str, ...] = ()
     data: tuple[Source, ...] = ()
-    batch_size: int = 8
-    seq_len: int = 512
-    microbatches: int = 1
-    loss_positions: int = 0
+    batch_size: Annotated[int, ">= 1"] = 8
+    seq_len: Annotated[int, ">= 4"] = 512
+    microbatches: Annotated[int, ">= 1"] = 1
+    loss_positions: Annotated[int, ">= 0"] = 0
     groups: tuple[Group, ...] = ()
-    warmup_steps: int = 10
-    final_share: float = 0.1
-    clip_norm: float = 1.0
-    dropout: float = 0.0
-    next_token_weight: float = 1.0
+    warmup_steps: Annotated[int, ">= 0"] = 10
+    final_share: Annotated[float, ">= 0", "<= 1"] = 0.1
+    clip_norm: Annotated[float, "> 0"] = 1.0
+    dropout: Annotated[float, ">= 0", "< 1"] = 0.0
+    next_token_weight: Annotated[float, ">= 0"] = 1.0
     retention: Retention = Retention()
-    save_every: int = 100
-    keep_last: int = 1
+    save_every: Annotated[int, ">= 1"] = 100
+    keep_last: Annotated[int, ">= 1"] = 1
     validation: tuple[Source, ...] = ()
-    validate_every: int = 0
+    validate_every: Annotated[int, ">= 0"] = 0
     take: str = "last"
     reward: RewardRecipe = RewardRecipe()
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or min(self.batch_size, self.seq_len, self.microbatches, self.save_every, self.keep_last) < 1:
-            raise ValueError(
-                "steps must be at least 0, and batch_size, seq_len, microbatches, save_every, keep_last at least 1"
-            )
         if self.steps and not self.trees:
             raise ValueError(f"trees names nothing to train; choose from {', '.join(TRAINABLE_TREES)}, or set steps to 0")
         if self.steps and not self.data:
@@ -166,8 +164,8 @@ class Stage:
         for tree in self.trees:
             if tree not in TRAINABLE_TREES:
                 raise ValueError(f"trees holds {tree!r}; choose from {', '.join(TRAINABLE_TREES)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it is a share in [0, 1)")
+        if self.steps and not (self.next_token_weight or self.retention.weight or self.reward.algorithm):
+            raise ValueError("next_token_weight and retention.weight are both 0 and there is no reward: nothing would be learnt")
         if self.take not in ("last", "best"):
             raise ValueError(f"take is {self.take!r}; expected 'last' or 'best'")
         if self.take == "best" and not (self.validate_every and self.validation):
@@ -196,10 +194,10 @@ class Exam:
 
     source: Source
     mode: str = "letter"
-    shots: int = 0
+    shots: Annotated[int, ">= 0"] = 0
     fewshot: Source | None = None
-    batch_size: int = 16
-    max_new_tokens: int = MAX_REASONING_TOKENS
+    batch_size: Annotated[int, ">= 1"] = 16
+    max_new_tokens: Annotated[int, ">= 1"] = MAX_REASONING_TOKENS
     phases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -207,8 +205,6 @@ class Exam:
             raise ValueError(f"exam mode is {self.mode!r}; expected {' or '.join(MODES)}")
         if self.mode == "reason" and self.shots:
             raise ValueError(f"exam {self.source.name!r} asks for {self.shots} shots; reason mode is asked without any: set shots to 0")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"exam {self.source.name!r} has max_new_tokens {self.max_new_tokens}; expected at least 1")
         if self.shots and self.fewshot is None:
             raise ValueError(f"exam {self.source.name!r} asks for {self.shots} shots and names no fewshot source")
         if self.source.kind != "exam":
@@ -267,19 +263,19 @@ class Recipe:
     phases: tuple[Phase, ...]
     exams: tuple[Exam, ...]
     watch: tuple[Source, ...] = ()
-    watch_tokens: int = 65536
-    max_translation_tokens: int = 256
+    watch_tokens: Annotated[int, ">= 0"] = 65536
+    max_translation_tokens: Annotated[int, ">= 1"] = 256
     dtype: str = "bfloat16"
     param_dtype: str = "bfloat16"
     remat: bool = True
-    chunk: int = 256
+    chunk: Annotated[int, ">= 1"] = 256
     route: str = "token"
     mesh: MeshShape = MeshShape()
     reasoning: ReasoningFormat = ReasoningFormat()
-    seed: int = 0
+    seed: Annotated[int, ">= 0"] = 0
     allow_leaks: tuple[str, ...] = ()
     drop_bad: bool = False
-    log_every: int = 10
+    log_every: Annotated[int, ">= 1"] = 10
 
     def __post_init__(self) -> None:
         for name in ("dtype", "param_dtype"):

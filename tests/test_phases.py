@@ -2,12 +2,14 @@
 
 import copy
 import dataclasses
+import re
+import typing
 
 import pytest
 
 from medkor_jax.config_file import make_recipe
 from medkor_jax.data.reasoning import ReasoningFormat
-from medkor_jax.phases import ConfigError, Exam, Phase, RewardRecipe
+from medkor_jax.phases import ConfigError, Exam, Phase, Recipe, RewardRecipe
 
 TEXT = {"kind": "text", "path": "embedded", "language": "en"}
 STAGE = {"steps": 3, "trees": ("lora",), "data": {"text": TEXT}, "groups": {"lora": {"pattern": "lora/.*", "learning_rate": 1}}}
@@ -60,14 +62,14 @@ def test_an_entry_of_none_is_left_out():
         ("phase0.stepps", 4, r"config\.phase0\.stepps .*nearest: 'steps'"),
         ("exams.english.shots", 2, r"asks for 2 shots and names no fewshot"),
         ("exams.english", {"mode": "reason", "shots": 2, "fewshot": TEXT | {"name": "f"}, "source": {"path": "embedded"}}, "asked without any: set shots to 0"),
-        ("exams.english.max_new_tokens", 0, "max_new_tokens 0; expected at least 1"),
+        ("exams.english.max_new_tokens", 0, "max_new_tokens is 0; it must be >= 1"),
         ("phase0.gate.treshold", 0.9, r"phase0\.gate\.treshold .* nearest: 'threshold'"),
         ("phase0.data.text.licens", "x", r"data\.text\.licens .* nearest: 'licence'"),
         ("phase0.steps", "many", r"steps is 'many'; expected int"),
         ("phase0.steps", 2.5, r"steps is 2.5; expected int"),
         ("phase0.steps", True, r"steps is True; expected int"),
         ("phase0.merge", 1, r"merge is 1; expected bool"),
-        ("phase0.steps", -1, r"steps must be at least 0"),
+        ("phase0.steps", -1, r"steps is -1; it must be >= 0"),
         ("phase0.trees", (), r"names nothing to train"),
         ("phase0.trees", ("base",), r"'base'; choose from lora"),
         ("phase0.data", {}, r"no source to train on"),
@@ -163,3 +165,58 @@ def test_a_reward_that_does_not_fit_its_stage_is_refused(changes, words):
 def test_a_phase_alone_has_working_defaults():
     phase = Phase("phase0", exam="english")
     assert (phase.train.steps, phase.remedy.steps, phase.lora.rank, phase.language.kind) == (0, 0, 0, "")
+
+
+def numbers(kind, path=()):
+    """Yields (path of a dataclass from the recipe, field, type, rules) of every number that a config may hold."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        hint, rules = hints[field.name], ()
+        if typing.get_origin(hint) is typing.Annotated:
+            hint, *rules = typing.get_args(hint)
+        inner = next((a for a in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(a)), None)
+        if inner is not None:
+            yield from numbers(inner, (*path, field.name))
+        elif hint in (int, float):
+            yield (*path, field.name), hint, tuple(rules)
+
+
+NUMBERS = list(numbers(Recipe))
+
+
+@pytest.mark.parametrize("path, kind, rules", NUMBERS, ids=[".".join(n[0]) for n in NUMBERS])
+def test_every_number_has_a_range_that_is_checked_when_the_config_is_read(path, kind, rules):
+    assert rules, f"{'.'.join(path)} has no range: say what it may be beside its type"
+    for rule in rules:
+        sign, bound = rule.split()
+        wrong = kind(float(bound)) + {">": 0, ">=": -1, "<": 0, "<=": 1, "!=": 0}[sign]
+        with pytest.raises(ConfigError, match=re.escape(f"{path[-1]} is {wrong!r}; it must be")):
+            make_recipe(config_with(path, wrong))
+    for wrong in (float("nan"), float("inf"), "3", True, None):
+        with pytest.raises(ConfigError, match=f"{path[-1]} is .*; (expected|it must be)"):
+            make_recipe(config_with(path, wrong))
+
+
+ENTRY = {"exams": "english", "watch": "text", "groups": "lora", "data": "text", "validation": "text", "translations": "text"}
+
+
+def config_with(path, value):
+    """A config that holds `value` at `path`, a path through the recipe's dataclasses."""
+    rule = dict(pattern="lora/.*", learning_rate=1e-3)
+    steps = []
+    for key in path:
+        steps += [{"phases": "phase0"}.get(key, key)] if key != "train" else []
+        steps += [ENTRY[key]] if key in ENTRY and key != path[-1] else []
+    config = copy.deepcopy(CONFIG | {"phase1": None, "run": ("phase0",)})
+    place = config
+    for key in steps[:-1]:
+        fresh = {"text": TEXT, "lora": rule if "groups" in steps else {}, "fewshot": dict(TEXT, kind="exam", name="few")}
+        place = place.setdefault(key, dict(fresh.get(key, {})))
+    place[steps[-1]] = value
+    return config
+
+
+@pytest.mark.parametrize("path, value", [("run", "phase0"), ("phase0.trees", "lora"), ("phase0.data", "x.jsonl"), ("phase0.gate", 3), ("exams", ["x"]), ("phase0", 1)])
+def test_what_is_no_list_or_mapping_is_refused_by_name(path, value):
+    with pytest.raises(ConfigError, match=f"{path.split('.')[-1]} is .*; expected"):
+        make_recipe(config_with(path.split("."), value))

@@ -25,7 +25,7 @@ import json
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 from medkor_jax.data.language import HANGUL_RANGES
 
@@ -59,10 +59,10 @@ class Source:
     split: str = "train"
     subset: str = ""
     language: str = ""
-    weight: float = 1.0
+    weight: Annotated[float, "> 0"] = 1.0
     licence: str = ""
     fields: tuple[str, ...] = ()
-    limit: int = 0
+    limit: Annotated[int, ">= 0"] = 0
 
     def __post_init__(self):
         if self.kind not in KINDS:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from typing import Any
+from typing import Annotated, Any
 
 from medkor_jax.eval import stats
 from medkor_jax.eval.scores import Report
@@ -36,11 +36,11 @@ class Gate:
     """What must hold before the next phase may start."""
 
     metric: str = "accuracy"
-    threshold: float = 0.97
+    threshold: Annotated[float, "> 0", "<= 1"] = 0.97
     reading: str = "non_inferior"
-    confidence: float = 0.95
+    confidence: Annotated[float, "> 0", "< 1"] = 0.95
     on_failure: str = "stop"
-    rounds: int = 1  # times the remedy may be trained while the gate stays closed
+    rounds: Annotated[int, ">= 1"] = 1  # times the remedy may be trained while the gate stays closed
     allow_chance: bool = False
 
     def __post_init__(self) -> None:

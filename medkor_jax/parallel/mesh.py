@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any, Sequence
+from typing import Annotated, Any, Sequence
 
 import jax
 import numpy as np
@@ -39,9 +39,9 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 class MeshShape:
     """Devices along each axis; one of them may be -1: all that remain."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: Annotated[int, ">= -1", "!= 0"] = -1
+    fsdp: Annotated[int, ">= -1", "!= 0"] = 1
+    tensor: Annotated[int, ">= -1", "!= 0"] = 1
 
     def resolve(self, n_devices: int) -> tuple[int, int, int]:
         """Returns the three sizes. Raises: ValueError if they do not use exactly `n_devices`."""

@@ -112,6 +112,11 @@ def run_stage(
         if plan.take == "best" and (best := checkpoints.best_step) is not None:
             checkpoints.wait()
             state, _ = checkpoints.restore(abstract_like(state), best)
+    if not trainables.has_changed(trained, state.trainable):
+        print(
+            f"ALARM: {plan.name} ended and not one trained weight has changed: what follows is measured on the model as it was. "
+            "Likely cause: learning rates of 0, or gradients that are all zero (no loss reaches these trees)"
+        )
     return trainables.join(state.trainable, frozen)
 
 
@@ -251,8 +256,9 @@ def _require_finite(plan: StagePlan, number: int, loss: Any, checkpoints: StageC
 
 def _claim(plan: StagePlan, trained: Any) -> None:
     """Writes what this stage is, or checks that an earlier start of it was the same."""
+    spec = {name: value for name, value in dataclasses.asdict(plan.spec).items() if name not in ("remat", "chunk")}
     said = {
-        "trees": sorted(plan.trees), "spec": dataclasses.asdict(plan.spec), "schedule": dataclasses.asdict(plan.schedule),
+        "trees": sorted(plan.trees), "spec": spec, "schedule": dataclasses.asdict(plan.schedule),
         "groups": [dataclasses.asdict(group) for group in plan.groups], "batch_size": plan.batch_size,
         "seq_len": plan.seq_len, "loss_positions": plan.loss_positions, "route": plan.route, "upstream": plan.upstream,
         "sources": [dataclasses.asdict(source) for source, _ in plan.train],

@@ -18,7 +18,7 @@ Source: the lens is nostalgebraist 2020; distillation loss, Hinton et al. 2015 (
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +34,10 @@ from medkor_jax.train.losses import LossSums, cross_entropy, gather_positions
 class Retention:
     """weight 0 switches it off. layers, positions: how many a step and a sequence (0: all)."""
 
-    weight: float = 0.0
-    layers: int = 4
-    positions: int = 32
-    temperature: float = 1.0
+    weight: Annotated[float, ">= 0"] = 0.0
+    layers: Annotated[int, ">= 0"] = 4
+    positions: Annotated[int, ">= 0"] = 32
+    temperature: Annotated[float, "> 0"] = 1.0
 
     def __post_init__(self) -> None:
         if self.layers < 0 or self.positions < 0 or self.weight < 0 or self.temperature <= 0:

@@ -13,9 +13,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from typing import Any, Sequence
+from typing import Annotated, Any, Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from medkor_jax.model.params import Params, Tree, leaf_paths
@@ -29,8 +30,8 @@ class Group:
 
     name: str
     pattern: str
-    learning_rate: float
-    weight_decay: float = 0.0
+    learning_rate: Annotated[float, "> 0"]
+    weight_decay: Annotated[float, ">= 0", "< 1"] = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +117,12 @@ def learning_rate(group: Group, schedule: Schedule) -> optax.Schedule:
     if warmup == 0:
         return cosine
     return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup - 1), cosine], [warmup])
+
+
+def has_changed(before: Any, after: Any) -> bool:
+    """Returns whether any leaf of two trees of the same structure differs in any bit."""
+    differ = jax.jit(lambda a, b: jnp.any(jnp.stack([jnp.any(x != y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))])))
+    return bool(differ(before, after))
 
 
 def count(trainable: Any) -> str:

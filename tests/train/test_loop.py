@@ -203,3 +203,54 @@ def test_text_loss_is_a_mean_over_predicted_tokens_and_stops_at_its_bound(params
 def test_seeds_depend_on_every_part():
     assert len({loop.seed_of(*parts) for parts in ((0, "a"), (1, "a"), (0, "b"), ("a", 0))}) == 4
     assert 0 <= loop.seed_of(0, "a") == loop.seed_of(0, "a") < 2**31
+
+
+def test_a_stage_that_changed_nothing_ends_in_an_alarm(run, plan, capsys):
+    still = dataclasses.replace(plan, groups=(Group("lora", "lora/.*", 0.0),))
+    run(still)
+    assert "ALARM: stage ended and not one trained weight has changed" in capsys.readouterr().out
+
+
+def test_a_stage_that_learnt_ends_in_none(uninterrupted, run, capsys):
+    *_, plan = uninterrupted
+    run(plan)
+    assert "ALARM" not in capsys.readouterr().out
+
+
+def test_how_memory_is_saved_may_change_under_a_stage(run, plan, disturb):
+    disturb(6, power_cut)
+    with contextlib.suppress(OSError):
+        run(plan)
+    run(dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, remat=True, chunk=128)))
+
+
+def test_a_damaged_checkpoint_is_never_trained_on(run, plan, disturb, uninterrupted):
+    """Random bytes of a stage's checkpoint changed: the stage resumes to the same bits, or it says what is damaged."""
+    import random
+    import shutil
+
+    disturb(6, power_cut)
+    with contextlib.suppress(OSError):
+        run(plan)
+    stage, whole = plan.directory, plan.directory.with_name("whole")
+    shutil.copytree(stage, whole)
+    expected, rng, found = digest_tree(uninterrupted[0].lora), random.Random(0), set()
+    files = sorted(p.relative_to(whole) for p in (whole / "checkpoints").rglob("*") if p.is_file() and p.stat().st_size)
+    # the arrays, and the cursor beside them, are what training would go on from
+    payload = [f for f in files if "/d/" in f.as_posix() or "cursor" in f.as_posix() and f.name == "metadata"]
+    assert len(payload) >= 2
+    for trial in range(24):
+        shutil.rmtree(stage)
+        shutil.copytree(whole, stage)
+        path = stage / payload[trial % len(payload)]
+        raw = bytearray(path.read_bytes())
+        raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bytes(raw))
+        try:
+            resumed = run(plan)
+        except ValueError as error:
+            assert "checkpoints/4" in str(error) and ("put it back" in str(error)), error
+            found.add("refused")
+        else:
+            assert digest_tree(resumed.lora) == expected
+    assert found == {"refused"}
