@@ -24,9 +24,11 @@ import jax
 import jax.numpy as jnp
 
 from medkor_jax.corpora import Corpora
-from medkor_jax.eval.gate import Judgement, judge
+from medkor_jax.eval.gate import Evidence, Judgement, judge, judge_all
 from medkor_jax.eval.scores import Report
 from medkor_jax.eval.verdict import GateClosed, read_verdict, require_open, waive, write_verdict
+from medkor_jax.final import sit_final
+from medkor_jax.gate_outlook import gate_outlook, reference_account
 from medkor_jax.io.files import write_json
 from medkor_jax.io.models import Model, open_model, read_ledger, save_model
 from medkor_jax.measurement import Measured, Measurer
@@ -59,6 +61,7 @@ class Run:
         """
         recipe = self.recipe
         self.corpora.refuse_leaks(recipe)
+        print(gate_outlook(recipe, self.corpora))
         for phase in recipe.in_force:
             self._check_upstream_is_known(phase)
         self.check_stages()
@@ -66,6 +69,7 @@ class Run:
         with jax.set_mesh(self.mesh):
             for phase in recipe.in_force:
                 self.phase(phase)
+            sit_final(self)
         print(closing_table(self.directory, [phase.name for phase in recipe.phases]))
 
     def phase(self, phase: Phase) -> None:
@@ -78,25 +82,30 @@ class Run:
         started = time.time()
         self._note(phase, "started", upstream=[model.digest for model in upstream])
 
-        standing, measured = self._choose(phase, upstream)
+        standing, measured, looks = self._choose(phase, upstream)
         before = self.measurer.measure(phase, standing, "before", measured)
         standing = add_trees(standing, phase, phase.lora, seed=self.recipe.seed)
         standing = self._train(phase, standing, phase.train, "train")
         if phase.merge:
             standing = self._merge(phase, standing)
-        reference = self._reference_report(phase, before)
-        after = self.measurer.measure(phase, standing, "after") if phase.train.steps or phase.merge else before
-        judgement = judge(phase.gate, after.reports[phase.exam], reference)
-        print(f"{phase.name}: {judgement.words}")
+        start, reference = before.evidence, self._reference(phase, before)
+        after = self.measurer.measure(phase, standing, "after") if phase.changes_model else before
         judged_first, rounds = after, 0
-        while not judgement.passed and phase.gate.on_failure in ("retain", "train") and rounds < phase.gate.rounds:
+        judgement = self._judge(phase, after, start, reference, "after training", looks)
+        while not judgement.passed and phase.gate.has_remedy and rounds < phase.gate.rounds:
             rounds += 1
             standing = add_trees(standing, phase, phase.remedy_lora, seed=self.recipe.seed)
             standing = self._train(phase, standing, phase.remedy, f"remedy{rounds}")
             after = self.measurer.measure(phase, standing, f"after-remedy{rounds}")
-            judgement = judge(phase.gate, after.reports[phase.exam], reference)
-            print(f"{phase.name}, after remedy round {rounds}: {judgement.words}")
-        self._conclude(phase, standing, judgement, reference, before, judged_first, after, rounds, time.time() - started)
+            judgement = self._judge(phase, after, start, reference, f"after remedy round {rounds}", looks)
+        self._conclude(phase, standing, looks, reference, before, judged_first, after, rounds, time.time() - started)
+
+    def _judge(self, phase: Phase, found: Measured, start: Evidence, reference: Evidence, what: str, looks: list) -> Judgement:
+        """Returns the judgement, says it, and adds it to the looks of this phase."""
+        judgement = judge_all(phase.gate, phase.exam, found.evidence, start, reference, looks=phase.looks)
+        looks.append((what, judgement))
+        print(f"{phase.name}, {what}: {judgement.words}")
+        return judgement
 
     def _check_upstream_is_known(self, phase: Phase) -> None:
         names = [p.name for p in self.recipe.phases]
@@ -140,24 +149,26 @@ class Run:
         record = json.loads((self.directory / phase.name / "summary.json").read_text(encoding="utf-8"))
         return record["upstream"] == [model.digest for model in upstream]
 
-    def _choose(self, phase: Phase, upstream: list[Model]) -> tuple[Standing, dict[str, Report]]:
-        """Returns the smallest candidate that opens the gate, else the best, with its report; says why in words."""
+    def _choose(self, phase: Phase, upstream: list[Model]) -> tuple[Standing, dict[str, Report], list[tuple[str, Judgement]]]:
+        """Returns the smallest candidate that opens the gate, else the best, with its report and all looks; says why in words."""
+        looks: list[tuple[str, Judgement]] = []
         if len(upstream) == 1:
-            return self._load(upstream[0]), {}
+            return self._load(upstream[0]), {}, looks
         scored: list[tuple[float, Model, Report]] = []
         for model in sorted(upstream, key=lambda m: m.config.n_params):
             standing = self._load(model)
             report = self.measurer.examine(standing, phase.exam)
-            judgement = judge(phase.gate, report, report)
-            scored.append((report.overall.accuracy, model, report))
+            judgement = judge(phase.gate, report, looks=phase.looks)
+            looks.append((f"candidate {model.name}", judgement))
+            scored.append((judgement.score, model, report))
             print(f"{phase.name}: candidate {model.name} ({model.config.n_params / 1e9:.2f}B): {judgement.words}")
             if judgement.passed:
                 print(f"{phase.name}: {model.name} is taken, the smallest that passes")
-                return standing, {phase.exam: report}
+                return standing, {phase.exam: report}, looks
             self._bases.clear()
         _, model, report = max(scored, key=lambda item: item[0])
         print(f"{phase.name}: no candidate passes; {model.name} is taken, the best of {len(scored)}")
-        return self._load(model), {phase.exam: report}
+        return self._load(model), {phase.exam: report}, looks
 
     def _load(self, model: Model) -> Standing:
         """Returns the model on the mesh. Only one base is held: phases that share it share its arrays."""
@@ -231,12 +242,14 @@ class Run:
                 names.append(earlier.name)
         return names[-1] if names else None
 
-    def _reference_report(self, phase: Phase, before: Measured) -> Report:
+    def _reference(self, phase: Phase, before: Measured) -> Evidence:
+        """Returns what was measured of the model that the gate compares with: the reference at its end, else this phase's start."""
         name = self._reference_name(phase)
         if name is None:
-            return before.reports[phase.exam]
-        summary = json.loads((self.directory / name / "summary.json").read_text(encoding="utf-8"))
-        return Report.read(self.directory / name / summary["after"]["answers"][phase.exam])
+            return before.evidence
+        stored = json.loads((self.directory / name / "summary.json").read_text(encoding="utf-8"))["after"]
+        reports = {exam: Report.read(self.directory / name / stored["answers"][exam]) for exam in stored["exams"]}
+        return Evidence(reports, {text: loss["nats"] for text, loss in stored["watch"].items()})
 
     def _merge(self, phase: Phase, standing: Standing) -> Standing:
         recipe, directory = self.recipe, self.directory / phase.name / "base"
@@ -244,8 +257,8 @@ class Run:
         self._bases = {standing.base.digest: standing.params.base}
         return standing
 
-    def _conclude(self, phase, standing, judgement: Judgement, reference, before, judged_first, after, rounds, seconds) -> None:
-        directory = self.directory / phase.name
+    def _conclude(self, phase, standing, looks, reference: Evidence, before, judged_first, after, rounds, seconds) -> None:
+        directory, judgement = self.directory / phase.name, looks[-1][1]
         model = save_model(directory, standing.params, standing.base, self.recipe.route)
         if jax.process_index() == 0:
             write_json(directory / "summary.json", {
@@ -254,8 +267,9 @@ class Run:
                 "sources": self._sources(phase, rounds), "before": before.summary(), "before_remedy": judged_first.summary(), "after": after.summary(),
             })  # fmt: skip
             write_verdict(
-                directory / "verdict.json", phase=phase.name, gate=phase.gate, judgement=judgement,
-                report=after.reports[phase.exam], reference=reference,
+                directory / "verdict.json", phase=phase.name, gate=phase.gate, looks=looks,
+                report=after.reports[phase.exam], reference=reference.reports.get(phase.exam),
+                reference_account=reference_account(self.recipe, phase),
                 digests={"weights": model.digest, "data": self._data_digest(phase), "config": self._config_digest(phase)},
             )  # fmt: skip
             if not judgement.passed and phase.gate.on_failure == "continue":

@@ -14,7 +14,7 @@ STAGE = {"steps": 3, "trees": ("lora",), "data": {"text": TEXT}, "groups": {"lor
 CONFIG = {
     "run_dir": "runs/x", "weights": "embedded", "run": ("phase0", "phase1"),
     "exams": {"english": {"source": {"path": "embedded", "split": "valid"}}},
-    "phase1": {"after": "phase0", "exam": "english"},
+    "phase1": {"after": "phase0", "exam": "english", "gate": {"reading": "absolute"}},
     "phase0": {"exam": "english", "lora": {"rank": 4, "alpha": 8.0}, **STAGE},
     "phase9": None,
 }  # fmt: skip
