@@ -4,7 +4,7 @@
 
 The questions that gate the phases have had their say in which model came out, so they do not measure it. A final exam
 (`final` in a config) has no say in anything. `final.json` keeps, by the digest of the questions, every time that a
-model of this run directory sat them. What it cannot count: `medkor eval` of the same file, and other run directories.
+model of this run directory sat them, in whichever mode. What it cannot count: `medkor eval` of the same file, and other run directories.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def sit_final(run: Run) -> None:
         name, questions = exam.source.name, run.corpora.questions(exam.source)
         said = [(q.question, q.options, q.answer) for q in questions]
         digest = hashlib.sha256(repr(said).encode()).hexdigest()
-        looks = record.setdefault(digest, {"exam": name, "n": len(questions), "looks": []})["looks"]
+        looks = record.setdefault(digest, {"n": len(questions), "looks": []})["looks"]
         how = hashlib.sha256(repr((exam.mode, exam.shots, exam.max_new_tokens, recipe.dtype, recipe.route, recipe.reasoning)).encode()).hexdigest()
         if any(look["model"] == model.digest and look["asked"] == how for look in looks):
             continue
@@ -43,7 +43,7 @@ def sit_final(run: Run) -> None:
         file = pathlib.Path("final") / f"{name}-{len(looks) + 1}.jsonl"
         report.write(run.directory / file)
         looks.append({
-            "model": model.digest, "phase": last.name, "asked": how, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "exam": name, "model": model.digest, "phase": last.name, "asked": how, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "answers": str(file), "report": report.summary(),
         })  # fmt: skip
         if jax.process_index() == 0:

@@ -25,18 +25,19 @@ _FOLLOWS = {
 
 
 def gate_outlook(recipe: Recipe, corpora: Corpora) -> str:
-    """Returns a paragraph a gate, for all phases to run.
+    """Returns what each gate of the phases to run can tell; phases that ask the same are named together.
 
     Raises: ConfigError if a gate that decides cannot open for an equal model (chance below LEAST_CHANCE, or too few
     questions), asks for no more than guessing, or compares by questions that chose its reference.
     """
-    lines = ["What the gates can tell (docs/GATES.md):"]
+    told: dict[str, list[str]] = {}
     for phase in recipe.in_force:
         gate = phase.gate
-        lines.append(f"  {phase.name}: {_FOLLOWS[gate.on_failure].format(rounds=gate.rounds)}; {_looks(phase)}")
+        lines = [f"{_FOLLOWS[gate.on_failure].format(rounds=gate.rounds)}; {_looks(phase)}"]
         for asked in (gate, *gate.requires):
-            lines.append(f"    {_said(asked, exam_of(phase, asked))}: {_told(recipe, corpora, phase, asked)}")
-    return "\n".join(lines)
+            lines.append(f"    {_said(recipe, phase, asked)}: {_told(recipe, corpora, phase, asked)}")
+        told.setdefault("\n".join(lines), []).append(phase.name)
+    return "\n".join(["What the gates can tell (docs/GATES.md):", *(f"  {', '.join(names)}: {text}" for text, names in told.items())])
 
 
 def reference_account(recipe: Recipe, phase: Phase) -> str:
@@ -62,7 +63,7 @@ def _told(recipe: Recipe, corpora: Corpora, phase: Phase, asked: Gate | Conditio
     questions = corpora.questions(exam.source)
     n, chance = len(questions), statistics.mean(1 / len(question.options) for question in questions)
     told = outlook(asked, n, 1 / chance, confidence=phase.gate.confidence, looks=phase.looks)
-    what = f"{phase.name}, {_said(asked, exam.source.name)}"
+    what = f"{phase.name}, {_said(recipe, phase, asked)}"
     if phase.gate.decides:
         if n < MIN_QUESTIONS:
             raise ConfigError(f"{what}: {n} questions can open no gate; give the exam at least {MIN_QUESTIONS}, or set on_failure='continue'")
@@ -93,18 +94,18 @@ def _check_questions_apart(recipe: Recipe, corpora: Corpora, phase: Phase, asked
             )
 
 
-def _said(asked: Gate | Condition, exam: str) -> str:
+def _said(recipe: Recipe, phase: Phase, asked: Gate | Condition) -> str:
+    reference = recipe.reference_of(phase)
+    than = reference.name if reference and with_reference(asked) else "the phase's start"
     if is_of_text(asked):
-        than = "its start" if asked.against == "start" else "the reference"
         return f"{asked.name}: loss on {asked.watch!r} at most {asked.rise_nats:g} nats above {than}"
-    than = "the reference" if with_reference(asked) else "the start"
     bound = {
         "absolute": f"at least {asked.threshold:.1%}",
-        "relative": f"at least {asked.threshold:.1%} of {than}'s",
+        "relative": f"at least {asked.threshold:.1%} of that of {than}",
         "non_inferior": f"at most {100 * (1 - asked.threshold):.1f} points below {than}",
     }[asked.reading]
     named = f"{asked.name}: " if isinstance(asked, Condition) else ""
-    return f"{named}{asked.metric} on {exam!r} {bound}"
+    return f"{named}{asked.metric} on {exam_of(phase, asked)!r} {bound}"
 
 
 def _looks(phase: Phase) -> str:

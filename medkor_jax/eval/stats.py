@@ -115,7 +115,7 @@ def exact_share(correct: int, n: int, confidence: float = 0.95) -> Interval:
 def at_least(k: int, n: int, share: float) -> float:
     """Returns the probability of k or more right answers of n, each right with probability `share`."""
     if not 0 < share < 1 or k <= 0:
-        return float(k <= 0 or share >= 1)
+        return float(k <= 0 or (share >= 1 and k <= n))
     return float(_binomial(n, share)[k:].sum())
 
 

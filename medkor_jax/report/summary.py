@@ -74,7 +74,7 @@ def closing_table(run_dir: pathlib.Path, phases: Sequence[str]) -> str:
 
 
 def read_final(run_dir: pathlib.Path) -> dict[str, Any]:
-    """Returns what `final.json` holds, {} if there is none: {digest of the questions: {exam, n, looks}}."""
+    """Returns what `final.json` holds, {} if there is none: {digest of the questions: {n, looks}}."""
     path = run_dir / FINAL
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
@@ -87,9 +87,9 @@ def _final_lines(run_dir: pathlib.Path) -> list[str]:
     """Returns a line a final exam: its last score, whose it is, and how often its questions were looked at."""
     lines = []
     for sat in read_final(run_dir).values():
-        last = sat["looks"][-1]
-        counted = f"put to {last['phase']}'s model; its questions were looked at {times(len(sat['looks']))} in this run"
-        lines.append(f"  final exam {sat['exam']} {_score(last['report'], interval=True)}, {counted}")
+        for exam, last in {look["exam"]: look for look in sat["looks"]}.items():
+            counted = f"put to {last['phase']}'s model; its questions were looked at {times(len(sat['looks']))} in this run"
+            lines.append(f"  final exam {exam} {_score(last['report'], interval=True)}, {counted}")
     return lines
 
 
