@@ -38,16 +38,30 @@ def retention(**changes):
 
 
 def gate(**changes):
+    """What must hold: why by mean probability, within 3 points, is in docs/GATES.md."""
     defaults = dict(
-        metric="accuracy", threshold=0.97, reading="non_inferior", confidence=0.95, on_failure="stop", rounds=3,
-        allow_chance=False,
+        metric="probability", threshold=0.97, reading="non_inferior", confidence=0.95, on_failure="stop", rounds=3,
+        allow_chance=False, requires={},
     )  # fmt: skip
     return changed(defaults, changes)
 
 
+def korean(threshold=0.92, rise_nats=0.05):
+    """What a phase that trains on Korean asks of Korean itself: exam and held-out loss not worse than at its start."""
+    return {
+        "korean-kept": dict(exam="korean", metric="probability", reading="non_inferior", threshold=threshold, against="start"),
+        "korean-loss": dict(watch="korean", rise_nats=rise_nats, against="start"),
+    }
+
+
+def form(threshold=0.9):
+    """What a phase that teaches to reason asks of it: the tags and one valid letter in this share of all answers, surely."""
+    return {"form": dict(exam="korean-reasoned", metric="form", reading="absolute", threshold=threshold)}
+
+
 def exam(path, **changes):
     """An exam that judges: kind of source, how it is asked."""
-    source = dict(path=path, split="valid", subset="", language="", licence="", fields=(), limit=0)
+    source = dict(path=path, split="valid", subset="", language="", licence="", fields=(), limit=0, skip=0)
     defaults = dict(source=source, mode="letter", shots=0, fewshot=None, batch_size=16, max_new_tokens=512, phases=())
     return changed(defaults, changes)
 
@@ -65,7 +79,7 @@ def phase(title, **changes):
 def get_config():
     """A run without phases: `configs/pipeline.py` adds them."""
     return ConfigDict(dict(
-        run_dir="runs/medkor", weights="google/medgemma-4b-it", run=(), exams={}, watch={}, watch_tokens=65536, max_translation_tokens=256,
+        run_dir="runs/medkor", weights="google/medgemma-4b-it", run=(), exams={}, final={}, watch={}, watch_tokens=65536, max_translation_tokens=256,
         dtype="bfloat16", param_dtype="bfloat16", remat=True, chunk=256, route="token",
         mesh=dict(data=-1, fsdp=1, tensor=1), reasoning=dict(opening="<R>", closing="<R/>"), seed=0, allow_leaks=(), drop_bad=False, log_every=10,
     ))  # fmt: skip
@@ -78,6 +92,6 @@ def changed(defaults, changes, new_keys=False):
         if key not in defaults and not new_keys:
             raise ValueError(f"{key!r} is not a key here; there are {', '.join(defaults)}")
         inner = defaults.get(key)
-        deeper = isinstance(inner, dict) and isinstance(value, dict) and key not in ("data", "validation", "translations")
+        deeper = isinstance(inner, dict) and isinstance(value, dict) and key not in ("data", "validation", "translations", "requires")
         result[key] = changed(inner, value, new_keys) if deeper else value
     return result

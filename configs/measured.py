@@ -46,11 +46,13 @@ def get_config(argument="data"):
         config.watch = text("korean", "kormedmcqa/doctor/test.csv", "ko", "CC BY-NC 2.0", fields=EXAM_TEXT) | text(
             "english", "english_exam/medqa-5-options-dev.jsonl", "en", "MIT", fields=("question",)
         )
-        gate = dict(reading="non_inferior", threshold=0.97, allow_chance=True)
+        # 100 questions tell 10 points by mean probability, and not 3.
+        gate = dict(reading="non_inferior", threshold=0.9, allow_chance=True, requires={"korean-loss": dict(watch="korean", rise_nats=0.05)})
         on_failure = "continue" if retention else "retain"
         remedy = dict(data=english, steps=6, **SHAPE)
-        config.phase0 = phase0.phase(data=english, steps=12, gate=gate | dict(on_failure="continue"), **SHAPE)
+        config.phase0 = phase0.phase(data=english, steps=12, exam="english", gate=gate | dict(on_failure="continue"), **SHAPE)
         config.phase1 = phase1.phase(
+            exam="english",
             candidates=("phase0",),
             gate=dict(on_failure="continue", allow_chance=True),
             remedy=dict(steps=0, data={}),

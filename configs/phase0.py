@@ -11,6 +11,7 @@ def phase(**changes):
         trees=("lora",),
         steps=2000,
         data={"english-text": dict(kind="text", path="data/english_text.jsonl", language="en", licence="set me")},
+        exam="english-choice",
         gate=common.gate(on_failure="continue"),
     )
     return common.changed(defaults, changes)

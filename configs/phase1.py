@@ -8,7 +8,8 @@ def phase(**changes):
         "choose the model by the English exam; LoRA_1 in English if none passes",
         candidates=("phase0", "google/medgemma-27b-text-it"),
         is_reference=True,
-        gate=common.gate(reading="absolute", on_failure="train", rounds=3),
+        exam="english-choice",  # by other questions than the later gates, which compare with the model chosen here
+        gate=common.gate(reading="absolute", threshold=0.4, on_failure="train", rounds=3),
         remedy_lora=common.LORA,
         remedy=common.stage(
             trees=("lora",),

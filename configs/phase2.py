@@ -14,7 +14,7 @@ def phase(**changes):
             "korean-text": dict(kind="text", path="data/korean_text.jsonl", language="ko", licence="set me"),
             "english-text": dict(kind="text", path="data/english_text.jsonl", language="en", weight=0.25, licence="set me"),
         },
-        gate=common.gate(on_failure="retain"),
+        gate=common.gate(on_failure="retain", requires=common.korean()),
         remedy=common.retention(
             trees=("lang",),
             steps=200,

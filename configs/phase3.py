@@ -14,7 +14,7 @@ def phase(**changes):
             "korean-text": dict(kind="text", path="data/korean_text.jsonl", language="ko", licence="set me"),
             "korean-exam-train": dict(kind="exam", path="sean0042/KorMedMCQA", subset="doctor", language="ko", licence="CC BY-NC 2.0"),
         },
-        gate=common.gate(on_failure="retain"),
+        gate=common.gate(on_failure="retain", requires=common.korean()),
         remedy=common.retention(
             trees=("lora", "lang"),
             steps=500,

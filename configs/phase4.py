@@ -12,9 +12,10 @@ ENGLISH = {"english-text": dict(kind="text", path="data/english_text.jsonl", lan
 
 
 def checked(title, after, trees, **changes):
-    """A phase that trains `trees` and holds English by each-layer training while its gate is closed."""
+    """A phase that trains `trees` and holds English by each-layer training while its gate is closed; Korean may not suffer."""
     remedy = common.retention(trees=trees, steps=500, data=ENGLISH)
-    defaults = common.phase(title, after=after, trees=trees, gate=common.gate(on_failure="retain"), remedy=remedy)
+    gate = common.gate(on_failure="retain", requires=common.korean())
+    defaults = common.phase(title, after=after, trees=trees, gate=gate, remedy=remedy)
     return common.changed(defaults, changes)
 
 

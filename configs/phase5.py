@@ -23,7 +23,7 @@ def translation(**changes):
 
 
 def reasoning(**changes):
-    own = dict(steps=2000, data=SOLUTIONS)
+    own = dict(steps=2000, data=SOLUTIONS, gate=dict(requires=common.korean() | common.form()))
     return checked(
         "solutions to the exam teach the form of reasoning", "phase5b_translation", TREES,
         **common.changed(own, changes, new_keys=True),
@@ -33,7 +33,7 @@ def reasoning(**changes):
 def exam(**changes):
     own = dict(
         steps=1000, data=EXAM, batch_size=64, reward=common.REWARD | dict(algorithm="grpo", group_size=8, max_new_tokens=512),
-        groups={name: dict(learning_rate=2e-5) for name in TREES},
+        groups={name: dict(learning_rate=2e-5) for name in TREES}, gate=dict(requires=common.korean() | common.form()),
     )  # fmt: skip
     return checked(
         "the exam itself, with a reward: form, one letter, the right letter", "phase5c_reasoning", TREES,

@@ -3,7 +3,10 @@
 Bring, under data/: english_text.jsonl and korean_text.jsonl ({"text": ...} a line), english_held_out.jsonl and
 korean_held_out.jsonl (the same, never trained on), english_exam_train.jsonl and english_exam_valid.jsonl (the exam in
 English, the KorMedMCQA columns; `medkor data translate` makes them), pairs_train.jsonl and pairs_valid.jsonl
-({"en": ..., "ko": ...}), korean_solutions.jsonl (questions with their reasoning). The Korean exam comes from the hub.
+({"en": ..., "ko": ...}), korean_solutions.jsonl (questions with their reasoning). The Korean exam and MedQA come from the hub.
+
+The exam in English chooses the model in phase 1; MedQA, whose 1,273 questions can tell 3 points, holds it from then on. The
+test split is put to the finished model once. What each gate asks, and why: docs/GATES.md.
 """
 
 from configs import common, phase0, phase1, phase2, phase3, phase4, phase5
@@ -22,7 +25,10 @@ def get_config(run=ALL):
     with config.unlocked():
         korean = dict(subset="doctor", split="dev", language="ko", licence="CC BY-NC 2.0")
         config.exams = {
-            "english": common.exam("data/english_exam_valid.jsonl", source=dict(language="en")),
+            "english-choice": common.exam("data/english_exam_valid.jsonl", source=dict(language="en"), phases=ALL[:2]),
+            "english": common.exam(
+                "GBaker/MedQA-USMLE-4-options", source=dict(split="test", language="en", licence="CC BY 4.0"), phases=ALL[1:]
+            ),
             "korean": common.exam("sean0042/KorMedMCQA", source=korean),
             "korean-reasoned": common.exam("sean0042/KorMedMCQA", source=korean, mode="reason", phases=REASONING),
         }
@@ -30,6 +36,13 @@ def get_config(run=ALL):
             "korean": dict(kind="text", path="data/korean_held_out.jsonl", language="ko", licence="set me"),
             "english": dict(kind="text", path="data/english_held_out.jsonl", language="en", licence="set me"),
         }
+        if run[-1] == ALL[-1]:
+            test = korean | dict(split="test")
+            shots = dict(name="korean-shots", kind="exam", path="sean0042/KorMedMCQA", **(korean | dict(split="fewshot")))
+            config.final = {
+                "korean-final": common.exam("sean0042/KorMedMCQA", source=test),
+                "korean-final-harness": common.exam("sean0042/KorMedMCQA", source=test, mode="harness", shots=5, fewshot=shots),
+            }
         phases = dict(
             phase0=phase0.phase(), phase1=phase1.phase(), phase2=phase2.phase(), phase3=phase3.phase(),
             phase4a_text=phase4.text(), phase4b_translation=phase4.translation(), phase5a_text=phase5.text(),

@@ -18,10 +18,11 @@ def get_config(seed="0"):
     config.run, config.run_dir, config.seed = RUN, f"runs/rewarded-{seed}", int(seed)
     config.weights = "runs/quickstart/phase5b_translation"
     english = dict(language="en", **quickstart.OURS)
-    judged = dict(exam="reasoned", gate=dict(on_failure="continue", allow_chance=True), remedy=dict(steps=0, data={}))
+    judged = dict(exam="reasoned", gate=dict(metric="accuracy", on_failure="continue", allow_chance=True, requires={}), remedy=dict(steps=0, data={}))
     with config.unlocked():
         for name in [name for name in config if name.startswith("phase")]:
             del config[name]
+        config.final = {}
         config.exams = {
             "reasoned": common.exam(
                 "embedded", source=dict(language="en", licence="Apache-2.0", limit=32), mode="reason", batch_size=32,

@@ -59,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--subset", default="", help="for a hub id, such as doctor")
     evaluate.add_argument("--language", default="", choices=("", "ko", "en"), help="default: read from the text")
     evaluate.add_argument("--fewshot", help="a file or hub id whose first questions are the shots")
-    evaluate.add_argument("--mode", default="letter", choices=("letter", "harness", "cloze", "reason"))
+    evaluate.add_argument("--mode", default="letter", choices=("letter", "harness", "cloze", "cloze_norm", "reason"))
     evaluate.add_argument("--shots", type=int, default=0)
     evaluate.add_argument("--max-new-tokens", type=int, help="reason mode (default 512) and --pairs (default 256): longest answer")
     evaluate.add_argument("--tags", nargs=2, metavar=("OPEN", "CLOSE"), help="reason mode: tags of the reasoning (default: <R> <R/>)")

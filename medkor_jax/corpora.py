@@ -103,8 +103,9 @@ def uses_of(recipe: Recipe) -> list[Use]:
     ]
     for phase in recipe.phases:
         uses += [Use(JUDGED, source) for stage in (phase.train, phase.remedy) if stage.steps for source in stage.validation]
-    uses += [Use(JUDGED, exam.source) for exam in recipe.exams]
-    uses += [Use(FEWSHOT, exam.fewshot) for exam in recipe.exams if exam.fewshot and exam.shots]
+    exams = (*recipe.exams, *recipe.final)
+    uses += [Use(JUDGED, exam.source) for exam in exams]
+    uses += [Use(FEWSHOT, exam.fewshot) for exam in exams if exam.fewshot and exam.shots]
     uses += [Use(JUDGED, source) for phase in recipe.phases for source in phase.translations]
     uses += [Use(JUDGED, source) for source in recipe.watch]
     return list(dict.fromkeys(uses))

@@ -174,18 +174,13 @@ def facts_of(recipe: Recipe, corpora: Corpora, phase: Phase) -> Facts:
     trained: dict[str, Any] = dict(roles_of(recipe, TRAINED)) | dict(roles_of(phase, TRAINED))
     for which, stage in (("train", phase.train), ("remedy", phase.remedy)):
         trained |= {f"{which}.{name}": value for name, value in _stage_facts(stage, recipe, corpora)}
-    judged: dict[str, Any] = dict(roles_of(phase, JUDGED)) | {"reference": reference_name(recipe, phase)}
+    judged: dict[str, Any] = dict(roles_of(phase, JUDGED))
+    reference = recipe.reference_of(phase)
+    judged["reference"] = reference.name if reference else None
     judged |= {f"exams.{exam.source.name}": exam_asked(recipe, corpora, exam) for exam in recipe.exams_of(phase)}
     judged |= {f"watch.{source.name}": watch_asked(recipe, corpora, source) for source in recipe.watch}
     judged |= {f"translations.{source.name}": pairs_asked(recipe, corpora, source) for source in phase.translations}
     return Facts(trained, judged)
-
-
-def reference_name(recipe: Recipe, phase: Phase) -> str | None:
-    """Returns the latest phase before this one that later gates compare with."""
-    earlier = recipe.phases[: [p.name for p in recipe.phases].index(phase.name)]
-    names = [p.name for p in earlier if p.is_reference]
-    return names[-1] if names else None
 
 
 def exam_asked(recipe: Recipe, corpora: Corpora, exam: Exam) -> str:

@@ -22,6 +22,7 @@ from medkor_jax.corpora import Corpora
 from medkor_jax.data.contents import file_digest
 from medkor_jax.data.rows import Source
 from medkor_jax.eval.exam import evaluate
+from medkor_jax.eval.gate import Evidence
 from medkor_jax.eval.scorer import ModelScorer
 from medkor_jax.eval.scores import Report
 from medkor_jax.eval.translation import TranslationReport, evaluate_translation
@@ -42,6 +43,11 @@ class Measured:
 
     reports: Mapping[str, Report]
     stored: Mapping[str, Any]
+
+    @property
+    def evidence(self) -> Evidence:
+        """What a gate judges by."""
+        return Evidence(self.reports, {name: loss["nats"] for name, loss in self.stored["watch"].items()})
 
     def summary(self) -> dict[str, Any]:
         """Returns what a phase keeps of it; files are named from the directory of a phase."""

@@ -25,6 +25,7 @@ from medkor_jax.data.sources import OF_QUESTIONS
 from medkor_jax.eval.exam import MAX_REASONING_TOKENS
 from medkor_jax.eval.gate import Gate
 from medkor_jax.eval.scores import MODES
+from medkor_jax.gate_rules import check_gate
 from medkor_jax.parallel.mesh import MeshShape
 from medkor_jax.train.groups import RolloutSettings
 from medkor_jax.train.policy import PolicyLoss
@@ -215,7 +216,8 @@ class Exam:
 class Phase:
     """after: the phase whose model this one starts from ("": the weights).
 
-    candidates: weights (or phases) to put to the gate in order of size; the first that opens it is taken.
+    candidates: weights (or phases) to put to the gate in order of size; the first that opens it is taken. They are
+    compared with nothing but a number, so the gate is absolute.
     merge: fold the trained LoRA into a new base at the end. is_reference: later gates compare with this
     phase's model, and retention holds to it. exam: the name, in `exams`, that the gate is judged by.
     remedy: trained while the gate stays closed, at most gate.rounds times. A phase with a gate but no
@@ -246,6 +248,20 @@ class Phase:
         if self.merge and not self.lora.rank:
             raise ValueError("merge=True but lora.rank is 0: there would be nothing to merge")
 
+    @property
+    def looks(self) -> int:
+        """How often the gate's questions may be looked at: by every candidate, and after every round of the remedy."""
+        return max(1, len(self.candidates)) - 1 + self.gate.looks
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the gate has a say in which model this phase leaves: one of several, or the first remedied that opened it."""
+        return len(self.candidates) > 1 or self.gate.has_remedy
+
+    @property
+    def changes_model(self) -> bool:
+        return bool(self.train.steps or self.merge)
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -253,6 +269,7 @@ class Recipe:
 
     exams, watch: measured before and after every phase; a gate is judged by one of the exams. watch holds
     texts that nothing trains on; the loss is taken over the first `watch_tokens` tokens of each (0: all).
+    final: exams put to the last phase's model alone, once, when all is done.
     max_translation_tokens: the longest translation written of a held-out pair.
     chunk: positions whose logits exist at once. allow_leaks: leaks the user knows of, by their printed key.
     """
@@ -262,6 +279,7 @@ class Recipe:
     run: tuple[str, ...]
     phases: tuple[Phase, ...]
     exams: tuple[Exam, ...]
+    final: tuple[Exam, ...] = ()
     watch: tuple[Source, ...] = ()
     watch_tokens: Annotated[int, ">= 0"] = 65536
     max_translation_tokens: Annotated[int, ">= 1"] = 256
@@ -303,6 +321,15 @@ class Recipe:
             exams = [exam.source.name for exam in self.exams_of(phase)]
             if phase.exam not in exams:
                 raise ValueError(f"phase {phase.name!r} is judged by exam {phase.exam!r}; exams of this phase: {', '.join(exams)}")
+            check_gate(self, phase)
+        repeated = {exam.source.name for exam in self.exams} & {exam.source.name for exam in self.final}
+        if repeated:
+            raise ValueError(f"final exam {sorted(repeated)[0]!r} bears the name of an exam; a final exam has questions and a name of its own")
+
+    def reference_of(self, phase: Phase) -> Phase | None:
+        """Returns the latest phase before this one that is marked as reference."""
+        before = self.phases[: self.phases.index(phase)]
+        return next((earlier for earlier in reversed(before) if earlier.is_reference), None)
 
     @property
     def in_force(self) -> tuple[Phase, ...]:
@@ -313,4 +340,4 @@ class Recipe:
         return tuple(exam for exam in self.exams if not exam.phases or phase.name in exam.phases)
 
     def exam(self, name: str) -> Exam:
-        return next(exam for exam in self.exams if exam.source.name == name)
+        return next(exam for exam in (*self.exams, *self.final) if exam.source.name == name)

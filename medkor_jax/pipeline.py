@@ -25,13 +25,15 @@ import jax
 import jax.numpy as jnp
 
 from medkor_jax.corpora import Corpora
-from medkor_jax.eval.gate import Judgement, judge
+from medkor_jax.eval.gate import Evidence, Judgement, judge, judge_all
 from medkor_jax.eval.scores import Report
 from medkor_jax.eval.verdict import GateClosed, read_verdict, waive, write_verdict
+from medkor_jax.final import sit_final
+from medkor_jax.gate_outlook import gate_outlook, reference_account
 from medkor_jax.io.checkpoint import digest_tree
 from medkor_jax.io.files import checksum, write_json
 from medkor_jax.io.models import Model, open_base, read_ledger, save_model
-from medkor_jax.lineage import Finished, Lineage, Stale, reference_name
+from medkor_jax.lineage import Finished, Lineage, Stale
 from medkor_jax.measurement import Measured, Measurer
 from medkor_jax.model.params import Params, Tree
 from medkor_jax.named_model import open_model
@@ -65,6 +67,7 @@ class Run:
         """
         recipe = self.recipe
         self.corpora.refuse_leaks(recipe)
+        print(gate_outlook(recipe, self.corpora))
         for phase in recipe.in_force:
             self._check_upstream_is_known(phase)
         self.check_stages()
@@ -72,6 +75,7 @@ class Run:
         with jax.set_mesh(self.mesh):
             for phase in recipe.in_force:
                 self.phase(phase)
+            sit_final(self)
         print(closing_table(self.directory, [phase.name for phase in recipe.phases]))
 
     def phase(self, phase: Phase) -> None:
@@ -87,7 +91,7 @@ class Run:
         started = time.time()
         self._note(phase, "judged anew" if finished else "started", upstream=[model.digest for model in upstream])
 
-        start, measured = self._choose(phase, upstream)
+        start, measured, looks = self._choose(phase, upstream)
         before = self.measurer.measure(phase, start, "before", measured)
         if finished:
             self._require_same_start(phase, finished, start)
@@ -98,19 +102,24 @@ class Run:
             if phase.merge:
                 standing = self._merge(phase, standing)
                 start = dataclasses.replace(start, params=start.params.replace(base=standing.params.base))  # one base in memory
-        reference = self._reference_report(phase, before)
-        after = self.measurer.measure(phase, standing, "after") if standing.digest != start.digest else before
-        judgement = judge(phase.gate, after.reports[phase.exam], reference)
-        print(f"{phase.name}: {judgement.words}")
+        at_start, reference = before.evidence, self._reference(phase, before)
+        after = self.measurer.measure(phase, standing, "after") if finished or phase.changes_model else before
         judged_first = after
-        while not judgement.passed and phase.gate.on_failure in ("retain", "train") and rounds < phase.gate.rounds:
+        judgement = self._judge(phase, after, at_start, reference, "judged anew" if finished else "after training", looks)
+        while not judgement.passed and phase.gate.has_remedy and rounds < phase.gate.rounds:
             rounds += 1
             standing = add_trees(standing, phase, phase.remedy_lora, seed=self.recipe.seed)
             standing = self._train(phase, start, standing, phase.remedy, f"remedy{rounds}")
             after = self.measurer.measure(phase, standing, f"after-remedy{rounds}")
-            judgement = judge(phase.gate, after.reports[phase.exam], reference)
-            print(f"{phase.name}, after remedy round {rounds}: {judgement.words}")
-        self._conclude(phase, upstream, start, finished, standing, judgement, reference, before, judged_first, after, rounds, time.time() - started)
+            judgement = self._judge(phase, after, at_start, reference, f"after remedy round {rounds}", looks)
+        self._conclude(phase, upstream, start, finished, standing, looks, reference, before, judged_first, after, rounds, time.time() - started)
+
+    def _judge(self, phase: Phase, found: Measured, start: Evidence, reference: Evidence, what: str, looks: list) -> Judgement:
+        """Returns the judgement, says it, and adds it to the looks of this phase."""
+        judgement = judge_all(phase.gate, phase.exam, found.evidence, start, reference, looks=phase.looks)
+        looks.append((what, judgement))
+        print(f"{phase.name}, {what}: {judgement.words}")
+        return judgement
 
     def _require_same_start(self, phase: Phase, finished: Finished, start: Standing) -> None:
         if finished.record["chosen"] != start.digest:
@@ -137,24 +146,26 @@ class Run:
     def _verdict(self, phase: Phase) -> pathlib.Path:
         return self.directory / phase.name / "verdict.json"
 
-    def _choose(self, phase: Phase, upstream: list[Model]) -> tuple[Standing, dict[str, Report]]:
-        """Returns the smallest candidate that opens the gate, else the best, with its report; says why in words."""
+    def _choose(self, phase: Phase, upstream: list[Model]) -> tuple[Standing, dict[str, Report], list[tuple[str, Judgement]]]:
+        """Returns the smallest candidate that opens the gate, else the best, with its report and all looks; says why in words."""
+        looks: list[tuple[str, Judgement]] = []
         if len(upstream) == 1:
-            return self._load(upstream[0]), {}
+            return self._load(upstream[0]), {}, looks
         scored: list[tuple[float, Model, Report]] = []
         for model in sorted(upstream, key=lambda m: m.config.n_params):
             standing = self._load(model)
             report = self.measurer.examine(standing, phase.exam)
-            judgement = judge(phase.gate, report, report)
-            scored.append((report.overall.accuracy, model, report))
+            judgement = judge(phase.gate, report, looks=phase.looks)
+            looks.append((f"candidate {model.name}", judgement))
+            scored.append((judgement.score, model, report))
             print(f"{phase.name}: candidate {model.name} ({model.config.n_params / 1e9:.2f}B): {judgement.words}")
             if judgement.passed:
                 print(f"{phase.name}: {model.name} is taken, the smallest that passes")
-                return standing, {phase.exam: report}
+                return standing, {phase.exam: report}, looks
             self._bases.clear()
         _, model, report = max(scored, key=lambda item: item[0])
         print(f"{phase.name}: no candidate passes; {model.name} is taken, the best of {len(scored)}")
-        return self._load(model), {phase.exam: report}
+        return self._load(model), {phase.exam: report}, looks
 
     def _load(self, model: Model) -> Standing:
         """Returns the model on the mesh. Only one base is held: phases that share it share its arrays."""
@@ -212,21 +223,24 @@ class Run:
     def _reference_params(self, phase: Phase, start: Standing, standing: Standing) -> Params:
         """Returns the model retention holds to, which is the one the gate compares with: that of the phase marked as
         reference, else the phase's own start; with the base in hand."""
-        name = reference_name(self.recipe, phase)
-        if name is None:
+        reference = self.recipe.reference_of(phase)
+        if reference is None:
             return start.params.replace(base=standing.params.base)
-        model = self.lineage.open(name)
+        model = self.lineage.open(reference.name)
         if model.base.digest != standing.base.digest:
-            raise ConfigError(f"{phase.name} stands on another base than its reference {name}; retention needs the same one")
+            raise ConfigError(f"{phase.name} stands on another base than its reference {reference.name}; retention needs the same one")
         return model.load(jnp.dtype(self.recipe.param_dtype), self.mesh, standing.params.base)
 
-    def _reference_report(self, phase: Phase, before: Measured) -> Report:
-        name = reference_name(self.recipe, phase)
-        if name is None:
-            return before.reports[phase.exam]
-        self.lineage.open(name)
-        summary = json.loads((self.directory / name / "summary.json").read_text(encoding="utf-8"))
-        return Report.read(self.directory / name / summary["after"]["answers"][phase.exam])
+    def _reference(self, phase: Phase, before: Measured) -> Evidence:
+        """Returns what was measured of the model that the gate compares with: the reference at its end, else this phase's start."""
+        reference = self.recipe.reference_of(phase)
+        if reference is None:
+            return before.evidence
+        self.lineage.open(reference.name)
+        own = self.directory / reference.name
+        stored = json.loads((own / "summary.json").read_text(encoding="utf-8"))["after"]
+        reports = {exam: Report.read(own / stored["answers"][exam]) for exam in stored["exams"]}
+        return Evidence(reports, {text: loss["nats"] for text, loss in stored["watch"].items()})
 
     def _merge(self, phase: Phase, standing: Standing) -> Standing:
         """Returns the model on its merged base. A base is named by what it is made of and never written over: later
@@ -245,9 +259,9 @@ class Run:
         return standing
 
     def _conclude(
-        self, phase, upstream, start, finished, standing, judgement: Judgement, reference, before, judged_first, after, rounds, seconds
+        self, phase, upstream, start, finished, standing, looks, reference: Evidence, before, judged_first, after, rounds, seconds
     ) -> None:
-        directory, recipe = self.directory / phase.name, self.recipe
+        directory, recipe, judgement = self.directory / phase.name, self.recipe, looks[-1][1]
         model = save_model(directory, standing.params, standing.base, recipe.route)
         if jax.process_index() == 0:
             write_json(directory / "summary.json", {
@@ -259,8 +273,9 @@ class Run:
                 phase, upstream=upstream, chosen=start.digest, model=model.digest, rounds=rounds, resumed=finished
             )
             write_verdict(
-                directory / "verdict.json", phase=phase.name, gate=phase.gate, judgement=judgement,
-                report=after.reports[phase.exam], reference=reference, digests=digests,
+                directory / "verdict.json", phase=phase.name, gate=phase.gate, looks=looks,
+                report=after.reports[phase.exam], reference=reference.reports.get(phase.exam),
+                reference_account=reference_account(self.recipe, phase), digests=digests,
             )  # fmt: skip
             if not judgement.passed and phase.gate.on_failure == "continue":
                 waive(directory / "verdict.json", "the config says gate.on_failure='continue'")

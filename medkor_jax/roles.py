@@ -16,7 +16,7 @@ TRAINED, JUDGED, NOTHING, ELSEWHERE = "trained", "judged", "nothing", "elsewhere
 
 ROLES: dict[str, dict[str, str]] = {
     "Recipe": dict(
-        run_dir=NOTHING, weights=ELSEWHERE, run=NOTHING, phases=ELSEWHERE, exams=ELSEWHERE, watch=ELSEWHERE,
+        run_dir=NOTHING, weights=ELSEWHERE, run=NOTHING, phases=ELSEWHERE, exams=ELSEWHERE, final=ELSEWHERE, watch=ELSEWHERE,
         watch_tokens=ELSEWHERE, max_translation_tokens=ELSEWHERE, dtype=TRAINED, param_dtype=TRAINED, remat=NOTHING,
         chunk=NOTHING, route=TRAINED, mesh=NOTHING, reasoning=ELSEWHERE, seed=TRAINED, allow_leaks=NOTHING,
         drop_bad=ELSEWHERE, log_every=NOTHING,
@@ -39,6 +39,7 @@ ROLES: dict[str, dict[str, str]] = {
     "Source": dict(
         name=ELSEWHERE, kind=ELSEWHERE, path=ELSEWHERE, split=ELSEWHERE, subset=ELSEWHERE, language=ELSEWHERE,
         weight=ELSEWHERE, licence=NOTHING, fields=ELSEWHERE, limit=ELSEWHERE,
+        skip=ELSEWHERE,
     ),
 }  # fmt: skip
 
@@ -56,6 +57,10 @@ def roles_of(value: Any, role: str) -> Iterator[tuple[str, Any]]:
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+        for one in value:
+            yield from _flat(f"{name}.{one.name}", one)
+        return
     if not dataclasses.is_dataclass(value):
         yield name, list(value) if isinstance(value, tuple) else value
         return

@@ -16,7 +16,7 @@ STAGE = {"steps": 3, "trees": ("lora",), "data": {"text": TEXT}, "groups": {"lor
 CONFIG = {
     "run_dir": "runs/x", "weights": "embedded", "run": ("phase0", "phase1"),
     "exams": {"english": {"source": {"path": "embedded", "split": "valid"}}},
-    "phase1": {"after": "phase0", "exam": "english"},
+    "phase1": {"after": "phase0", "exam": "english", "gate": {"reading": "absolute"}},
     "phase0": {"exam": "english", "lora": {"rank": 4, "alpha": 8.0}, **STAGE},
     "phase9": None,
 }  # fmt: skip
@@ -197,7 +197,7 @@ def test_every_number_has_a_range_that_is_checked_when_the_config_is_read(path, 
             make_recipe(config_with(path, wrong))
 
 
-ENTRY = {"exams": "english", "watch": "text", "groups": "lora", "data": "text", "validation": "text", "translations": "text"}
+ENTRY = {"exams": "english", "final": "last", "requires": "korean", "watch": "text", "groups": "lora", "data": "text", "validation": "text", "translations": "text"}
 
 
 def config_with(path, value):
@@ -210,7 +210,7 @@ def config_with(path, value):
     config = copy.deepcopy(CONFIG | {"phase1": None, "run": ("phase0",)})
     place = config
     for key in steps[:-1]:
-        fresh = {"text": TEXT, "lora": rule if "groups" in steps else {}, "fewshot": dict(TEXT, kind="exam", name="few")}
+        fresh = {"last": {"source": dict(path="embedded")}, "korean": {"exam": "english"}, "text": TEXT, "lora": rule if "groups" in steps else {}, "fewshot": dict(TEXT, kind="exam", name="few")}
         place = place.setdefault(key, dict(fresh.get(key, {})))
     place[steps[-1]] = value
     return config

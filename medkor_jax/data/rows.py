@@ -50,7 +50,8 @@ class Source:
     language: "ko", "en", or "" to take it from each row.
     weight: share of the documents (not of the tokens) drawn from this source, relative to the others.
     fields: column names, in the order the kind expects them, when they are not the usual ones.
-    limit: keep the first `limit` rows; 0 keeps all.
+    limit: keep the first `limit` rows; 0 keeps all. skip: questions passed over before that, so that two exams of one
+    file share none.
     """
 
     name: str
@@ -63,8 +64,11 @@ class Source:
     licence: str = ""
     fields: tuple[str, ...] = ()
     limit: Annotated[int, ">= 0"] = 0
+    skip: Annotated[int, ">= 0"] = 0
 
     def __post_init__(self):
+        if self.skip < 0 or (self.skip and self.kind not in ("exam", "reasoning")):
+            raise ValueError(f"source {self.name!r}: skip is {self.skip} of kind {self.kind!r}, expected 0, or more for questions")
         if self.kind not in KINDS:
             raise ValueError(f"source {self.name!r}: kind is {self.kind!r}, expected one of {', '.join(KINDS)}")
         if self.language not in ("", "ko", "en"):

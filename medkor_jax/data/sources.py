@@ -37,9 +37,12 @@ def load_questions(
     """
     if source.kind not in OF_QUESTIONS:
         raise ValueError(f"source {source.name!r} is of kind {source.kind!r}, expected {' or '.join(map(repr, OF_QUESTIONS))}")
-    if source.kind == "reasoning":
-        return reasoning.load(source, drop_bad=drop_bad, form=form)
-    return exams.load(source, drop_bad=drop_bad)
+    # What is passed over is read and checked as well, and counts in the numbers of rows.
+    whole = dataclasses.replace(source, skip=0, limit=source.limit and source.limit + source.skip)
+    loaded = reasoning.load(whole, drop_bad=drop_bad, form=form) if source.kind == "reasoning" else exams.load(whole, drop_bad=drop_bad)
+    if source.skip >= len(loaded.rows):
+        raise ValueError(f"source {source.name!r}: skip is {source.skip}, and there are {len(loaded.rows)} questions")
+    return dataclasses.replace(loaded, rows=loaded.rows[source.skip:])
 
 
 def load_examples(source: Source, *, drop_bad: bool, form: ReasoningFormat = ReasoningFormat()) -> Loaded[Example]:

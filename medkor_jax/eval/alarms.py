@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 from typing import TYPE_CHECKING
 
+from medkor_jax.data.exams import LETTERS
 from medkor_jax.eval import stats
 
 if TYPE_CHECKING:
@@ -20,11 +21,12 @@ DOMINANT_SHARE = 0.6  # of answers on one letter ...
 DOMINANT_EXCESS = 0.2  # ... and this much more than the key has of it
 DOMINANT_MIN_ANSWERS = 10
 UNPARSED_SHARE = 0.1
+LENGTH_EXCESS = 0.2  # answers on the shortest (or longest) option more than the key has of them, beyond guessing's error
 
 
 def find_alarms(report: Report) -> tuple[str, ...]:
     """Returns the alarms of a report, gravest first; () if nothing looks wrong."""
-    raised = (_chance_alarm(report), _dominance_alarm(report), _unparsed_alarm(report), *_prompt_alarms(report))
+    raised = (_chance_alarm(report), _dominance_alarm(report), _length_alarm(report), _unparsed_alarm(report), *_prompt_alarms(report))
     return tuple(alarm for alarm in raised if alarm)
 
 
@@ -45,6 +47,7 @@ def _chance_alarm(report: Report) -> str | None:
         "harness": "few-shot answers in digits where letters are asked",
         "reason": "a model that was never taught to reason in this form",
         "cloze": "questions that make no sense without their options",
+        "cloze_norm": "questions that make no sense without their options",
     }
     return (
         f"{found}, not told apart from guessing ({score.chance:.1%}; guessing does as well with probability {p:.2f}). "
@@ -69,6 +72,31 @@ def _dominance_alarm(report: Report) -> str | None:
         "model answers by position and not by content (untrained, or trained on options that were never shuffled), or "
         "its letters all look alike to it (answer token mismatch, weights not loaded)."
     )
+
+
+def _length_alarm(report: Report) -> str | None:
+    """Says when a cloze score follows the length of the options: of those that have one shortest (longest), how many are taken."""
+    for end, word, cause in (
+        (min, "shortest", "a summed log-likelihood falls with every token, so short options win"),
+        (max, "longest", "a mean over characters forgives long options, whose ends are easy to guess"),
+    ):
+        told = []  # (this option taken, this option right), where one option alone is the shortest or longest
+        for a in report.answers:
+            lengths = a.option_lengths
+            if lengths and lengths.count(end(lengths)) == 1:
+                letter = LETTERS[lengths.index(end(lengths))]
+                told.append((a.predicted == letter, a.key == letter))
+        if len(told) < DOMINANT_MIN_ANSWERS:
+            continue
+        taken, right = (sum(column) / len(told) for column in zip(*told))
+        differ = stats.paired_difference(stats.PairedCounts.of(*zip(*told)))
+        if taken - right > LENGTH_EXCESS and differ.low > 0:
+            other = "cloze_norm" if report.mode == "cloze" else "cloze"
+            return (
+                f"the {word} option is taken in {taken:.0%} of {len(told)} questions that have one and is right in {right:.0%}: the "
+                f"score follows length. Likely cause: {cause}. Compare mode {other!r}, or show the options (letter mode)."
+            )
+    return None
 
 
 def _unparsed_alarm(report: Report) -> str | None:

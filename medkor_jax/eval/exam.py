@@ -7,7 +7,10 @@ Modes. `letter`: one forward pass a question; the logits of the option letters r
 are compared. `harness`: greedy text up to a stop string, then the answer is read out of it, as
 lm-evaluation-harness 0.4.13 does for `kormedmcqa` v3.0. `reason`: greedy text that ends where the model ends
 it, reasoning between its tags and then one letter (`data.reasoning`); a text cut by length is never right.
-`cloze`: the options are not shown; the one whose text is most likely after the question is taken.
+`cloze`: the options are not shown; the one whose text is most likely after the question is taken, by the summed
+log-likelihood of its tokens (lm-evaluation-harness calls it `acc`). A sum favours short options. `cloze_norm`: the same
+divided by the option's characters (`acc_norm` there). Where options differ much in length, neither is right by itself,
+and an alarm says which of them the score follows.
 Letter scores are steadier and cheaper; only harness scores may be set beside published ones; a model of a few
 hundred million parameters often knows an answer that it cannot bind to a letter (Robinson & Wingate 2023,
 arXiv:2210.12353), and cloze shows that. Modes are never mixed in a comparison.
@@ -30,7 +33,8 @@ from medkor_jax.eval.scores import MODES, Answer, Report
 
 MAX_REASONING_TOKENS = 512
 READ_VERSION = 2  # raise it when answers are read otherwise out of the same text: stored ones are then asked for again
-_PROMPTS = {"reason": reasoning_prompt, "cloze": cloze_prompt}  # where they are not those of the harness
+CLOZE = ("cloze", "cloze_norm")
+_PROMPTS = {"reason": reasoning_prompt, "cloze": cloze_prompt, "cloze_norm": cloze_prompt}  # where they are not those of the harness
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +97,8 @@ def evaluate(
         raise ValueError(f"reason mode is asked without shots, and {len(shots)} were given; a shot would show no reasoning")
     if not questions:
         raise ValueError(f"no questions in {source or 'this exam'} {split}: nothing to evaluate")
-    if mode == "cloze" and shots:
-        raise ValueError("cloze mode shows no options, so it has no shots; set shots to 0")
+    if mode in CLOZE and shots:
+        raise ValueError(f"{mode} mode shows no options, so it has no shots; set shots to 0")
     new_tokens = {"harness": harness.MAX_NEW_TOKENS, "reason": max_new_tokens}.get(mode, 1)
     texts = contexts(questions, mode, shots)
     requests = harness.bounded(questions, texts, tokenizer, max_positions=max_positions, max_new_tokens=new_tokens)
@@ -107,10 +111,10 @@ def evaluate(
         if mode == "letter":
             logits = scorer.next_logits(prompts, letters[questions[batch[0]].language])
             read = [_read_logits(row, questions[i]) for i, row in zip(batch, logits, strict=True)]
-        elif mode == "cloze":
+        elif mode in CLOZE:
             options = [[tokenizer.encode(f" {option}") for option in questions[i].options] for i in batch]
             nats = scorer.continuation_nats(prompts, options)
-            read = [_read_logits(-row, questions[i]) for i, row in zip(batch, nats, strict=True)]
+            read = [_read_cloze(row, questions[i], mode) for i, row in zip(batch, nats, strict=True)]
         elif mode == "reason":
             written = scorer.complete(prompts, max_new_tokens=max_new_tokens, stop=())
             read = [_read_reasoned(one, questions[i], form) for i, one in zip(batch, written, strict=True)]
@@ -198,15 +202,26 @@ def _letter_token(tokenizer: ExamTokenizer, question: Question, context: str) ->
 
 
 def _read_logits(logits: np.ndarray, question: Question) -> tuple[int, str, dict[str, Any]]:
-    """Returns the 0-based option, the text, and what else an Answer says in this mode; so do its two siblings."""
+    """Returns the 0-based option, the text, and what else an Answer says in this mode; so do its siblings."""
     own = np.asarray(logits, np.float64)[: len(question.options)]
     if not np.isfinite(own).all():
         raise ValueError(
-            f"question {question.id!r} has letter logits {own.tolist()}; they must be finite: check weights and dtype"
+            f"question {question.id!r} has option logits {own.tolist()}; they must be finite: check weights and dtype"
         )
     weights = np.exp(own - own.max())
     chosen = int(own.argmax())
     return chosen, LETTERS[chosen], {"probabilities": tuple((weights / weights.sum()).tolist())}
+
+
+def _read_cloze(nats: np.ndarray, question: Question, mode: str) -> tuple[int, str, dict[str, Any]]:
+    """nats: float64 [options]. Normalised, each is what its option would cost at the mean length of this question's options.
+
+    The factor is the same for all options, so the choice is `acc_norm`'s; it puts the probabilities on the scale of the sum's.
+    """
+    lengths = np.array([len(option) for option in question.options])
+    scale = lengths.mean() / lengths if mode == "cloze_norm" else 1.0
+    chosen, text, further = _read_logits(-np.asarray(nats) * scale, question)
+    return chosen, text, further | {"option_lengths": tuple(lengths.tolist())}
 
 
 def _read_text(text: str, question: Question) -> tuple[int | None, str, dict[str, Any]]:

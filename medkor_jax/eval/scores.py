@@ -23,10 +23,11 @@ from medkor_jax.eval import stats
 from medkor_jax.eval.alarms import find_alarms
 from medkor_jax.io.files import write_atomically
 
-MODES = ("letter", "harness", "reason", "cloze")
+MODES = ("letter", "harness", "reason", "cloze", "cloze_norm")
 
 _DESCRIBED = ("mode", "shots", "source", "split", "confidence")  # what a report says of itself beside its answers
 _OF_REASONING = ("has_format", "is_whole", "n_tokens")  # what only a reasoned answer says
+_OF_SOME_MODES = (*_OF_REASONING, "option_lengths")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +43,15 @@ class Answer:
     year: int | None
     language: str
     n_options: int
-    probabilities: tuple[float, ...] | None = None  # [options], over the options alone; letter and cloze mode
+    probabilities: tuple[float, ...] | None = None  # [options], over the options alone; letter and cloze modes
     among_shots: bool = False
     truncated: bool = False  # the prompt lost its beginning
     # Reason mode only; None elsewhere, and then not written.
     has_format: bool | None = None  # reasoning between its tags, and whole
     is_whole: bool | None = None  # the model ended its text itself, so it was not cut by length
     n_tokens: int | None = None  # written: tags, reasoning and letter
+    # Cloze modes only; None elsewhere, and then not written.
+    option_lengths: tuple[int, ...] | None = None  # [options], characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +207,7 @@ class Report:
         """Writes one JSON line an answer, atomically; each line also carries mode, shots, source and split."""
         shared = self._described()
         rows = [dataclasses.asdict(a) for a in self.answers]
-        rows = [{name: value for name, value in row.items() if name not in _OF_REASONING or value is not None} for row in rows]
+        rows = [{name: value for name, value in row.items() if name not in _OF_SOME_MODES or value is not None} for row in rows]
         lines = [json.dumps({**row, **shared}, ensure_ascii=False) + "\n" for row in rows]
         write_atomically(path, "".join(lines))
 
@@ -221,8 +224,9 @@ class Report:
                 row = json.loads(line)
                 line_shared = {name: row.pop(name) for name in _DESCRIBED}
                 line_shared["max_new_tokens"] = row.pop("max_new_tokens", None)
-                if row["probabilities"] is not None:
-                    row["probabilities"] = tuple(row["probabilities"])
+                for name in ("probabilities", "option_lengths"):
+                    if row.get(name) is not None:
+                        row[name] = tuple(row[name])
                 answers.append(Answer(**row))
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(

@@ -1,12 +1,12 @@
 """The file that opens the next phase.
 
-    write_verdict("runs/a/phase1/verdict.json", phase="phase1", gate=gate, judgement=judgement, report=report,
+    write_verdict("runs/a/phase1/verdict.json", phase="phase1", gate=gate, looks=[("after", judgement)], report=report,
                   reference=None, digests={"weights": w, "data": d, "config": c})
     require_open("runs/a/phase1/verdict.json", {"weights": w})       # GateClosed unless passed, unedited, matching
 
-A verdict holds the numbers with their intervals, the judgement, and the digests of what was judged. It opens
-only what it judged: other weights, data or config need their own. A person may waive a failed verdict, with
-a reason that stays in the file.
+A verdict holds the numbers with their intervals, the judgement, every look at the questions before it, where the
+reference's score comes from, and the digests of what was judged. It opens only what it judged: other weights, data
+or config need their own. A person may waive a failed verdict, with a reason that stays in the file.
 
 The checksum finds edits by hand and damaged files. It is no signature: whoever can run this program can
 write a verdict.
@@ -20,13 +20,13 @@ import hashlib
 import json
 import os
 import pathlib
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 from medkor_jax.eval.gate import Gate, Judgement
 from medkor_jax.eval.scores import Report
 from medkor_jax.io.files import write_atomically
 
-FORMAT = 1
+FORMAT = 2
 DIGESTS = ("weights", "data", "config")
 
 
@@ -39,16 +39,23 @@ def write_verdict(
     *,
     phase: str,
     gate: Gate,
-    judgement: Judgement,
+    looks: Sequence[tuple[str, Judgement]],
     report: Report,
     reference: Report | None,
     digests: Mapping[str, str],
+    reference_account: str = "",
     time: datetime.datetime | None = None,
 ) -> dict[str, Any]:
-    """Writes the verdict, replacing an earlier one, and returns it. `time` is now unless given.
+    """Writes the verdict, replacing an earlier one, and returns it.
 
-    Raises: ValueError if a digest of weights, data or config is missing or empty.
+    looks: every judgement by these questions, with what was judged, in order; the last one is the verdict.
+    reference_account: where the reference's score comes from, and whether these questions chose it. time: now unless given.
+
+    Raises: ValueError without a look, or if a digest of weights, data or config is missing or empty.
     """
+    if not looks:
+        raise ValueError("a verdict needs the judgement it records, and there was none")
+    judgement = looks[-1][1]
     missing = [name for name in DIGESTS if not digests.get(name)]
     if missing:
         raise ValueError(f"a verdict needs digests of {', '.join(DIGESTS)}; missing: {', '.join(missing)}")
@@ -57,10 +64,12 @@ def write_verdict(
         "phase": phase,
         "passed": judgement.passed,
         "judgement": judgement.to_json(),
+        "looks": [{"of": what, **look.to_json()} for what, look in looks],
         "gate": dataclasses.asdict(gate),
         "mode": report.mode,
         "report": report.summary(),
         "reference": None if reference is None else reference.summary(),
+        "reference_account": reference_account,
         "digests": dict(digests),
         "waiver": None,
         "time": _stamp(time),
@@ -87,7 +96,9 @@ def read_verdict(path: str | os.PathLike) -> dict[str, Any]:
         )
     if verdict.get("format") != FORMAT:
         raise GateClosed(
-            f"{path} has format {verdict.get('format')!r}, this program reads {FORMAT}; evaluate the phase again"
+            f"{path} has format {verdict.get('format')!r}, this program reads {FORMAT}: before format 2 a gate took no account of "
+            "how often its questions were looked at. Judge the phase anew (medkor run --restart PHASE), or go on with the "
+            "version that wrote it"
         )
     return verdict
 

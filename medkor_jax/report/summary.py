@@ -13,6 +13,8 @@ from medkor_jax.eval.scores import Report
 from medkor_jax.eval.translation import METRIC_NAMES
 from medkor_jax.eval.verdict import GateClosed, read_verdict
 
+FINAL = "final.json"
+
 
 def phase_lines(name: str, report: Report) -> str:
     """Returns one line: '{exam}: 61 of 96 right, 63.5% [53.6%, 72.5%] (letter, 0 shots, valid)'."""
@@ -57,7 +59,7 @@ def closing_table(run_dir: pathlib.Path, phases: Sequence[str]) -> str:
                 lines.append(f"  {'  of these texts':<28} {shares['both']:.1%} have the format and one letter")
         for name, report in after["translations"].items():
             lines += [f"  {'translation, ' + name:<28} {line}" for line in _translation_lines(before["translations"][name], report)]
-        lines += [f"  verdict: {_verdict(summary['verdict'])}", ""]
+        lines += [f"  verdict: {_verdict(summary['verdict'])}", *_condition_lines(summary["verdict"]), ""]
     first, last = summaries[0], summaries[-1]
     lines.append("In all:")
     for name in last["after"]["watch"]:
@@ -68,7 +70,39 @@ def closing_table(run_dir: pathlib.Path, phases: Sequence[str]) -> str:
         start = _score(asked_first["before"]["exams"][name])
         since = "" if asked_first is first else f" (before {asked_first['phase']})"
         lines.append(f"  {name} exam {start}{since} -> {_score(last['after']['exams'][name], interval=True)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_final_lines(run_dir)])
+
+
+def read_final(run_dir: pathlib.Path) -> dict[str, Any]:
+    """Returns what `final.json` holds, {} if there is none: {digest of the questions: {n, looks}}."""
+    path = run_dir / FINAL
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def times(n: int) -> str:
+    return {1: "once", 2: "twice"}.get(n, f"{n} times")
+
+
+def _final_lines(run_dir: pathlib.Path) -> list[str]:
+    """Returns a line a final exam: its last score, whose it is, and how often its questions were looked at."""
+    lines = []
+    for sat in read_final(run_dir).values():
+        for exam, last in {look["exam"]: look for look in sat["looks"]}.items():
+            counted = f"put to {last['phase']}'s model; its questions were looked at {times(len(sat['looks']))} in this run"
+            lines.append(f"  final exam {exam} {_score(last['report'], interval=True)}, {counted}")
+    return lines
+
+
+def _condition_lines(verdict: dict[str, Any] | None) -> list[str]:
+    """Returns a line for each thing the gate asked, where it asked several, and one for the looks before the last."""
+    if verdict is None:
+        return []
+    lines = []
+    for condition in verdict["judgement"]["conditions"]:
+        lines.append(f"    {'holds ' if condition['passed'] else 'CLOSED'} {condition['name']}: {condition['words'].split(': ', 1)[1]}")
+    if len(verdict["looks"]) > 1:
+        lines.append("    looks: " + ", ".join(f"{look['of']} {'opened' if look['passed'] else 'closed'}" for look in verdict["looks"]))
+    return lines
 
 
 def _score(summary: dict[str, Any], interval: bool = False) -> str:
