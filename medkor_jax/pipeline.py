@@ -254,7 +254,7 @@ class Run:
             print(f"{phase.name}: merged before, {directory}")
             standing = dataclasses.replace(standing, params=params.replace(base=merged, lora={}, lora_scale=1.0), base=base)
         else:
-            standing = merge_lora(standing, phase.name, directory, dtype=recipe.dtype, param_dtype=recipe.param_dtype)
+            standing = merge_lora(standing, phase.name, directory, param_dtype=recipe.param_dtype)
         self._bases = {standing.base.digest: standing.params.base}
         return standing
 

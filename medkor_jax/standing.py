@@ -1,7 +1,7 @@
 """The model in hand as a phase goes on: what it is, the trees a phase adds to it, LoRA folded into its base.
 
     standing = add_trees(standing, phase, phase.lora, seed=0)
-    standing = merge_lora(standing, phase.name, directory / "base", dtype="float32", param_dtype="float32")
+    standing = merge_lora(standing, phase.name, directory / "base", param_dtype="float32")
 
 Nothing here trains, scores or decides. Call under `jax.set_mesh(mesh)`.
 """
@@ -12,7 +12,6 @@ import dataclasses
 import pathlib
 
 import jax
-import jax.numpy as jnp
 
 from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.adapt.language import make_language
@@ -20,16 +19,12 @@ from medkor_jax.adapt.lora import make_lora, merge
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.checkpoint import digest_tree
 from medkor_jax.io.models import ADAPTER_TREES, model_digest, save_base
+from medkor_jax.io.rounding import MOST_LOST, MOST_NOISE, Probe, compare, rms
 from medkor_jax.io.weights import Weights
 from medkor_jax.model.config import ModelConfig
-from medkor_jax.model.forward import Inputs, batch_ways, forward, project_logits
 from medkor_jax.model.params import BACK, FRONT, Params, Tree, edge_blocks
 from medkor_jax.phases import ConfigError, LoraRecipe, Phase
 from medkor_jax.train.loop import seed_of
-
-MERGE_PARITY_BOUND = {"float32": 1e-4, "bfloat16": 2e-2}
-"""Largest logit difference between merged and adapted model, as a share of the largest logit, by param_dtype."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
@@ -89,34 +84,31 @@ def _expansion(params: Params, phase: Phase) -> Tree:
     return params.expand
 
 
-def merge_lora(standing: Standing, by: str, directory: pathlib.Path, *, dtype: str, param_dtype: str) -> Standing:
-    """Returns the model with LoRA folded into a new base, written to `directory` with its lineage and the measured parity.
+def merge_lora(standing: Standing, by: str, directory: pathlib.Path, *, param_dtype: str) -> Standing:
+    """Returns the model with LoRA folded into a new base, written to `directory` with its lineage and what rounding took.
 
-    by: the phase that merges. dtype: to compute the parity in; param_dtype: of the base.
+    by: the phase that merges; param_dtype: of the base.
 
-    Raises: FloatingPointError, before anything is written, if a logit changed by more than `MERGE_PARITY_BOUND`.
+    Raises: FloatingPointError, before anything is written, if rounding took more of the adapter's effect than
+    `io.rounding` allows, or the merge changed something else. The trained adapter stays in its stage's checkpoint.
     """
-    params = standing.params
+    params, probe = standing.params, Probe(standing.config, standing.tokenizer)
+    adapted = probe.logits(params)
+    plain = probe.logits(params.replace(lora={}))
     merged = merge(params.base, params.lora, scale=params.lora_scale)
-    parity = _parity(standing, params.replace(base=merged, lora={}), dtype)
-    bound = MERGE_PARITY_BOUND[param_dtype]
-    found = f"{parity:.1e} of the largest logit (bound {bound})"
-    print(f"{by}: merged against adapted, logits differ by at most {found}")
-    if not parity <= bound:
-        raise FloatingPointError(f"{by}: merging changed a logit by {found}; nothing was written")
+    kept = compare(adapted - plain, probe.logits(params.replace(base=merged, lora={})) - plain, rms(adapted))
+    print(f"{by}: LoRA merged into its {param_dtype} base: {kept.words}")
+    if kept.is_too_much(param_dtype):
+        raise FloatingPointError(
+            f"{by}: merging LoRA into a {param_dtype} base: {kept.words}; at most {MOST_LOST:.0%} may be lost, and the logits may be "
+            f"off by {MOST_NOISE[param_dtype]:g} of their size (found: {kept.error:.1e}). "
+            + ("Set param_dtype='float32', which keeps it, or train longer" if param_dtype != "float32" else "The merge is wrong, not rounded")
+            + f". Nothing was merged; what was trained is kept in {by}'s checkpoint, and the same command resumes from there"
+        )
     lineage = {
         "made_by": f"{by}: merge of LoRA into its base", "base": standing.base.name, "base_digest": standing.base.digest,
         "lora_digest": digest_tree(params.lora), "rank": next(iter(params.lora.values()))["a"].shape[-1],
-        "scale": params.lora_scale, "targets": sorted(params.lora), "largest_logit_difference_as_share": parity,
+        "scale": params.lora_scale, "targets": sorted(params.lora), "rounding": kept.to_json(),
     }  # fmt: skip
     base = save_base(directory, merged, standing.config, standing.tokenizer, lineage)
     return dataclasses.replace(standing, params=params.replace(base=merged, lora={}, lora_scale=1.0), base=base)
-
-
-def _parity(standing: Standing, merged: Params, dtype: str) -> float:
-    """Returns the largest difference of any logit, as a share of the largest, at 4 positions of each row of random tokens."""
-    tokens = jax.random.randint(jax.random.key(0), (4 * batch_ways(), 64), 3, standing.tokenizer.vocab_size)
-    inputs = Inputs(tokens, jnp.broadcast_to(jnp.arange(64), tokens.shape), jnp.ones_like(tokens), jnp.zeros_like(tokens))
-    last = jax.jit(lambda p: project_logits(p.base, forward(p, standing.config, inputs, dtype=jnp.dtype(dtype))[:, ::16]))
-    adapted = last(standing.params)
-    return float(jnp.max(jnp.abs(adapted - last(merged))) / jnp.max(jnp.abs(adapted)))

@@ -10,7 +10,9 @@ import pytest
 
 from medkor_jax import pipeline, standing
 from medkor_jax.corpora import LeakError
+from medkor_jax.adapt.lora import merge
 from medkor_jax.data import embedded
+from medkor_jax.train import loop
 from medkor_jax.data.rows import BadDataError
 from medkor_jax.eval import verdict as verdicts
 from medkor_jax.eval.gate import Evidence
@@ -140,16 +142,37 @@ def test_the_merge_says_what_it_was_made_of_and_how_near_it_came(finished, tiny_
     lineage = json.loads((base / "lineage.json").read_text())
     assert lineage["base_digest"] == open_model(tiny_base_dir).digest
     assert (lineage["rank"], lineage["scale"], lineage["targets"]) == (2, 2.0, ["down", "q"])
-    assert 0 < lineage["largest_logit_difference_as_share"] < standing.MERGE_PARITY_BOUND["float32"]
+    kept = lineage["rounding"]
+    assert 0 < kept["effect"] and abs(kept["lost"]) < 1e-3 and kept["error"] < 1e-4
     assert len(lineage["lora_digest"]) == 64
 
 
-def test_a_merge_that_changes_logits_is_not_written(config, run_dir, stages, examined, monkeypatch):
-    shutil.rmtree(run_dir / "phase0"), shutil.rmtree(run_dir / "bases")
-    monkeypatch.setattr(standing, "merge", lambda base, lora, scale: base | {"final_norm": base["final_norm"] + 0.1})
-    with pytest.raises(FloatingPointError, match="nothing was written"):
-        run(config | {"run": ("phase0",)})
-    assert not (run_dir / "bases").exists()
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (lambda base, lora, scale: base | {"final_norm": base["final_norm"] + 0.1}, "The merge is wrong, not rounded"),
+        (lambda base, lora, scale: merge(base, lora, scale=scale / 2), "takes (4|5)[0-9].[0-9]% of its effect"),
+        (lambda base, lora, scale: merge(base, lora, scale=2 * scale), "at most 10% may be lost"),
+        (lambda base, lora, scale: base, "takes 100.0% of its effect"),
+    ],
+    ids=["something else changed", "half the scale", "twice the scale", "not merged at all"],
+)
+def test_a_merge_that_is_not_the_adapter_is_refused_and_what_was_trained_is_kept(wrong, words, tiny_base_dir, tmp_path, monkeypatch):
+    config = make_config(tmp_path / "run", tiny_base_dir) | {"run": ("phase0",)}
+    monkeypatch.setattr(standing, "merge", wrong)
+    with pytest.raises(FloatingPointError, match=words):
+        run(config)
+    assert not (tmp_path / "run/bases").exists() and not (tmp_path / "run/phase0/verdict.json").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "_steps", lambda *_: pytest.fail("it was trained again"))
+    run(config)  # resumes from the checkpoint of what was trained
+    assert open_model(tmp_path / "run/phase0").base.digest
+
+
+def test_an_adapter_that_learnt_nothing_merges_without_a_division_by_zero(tiny_base_dir, tmp_path, stages):
+    run(make_config(tmp_path / "run", tiny_base_dir) | {"run": ("phase0",)})
+    (base,) = (tmp_path / "run/bases").iterdir()
+    assert json.loads((base / "lineage.json").read_text())["rounding"] == dict(lost=0.0, noise=0.0, effect=0.0, error=0.0)
 
 
 def test_the_same_command_again_trains_nothing(config, run_dir, stages):
