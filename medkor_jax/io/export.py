@@ -33,6 +33,7 @@ from medkor_jax.io.hf import LAYER_NAMES
 from medkor_jax.io.language_fold import LanguageFold, make_fold
 from medkor_jax.io.model_card import read_history, write_card
 from medkor_jax.io.models import Model
+from medkor_jax.io.rounding import MOST_LOST, MOST_NOISE, SILENCED, Kept, Probe, choose_stream_scale, compare, rms, scaled_norm
 from medkor_jax.io.shards import DTYPES, Planned, write_shards
 from medkor_jax.io.streaming import WeightsError
 from medkor_jax.model.config import LOCAL, ModelConfig, periodic_kinds
@@ -91,15 +92,18 @@ def export_hf(
         fold = make_fold(params.lang, tokenizer.languages, model.config, dtype)
         if exact_bytes and fold.n_approximated:
             raise ExportError(f"{model.name}: {fold.note()}")
-        config = exported_config(model.config, params, is_tied=model.config.tied_head and not fold.changes)
+        scale = choose_stream_scale(params.expand, dtype)
+        kept = _what_rounding_took(model, params, fold, dtype, scale)
+        config = exported_config(model.config, params, is_tied=model.config.tied_head and not fold.changes and scale == 1)
         write_json(directory / "config.json", hf_config(config, dtype, tokenizer))
         write_json(directory / "generation_config.json", _generation_config(tokenizer))
         write_tokenizer(tokenizer, directory, max_positions=config.max_positions)
-        files = write_shards(directory, plan_tensors(params, config, fold), dtype, max_bytes=max_shard_bytes)
-        notes = _notes(model, config, fold, dtype)
+        files = write_shards(directory, plan_tensors(params, config, fold, scale), dtype, max_bytes=max_shard_bytes)
+        notes = _notes(model, config, fold, dtype, kept, scale)
         history = read_history(model)
         write_json(directory / RECORD, {
             "format": 1, "model": model.name, "model_digest": model.digest, "base_digest": model.base.digest, "dtype": dtype,
+            "stream_scale": scale, "rounding": {part: one.to_json() for part, one in kept.items()},
             "merged": sorted(params.lora), "folded": sorted(params.lang), "added_layers": _n_added(params), "notes": list(notes),
         })  # fmt: skip
         write_atomically(directory / "README.md", write_card(model, history, config, dtype, notes))
@@ -193,11 +197,14 @@ def hf_config(config: ModelConfig, dtype: str, tokenizer: Any) -> dict[str, Any]
     }
 
 
-def plan_tensors(params: Params, config: ModelConfig, fold: LanguageFold) -> list[Planned]:
-    """Returns every tensor of the exported model, in the order of the layers; nothing is computed yet."""
+def plan_tensors(params: Params, config: ModelConfig, fold: LanguageFold, scale: int = 1) -> list[Planned]:
+    """Returns every tensor of the exported model, in the order of the layers; nothing is computed yet.
+
+    scale: how much larger the residual stream is carried, see `rounding.choose_stream_scale`.
+    """
     base = params.base
     size = (config.vocab_size, config.d_model)
-    planned = [Planned("model.embed_tokens.weight", size, functools.partial(fold.apply, base["embed"]))]
+    planned = [Planned("model.embed_tokens.weight", size, lambda: _input_table(base, fold, scale))]
     stacks = [(params.expand.get(FRONT, {}), {}), (base["layers"], params.lora), (params.expand.get(BACK, {}), {})]
     number = 0
     for blocks, lora in stacks:
@@ -205,12 +212,68 @@ def plan_tensors(params: Params, config: ModelConfig, fold: LanguageFold) -> lis
             for leaf, name in LAYER_NAMES.items():
                 shape = blocks[leaf].shape[:0:-1]  # a matrix is [in, out] here and [out, in] there
                 make = functools.partial(_layer_value, blocks[leaf], lora.get(leaf), layer, params.lora_scale)
+                if scale != 1 and leaf in SILENCED:
+                    make = functools.partial(lambda blocks, leaf, layer: scaled_norm(blocks[leaf][layer], scale), blocks, leaf, layer)
                 planned.append(Planned(f"model.layers.{number}.{name}.weight", shape, make))
             number += 1
     planned.append(Planned("model.norm.weight", (config.d_model,), lambda: np.asarray(base["final_norm"])))
     if not config.tied_head:
         planned.append(Planned("lm_head.weight", size, lambda: np.asarray(head_table(base))))
     return planned
+
+
+def _input_table(base: dict[str, Any], fold: LanguageFold, scale: int) -> np.ndarray:
+    table = fold.apply(base["embed"])
+    return table if scale == 1 else table * np.asarray(scale, table.dtype)  # a power of two: exact
+
+
+def rounded_form(params: Params, fold: LanguageFold, dtype: str, scale: int) -> Params:
+    """Returns the model as `plan_tensors` and `dtype` make it, in a form that runs here: for measuring, on the host."""
+    kind, base = jnp.dtype(dtype), params.base
+
+    def stack(blocks: dict[str, jax.Array], lora: dict[str, Any]) -> dict[str, jax.Array]:
+        def value(name: str, leaf: jax.Array) -> jax.Array:
+            if scale != 1 and name in SILENCED:
+                return jnp.asarray(scaled_norm(leaf, scale)).astype(kind)
+            if name not in lora:
+                return leaf.astype(kind)
+            one = lambda wab: _merged(wab[0].astype(jnp.float32), *wab[1:], params.lora_scale).astype(kind)  # noqa: E731
+            return jax.lax.map(one, (leaf, lora[name]["a"], lora[name]["b"]))
+
+        return {name: value(name, leaf) for name, leaf in blocks.items()}
+
+    whole = {
+        "embed": jnp.asarray(_input_table(base, fold, scale)).astype(kind), "head": head_table(base).astype(kind),
+        "final_norm": base["final_norm"].astype(kind), "layers": stack(base["layers"], params.lora),
+    }  # fmt: skip
+    return Params(whole, expand={side: stack(blocks, {}) for side, blocks in params.expand.items()})
+
+
+def _what_rounding_took(model: Model, params: Params, fold: LanguageFold, dtype: str, scale: int) -> dict[str, Kept]:
+    """Returns what the export keeps of each part of the model; {} in float32, which keeps all of it.
+
+    Raises: ExportError naming the part and the dtype that keeps it, if too much is lost.
+    """
+    if dtype == "float32":
+        return {}
+    probe, plain = Probe(model.config, model.tokenizer), dataclasses.replace(fold, lang={}, changes=False)
+    whole, rounded = probe.logits(params), probe.logits(rounded_form(params, fold, dtype, scale))
+    kept = {}
+    for part, name in (("LoRA", "lora"), ("language embeddings", "lang"), ("added layers", "expand")):
+        if getattr(params, name):
+            without = params.replace(**{name: {}})
+            folded = plain if name == "lang" else fold
+            effect = whole - probe.logits(without)
+            kept[part] = compare(effect, rounded - probe.logits(rounded_form(without, folded, dtype, scale)), rms(whole))
+    kept["everything"] = compare(np.zeros_like(whole), rounded - whole, rms(whole))
+    wrong = [part for part, one in kept.items() if abs(one.lost) > MOST_LOST or one.error > MOST_NOISE[dtype]]
+    if wrong:
+        said = "; ".join(f"{part}: {kept[part].words}" for part in wrong)
+        raise ExportError(
+            f"{model.name} does not survive {dtype}: {said}. At most {MOST_LOST:.0%} of a part's effect may be lost, and the logits "
+            f"may be off by {MOST_NOISE[dtype]:g} of their size. Export with --dtype float32, which keeps it"
+        )
+    return kept
 
 
 def _layer_value(leaf: jax.Array, pair: dict[str, jax.Array] | None, layer: int, scale: float) -> np.ndarray:
@@ -243,8 +306,15 @@ def _generation_config(tokenizer: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _notes(model: Model, config: ModelConfig, fold: LanguageFold, dtype: str) -> tuple[str, ...]:
-    notes = []
+def _notes(
+    model: Model, config: ModelConfig, fold: LanguageFold, dtype: str, kept: dict[str, Kept], scale: int
+) -> tuple[str, ...]:
+    notes = [f"{part}: {one.words}" for part, one in kept.items()]
+    if scale != 1:
+        notes.append(
+            f"the residual stream is carried {scale} times as large as the base's, so that the added layers' small scales survive "
+            f"{dtype}; every loader gives the same answers"
+        )
     if dtype == "bfloat16" and (model.base.stored_dtype != dtype or model.adapters_digest):
         notes.append("written in bfloat16: logits differ from the run's by that rounding; dtype float32 keeps them")
     if fold.n_approximated:

@@ -8,6 +8,8 @@ The share of e that is not in r any more (1 - <r, e> / <e, e>) is lost; what r s
 |e|) is noise, which rounding the base alone makes too. A short LoRA has little effect, and noise beside it looks loud;
 what is lost is what refuses: rounding cannot be allowed to silence what was trained.
 
+An export in bfloat16 carries its residual stream larger where layers were added, see `choose_stream_scale`.
+
 Logits are compared at a few positions of fixed English and Korean sentences, each less its mean over the vocabulary.
 """
 
@@ -59,8 +61,9 @@ class Kept:
     def words(self) -> str:
         if not self.effect:
             return f"it changes no logit by itself; rounding changes them by {self.error:.1e} of their size"
+        took = f"takes {self.lost:.1%} of its effect" if self.lost >= 0 else f"makes its effect {-self.lost:.1%} larger"
         return (
-            f"rounding takes {max(self.lost, 0.0):.1%} of its effect and adds noise of {self.noise:.1%} of it (the effect is "
+            f"rounding {took} and adds noise of {self.noise:.1%} of it (the effect is "
             f"{self.effect:.1e} of the logits)"
         )
 
@@ -100,6 +103,37 @@ class Probe:
         with jax.default_matmul_precision("highest"):
             logits = np.asarray(_logits(params, self._inputs, self._config))[: len(_TEXTS)]
         return logits - logits.mean(axis=-1, keepdims=True)
+
+
+SILENCED = ("post_attn_norm", "post_ffw_norm")
+"""The norms that an added layer speaks through: it is silent where they are -1."""
+
+MOST_SCALE = 4096
+_FINE_ENOUGH = 0.01  # largest rounding error of an added layer's post-norm scales, as a share of them
+
+
+def scaled_norm(w: Any, scale: float) -> np.ndarray:
+    """Returns the weight that multiplies by `scale` what a Gemma norm of weight `w` gives: scale * (1 + w) - 1, float32."""
+    return np.float32(scale) * (1 + np.asarray(w, np.float32)) - 1
+
+
+def choose_stream_scale(expand: dict[str, Any], dtype: str) -> int:
+    """Returns the smallest power of two at which the added layers' post-norm scales survive `dtype`; 1 if nothing is added.
+
+    A Gemma block adds (1 + w) * RMS(y), and a young added layer has w near -1, where bfloat16 steps by 0.004: its scales
+    would become 0 or 0.004. If the whole residual stream is carried K times as large (the input table and every
+    post-norm scale times K; all else reads the stream through a norm, which takes K out again), they are stored as
+    K * (1 + w) - 1, further from -1, where the steps are a small share of them. In exact arithmetic nothing changes.
+    """
+    kind, scale = jnp.dtype(dtype), 1
+    scales = [1 + np.asarray(block[name], np.float32) for block in expand.values() for name in SILENCED]
+    while scale < MOST_SCALE:
+        stored = [np.asarray((np.float32(scale) * one - 1).astype(kind), np.float32) + 1 for one in scales]
+        errors = [np.linalg.norm(kept / scale - one) / (np.linalg.norm(one) or 1) for kept, one in zip(stored, scales)]
+        if max(errors, default=0.0) <= _FINE_ENOUGH:
+            break
+        scale *= 2
+    return scale
 
 
 def rms(logits: np.ndarray) -> float:

@@ -202,6 +202,64 @@ def test_bfloat16_rounds_what_float32_holds_once(whole, exported, tmp_path):
     assert torch.equal(narrow["model.embed_tokens.weight"], torch.tensor(expected).to(torch.bfloat16))
 
 
+@pytest.fixture
+def young_layers(tiny_base_dir, tmp_path):
+    """young_layers(shift): a saved phase whose added layers have moved by no more than `shift` from where they are silent."""
+    from medkor_jax.adapt.expansion import make_expansion
+    from medkor_jax.io.rounding import SILENCED
+
+    def make(shift):
+        base, rng = open_model(tiny_base_dir), np.random.default_rng(0)
+        params = base.load(jnp.float32, export.host_mesh())
+        expand = make_expansion(params.base, front=1, back=1)
+        for block in expand.values():
+            block |= {name: block[name] + jnp.asarray(rng.uniform(-shift, shift, block[name].shape), jnp.float32) for name in SILENCED}
+        return save_model(tmp_path / "run/phase4", params.replace(expand=expand), base.base)
+
+    return make
+
+
+@pytest.mark.parametrize("shift", [0.0005, 0.0017, 0.005])
+def test_a_bfloat16_export_keeps_what_young_added_layers_say(young_layers, shift, tmp_path):
+    """At w = -1 bfloat16 steps by 0.004: written as they are, such layers would be silent, or say something else."""
+    model = young_layers(shift)
+    done = export_hf(model, tmp_path / "out", dtype="bfloat16")
+    record = json.loads((tmp_path / "out" / export.RECORD).read_text())
+    kept = record["rounding"]["added layers"]
+    assert record["stream_scale"] > 8 and abs(kept["lost"]) < 0.02 and kept["noise"] < 0.05
+    assert any("added layers: rounding" in note for note in done.notes) and any("residual stream is carried" in note for note in done.notes)
+    assert "added layers: rounding" in (tmp_path / "out/README.md").read_text().lower()
+    # and so it is where others load it: what its first and its last layer say there is what the added ones say here
+    import torch
+
+    ids = encode(model, TEXTS[0])
+    _, theirs = reference(tmp_path / "out")
+    whole = their_logits(theirs, ids)
+    with torch.no_grad():
+        for layer in (theirs.model.layers[0], theirs.model.layers[-1]):
+            for norm in (layer.post_attention_layernorm, layer.post_feedforward_layernorm):
+                norm.weight.fill_(-1.0)
+    said = whole - their_logits(theirs, ids)
+    ours = our_logits(model, ids) - our_logits(open_model(model.base.name), ids)
+    assert np.linalg.norm(said - ours) < 0.1 * np.linalg.norm(ours)
+
+
+def test_a_bfloat16_export_that_silences_a_part_is_refused_with_the_dtype_that_keeps_it(young_layers, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "choose_stream_scale", lambda *_: 1)  # as it was
+    with pytest.raises(ExportError, match=r"does not survive bfloat16: added layers: rounding takes 100.0%.*--dtype float32"):
+        export_hf(young_layers(0.001), tmp_path / "out", dtype="bfloat16")
+    assert not (tmp_path / "out").exists()
+    export_hf(young_layers(0.001), tmp_path / "out", dtype="float32")
+    assert json.loads((tmp_path / "out" / export.RECORD).read_text())["rounding"] == {}
+
+
+def test_every_part_is_measured(whole, tmp_path):
+    export_hf(whole, tmp_path / "out", dtype="bfloat16")
+    kept = json.loads((tmp_path / "out" / export.RECORD).read_text())["rounding"]
+    assert list(kept) == ["LoRA", "language embeddings", "added layers", "everything"]
+    assert all(one["effect"] > 0.1 and abs(one["lost"]) < 0.05 for name, one in kept.items() if name != "everything")
+
+
 def test_shards_hold_the_same_tensors_and_load(whole, exported, tmp_path):
     import safetensors.numpy
 
