@@ -1,6 +1,7 @@
 """What a config's gates may ask, and what is said of them before anything is trained."""
 
 import copy
+import pathlib
 
 import pytest
 
@@ -9,6 +10,7 @@ from medkor_jax.corpora import Corpora
 from medkor_jax.gate_outlook import gate_outlook, reference_account
 from medkor_jax.phases import ConfigError
 
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 TEXT = {"text": dict(kind="text", path="embedded", language="en")}
 STAGE = dict(steps=3, trees=("lora",), data=TEXT, groups=dict(lora=dict(pattern="lora/.*", learning_rate=1.0)), lora=dict(rank=2))
 REMEDY = dict(steps=2, trees=("lora",), data=TEXT, groups=STAGE["groups"], next_token_weight=0.0, retention=dict(weight=1.0))
@@ -122,8 +124,8 @@ def test_the_verdict_says_where_its_reference_comes_from():
 
 
 def test_the_quick_starts_gates_are_accepted_and_the_real_ones_are_reachable():
-    said = outlook(load_recipe("configs/quickstart.py"))
+    said = outlook(load_recipe(str(CONFIGS / "quickstart.py")))
     assert "phase5d_exam" in said and "korean-loss" in said and "form" in said
-    for phase in load_recipe("configs/pipeline.py").phases[2:]:
+    for phase in load_recipe(str(CONFIGS / "pipeline.py")).phases[2:]:
         names = {condition.name for condition in phase.gate.requires}
         assert {"korean-kept", "korean-loss"} <= names and ("form" in names) is (phase.name[:7] in ("phase5c", "phase5d"))
