@@ -40,8 +40,8 @@ def get_config(last=pipeline.ALL[-1]):
     config.dtype = config.param_dtype = "float32"
     config.remat, config.log_every, config.watch_tokens, config.max_translation_tokens = False, 4, 450, 64
     english, korean = (dict(language=code, licence="Apache-2.0", limit=QUESTIONS[code]) for code in ("en", "ko"))
-    # What 64 questions about 16 facts can tell: that half of the reference's mean probability is surely kept, not 97 %. Of Korean,
-    # the held-out loss alone is asked: its 32 questions are at chance with this model, and no gate opens by those.
+    # What 64 questions about 16 facts can tell: that half of the reference's mean probability is surely kept, not 97 %.
+    # Of Korean the held-out loss alone is asked: this model is at chance on its 32 questions, and no gate opens by those.
     gate = dict(reading="relative", threshold=0.5, rounds=2, requires=korean_loss(0.2))
     held = dict(gate=gate, remedy=dict(data=text("en"), steps=8, **SHAPE), **SHAPE)
     # Late phases go gently; their remedy takes all layers at few positions, so that it always holds what the model finally says.
@@ -55,8 +55,9 @@ def get_config(last=pipeline.ALL[-1]):
         # A 270M model cannot bind an answer to its letter in minutes; "cloze" asks for the answer's text.
         config.exams = {
             "english-choice": common.exam(
-                "embedded", source=english | dict(skip=QUESTIONS["en"], limit=0), mode="cloze", batch_size=32, phases=pipeline.ALL[:2]
-            ),
+                "embedded", source=english | dict(skip=QUESTIONS["en"], limit=0), mode="cloze", batch_size=32,
+                phases=pipeline.ALL[:2],
+            ),  # fmt: skip
             "english": common.exam("embedded", source=english, mode="cloze", batch_size=32, phases=pipeline.ALL[1:]),
             "korean": common.exam("embedded", source=korean, mode="cloze", batch_size=32, phases=pipeline.ALL[2:]),
             "korean-reasoned": common.exam(
@@ -86,8 +87,8 @@ def get_config(last=pipeline.ALL[-1]):
         config.phase5c_reasoning = phase5.reasoning(
             # Without Korean text beside them, solutions cost a nat of it.
             data={"solutions-train": dict(kind="reasoning", language="ko", **OURS, weight=10.0)} | text("en") | text("ko"),
-            steps=22,
-            **(held_late | dict(gate=gate | dict(requires=korean_loss(0.6)), batch_size=2, seq_len=384, loss_positions=288, groups=GROUPS | dict(lang=dict(learning_rate=1e-2)))),
+            steps=22, gate=gate | dict(requires=korean_loss(0.6)), remedy=remedy,
+            **(late | dict(batch_size=2, seq_len=384, loss_positions=288, groups=GROUPS | dict(lang=dict(learning_rate=1e-2)))),
         )
         config.phase5d_exam = phase5.exam(
             data={"exam-train": dict(kind="exam", language="ko", **OURS)},

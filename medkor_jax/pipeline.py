@@ -91,7 +91,7 @@ class Run:
         start, reference = before.evidence, self._reference(phase, before)
         after = self.measurer.measure(phase, standing, "after") if phase.changes_model else before
         judged_first, rounds = after, 0
-        judgement = self._judge(phase, after, start, reference, "after training", looks)
+        judgement = self._judge(phase, after, start, reference, "after training" if phase.changes_model else "as it stands", looks)
         while not judgement.passed and phase.gate.has_remedy and rounds < phase.gate.rounds:
             rounds += 1
             standing = add_trees(standing, phase, phase.remedy_lora, seed=self.recipe.seed)

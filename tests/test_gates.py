@@ -91,7 +91,7 @@ CHOOSING = dict(candidates=("embedded", "random:tiny"))
         (dict(phase2=dict(gate=WIDE | dict(requires=dict(x=dict(watch="english"))))), "asks about 'english'; watched texts: korean"),
         (dict(phase1=dict(is_reference=False), phase2=dict(gate=WIDE | dict(requires=dict(x=dict(exam="choice", against="reference"))))),
          "no phase before has is_reference=True"),
-        (dict(exams=dict(english=exam(phases=("phase2",)))), "to which exam 'english' is not put; name it in the exam's phases"),
+        (dict(exams=dict(english=exam(phases=("phase2",)))), "to which exam 'english' is not put; name it in that exam's phases"),
         (dict(phase2=dict(gate=WIDE | dict(requires=dict(x=dict())))), "condition 'x' names exam '' and watch ''"),
         (dict(phase2=dict(gate=WIDE | dict(requires=dict(x=dict(exams="english"))))), "nearest: 'exam'"),
         (dict(final=dict(english=exam(8))), "final exam 'english' bears the name of an exam"),
