@@ -44,11 +44,14 @@ def exam_of(phase: Phase, asked: Gate | Condition) -> str:
     return phase.exam if isinstance(asked, Gate) else asked.exam
 
 
+def exams_asked(phase: Phase) -> set[str]:
+    """Returns every exam that has a say in whether the phase's gate opens."""
+    return {phase.exam, *(condition.exam for condition in phase.gate.requires if condition.exam)}
+
+
 def chosen_by(phase: Phase) -> set[str]:
     """Returns the exams whose scores decided which model the phase leaves: a candidate, or the first round that passed."""
-    if not phase.chooses:
-        return set()
-    return {phase.exam, *(condition.exam for condition in phase.gate.requires if condition.exam)}
+    return exams_asked(phase) if phase.chooses else set()
 
 
 def _check_is_measured(recipe: Recipe, phase: Phase, asked: Gate | Condition, what: str) -> None:
