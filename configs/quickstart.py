@@ -79,7 +79,7 @@ def get_config(last=pipeline.ALL[-1]):
             remedy=dict(data=text("en"), steps=16, **SHAPE),
         )
         config.phase2 = phase2.phase(data=text("ko"), steps=6, **(held | dict(gate=gate | dict(requires={}))))
-        config.phase3 = phase3.phase(data=text("ko"), steps=16, **(held | dict(gate=gate | dict(threshold=0.6))))
+        config.phase3 = phase3.phase(data=text("ko"), steps=16, **(held | dict(gate=gate | dict(threshold=0.65))))
         config.phase4a_text = phase4.text(data=text("ko"), steps=4, **held)
         config.phase4b_translation = phase4.translation(data=pairs, translations=held_out, steps=12, **held)
         config.phase5a_text = phase5.text(data=text("ko"), steps=2, **held_late)
