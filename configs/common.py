@@ -79,7 +79,8 @@ def phase(title, **changes):
 def get_config():
     """A run without phases: `configs/pipeline.py` adds them."""
     return ConfigDict(dict(
-        run_dir="runs/medkor", weights="google/medgemma-4b-it", run=(), exams={}, final={}, watch={}, watch_tokens=65536, max_translation_tokens=256,
+        run_dir="runs/medkor", weights="google/medgemma-4b-it", run=(), exams={}, final={}, watch={}, watch_tokens=65536,
+        max_translation_tokens=256,
         dtype="bfloat16", param_dtype="bfloat16", remat=True, chunk=256, route="token",
         mesh=dict(data=-1, fsdp=1, tensor=1), reasoning=dict(opening="<R>", closing="<R/>"), seed=0, allow_leaks=(), drop_bad=False, log_every=10,
     ))  # fmt: skip
@@ -92,6 +93,7 @@ def changed(defaults, changes, new_keys=False):
         if key not in defaults and not new_keys:
             raise ValueError(f"{key!r} is not a key here; there are {', '.join(defaults)}")
         inner = defaults.get(key)
-        deeper = isinstance(inner, dict) and isinstance(value, dict) and key not in ("data", "validation", "translations", "requires")
+        whole = key in ("data", "validation", "translations", "requires")
+        deeper = isinstance(inner, dict) and isinstance(value, dict) and not whole
         result[key] = changed(inner, value, new_keys) if deeper else value
     return result

@@ -47,7 +47,8 @@ def get_config(argument="data"):
             "english", "english_exam/medqa-5-options-dev.jsonl", "en", "MIT", fields=("question",)
         )
         # 100 questions tell 10 points by mean probability, and not 3.
-        gate = dict(reading="non_inferior", threshold=0.9, allow_chance=True, requires={"korean-loss": dict(watch="korean", rise_nats=0.05)})
+        korean_loss = {"korean-loss": dict(watch="korean", rise_nats=0.05)}
+        gate = dict(reading="non_inferior", threshold=0.9, allow_chance=True, requires=korean_loss)
         on_failure = "continue" if retention else "retain"
         remedy = dict(data=english, steps=6, **SHAPE)
         config.phase0 = phase0.phase(data=english, steps=12, exam="english", gate=gate | dict(on_failure="continue"), **SHAPE)

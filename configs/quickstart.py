@@ -27,6 +27,10 @@ def text(language):
     }
 
 
+def korean_loss(rise_nats):
+    return {"korean-loss": dict(watch="korean", rise_nats=rise_nats)}
+
+
 def get_config(last=pipeline.ALL[-1]):
     if last not in pipeline.ALL:
         raise ValueError(f"{last!r} is no phase to run up to; the phases are {', '.join(pipeline.ALL)}")
@@ -36,22 +40,24 @@ def get_config(last=pipeline.ALL[-1]):
     config.dtype = config.param_dtype = "float32"
     config.remat, config.log_every, config.watch_tokens, config.max_translation_tokens = False, 4, 450, 64
     english, korean = (dict(language=code, licence="Apache-2.0", limit=QUESTIONS[code]) for code in ("en", "ko"))
-    # What 64 questions about 16 facts can tell: that at least 60 % of the reference's mean probability is kept, not 97.
-    gate = dict(reading="relative", threshold=0.6, rounds=2, requires={})
+    # What 64 questions about 16 facts can tell: that half of the reference's mean probability is surely kept, not 97 %.
+    # Of Korean the held-out loss alone is asked: this model is at chance on its 32 questions, and no gate opens by those.
+    gate = dict(reading="relative", threshold=0.5, rounds=2, requires=korean_loss(0.2))
     held = dict(gate=gate, remedy=dict(data=text("en"), steps=8, **SHAPE), **SHAPE)
     # Late phases go gently; their remedy takes all layers at few positions, so that it always holds what the model finally says.
     gently = dict(lora=dict(learning_rate=3e-4), lang=dict(learning_rate=2e-3))
     late = SHAPE | dict(groups=GROUPS | gently)
     remedy = dict(data=text("en"), steps=4, retention=dict(layers=0, positions=8), **late)
-    held_late = dict(gate=gate | dict(threshold=0.5), remedy=remedy, **late)
+    held_late = dict(gate=gate, remedy=remedy, **late)
     pairs = {"pairs-train": dict(kind="translation", subset="train", **OURS)}
     held_out = {"pairs-test": dict(kind="translation", subset="test", limit=8, **OURS)}
     with config.unlocked():
         # A 270M model cannot bind an answer to its letter in minutes; "cloze" asks for the answer's text.
         config.exams = {
             "english-choice": common.exam(
-                "embedded", source=english | dict(skip=QUESTIONS["en"], limit=0), mode="cloze", batch_size=32, phases=pipeline.ALL[:2]
-            ),
+                "embedded", source=english | dict(skip=QUESTIONS["en"], limit=0), mode="cloze", batch_size=32,
+                phases=pipeline.ALL[:2],
+            ),  # fmt: skip
             "english": common.exam("embedded", source=english, mode="cloze", batch_size=32, phases=pipeline.ALL[1:]),
             "korean": common.exam("embedded", source=korean, mode="cloze", batch_size=32, phases=pipeline.ALL[2:]),
             "korean-reasoned": common.exam(
@@ -72,22 +78,24 @@ def get_config(last=pipeline.ALL[-1]):
             gate=dict(threshold=0.3),  # surely above guessing, which gives 20 %
             remedy=dict(data=text("en"), steps=16, **SHAPE),
         )
-        config.phase2 = phase2.phase(data=text("ko"), steps=6, **held)
-        config.phase3 = phase3.phase(data=text("ko"), steps=16, **held)
+        config.phase2 = phase2.phase(data=text("ko"), steps=6, **(held | dict(gate=gate | dict(requires={}))))
+        config.phase3 = phase3.phase(data=text("ko"), steps=16, **(held | dict(gate=gate | dict(threshold=0.65))))
         config.phase4a_text = phase4.text(data=text("ko"), steps=4, **held)
         config.phase4b_translation = phase4.translation(data=pairs, translations=held_out, steps=12, **held)
         config.phase5a_text = phase5.text(data=text("ko"), steps=2, **held_late)
         config.phase5b_translation = phase5.translation(data=pairs, translations=held_out, steps=4, **held_late)
         config.phase5c_reasoning = phase5.reasoning(
-            data={"solutions-train": dict(kind="reasoning", language="ko", **OURS, weight=6.0)} | text("en"),
-            steps=22,
-            **(held_late | dict(batch_size=2, seq_len=384, loss_positions=288, groups=GROUPS | dict(lang=dict(learning_rate=1e-2)))),
+            # Without Korean text beside them, solutions cost a nat of it.
+            data={"solutions-train": dict(kind="reasoning", language="ko", **OURS, weight=10.0)} | text("en") | text("ko"),
+            steps=22, gate=gate | dict(requires=korean_loss(0.6)), remedy=remedy,
+            **(late | dict(batch_size=2, seq_len=384, loss_positions=288, groups=GROUPS | dict(lang=dict(learning_rate=1e-2)))),
         )
         config.phase5d_exam = phase5.exam(
             data={"exam-train": dict(kind="exam", language="ko", **OURS)},
             steps=2,
             reward=dict(group_size=4, max_new_tokens=160, max_refills=0),  # a refill of fewer rows compiles anew
-            **(held_late | dict(batch_size=8, seq_len=256, groups={name: dict(learning_rate=1e-4) for name in GROUPS})),
+            gate=gate | dict(requires=korean_loss(0.2) | common.form(threshold=0.5)), remedy=remedy,
+            **(late | dict(batch_size=8, seq_len=256, groups={name: dict(learning_rate=1e-4) for name in GROUPS})),
         )
         for name in set(pipeline.ALL) - set(run):
             del config[name]

@@ -18,7 +18,8 @@ def get_config(seed="0"):
     config.run, config.run_dir, config.seed = RUN, f"runs/rewarded-{seed}", int(seed)
     config.weights = "runs/quickstart/phase5b_translation"
     english = dict(language="en", **quickstart.OURS)
-    judged = dict(exam="reasoned", gate=dict(metric="accuracy", on_failure="continue", allow_chance=True, requires={}), remedy=dict(steps=0, data={}))
+    recorded = dict(metric="accuracy", on_failure="continue", allow_chance=True, requires={})
+    judged = dict(exam="reasoned", gate=recorded, remedy=dict(steps=0, data={}))
     with config.unlocked():
         for name in [name for name in config if name.startswith("phase")]:
             del config[name]

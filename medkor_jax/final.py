@@ -4,7 +4,8 @@
 
 The questions that gate the phases have had their say in which model came out, so they do not measure it. A final exam
 (`final` in a config) has no say in anything. `final.json` keeps, by the digest of the questions, every time that a
-model of this run directory sat them, in whichever mode. What it cannot count: `medkor eval` of the same file, and other run directories.
+model of this run directory sat them, in whichever mode. What it cannot count: `medkor eval` of the same file, and other
+run directories.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def sit_final(run: Run) -> None:
-    """Puts the final exams to the last phase's model, if that phase is finished and this model did not sit them; prints the scores."""
+    """Puts the final exams to the last phase's model, once that phase has run, unless this model sat them; prints the scores."""
     recipe, last = run.recipe, run.recipe.phases[-1]
     if not recipe.final or last.name not in run.recipe.run:
         return

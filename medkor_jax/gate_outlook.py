@@ -12,7 +12,9 @@ import statistics
 
 from medkor_jax.corpora import Corpora
 from medkor_jax.eval.gate import MIN_QUESTIONS, Condition, Gate
+from medkor_jax.eval.metric import KNOWING
 from medkor_jax.eval.power import LEAST_CHANCE, outlook
+from medkor_jax.eval.stats import confidence_of_look
 from medkor_jax.gate_rules import chosen_by, compares, exam_of, is_of_text, with_reference
 from medkor_jax.phases import ConfigError, Phase, Recipe
 
@@ -37,7 +39,8 @@ def gate_outlook(recipe: Recipe, corpora: Corpora) -> str:
         for asked in (gate, *gate.requires):
             lines.append(f"    {_said(recipe, phase, asked)}: {_told(recipe, corpora, phase, asked)}")
         told.setdefault("\n".join(lines), []).append(phase.name)
-    return "\n".join(["What the gates can tell (docs/GATES.md):", *(f"  {', '.join(names)}: {text}" for text, names in told.items())])
+    paragraphs = [f"  {', '.join(names)}: {text}" for text, names in told.items()]
+    return "\n".join(["What the gates can tell (docs/GATES.md):", *paragraphs])
 
 
 def reference_account(recipe: Recipe, phase: Phase) -> str:
@@ -66,14 +69,17 @@ def _told(recipe: Recipe, corpora: Corpora, phase: Phase, asked: Gate | Conditio
     what = f"{phase.name}, {_said(recipe, phase, asked)}"
     if phase.gate.decides:
         if n < MIN_QUESTIONS:
-            raise ConfigError(f"{what}: {n} questions can open no gate; give the exam at least {MIN_QUESTIONS}, or set on_failure='continue'")
+            raise ConfigError(
+                f"{what}: {n} questions can open no gate; give the exam at least {MIN_QUESTIONS}, or set on_failure='continue'"
+            )
         if not told.can_open:
             raise ConfigError(
                 f"{what}: {told.words}. A gate is refused if an equal model (absolute: a faultless one) opens it in fewer than "
                 f"{LEAST_CHANCE:.0%} of first looks. Give it more questions, a wider margin (lower threshold), fewer rounds, "
                 "metric='probability' (letter and cloze modes), or reading='relative'; on_failure='continue' lets it record only"
             )
-        if asked.reading == "absolute" and asked.metric in ("accuracy", "probability") and asked.threshold <= chance and not asked.allow_chance:
+        is_below = asked.reading == "absolute" and asked.metric in KNOWING and asked.threshold <= chance
+        if is_below and not asked.allow_chance:
             raise ConfigError(f"{what}: the threshold is not above guessing ({chance:.1%}), which opens no gate; ask for more")
         _check_questions_apart(recipe, corpora, phase, asked, what)
     return told.words
@@ -112,4 +118,5 @@ def _looks(phase: Phase) -> str:
     confidence = phase.gate.confidence
     if phase.looks == 1:
         return f"one look, at {confidence:.0%}"
-    return f"up to {phase.looks} looks, each at {1 - (1 - confidence) / phase.looks:.2%}, so that all together err as rarely as one at {confidence:.0%}"
+    each = confidence_of_look(confidence, phase.looks)
+    return f"up to {phase.looks} looks, each at {each:.2%}, so that all together err as rarely as one at {confidence:.0%}"

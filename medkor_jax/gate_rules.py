@@ -44,11 +44,14 @@ def exam_of(phase: Phase, asked: Gate | Condition) -> str:
     return phase.exam if isinstance(asked, Gate) else asked.exam
 
 
-def chosen_by(phase: Phase) -> set[str]:
-    """Returns the exams whose scores decided which model the phase leaves: one candidate of several, or the first round that passed."""
-    if not phase.chooses:
-        return set()
+def exams_asked(phase: Phase) -> set[str]:
+    """Returns every exam that has a say in whether the phase's gate opens."""
     return {phase.exam, *(condition.exam for condition in phase.gate.requires if condition.exam)}
+
+
+def chosen_by(phase: Phase) -> set[str]:
+    """Returns the exams whose scores decided which model the phase leaves: a candidate, or the first round that passed."""
+    return exams_asked(phase) if phase.chooses else set()
 
 
 def _check_is_measured(recipe: Recipe, phase: Phase, asked: Gate | Condition, what: str) -> None:
@@ -80,7 +83,7 @@ def _check_comparison(recipe: Recipe, phase: Phase, asked: Gate | Condition, wha
             )
         return
     if exam and exam not in [exam.source.name for exam in recipe.exams_of(reference)]:
-        raise ValueError(f"{what} compares with {reference.name}, to which exam {exam!r} is not put; name it in the exam's phases")
+        raise ValueError(f"{what} compares with {reference.name}, to which exam {exam!r} is not put; name it in that exam's phases")
     if exam in chosen_by(reference) and phase.gate.decides:
         raise ValueError(
             f"{what} compares with {reference.name} by exam {exam!r}, by which {reference.name} chose its model: the reference's "

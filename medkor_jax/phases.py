@@ -324,7 +324,7 @@ class Recipe:
             check_gate(self, phase)
         repeated = {exam.source.name for exam in self.exams} & {exam.source.name for exam in self.final}
         if repeated:
-            raise ValueError(f"final exam {sorted(repeated)[0]!r} bears the name of an exam; a final exam has questions and a name of its own")
+            raise ValueError(f"final exam {min(repeated)!r} bears the name of an exam; a final exam has a name and questions of its own")
 
     def reference_of(self, phase: Phase) -> Phase | None:
         """Returns the latest phase before this one that is marked as reference."""

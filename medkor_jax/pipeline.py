@@ -105,7 +105,8 @@ class Run:
         at_start, reference = before.evidence, self._reference(phase, before)
         after = self.measurer.measure(phase, standing, "after") if finished or phase.changes_model else before
         judged_first = after
-        judgement = self._judge(phase, after, at_start, reference, "judged anew" if finished else "after training", looks)
+        what = "judged anew" if finished else "after training" if phase.changes_model else "as it stands"
+        judgement = self._judge(phase, after, at_start, reference, what, looks)
         while not judgement.passed and phase.gate.has_remedy and rounds < phase.gate.rounds:
             rounds += 1
             standing = add_trees(standing, phase, phase.remedy_lora, seed=self.recipe.seed)

@@ -1,14 +1,17 @@
 """What a config's gates may ask, and what is said of them before anything is trained."""
 
 import copy
+import pathlib
 
 import pytest
 
 from medkor_jax.config_file import load_recipe, make_recipe
 from medkor_jax.corpora import Corpora
+from medkor_jax.data.exams import Question
 from medkor_jax.gate_outlook import gate_outlook, reference_account
 from medkor_jax.phases import ConfigError
 
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 TEXT = {"text": dict(kind="text", path="embedded", language="en")}
 STAGE = dict(steps=3, trees=("lora",), data=TEXT, groups=dict(lora=dict(pattern="lora/.*", learning_rate=1.0)), lora=dict(rank=2))
 REMEDY = dict(steps=2, trees=("lora",), data=TEXT, groups=STAGE["groups"], next_token_weight=0.0, retention=dict(weight=1.0))
@@ -88,7 +91,7 @@ CHOOSING = dict(candidates=("embedded", "random:tiny"))
         (dict(phase2=dict(gate=WIDE | dict(requires=dict(x=dict(watch="english"))))), "asks about 'english'; watched texts: korean"),
         (dict(phase1=dict(is_reference=False), phase2=dict(gate=WIDE | dict(requires=dict(x=dict(exam="choice", against="reference"))))),
          "no phase before has is_reference=True"),
-        (dict(exams=dict(english=exam(phases=("phase2",)))), "to which exam 'english' is not put; name it in the exam's phases"),
+        (dict(exams=dict(english=exam(phases=("phase2",)))), "to which exam 'english' is not put; name it in that exam's phases"),
         (dict(phase2=dict(gate=WIDE | dict(requires=dict(x=dict())))), "condition 'x' names exam '' and watch ''"),
         (dict(phase2=dict(gate=WIDE | dict(requires=dict(x=dict(exams="english"))))), "nearest: 'exam'"),
         (dict(final=dict(english=exam(8))), "final exam 'english' bears the name of an exam"),
@@ -121,9 +124,43 @@ def test_the_verdict_says_where_its_reference_comes_from():
     assert "started from, measured on these questions before training" in reference_account(recipe, recipe.phases[1])
 
 
-def test_the_quick_starts_gates_are_accepted_and_the_real_ones_are_reachable():
-    said = outlook(load_recipe("configs/quickstart.py"))
-    assert "phase5d_exam" in said and "korean-loss" in said and "form" in said
-    for phase in load_recipe("configs/pipeline.py").phases[2:]:
+def test_the_quick_starts_gates_are_accepted():
+    said = outlook(load_recipe(str(CONFIGS / "quickstart.py")))
+    assert "korean-loss: loss on 'korean' at most 0.6 nats above the phase's start" in said
+    assert "form: form on 'korean-reasoned' at least 50.0%: 20 questions" in said
+
+
+class Counted:
+    """Corpora of which only the number of questions is known."""
+
+    def __init__(self, **counts):
+        self.counts = counts
+
+    def questions(self, source):
+        n, options = self.counts[source.name.replace("-", "_")]
+        return [Question(f"{source.name}/{i}", "", None, "en", f"{source.name} {i}?", tuple("abcde"[:options]), 0) for i in range(n)]
+
+
+def test_the_real_configs_gates_can_be_reached_by_an_equal_model():
+    recipe = load_recipe(str(CONFIGS / "pipeline.py"))
+    counts = dict(english_choice=(164, 5), english=(1273, 4), korean=(164, 5), korean_reasoned=(164, 5))
+    said = gate_outlook(recipe, Counted(**counts))
+    assert "probability on 'english' at most 3.0 points below phase1: 1273 questions; an equal model opens it at the first look in 89 of 100" in said
+    assert "probability on 'english-choice' at least 40.0%: 164 questions; a model must truly stand at 47.5% to open it" in said
+    for phase in recipe.phases[2:]:
         names = {condition.name for condition in phase.gate.requires}
         assert {"korean-kept", "korean-loss"} <= names and ("form" in names) is (phase.name[:7] in ("phase5c", "phase5d"))
+    assert [exam.source.split for exam in recipe.final] == ["test", "test"] and recipe.final[1].mode == "harness"
+    # What they asked before: the same by the English validation exam.
+    with pytest.raises(ConfigError, match="phase2, .*164 questions; an equal model opens it at the first look in 12 of 100"):
+        gate_outlook(recipe, Counted(**counts | dict(english=(164, 5))))
+
+
+def test_two_exams_of_one_file_share_no_question():
+    recipe, corpora = make(), Corpora(False)
+    english, choice = (corpora.questions(exam.source) for exam in recipe.exams)
+    assert (len(english), len(choice)) == (64, 32) and not {q.id for q in english} & {q.id for q in choice}
+    with pytest.raises(ValueError, match="skip is 96, and there are 96 questions"):
+        corpora.questions(make(exams=dict(late=exam(0, 96))).exam("late").source)
+    with pytest.raises(ConfigError, match="skip is 2 of kind 'text'"):
+        make(phase2=dict(data=dict(text=TEXT["text"] | dict(skip=2))))

@@ -26,7 +26,8 @@ LENGTH_EXCESS = 0.2  # answers on the shortest (or longest) option more than the
 
 def find_alarms(report: Report) -> tuple[str, ...]:
     """Returns the alarms of a report, gravest first; () if nothing looks wrong."""
-    raised = (_chance_alarm(report), _dominance_alarm(report), _length_alarm(report), _unparsed_alarm(report), *_prompt_alarms(report))
+    about_answers = (_chance_alarm, _dominance_alarm, _length_alarm, _unparsed_alarm)
+    raised = (*(find(report) for find in about_answers), *_prompt_alarms(report))
     return tuple(alarm for alarm in raised if alarm)
 
 
@@ -75,7 +76,7 @@ def _dominance_alarm(report: Report) -> str | None:
 
 
 def _length_alarm(report: Report) -> str | None:
-    """Says when a cloze score follows the length of the options: of those that have one shortest (longest), how many are taken."""
+    """Says when a cloze score follows the length of the options: how often the one shortest (longest) is taken."""
     for end, word, cause in (
         (min, "shortest", "a summed log-likelihood falls with every token, so short options win"),
         (max, "longest", "a mean over characters forgives long options, whose ends are easy to guess"),
@@ -93,8 +94,8 @@ def _length_alarm(report: Report) -> str | None:
         if taken - right > LENGTH_EXCESS and differ.low > 0:
             other = "cloze_norm" if report.mode == "cloze" else "cloze"
             return (
-                f"the {word} option is taken in {taken:.0%} of {len(told)} questions that have one and is right in {right:.0%}: the "
-                f"score follows length. Likely cause: {cause}. Compare mode {other!r}, or show the options (letter mode)."
+                f"the {word} option is taken in {taken:.0%} of {len(told)} questions that have one and is right in {right:.0%}: "
+                f"the score follows length. Likely cause: {cause}. Compare mode {other!r}, or show the options (letter mode)."
             )
     return None
 

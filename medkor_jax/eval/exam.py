@@ -34,7 +34,7 @@ from medkor_jax.eval.scores import MODES, Answer, Report
 MAX_REASONING_TOKENS = 512
 READ_VERSION = 2  # raise it when answers are read otherwise out of the same text: stored ones are then asked for again
 CLOZE = ("cloze", "cloze_norm")
-_PROMPTS = {"reason": reasoning_prompt, "cloze": cloze_prompt, "cloze_norm": cloze_prompt}  # where they are not those of the harness
+_PROMPTS = {"reason": reasoning_prompt} | dict.fromkeys(CLOZE, cloze_prompt)  # where they are not those of the harness
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,9 +66,9 @@ class Condition:
         _check_choice(what, "against", self.against, AGAINST)
         if self.watch:
             blank = Condition("", exam="x")
-            set_anyway = [n for n in ("metric", "threshold", "reading", "allow_chance") if getattr(self, n) != getattr(blank, n)]
-            if set_anyway:
-                raise ValueError(f"{what} is about a watched text, whose loss may rise by rise_nats; leave out {', '.join(set_anyway)}")
+            of_exams = ("metric", "threshold", "reading", "allow_chance")
+            if changed := [name for name in of_exams if getattr(self, name) != getattr(blank, name)]:
+                raise ValueError(f"{what} is about a watched text, whose loss may rise by rise_nats; leave out {', '.join(changed)}")
             if not (math.isfinite(self.rise_nats) and self.rise_nats >= 0):
                 raise ValueError(f"{what} has rise_nats {self.rise_nats}; expected 0 or more nats a token")
         else:
@@ -155,10 +155,13 @@ class Judgement:
         }  # fmt: skip
 
 
-def judge(gate: Gate | Condition, report: Report, reference: Report | None = None, *, looks: int = 0, confidence: float = 0.0) -> Judgement:
+def judge(
+    gate: Gate | Condition, report: Report, reference: Report | None = None, *, looks: int = 0, confidence: float = 0.0
+) -> Judgement:
     """Returns whether `report` opens `gate` by its own exam, with the numbers and one plain sentence on why.
 
-    looks: at these questions, all rounds and candidates together (default: those of the gate's rounds).
+    looks: at these questions, all rounds and candidates together (default: those of the gate's rounds). confidence: of
+    all looks together (default: the gate's; a condition has none of its own).
 
     Raises: ValueError if the reading needs a reference and there is none, if the reference answered other
     questions or was asked in another way, or if the reports do not hold what the metric reads.
@@ -178,17 +181,24 @@ def judge(gate: Gate | Condition, report: Report, reference: Report | None = Non
         other = _shown(gate.metric, reference, float(theirs.mean()))
     if gate.reading == "absolute":
         value, bound = score, gate.threshold
-        interval = stats.exact_share(int(mine.sum()), n, confidence) if mine.dtype == bool else stats.bootstrap_mean(mine, confidence)
+        is_share = mine.dtype == bool
+        interval = stats.exact_share(int(mine.sum()), n, confidence) if is_share else stats.bootstrap_mean(mine, confidence)
         compared = (
             f"{own} {_percent(interval)}, whose lower end must reach the required {gate.threshold:.1%} (absolute)"
         )
     else:
         kept = gate.threshold if gate.reading == "relative" else 1.0
         value, bound = score - kept * float(theirs.mean()), 0.0 if gate.reading == "relative" else -(1 - gate.threshold)
-        interval = stats.paired_difference(counts, confidence, kept) if counts else stats.bootstrap_mean(mine - kept * theirs, confidence)
+        if counts is None:
+            interval = stats.bootstrap_mean(mine - kept * theirs, confidence)
+        else:
+            interval = stats.paired_difference(counts, confidence, kept)
         points = f"{100 * value:+.1f} points [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
         if gate.reading == "relative":
-            compared = f"{own} against the reference's {other}: {points} from {kept:.1%} of it, whose lower end must be at least 0 (relative)"
+            compared = (
+                f"{own} against the reference's {other}: {points} from {kept:.1%} of it, whose lower end must be at least 0 "
+                "(relative)"
+            )
         else:
             compared = (
                 f"{own} against the reference's {other}: a difference of {points}, whose lower end must be at least "
@@ -233,7 +243,8 @@ def judge_all(gate: Gate, exam: str, found: Evidence, start: Evidence, reference
     said = "; ".join(f"{j.name}: {_fragment(j)}" for j in closing or judged[:1])
     holding = ", ".join(j.name for j in judged if j.passed)
     if closing:
-        words = f"The gate stays closed by {len(closing)} of {len(judged)} conditions: {said}." + (f" These hold: {holding}." if holding else "")
+        words = f"The gate stays closed by {len(closing)} of {len(judged)} conditions: {said}."
+        words += f" These hold: {holding}." if holding else ""
     else:
         words = f"The gate opens, all {len(judged)} conditions hold ({holding}): {said}."
     return dataclasses.replace(judged[0], passed=not closing, words=words, conditions=tuple(judged))
@@ -267,9 +278,10 @@ def _check_reading(what: str, asked: Gate | Condition, *, may_be_one: bool = Fal
     if threshold == 1 and not may_be_one:
         raise ValueError(f"{what} threshold is 1, which no interval's lower end reaches; write what may be lost, such as 0.97")
     if asked.reading == "non_inferior" and threshold < 0.5:
-        raise ValueError(f"{what} threshold is {threshold}, read as non_inferior: {1 - threshold:.0%} points could be lost; from 0.5 up")
+        lost = round(100 * (1 - threshold))
+        raise ValueError(f"{what} threshold is {threshold}, read as non_inferior: {lost} points could be lost; expected 0.5 or more")
     if asked.allow_chance and asked.metric not in KNOWING:
-        raise ValueError(f"{what} has allow_chance=True and metric {asked.metric!r}, which guessing has no value of; leave it out")
+        raise ValueError(f"{what} has allow_chance=True and metric {asked.metric!r}, of which guessing has no value; leave it out")
 
 
 def _shown(metric: str, report: Report, score: float) -> str:

@@ -30,7 +30,7 @@ def outcomes(report: Report, metric: str) -> np.ndarray:
         raise ValueError(said)
     if metric == "probability":
         if any(a.probabilities is None for a in report.answers):
-            raise ValueError("metric 'probability' needs the probability of every option, which these answers lack; evaluate again")
+            raise ValueError("metric 'probability' needs every option's probability, which these answers lack; evaluate again")
         return np.array([a.probabilities[LETTERS.index(a.key)] for a in report.answers])
     read = {
         "accuracy": lambda a: a.correct,

@@ -67,13 +67,17 @@ def outlook(asked: Gate | Condition, n: int, n_options: float = 5, *, confidence
     equal, in_all = chances(n, level, 0.0, kept, bound, each, looks)
     _, worse = chances(n, level, -WORSE, kept, bound, each, looks)
     losses = np.arange(1, math.floor(100 * level)) / 100
-    at = bisect.bisect_left(losses, True, key=lambda loss: 1 - chances(n, level, -float(loss), kept, bound, each, looks)[1] >= WANTED_CHANCE)
+
+    def is_noticed(loss: float) -> bool:
+        return 1 - chances(n, level, -float(loss), kept, bound, each, looks)[1] >= WANTED_CHANCE
+
+    at = bisect.bisect_left(losses, True, key=is_noticed)
     noticed = float(losses[at]) if at < len(losses) else None
     needed = _first(lambda m: chances(m, level, 0.0, kept, bound, each, 1)[0] >= WANTED_CHANCE)
     in_looks = f" ({_of_100(in_all)} with all {looks} looks)" if looks > 1 else ""
     words = (
-        f"{n} questions; an equal model opens it at the first look in {_of_100(equal)} of 100 runs{in_looks}, one {100 * WORSE:.0f} points "
-        f"worse in {_of_100(worse)}; {_noticed(noticed)}; {_needed(needed)} (assumed: a score of {level:.0%}, answers correlated "
+        f"{n} questions; an equal model opens it at the first look in {_of_100(equal)} of 100 runs{in_looks}, one "
+        f"{100 * WORSE:.0f} points worse in {_of_100(worse)}; {_noticed(noticed)}; {_needed(needed)} (assumed: a score of {level:.0%}, answers correlated "
         f"by {CORRELATION})"
     )
     return Outlook(n, equal, worse, noticed, needed, words)
@@ -92,10 +96,12 @@ def _absolute(asked: Gate | Condition, n: int, confidence: float, looks: int) ->
     below = chance(max(asked.threshold - WORSE, 0.0), n)
     worse = 1 - (1 - below) ** looks
     needed = _first(lambda m: chance((1 + asked.threshold) / 2, m) >= WANTED_CHANCE)
-    even = f"a model must truly stand at {enough[0]:.1%} to open it in half of its first looks" if enough else "not even a faultless model opens it"
+    even = "not even a faultless model opens it"
+    if enough:
+        even = f"a model must truly stand at {enough[0]:.1%} to open it in half of its first looks"
     words = (
-        f"{n} questions; {even}, one {100 * WORSE:.0f} points below {asked.threshold:.1%} opens it in {_of_100(worse)} of 100 runs; "
-        f"{_needed(needed)} for a model halfway between {asked.threshold:.1%} and faultless"
+        f"{n} questions; {even}, one {100 * WORSE:.0f} points below {asked.threshold:.1%} opens it in {_of_100(worse)} of 100 "
+        f"runs; {_needed(needed)} for a model halfway between {asked.threshold:.1%} and faultless"
     )
     return Outlook(n, faultless, worse, None, needed, words)
 
@@ -114,7 +120,9 @@ def _least_right(n: int, threshold: float, confidence: float) -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def _of_answers(n: int, level: float, shift: float, kept: float, bound: float, confidence: float, looks: int) -> tuple[float, float]:
+def _of_answers(
+    n: int, level: float, shift: float, kept: float, bound: float, confidence: float, looks: int
+) -> tuple[float, float]:
     """Returns the chance of passing at the first look and in any, of a model whose share is level + shift."""
     random = np.random.default_rng(0)
     share = min(max(level + shift, 0.0), 1.0)
@@ -127,7 +135,9 @@ def _of_answers(n: int, level: float, shift: float, kept: float, bound: float, c
     return float(passed[:, 0].mean()), float(passed.any(1).mean())
 
 
-def _of_means(n: int, level: float, shift: float, kept: float, bound: float, confidence: float, looks: int) -> tuple[float, float]:
+def _of_means(
+    n: int, level: float, shift: float, kept: float, bound: float, confidence: float, looks: int
+) -> tuple[float, float]:
     """The same for means of probabilities, by the normal curve; the looks share what the reference adds to the error."""
     own, shared = SPREAD * math.sqrt(1 - CORRELATION**2), SPREAD * abs(CORRELATION - kept)
     error = math.sqrt((own**2 + shared**2) / n)
@@ -155,7 +165,9 @@ def _noticed(loss: float | None) -> str:
 
 def _needed(needed: int | None) -> str:
     chance = f"{100 * WANTED_CHANCE:.0f} of 100"
-    return f"no number of questions would give {chance}" if needed is None else f"{chance} would take about {float(f'{needed:.2g}'):.0f} questions"
+    if needed is None:
+        return f"no number of questions would give {chance}"
+    return f"{chance} would take about {float(f'{needed:.2g}'):.0f} questions"
 
 
 def _of_100(chance: float) -> str:

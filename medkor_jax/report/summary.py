@@ -99,9 +99,11 @@ def _condition_lines(verdict: dict[str, Any] | None) -> list[str]:
         return []
     lines = []
     for condition in verdict["judgement"]["conditions"]:
-        lines.append(f"    {'holds ' if condition['passed'] else 'CLOSED'} {condition['name']}: {condition['words'].split(': ', 1)[1]}")
+        said = condition["words"].split(": ", 1)[1]
+        lines.append(f"    {'holds ' if condition['passed'] else 'CLOSED'} {condition['name']}: {said}")
     if len(verdict["looks"]) > 1:
-        lines.append("    looks: " + ", ".join(f"{look['of']} {'opened' if look['passed'] else 'closed'}" for look in verdict["looks"]))
+        looks = [f"{look['of']} {'opened' if look['passed'] else 'closed'}" for look in verdict["looks"]]
+        lines.append(f"    looks: {', '.join(looks)}")
     return lines
 
 

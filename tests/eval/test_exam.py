@@ -127,7 +127,7 @@ def test_logits_that_are_not_finite_are_refused(make_question, tokenizer):
         def next_logits(self, prompts, token_ids):
             return super().next_logits(prompts, token_ids) * np.nan
 
-    with pytest.raises(ValueError, match="'ko/1' has letter logits"):
+    with pytest.raises(ValueError, match="'ko/1' has option logits"):
         exam.evaluate(Broken(tokenizer, [question], [0]), tokenizer, [question], mode="letter")
 
 
@@ -216,7 +216,27 @@ def test_refuses_unknown_modes_and_empty_exams(make_question, tokenizer):
         exam.evaluate(None, tokenizer, [], mode="letter")
 
 
-def test_cloze_has_no_shots(make_question, tokenizer):
+class ByLength(FakeScorer):
+    """Each character costs one nat, but those of the longest option half of one."""
+
+    def continuation_nats(self, prompts, continuations):
+        longest = max(len(ids) for ids in continuations[0])
+        return [np.array([len(ids) * (0.5 if len(ids) == longest else 1.0) for ids in options]) for options in continuations]
+
+
+def test_normalising_by_length_changes_the_choice_and_keeps_the_probabilities_in_scale(make_question, tokenizer):
+    options = ("가", "가나다라마바", "가나")
+    questions = [dataclasses.replace(make_question(i, n_options=3), options=options) for i in range(2)]
+    scorer = ByLength(tokenizer, questions, [0, 0])
+    summed, normalised = (exam.evaluate(scorer, tokenizer, questions, mode=mode).answers[0] for mode in ("cloze", "cloze_norm"))
+    assert (summed.predicted, normalised.predicted) == ("A", "B") and summed.option_lengths == (1, 6, 2)
+    nats = np.array([2.0, 3.5, 3.0])  # the space before an option is scored and not counted
+    for answer, cost in ((summed, nats), (normalised, nats / [1, 6, 2] * 3)):
+        np.testing.assert_allclose(answer.probabilities, np.exp(-cost) / np.exp(-cost).sum())
+
+
+@pytest.mark.parametrize("mode", ["cloze", "cloze_norm"])
+def test_cloze_has_no_shots(make_question, tokenizer, mode):
     questions = [make_question(i) for i in range(2)]
     with pytest.raises(ValueError, match="no shots"):
-        exam.evaluate(FakeScorer(tokenizer, questions, [0, 0]), tokenizer, questions, mode="cloze", shots=questions[:1])
+        exam.evaluate(FakeScorer(tokenizer, questions, [0, 0]), tokenizer, questions, mode=mode, shots=questions[:1])

@@ -205,11 +205,11 @@ def test_an_absolute_bar_below_chance_is_not_passed_quietly(make_report):
         ({"threshold": 97}, "0.97, not 97"),
         ({"threshold": 0.0}, "between 0 and 1"),
         ({"threshold": 1.0}, "no interval's lower end reaches"),
-        ({"threshold": 0.4}, "60% points could be lost"),
+        ({"threshold": 0.4}, "60 points could be lost"),
         ({"confidence": 1.0}, "between 0.5 and 1"),
         ({"confidence": 95.0}, "0.95, not 95"),
         ({"rounds": 0}, "at least once"),
-        ({"metric": "form", "allow_chance": True}, "which guessing has no value of"),
+        ({"metric": "form", "allow_chance": True}, "of which guessing has no value"),
     ],
 )
 def test_a_gate_that_cannot_be_meant_is_refused(change, words):

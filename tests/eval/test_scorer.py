@@ -191,17 +191,23 @@ def test_continuation_nats_are_those_of_each_row_alone(params, tokenizer, prompt
         scorer.continuation_nats(prompts[:1], [[[5], []]])
 
 
-def test_cloze_takes_the_likeliest_option_without_showing_any(params, tokenizer, make_question):
+@pytest.mark.parametrize("mode", ["cloze", "cloze_norm"])
+def test_cloze_takes_the_likeliest_option_without_showing_any(params, tokenizer, make_question, mode):
     questions = [make_question(i, n_options=3 + i % 3, language="ko" if i % 2 else "en") for i in range(5)]
-    words = ("ab", "cd", "xy", "zz", "가")
+    words = ("ab", "cdcdcd", "xy xy", "z", "가")
     questions = [dataclasses.replace(q, options=(words[i:] + words[:i])[: len(q.options)]) for i, q in enumerate(questions)]
     scorer = ModelScorer(params, C, tokenizer, dtype=jnp.float32, batch_size=4)
-    report = evaluate(scorer, tokenizer, questions, mode="cloze", batch_size=2)
+    report = evaluate(scorer, tokenizer, questions, mode=mode, batch_size=2)
     chosen = []
     for question, answer in zip(questions, report.answers):
         before = [tokenizer.bos_id, *tokenizer.encode(cloze_prompt(question))]
         after = [tokenizer.encode(f" {option}") for option in question.options]
         (nats,) = scorer.continuation_nats([before], [after])
+        lengths = np.array([len(option) for option in question.options])
+        assert answer.option_lengths == tuple(lengths)
+        if mode == "cloze_norm":  # lm-evaluation-harness: argmax(lls / completion_len), the space before the option not counted
+            assert answer.predicted == LETTERS[int(np.argmax(-nats / lengths))]
+            nats = nats / lengths * lengths.mean()
         assert answer.predicted == LETTERS[int(nats.argmin())]
         np.testing.assert_allclose(answer.probabilities, np.exp(-nats) / np.exp(-nats).sum(), rtol=1e-4)
         chosen.append(answer.predicted)

@@ -159,3 +159,29 @@ def test_shown_and_cut_questions_are_told(make_report):
     answers = [dataclasses.replace(a, among_shots=i < 2, truncated=i < 3) for i, a in enumerate(report.answers)]
     shown, cut = dataclasses.replace(report, answers=tuple(answers)).alarms
     assert shown.startswith("2 of the 20 questions are among the 5 shots") and cut.startswith("3 prompts were longer")
+
+
+def lengthy(make_report, predicted, key, lengths, mode="cloze"):
+    report = make_report(predicted, key, mode=mode)
+    return dataclasses.replace(report, answers=tuple(dataclasses.replace(a, option_lengths=lengths) for a in report.answers))
+
+
+def test_a_score_that_follows_the_length_of_the_options_raises_its_alarm(make_report, tmp_path):
+    """KorMedMCQA doctor/valid: A is the shortest option in 155 of 164 questions, and a sum chose it in 15 of 20."""
+    key = "ABCDE" * 4
+    short_first, long_last = (2, 5, 6, 7, 8), (4, 4, 5, 6, 9)
+    report = lengthy(make_report, "A" * 15 + "BCDEB", key, short_first)
+    (alarm,) = [alarm for alarm in report.alarms if "follows length" in alarm]
+    assert alarm.startswith("the shortest option is taken in 75% of 20 questions that have one and is right in 20%: the score follows")
+    assert "Compare mode 'cloze_norm'" in alarm
+    report.write(tmp_path / "answers.jsonl")
+    assert Report.read(tmp_path / "answers.jsonl") == report
+    (alarm,) = [a for a in lengthy(make_report, "E" * 16 + "ABCD", key, long_last, "cloze_norm").alarms if "follows length" in a]
+    assert alarm.startswith("the longest option is taken in 80% of 20") and "Compare mode 'cloze'" in alarm
+    quiet = (
+        lengthy(make_report, "A" * 15 + "BCDEB", key, (5, 5, 6, 6, 6)),  # none is the shortest
+        lengthy(make_report, key, key, short_first),
+        lengthy(make_report, "A" * 20, "A" * 20, short_first),  # the shortest is right
+        make_report("A" * 15 + "BCDEB", key),
+    )
+    assert not any("follows length" in alarm for report in quiet for alarm in report.alarms)

@@ -2,7 +2,19 @@
 
 import json
 
+import pytest
+
+from medkor_jax.eval.gate import Condition, Evidence, Gate, judge_all
+from medkor_jax.eval.scores import Answer, Report
+from medkor_jax.eval.verdict import write_verdict
 from medkor_jax.report.summary import closing_table
+
+
+@pytest.fixture
+def make_report():
+    return lambda predicted: Report("letter", 0, "english", "valid", tuple(
+        Answer(str(i), "A", letter, letter == "A", letter, "english", None, "en", 5) for i, letter in enumerate(predicted)
+    ))  # fmt: skip
 
 
 def measured(loss, right, chrf=None, both=None, **more):
@@ -39,6 +51,26 @@ def test_every_number_is_shown_before_and_after(tmp_path):
     assert "korean loss 5.000 -> 4.500 (lower than before)" in lines
     assert "english exam 60.0% -> 55.0% [45.0%, 65.0%] of 40 (cloze, valid)" in lines
     assert "reasoned exam 50.0% (before phase5) -> 50.0% [40.0%, 60.0%] of 40 (reason, valid)" in lines  # not put to the first phase
+
+
+def test_conditions_looks_and_final_exams_are_shown(tmp_path, make_report):
+    write(tmp_path, "phase5", measured(4.0, 0.5), measured(4.5, 0.55))
+    report = make_report("A" * 90 + "B" * 60)
+    gate = Gate(threshold=0.9, on_failure="retain", requires=(Condition("korean-loss", watch="korean", rise_nats=0.05),))
+    start, worse = (Evidence({"english": report}, {"korean": loss}) for loss in (3.16, 3.9))
+    looks = [("after training", judge_all(gate, "english", worse, start, start)), ("after remedy round 1", judge_all(gate, "english", start, start, start))]
+    digests = dict(weights="w", data="d", config="c")
+    look = {"exam": "last", "phase": "phase5", "report": measured(0, 0.7)["exams"]["english"]}
+    (tmp_path / "final.json").write_text(json.dumps({"digest": {"n": 40, "looks": [look, look]}}))
+    for n in (1, 2):
+        write_verdict(tmp_path / "phase5/verdict.json", phase="phase5", gate=gate, looks=looks[:n], report=report, reference=None, digests=digests)
+        table = closing_table(tmp_path, ["phase5"])
+        if n == 1:
+            assert "CLOSED. The gate stays closed by 1 of 2 conditions: korean-loss: 3.900 nats" in table
+            assert "\n    holds  english: 60.0% (90 of 150) against" in table and "\n    CLOSED korean-loss: 3.900 nats a token" in table
+    assert "PASSED. The gate opens, all 2 conditions hold" in table and "\n    holds  korean-loss: 3.160" in table
+    assert "looks: after training closed, after remedy round 1 opened" in table
+    assert "final exam last 70.0% [60.0%, 80.0%] of 40 (cloze, valid), put to phase5's model; its questions were looked at twice in this run" in table
 
 
 def test_a_run_without_a_finished_phase_says_so(tmp_path):
