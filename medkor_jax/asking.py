@@ -28,7 +28,7 @@ from medkor_jax.eval.scorer import ModelScorer
 from medkor_jax.named_model import open_model
 from medkor_jax.model.completion import STOP_STRING, Completion
 from medkor_jax.model.decode import Decoder
-from medkor_jax.model.prompts import Routing
+from medkor_jax.model.prompts import make_routing
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 
 MODES = ("reason", "letter")
@@ -106,7 +106,7 @@ def ask(
         decoder = Decoder(
             config, dtype=dtype, stop_ids=_end_ids(tokenizer), check_every=1,
             decode=lambda ids: tokenizer.decode([i for i in ids if i < tokenizer.vocab_size]),
-            routing=Routing.by_token(tokenizer.languages, config.vocab_size) if by_token else None,
+            routing=make_routing(tokenizer, config.vocab_size, by_token=by_token),
         )  # fmt: skip
         stream = _Stream(write, stop)
         (written,) = decoder.generate(

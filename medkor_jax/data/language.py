@@ -79,7 +79,9 @@ def token_languages(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
 
     ids: [T]. One sequence: a packed row restarts by itself, since every document begins with bos.
     """
-    token_class = tokenizer.languages.token_class[np.asarray(ids)]
+    table, ids = tokenizer.languages.token_class, np.asarray(ids)
+    # Rows of the embedding beyond the vocabulary spell nothing: they are no Hangul.
+    token_class = np.where(ids < len(table), table[np.minimum(ids, len(table) - 1)], _OTHER_PIECE)
     found = _LANGUAGE[0, token_class]
     state, expected = 0, -1
     for t in np.flatnonzero(token_class >= _FIRST_BYTE):

@@ -33,6 +33,7 @@ _CONTROL = re.compile(
     r"<(pad|eos|bos|unk|mask|unused\d+|image_soft_token|start_of_turn|end_of_turn|start_of_image|end_of_image)>"
     r"|\[multimodal\]"
 )
+_NEVER_WRITTEN = re.compile(r"<(pad|bos|unk|mask|image_soft_token|start_of_image|end_of_image)>|\[multimodal\]")
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 _NORMAL, _UNKNOWN, _CONTROL_TYPE, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # sentencepiece's own numbers
 
@@ -119,6 +120,12 @@ class Tokenizer:
     def digest(self) -> str:
         """SHA-256 of what `save` writes, in hex."""
         return hashlib.sha256(self._engine.serialized).hexdigest()
+
+    @functools.cached_property
+    def is_writable(self) -> np.ndarray:
+        """[V] bool: what a model may write. Not padding, <bos>, <unk>, <mask> and image tokens, which no text can mean; ends
+        of turns and the unused pieces, which a checkpoint may have given a meaning, may be written."""
+        return np.array([_NEVER_WRITTEN.fullmatch(piece) is None for piece in self._engine.pieces])
 
     @functools.cached_property
     def languages(self) -> LanguageAutomaton:

@@ -32,7 +32,7 @@ from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.decode import Decoder, replicate
 from medkor_jax.model.forward import Inputs, forward, project_logits, spread
 from medkor_jax.model.params import Params, head_table
-from medkor_jax.model.prompts import Prompt, Routing, bucket, pad_branches, pad_prompts
+from medkor_jax.model.prompts import Prompt, bucket, make_routing, pad_branches, pad_prompts
 
 ROUTES = ("token", "document")
 _POSITIONS = 32  # whose logits exist at once in `continuation_nats`
@@ -62,15 +62,14 @@ class ModelScorer:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         self.params, self.config, self._tokenizer, self._mesh = params, config, tokenizer, mesh
         self._dtype, self._batch_size, self._is_by_token = jnp.dtype(dtype), batch_size, route == "token"
-        by_token = Routing.by_token(tokenizer.languages, config.vocab_size) if self._is_by_token else None
-        self.routing = by_token or Routing.constant(config.vocab_size)
+        self.routing = make_routing(tokenizer, config.vocab_size, by_token=self._is_by_token)
         stop_ids = (tokenizer.eos_id, tokenizer.end_of_turn_id)
         self.decoder = Decoder(
             config,
             dtype=dtype,
             stop_ids=[token for token in stop_ids if token is not None],
             decode=self._decode,
-            routing=by_token,
+            routing=self.routing,
         )
 
     def next_logits(self, prompts: list[list[int]], token_ids: list[int]) -> np.ndarray:

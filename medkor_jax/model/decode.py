@@ -74,7 +74,8 @@ class Decoder:
         check_every: int = 8,
         room: int = 256,
     ) -> None:
-        """decode: token ids to text without control tokens. routing: None for one language a row, given with each call.
+        """decode: token ids to text without control tokens. routing: how tokens get their language, and which are never
+        written; None for one language a row, given with each call, and no token mute.
 
         check_every: tokens between two looks of the host. room: new tokens a row that the cache has room for at first.
         """
@@ -84,7 +85,7 @@ class Decoder:
             raise ValueError(f"room is {room}; the cache needs some for at least 1 new token")
         self.settings = Settings(config, jnp.dtype(dtype), sampling, tuple(stop_ids), check_every)
         self._decode, self._room = decode, room
-        self._is_constant = routing is None
+        self._is_constant = routing is None or routing.language.shape[1] == 1
         self._routing = Routing.constant(config.vocab_size) if routing is None else routing
 
     def generate(
@@ -222,7 +223,7 @@ def _grow(state: State, *, config: ModelConfig, size: int) -> State:
 
 def _choose(params: Params, state: State, routing: Routing, hidden: jax.Array, settings: Settings) -> tuple[State, jax.Array]:
     """Returns the state moved on to a token chosen from `hidden` [B, D], and what each row emits, [B]."""
-    logits = project_logits(params.base, hidden)
+    logits = project_logits(params.base, hidden) + jnp.asarray(routing.mute)
     tokens = choose_tokens(logits, settings.sampling, state.seeds, state.n_new)
     emitted = jnp.where(state.is_done, NOTHING, tokens)
     tokens = jnp.where(state.is_done, state.tokens, tokens)

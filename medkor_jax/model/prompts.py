@@ -10,7 +10,7 @@ that the device can carry on where the prompt ended.
 
 from __future__ import annotations
 
-from typing import Protocol, Sequence
+from typing import Any, Protocol, Sequence
 
 import jax
 import numpy as np
@@ -31,22 +31,28 @@ class Automaton(Protocol):
 
 @struct.dataclass
 class Routing:
-    """How tokens get their language: an automaton walked from 0, or from the row's language where that is constant."""
+    """How tokens get their language: an automaton walked from 0, or from the row's language where that is constant.
+
+    mute: [V] float32, added to the logits of the next token: -inf where a row of the embedding means no text, else 0.
+    """
 
     token_class: np.ndarray
     next_state: np.ndarray
     language: np.ndarray
+    mute: np.ndarray
 
     @classmethod
-    def by_token(cls, automaton: Automaton, vocab_size: int) -> Routing:
-        """vocab_size: rows of the embedding, which may outnumber the tokenizer's pieces."""
+    def by_token(cls, automaton: Automaton, vocab_size: int, is_writable: np.ndarray | None = None) -> Routing:
+        """vocab_size: rows of the embedding, which may outnumber the tokenizer's pieces. is_writable: [pieces] (None: all)."""
         spare = vocab_size - len(automaton.token_class)
-        return cls(np.pad(automaton.token_class, (0, spare)), automaton.next_state, automaton.language)
+        writable = np.ones(len(automaton.token_class), bool) if is_writable is None else is_writable
+        return cls(np.pad(automaton.token_class, (0, spare)), automaton.next_state, automaton.language, _mute(writable, vocab_size))
 
     @classmethod
-    def constant(cls, vocab_size: int, n_languages: int = 2) -> Routing:
+    def constant(cls, vocab_size: int, n_languages: int = 2, is_writable: np.ndarray | None = None) -> Routing:
         itself = np.arange(n_languages, dtype=np.int32)[:, None]
-        return cls(np.zeros(vocab_size, np.int32), itself, itself)
+        writable = np.ones(vocab_size, bool) if is_writable is None else is_writable
+        return cls(np.zeros(vocab_size, np.int32), itself, itself, _mute(writable, vocab_size))
 
     def walk(self, tokens: Sequence[int], state: int) -> tuple[np.ndarray, int]:
         """Returns the language of each token, [T] int32, and the state after the last."""
@@ -55,6 +61,17 @@ class Routing:
             languages[t] = self.language[state, token_class]
             state = int(self.next_state[state, token_class])
         return languages, state
+
+
+def make_routing(tokenizer: Any, vocab_size: int, *, by_token: bool) -> Routing:
+    """Returns the routing of a tokenizer's vocabulary, by token or by document; what it can never write is mute."""
+    if by_token:
+        return Routing.by_token(tokenizer.languages, vocab_size, tokenizer.is_writable)
+    return Routing.constant(vocab_size, is_writable=tokenizer.is_writable)
+
+
+def _mute(is_writable: np.ndarray, vocab_size: int) -> np.ndarray:
+    return np.where(np.pad(is_writable, (0, vocab_size - len(is_writable))), np.float32(0), np.float32(-np.inf))
 
 
 @struct.dataclass

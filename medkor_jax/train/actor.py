@@ -22,7 +22,7 @@ from medkor_jax.model.completion import STOP_TOKEN
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.decode import Decoder
 from medkor_jax.model.params import Params
-from medkor_jax.model.prompts import Routing
+from medkor_jax.model.prompts import make_routing
 from medkor_jax.model.sampling import Sampling
 from medkor_jax.parallel.mesh import place_batch
 from medkor_jax.train.step import StepSpec, make_scoring
@@ -51,7 +51,7 @@ class Actor:
         self._decoder = Decoder(
             config, dtype=jnp.dtype(spec.dtype), sampling=Sampling(temperature), stop_ids=stop_ids,
             decode=lambda ids: tokenizer.decode([i for i in ids if i < tokenizer.vocab_size]),
-            routing=Routing.by_token(tokenizer.languages, config.vocab_size) if self._is_by_token else None,
+            routing=make_routing(tokenizer, config.vocab_size, by_token=self._is_by_token),
         )  # fmt: skip
         self._score = make_scoring(config, spec) if spec.policy is not None else None
 

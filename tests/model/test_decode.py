@@ -309,7 +309,7 @@ def test_draws_follow_the_distribution():
         ("empty stop string", {"decode": spell}, {"stop": ("",)}),
         ("needs `seeds`", {"sampling": Sampling(1.0)}, {}),
         ("2 seeds for 1", {"sampling": Sampling(1.0)}, {"seeds": [1, 2]}),
-        ("routing is by token", {"routing": Routing.constant(512)}, {"languages": [1]}),
+        ("routing is by token", {"routing": Routing(*np.zeros((3, 512, 2), np.int32), np.zeros(512, np.float32))}, {"languages": [1]}),
     ],
 )
 def test_what_cannot_be_decoded_is_refused(params, message, settings, arguments):
