@@ -75,11 +75,14 @@ class Tokenizer:
 
         types: sentencepiece's numbers (1 normal, 2 unknown, 3 control, 4 user defined, 6 byte).
 
-        Raises: ValueError if the three lists differ in length.
+        Raises: ValueError if the three lists differ in length, or are no vocabulary.
         """
         if not len(pieces) == len(scores) == len(types):
             raise ValueError(f"{len(pieces)} pieces, {len(scores)} scores, {len(types)} types; they must be as many")
-        return cls(_SentencePiece(_model_proto(pieces, scores, types, unk_id)))
+        try:
+            return cls(_SentencePiece(_model_proto(pieces, scores, types, unk_id)))
+        except RuntimeError as error:
+            raise ValueError(f"the vocabulary of {len(pieces)} pieces is no sentencepiece model: {error}") from error
 
     @classmethod
     def load(cls, directory: str | pathlib.Path) -> Tokenizer:
