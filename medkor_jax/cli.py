@@ -83,6 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("--out", required=True, help="a directory that does not exist yet")
     export.add_argument("--dtype", default="", choices=("", "float32", "bfloat16"), help="hf only (default: that of the base)")
     export.add_argument("--exact-bytes", action="store_true", help="hf only: refuse a model whose byte pieces depend on neighbours, instead of noting it")
+    export.add_argument("--text-only", action="store_true", help="hf only: leave out the vision tower of a multimodal base, which is carried on otherwise")
     export.add_argument("--shard-gb", type=float, default=4.0, help="hf only: largest weight file (default 4)")
     export.add_argument("--base", default="", help="peft only: the checkpoint the adapter is for (default: the run's own, where it is one)")
 
@@ -188,8 +189,9 @@ def _export(arguments, _) -> None:
         done = export_peft(model, out, base=arguments.base)
     else:
         done = export_hf(
-            model, out, dtype=arguments.dtype, exact_bytes=arguments.exact_bytes, max_shard_bytes=int(arguments.shard_gb * 1e9)
-        )
+            model, out, dtype=arguments.dtype, exact_bytes=arguments.exact_bytes, max_shard_bytes=int(arguments.shard_gb * 1e9),
+            text_only=arguments.text_only,
+        )  # fmt: skip
     print(done.text())
 
 

@@ -102,6 +102,14 @@ class Tokenizer:
             raise ValueError(f"not a readable tokenizer: {error}") from error
 
     @classmethod
+    def parse_sentencepiece(cls, raw: bytes) -> Tokenizer:
+        """Returns the tokenizer of a `tokenizer.model`. Raises: ValueError if it is none."""
+        try:
+            return cls(_SentencePiece.parse(raw))
+        except Exception as error:  # the libraries have exceptions of their own
+            raise ValueError(f"not a readable tokenizer: {error}") from error
+
+    @classmethod
     def load(cls, directory: str | pathlib.Path) -> Tokenizer:
         """Returns the tokenizer of a directory; `tokenizer.json` is preferred to `tokenizer.model`, as in transformers.
 
@@ -144,6 +152,11 @@ class Tokenizer:
         directory = pathlib.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / self._engine.file_name).write_bytes(self._engine.serialized)
+
+    @property
+    def pieces(self) -> list[str]:
+        """The vocabulary's texts in the order of their ids, those without a row too."""
+        return self._engine.pieces
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
@@ -206,7 +219,10 @@ class _FastTokenizer:
         spec = {**spec, "truncation": None, "padding": None, "post_processor": None, "model": {**spec["model"], "dropout": None}}
         self.serialized = json.dumps(spec, ensure_ascii=False).encode("utf-8", "surrogatepass")
         added = [{**token, "special": _is_control(token["content"], token["special"])} for token in spec["added_tokens"]]
-        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps({**spec, "added_tokens": added}))
+        control = {token["content"] for token in added if token["special"]}
+        merges = [merge for merge in spec["model"]["merges"] if "".join(merge.split(" ") if isinstance(merge, str) else merge) not in control]
+        engine = {**spec, "added_tokens": added, "model": {**spec["model"], "merges": merges}}
+        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(engine))
         self._tokenizer.encode_special_tokens = True  # reads "special" tokens in text as plain text
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
         self.pieces = [""] * (max(ids.values()) + 1)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import mmap
 import pathlib
 import struct
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medkor_jax.data.tokenizer import Tokenizer
+from medkor_jax.io.carried import TOKENIZER_CONFIG, Carried
 from medkor_jax.io.streaming import LeafKey, WeightsError, check_coverage, check_shape, needed_keys
 from medkor_jax.model.config import GLOBAL, LOCAL, ModelConfig, periodic_kinds
 from medkor_jax.model.fields import Fields
@@ -102,6 +104,12 @@ class GgufSource:
             if not np.isfinite(scores).all() or not np.isin(types, range(1, 7)).all():
                 raise WeightsError(f"{path}: its vocabulary has scores that are not finite, or types other than 1 to 6")
             return Tokenizer.from_vocabulary(pieces, scores.tolist(), types.tolist(), unk_id=unk_id)
+
+    def make_carried(self) -> Carried:
+        """Returns the chat template, which is all that such a file has room for. Raises: WeightsError if it is no text."""
+        with _as_weights_error():
+            template = Fields(self._metadata, str(self.path)).text("tokenizer.chat_template", default=None)
+        return Carried(str(self.path), {} if template is None else {TOKENIZER_CONFIG: json.dumps({"chat_template": template}).encode()})
 
     def describe(self, key: LeafKey) -> str:
         return f"{self.path}: {_name(key)}"

@@ -57,7 +57,7 @@ class Fields:
         value = self._get(key, default, null)
         return value if value is default or isinstance(value, str) else self.refuse(key, "a text")
 
-    def listed(self, key: str, of: type, what: str, *, default: Any = REQUIRED, null: bool = False) -> Any:
+    def listed(self, key: str, of: type | tuple[type, ...], what: str, *, default: Any = REQUIRED, null: bool = False) -> Any:
         """Returns a list whose items are all of type `of`; what: the items in words."""
         value = self._get(key, default, null)
         is_right = isinstance(value, list) and all(isinstance(item, of) for item in value)
