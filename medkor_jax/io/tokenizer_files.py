@@ -64,7 +64,8 @@ def special_names(config: Fields, defaults: dict[str, str]) -> list[str]:
             named[key] = value
     texts = [_token_text(config, key, value) for key, value in named.items() if value is not None]
     for key in ("extra_special_tokens", "additional_special_tokens"):
-        extra = config.values.get(key) or []
+        extra = config.values.get(key)
+        extra = [] if extra is None else extra
         if not isinstance(extra, (list, dict)):
             config.refuse(key, "a list of tokens, or an object of named ones")
         texts += [_token_text(config, key, value) for value in (extra.values() if isinstance(extra, dict) else extra)]
