@@ -69,6 +69,7 @@ DISAGREEMENTS = {
     "only tokenizer.model": lambda d: [(d / name).unlink() for name in (CONFIG, FILE)],
     "tokenizer.model is another": other_vocabulary,
     "cut and padded": save_with_state,
+    "cut and padded, without tokenizer.model": lambda d: (save_with_state(d), (d / MODEL).unlink()),
     "merges in another order": lambda d: change(d, FILE, reorder_merges),
     "a normalizer that Gemma's class leaves out": lambda d: change(d, FILE, lambda s: s.update(normalizer=NFKC)),
     "a normalizer that the general class obeys": lambda d: (change(d, FILE, lambda s: s.update(normalizer=NFKC)), change(d, CONFIG, lambda c: c.update(GENERAL))),
