@@ -70,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print the summary as JSON")
     evaluate.add_argument("--drop-bad", action="store_true")
 
-    verify = _command(commands, "verify", _verify, "compare logits, and greedy text, with transformers")
+    verify = _command(commands, "verify", _verify, "compare texts, logits and greedy text with transformers")
     verify.add_argument("--weights", required=True, help="embedded, a directory, a .gguf file, a hub id, or with --export a run")
     verify.add_argument("--export", default="", metavar="DIR", help="compare with this export of the weights instead of the weights themselves")
     verify.add_argument("--greedy", type=int, default=0, metavar="N", help="also write N mixed Korean and English continuations: with the cache, by full passes, and in transformers")
