@@ -270,8 +270,8 @@ def _mend_order(proto: ModelProto) -> None:
 
 def _leave_text_alone(proto: ModelProto) -> None:
     """Makes a model change nothing in the text but space to U+2581, as the reference does whatever the file says."""
-    for spec in (proto.normalizer_spec, proto.denormalizer_spec):
-        spec.Clear()
+    proto.ClearField("normalizer_spec")
+    proto.ClearField("denormalizer_spec")
     proto.normalizer_spec.name = "identity"
     proto.normalizer_spec.add_dummy_prefix = False
     proto.normalizer_spec.remove_extra_whitespaces = False

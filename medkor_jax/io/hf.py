@@ -99,7 +99,7 @@ class HfSource:
         try:
             config = ModelConfig.from_hf(raw)
         except ValueError as error:
-            raise WeightsError(f"{directory / 'config.json'}: {error}") from error
+            raise WeightsError(f"{directory / 'config.json'}: {str(error).removeprefix('config.json: ')}") from error
         return cls(directory, config, _find_tensors(directory))
 
     @property
