@@ -88,7 +88,8 @@ def sentencepiece_of(spec: dict[str, Any]) -> bytes:
     for left, right in merges:
         rank.setdefault(left + right, len(rank))
     scores = [float(-rank.get(piece, len(rank))) for piece in pieces]
-    if _merges(pieces, scores, kinds, ids) != merges:
+    order = [rank[left + right] for left, right in merges]  # which pair of several that spell a piece comes first, sentencepiece cannot say
+    if order != sorted(order) or set(map(tuple, merges)) != set(map(tuple, _merges(pieces, scores, kinds, ids))):
         return b""
     proto = ModelProto(pieces=[ModelProto.SentencePiece(piece=p, score=s, type=k) for p, s, k in zip(pieces, scores, kinds)])
     trainer = proto.trainer_spec
