@@ -50,7 +50,8 @@ class TextParity:
     def lines(self) -> list[str]:
         lines = [f"  texts: {self.n_same} of {self.n_texts} become the same ids, the longest {self.longest} tokens"]
         if self.templates:
-            same = "differ" if any(d.startswith("chat template") for d in self.differences) else "are the same, in text and rendered"
+            is_same = not any(difference.startswith("chat template") for difference in self.differences)
+            same = "are the same, in text and rendered" if is_same else "differ"
             lines.append(f"  chat templates ({', '.join(self.templates)}) {same}")
         lines += [f"  note: {self.around}"] if self.around else []
         return [*lines, *(f"  DIFFERENT: {difference}" for difference in self.differences)]
@@ -106,7 +107,8 @@ def _around(tokenizer: Tokenizer, theirs: Any) -> str:
     found, plain = list(theirs(text)["input_ids"]), tokenizer.encode(text)
     if found == [tokenizer.bos_id, *plain]:
         return ""
-    return f"a call in transformers makes {found[:2]} ... {found[-2:]} of a text ({len(found)} ids); here <bos> goes before its {len(plain)} ids"
+    theirs = f"{found[:2]} ... {found[-2:]} of a text ({len(found)} ids)"
+    return f"a call in transformers makes {theirs}; here <bos> goes before its {len(plain)} ids"
 
 
 def _template_differences(tokenizer: Tokenizer, ours: dict[str, str], theirs: Any) -> list[str]:
@@ -119,7 +121,10 @@ def _template_differences(tokenizer: Tokenizer, ours: dict[str, str], theirs: An
     for name, text in ours.items():
         if text != found[name]:
             at = next((i for i, (a, b) in enumerate(zip(text, found[name])) if a != b), min(len(text), len(found[name])))
-            differences.append(f"chat template {name!r} has {len(text)} characters, in transformers {len(found[name])}; they part at {at}: {text[at : at + 40]!r}")
+            differences.append(
+                f"chat template {name!r} has {len(text)} characters, in transformers {len(found[name])}; they part at {at}: "
+                f"{text[at : at + 40]!r}"
+            )
             continue
         rendered, there = _rendered(text), _rendered_there(theirs, name)
         if rendered != there:
@@ -133,7 +138,8 @@ def _rendered(template: str) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     names = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
-    return _or_error(lambda: render_jinja_template([CONVERSATION], chat_template=template, add_generation_prompt=True, **names)[0][0])
+    options = dict(chat_template=template, add_generation_prompt=True)
+    return _or_error(lambda: render_jinja_template([CONVERSATION], **options, **names)[0][0])
 
 
 def _rendered_there(theirs: Any, name: str) -> str:
@@ -156,4 +162,5 @@ def _chat_ids(tokenizer: Tokenizer, rendered: str) -> list[int]:
 
 
 def _control_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    return {piece: i for i, piece in enumerate(tokenizer.pieces) if piece in ("<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>")}
+    control = ("<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>")
+    return {piece: i for i, piece in enumerate(tokenizer.pieces) if piece in control}

@@ -5,8 +5,9 @@
     print(result.table())
 
 Texts come first (`text_parity`): each side makes ids of them with its own tokenizer, from the checkpoint's own files. Where
-they differ nothing else is compared. Then fixed Korean and English prompts, one of them longer than the sliding window, float32. A run's adapters have no
-counterpart in transformers until exported, so a run is compared with its export, to transformers or to PEFT.
+they differ nothing else is compared. Then fixed Korean and English prompts, one of them longer than the sliding window,
+float32. A run's adapters have no counterpart in transformers until exported, so a run is compared with its export, to
+transformers or to PEFT.
 Greedy text is compared three ways: written with the cache, by full passes over what was written, and by the
 reference. Where two ways part, what counts is how far below the best logit the token taken was: its regret.
 The reference answers first and is let go before our weights are loaded: one model is in memory at a time.

@@ -1,6 +1,6 @@
 """Text to token ids and back, over a sentencepiece model.
 
-    tokenizer = Tokenizer.load("runs/a/bases/phase0-1234")      # what `save` wrote; a checkpoint's files: see `io.tokenizer_files`
+    tokenizer = Tokenizer.load("runs/a/bases/phase0-1234")    # what `save` wrote; for checkpoints `io.tokenizer_files`
     tokenizer.decode(tokenizer.encode("정답：B"))
 
 Ids equal those of the reference fast tokenizer, with one deliberate difference: control tokens are
@@ -140,10 +140,11 @@ class Tokenizer:
         found = set().union(*self.encode_batch(spelled))
         always = (i for i, piece in beyond.items() if self.byte_value[i] >= 0 or piece == "<unk>")
         if reached := sorted(found & set(beyond) | set(always)):
-            named = ", ".join(f"{i} {beyond[i]!r}" for i in reached[:8]) + (f" and {len(reached) - 8} more" if len(reached) > 8 else "")
+            more = f" and {len(reached) - 8} more" if len(reached) > 8 else ""
+            named = ", ".join(f"{i} {beyond[i]!r}" for i in reached[:8])
             raise ValueError(
-                f"its tokenizer has {self.vocab_size} pieces, its embedding {n_rows} rows, and texts reach pieces that have none: {named}. "
-                "Use the tokenizer these weights were trained with"
+                f"its tokenizer has {self.vocab_size} pieces, its embedding {n_rows} rows, and texts reach pieces that have "
+                f"none: {named}{more}. Use the tokenizer these weights were trained with"
             )
         return Tokenizer(self._engine, n_rows)
 
@@ -220,7 +221,7 @@ class _FastTokenizer:
         self.serialized = json.dumps(spec, ensure_ascii=False).encode("utf-8", "surrogatepass")
         added = [{**token, "special": _is_control(token["content"], token["special"])} for token in spec["added_tokens"]]
         control = {token["content"] for token in added if token["special"]}
-        merges = [merge for merge in spec["model"]["merges"] if "".join(merge.split(" ") if isinstance(merge, str) else merge) not in control]
+        merges = [pair for pair in spec["model"]["merges"] if "".join(pair.split(" ") if isinstance(pair, str) else pair) not in control]
         engine = {**spec, "added_tokens": added, "model": {**spec["model"], "merges": merges}}
         self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(engine))
         self._tokenizer.encode_special_tokens = True  # reads "special" tokens in text as plain text

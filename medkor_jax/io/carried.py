@@ -28,7 +28,8 @@ from medkor_jax.io.streaming import WeightsError
 from medkor_jax.model.fields import Fields
 
 TEMPLATE, TEMPLATE_DIRECTORY = "chat_template.jinja", "additional_chat_templates"
-GENERATION, TOKENIZER_CONFIG, CONFIG, SENTENCEPIECE = "generation_config.json", "tokenizer_config.json", "config.json", "tokenizer.model"
+GENERATION, CONFIG = "generation_config.json", "config.json"
+TOKENIZER_CONFIG, SENTENCEPIECE = "tokenizer_config.json", "tokenizer.model"
 PROCESSOR = ("processor_config.json", "preprocessor_config.json", "chat_template.json")
 """Files of a multimodal model's processor; the last is the template of older ones."""
 _FILES = (TEMPLATE, GENERATION, TOKENIZER_CONFIG, SENTENCEPIECE, *PROCESSOR)
@@ -79,8 +80,9 @@ class Carried:
                 said.number(key, default=None, null=True)
             for key in ("top_p", "typical_p"):
                 said.number(key, default=None, most=1.0, null=True)
-            for key, least in (("top_k", 0), ("max_length", 1), ("max_new_tokens", 1), ("num_beams", 1), ("num_return_sequences", 1)):
-                said.integer(key, default=None, least=least, null=True)
+            said.integer("top_k", default=None, least=0, null=True)
+            for key in ("max_length", "max_new_tokens", "num_beams", "num_return_sequences"):
+                said.integer(key, default=None, null=True)
             for key in ("do_sample", "use_cache"):
                 said.boolean(key, default=None, null=True)
             for key in ("bos_token_id", "eos_token_id", "pad_token_id"):

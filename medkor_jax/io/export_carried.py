@@ -25,7 +25,8 @@ from medkor_jax.io.streaming import WeightsError
 
 _JOINT = "multi_modal_projector.mm_input_projection_weight"
 _OLD_TEXT, _NEW_TEXT = "language_model.model.", "model.language_model."
-_TEXT_KEYS_OUTSIDE = ("architectures", "dtype", "torch_dtype", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_OUTSIDE = ("dtype", "torch_dtype", "tie_word_embeddings")  # what a multimodal config says beside its text config
 
 
 def check_carried(model: Model, *, text_only: bool, stream_scale: float = 1.0) -> None:
@@ -39,7 +40,10 @@ def check_carried(model: Model, *, text_only: bool, stream_scale: float = 1.0) -
     config = carried.object(CONFIG)
     for key in ("text_config", "vision_config"):
         if not isinstance(config.values.get(key), dict):
-            raise WeightsError(f"{model.base.name} has a vision tower of {len(carried.tower)} tensors, but its config.json no {key}: it cannot be carried on; {ask}")
+            raise WeightsError(
+                f"{model.base.name} has a vision tower of {len(carried.tower)} tensors, but its config.json no {key}: it cannot be "
+                f"carried on; {ask}"
+            )
     try:
         with_tower([], carried, stream_scale=stream_scale)
     except WeightsError as error:
@@ -54,13 +58,16 @@ def outer_config(text: dict[str, Any], carried: Carried, *, text_only: bool) -> 
     """Returns the config.json of an export; text: that of the text model alone."""
     if not is_multimodal(carried, text_only):
         return text
-    outside = {key: text[key] for key in ("dtype", "torch_dtype", "tie_word_embeddings")}
-    inside = {key: value for key, value in text.items() if key not in _TEXT_KEYS_OUTSIDE}
-    ids = {key: text[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key not in carried.config}
-    return {**carried.config, **ids, **outside, "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": inside}
+    inside = {key: value for key, value in text.items() if key not in ("architectures", *_OUTSIDE, *_TOKENS)}
+    return {
+        **{key: text[key] for key in _TOKENS}, **carried.config, **{key: text[key] for key in _OUTSIDE},
+        "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": inside,
+    }  # fmt: skip
 
 
-def with_tower(planned: Iterable[Planned], carried: Carried, *, text_only: bool = False, stream_scale: float = 1.0) -> list[Planned]:
+def with_tower(
+    planned: Iterable[Planned], carried: Carried, *, text_only: bool = False, stream_scale: float = 1.0
+) -> list[Planned]:
     """Returns the tensors of an export, the base's tower among them; text tensors get the names of such a checkpoint.
 
     stream_scale: a power of two that the text decoder's residual stream is multiplied by in this export; what the tower
@@ -131,18 +138,19 @@ def tokenizer_names(carried: Carried, pieces: Iterable[str], *, text_only: bool)
 
 def _check_generation(carried: Carried, model: Model) -> None:
     said = carried.generation or {}
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    rows = model.config.vocab_size
+    for key in _TOKENS:
         value = said.get(key)
         for one in value if isinstance(value, list) else [value]:
-            if one is not None and one >= model.config.vocab_size:
-                raise WeightsError(f"{carried.where}/{GENERATION}: {key} is {one}; expected a token below {model.config.vocab_size}, the embedding's rows")
+            if one is not None and one >= rows:
+                raise WeightsError(f"{carried.where}/{GENERATION}: {key} is {one}; expected a token below {rows}, the embedding's rows")
 
 
 def _scaled(tensor: Planned, scale: float) -> Planned:
     """Returns the tensor times a power of two, in the dtype it is stored in. Raises: WeightsError if that loses anything."""
     kinds = {label: kind for kind, label in DTYPES.values()}
     if tensor.stored[0] not in kinds:
-        raise WeightsError(f"{tensor.name} is stored as {tensor.stored[0]} and would have to be scaled by {scale:g}; expected {' or '.join(kinds)}")
+        raise WeightsError(f"{tensor.name} is stored as {tensor.stored[0]}; to be scaled by {scale:g}, expected {' or '.join(kinds)}")
     kind = kinds[tensor.stored[0]]
     value = tensor.make().view(kind)
     scaled = (value.astype(np.float64) * scale).astype(kind)

@@ -20,18 +20,24 @@ from medkor_jax.io.files import write_json
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # sentencepiece's own numbers
 _SPACE = "\u2581"
+_NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 PROBES = (
     "The patient was given aspirin.", "환자는 아스피린을 복용하였다. 정답：B", "항문열창(anal fissure)의 치료:  37.5도\n\nA. 수술\n",
-    "", " ", "  a", "a   b    c", " " * 40 + "x", "\n", "\n \n\n\t\td\t", "\r\n", "\n" * 40, "뷁 쮋", "\u1100\u1161", "ㅋ" * 30, "\uffa1",
-    "<b>x</b><table>", "<R> reasoning <R/> C", "mg/dL±3 37.5℃ ≥2×10⁹/L", "=" * 77, "1234567890.05%", "🏳️‍🌈👨‍👩‍👧", "𠮷", "\x00\x07",
+    "", " ", "  a", "a   b    c", " " * 40 + "x", "\n", "\n \n\n\t\td\t", "\r\n", "\n" * 40, "뷁 쮋", "\u1100\u1161", "ㅋ" * 30,
+    "\uffa1", "<b>x</b><table>", "<R> reasoning <R/> C", "mg/dL±3 37.5℃ ≥2×10⁹/L", "=" * 77, "1234567890.05%", "🏳️‍🌈👨‍👩‍👧", "𠮷", "\x00\x07",
     "\ufffd", "\u200b\u3000\xa0", "\u2581", "a\u2581b",
 )  # fmt: skip
 """Texts that tokenizers tell apart: both languages, spaces, newlines, tags, rare syllables, signs, bytes."""
 
 
 def write_tokenizer(
-    tokenizer: Tokenizer, directory: pathlib.Path, *, max_positions: int, names: dict[str, Any] | None = None, sentencepiece: bytes = b""
+    tokenizer: Tokenizer,
+    directory: pathlib.Path,
+    *,
+    max_positions: int,
+    names: dict[str, Any] | None = None,
+    sentencepiece: bytes = b"",
 ) -> list[str]:
     """Writes tokenizer.json, its config and, where it can be made, tokenizer.model; returns notes.
 
@@ -52,7 +58,7 @@ def write_tokenizer(
         spec["post_processor"] = _bos_in_front("<bos>", tokenizer.bos_id)
         made = next((raw for raw in (sentencepiece, sentencepiece_of(spec)) if raw and _says_the_same(tokenizer, raw)), None)
         if made is None:
-            notes.append("no tokenizer.model: sentencepiece cannot say what this base's tokenizer.json says; llama.cpp converts only from it")
+            notes.append("no tokenizer.model: sentencepiece cannot say what tokenizer.json says here; llama.cpp converts only from it")
         else:
             model.write_bytes(made)
     (directory / "tokenizer.json").write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
@@ -73,7 +79,7 @@ def sentencepiece_of(spec: dict[str, Any]) -> bytes:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
     model = spec["model"]
-    if spec.get("normalizer") != {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE} or not model.get("byte_fallback"):
+    if spec.get("normalizer") != _NORMALIZER or not model.get("byte_fallback"):
         return b""
     added = {token["id"]: token for token in spec["added_tokens"]}
     ids = {**model["vocab"], **{token["content"]: i for i, token in added.items()}}
@@ -88,7 +94,7 @@ def sentencepiece_of(spec: dict[str, Any]) -> bytes:
     for left, right in merges:
         rank.setdefault(left + right, len(rank))
     scores = [float(-rank.get(piece, len(rank))) for piece in pieces]
-    order = [rank[left + right] for left, right in merges]  # which pair of several that spell a piece comes first, sentencepiece cannot say
+    order = [rank[left + right] for left, right in merges]  # which of several pairs that spell a piece is first, no score can say
     if order != sorted(order) or set(map(tuple, merges)) != set(map(tuple, _merges(pieces, scores, kinds, ids))):
         return b""
     proto = ModelProto(pieces=[ModelProto.SentencePiece(piece=p, score=s, type=k) for p, s, k in zip(pieces, scores, kinds)])
@@ -150,7 +156,7 @@ def fast_spec(pieces: Sequence[str], scores: Sequence[float], types: Sequence[in
             for i, (piece, kind) in enumerate(zip(pieces, types, strict=True))
             if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
         ],
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE},
+        "normalizer": _NORMALIZER,
         "pre_tokenizer": None,
         "post_processor": _bos_in_front(pieces[bos_id], bos_id),
         "decoder": {

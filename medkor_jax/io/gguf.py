@@ -109,7 +109,8 @@ class GgufSource:
         """Returns the chat template, which is all that such a file has room for. Raises: WeightsError if it is no text."""
         with _as_weights_error():
             template = Fields(self._metadata, str(self.path)).text("tokenizer.chat_template", default=None)
-        return Carried(str(self.path), {} if template is None else {TOKENIZER_CONFIG: json.dumps({"chat_template": template}).encode()})
+        files = {} if template is None else {TOKENIZER_CONFIG: json.dumps({"chat_template": template}).encode()}
+        return Carried(str(self.path), files)
 
     def describe(self, key: LeafKey) -> str:
         return f"{self.path}: {_name(key)}"
@@ -179,7 +180,7 @@ class _Header:
             if name in tensors:
                 raise WeightsError(f"{self.path} lists the tensor {name} twice")
             if not shape or min(shape) < 1:
-                raise WeightsError(f"{self.path} lists the tensor {name} of shape {list(shape)}; expected at least one dimension, none empty")
+                raise WeightsError(f"{self.path} lists the tensor {name} of shape {list(shape)}; expected dimensions of at least 1")
             tensors[name] = tensor
         with _as_weights_error():
             alignment = Fields(metadata, str(self.path)).integer("general.alignment", default=32)
@@ -277,7 +278,7 @@ def _layer_kinds(fields: Fields, depth: int) -> tuple[str, ...]:
     if not isinstance(listed, np.ndarray):
         return periodic_kinds(depth, fields.integer(key, default=6))
     if listed.dtype != bool or len(listed) != depth:
-        raise WeightsError(f"{fields.where}: {key} lists {len(listed)} values of type {listed.dtype}; expected {depth} booleans, one a layer")
+        raise WeightsError(f"{fields.where}: {key} lists {len(listed)} values of type {listed.dtype}; expected {depth} booleans")
     return tuple(LOCAL if is_local else GLOBAL for is_local in listed)
 
 
@@ -285,7 +286,7 @@ def _array(metadata: dict[str, Any], key: str, kinds: str, what: str, path: path
     """Returns an array whose dtype is of one of numpy's `kinds`."""
     value = metadata.get(key)
     if not isinstance(value, np.ndarray) or value.dtype.kind not in kinds:
-        found = "missing" if value is None else f"a {type(value).__name__}" if not isinstance(value, np.ndarray) else f"of type {value.dtype}"
+        found = "missing" if value is None else f"of type {getattr(value, 'dtype', type(value).__name__)}"
         raise WeightsError(f"{path}: {key} is {found}; expected a list of {what}")
     return value
 

@@ -197,7 +197,7 @@ def read_safetensors_header(path: pathlib.Path) -> dict[str, SafeTensor]:
     if data + expected != size:
         what = "cut short" if data + expected > size else "longer than its header says"
         raise WeightsError(f"{path} is {what}: {size} bytes, its header promises {data + expected}; get it anew")
-    return {name: SafeTensor(path, dtype, shape, data + start, stop - start) for name, (dtype, shape, start, stop) in spans.items()}
+    return {name: SafeTensor(path, dtype, shape, data + a, b - a) for name, (dtype, shape, a, b) in spans.items()}
 
 
 def is_vision(name: str) -> bool:

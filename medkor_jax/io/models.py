@@ -123,7 +123,12 @@ def save_model(directory: pathlib.Path, params: Params, base: Weights, route: st
 
 
 def save_base(
-    directory: pathlib.Path, base: Tree, config: ModelConfig, tokenizer: Tokenizer, lineage: dict[str, Any], carried: Carried = Carried()
+    directory: pathlib.Path,
+    base: Tree,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    lineage: dict[str, Any],
+    carried: Carried = Carried(),
 ) -> Weights:
     """Writes a merged base with orbax, its config, tokenizer, lineage and what it carries on beside it; returns it as weights.
 

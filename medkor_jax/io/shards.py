@@ -73,7 +73,8 @@ def write_safetensors(path: pathlib.Path, tensors: Iterable[Planned], dtype: str
     tensors, header, end = list(tensors), {"__metadata__": {"format": "pt"}}, 0
     for tensor in tensors:
         span = [end, end := end + tensor.n_bytes(kind)]
-        header[tensor.name] = {"dtype": tensor.stored[0] if tensor.stored else label, "shape": list(tensor.shape), "data_offsets": span}
+        kept = tensor.stored[0] if tensor.stored else label
+        header[tensor.name] = {"dtype": kept, "shape": list(tensor.shape), "data_offsets": span}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # readers map the data, which wants to be aligned
     with path.open("wb") as file:

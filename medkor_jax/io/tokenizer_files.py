@@ -28,7 +28,11 @@ _STANDARD = (*_GEMMA_NAMES, "sep_token", "cls_token")
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
 _DECODER = {
     "type": "Sequence",
-    "decoders": [{"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}],
+    "decoders": [
+        {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ],
 }
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -85,10 +89,11 @@ def _spec(directory: pathlib.Path, config: Fields) -> dict[str, Any]:
     if name == _GEMMA:
         added = in_file if stated is None else stated
         names = special_names(config, _GEMMA_NAMES)
+        unknown = _token_text(config, "unk_token", config.values.get("unk_token") or "<unk>")
         spec = {
             **spec, "normalizer": _REPLACE, "pre_tokenizer": None, "decoder": _DECODER,
             "model": {
-                "type": "BPE", "dropout": None, "unk_token": _token_text(config, "unk_token", config.values.get("unk_token") or "<unk>"),
+                "type": "BPE", "dropout": None, "unk_token": unknown,
                 "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True,
                 "ignore_merges": False, "vocab": vocab, "merges": model.values["merges"],
             },
@@ -147,11 +152,12 @@ def _check_sentencepiece(directory: pathlib.Path, config: Fields) -> None:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
     path = directory / "tokenizer.model"
-    whole = {piece.piece for piece in ModelProto.FromString(path.read_bytes()).pieces if piece.type == ModelProto.SentencePiece.USER_DEFINED}
+    pieces = ModelProto.FromString(path.read_bytes()).pieces
+    whole = {piece.piece for piece in pieces if piece.type == ModelProto.SentencePiece.USER_DEFINED}
     if runs := sorted(piece for piece in whole if len(piece) > 1 and not piece.strip(" ")):
         raise WeightsError(
-            f"{path} holds {len(runs)} runs of plain spaces, such as {runs[0]!r}, where Gemma's has U+2581: transformers reads spaces "
-            "otherwise with it than sentencepiece does. Save the tokenizer with transformers (tokenizer.json)"
+            f"{path} holds {len(runs)} runs of plain spaces, such as {runs[0]!r}, where Gemma's has U+2581: transformers reads "
+            "spaces otherwise with it than sentencepiece does. Save the tokenizer with transformers (tokenizer.json)"
         )
     added = [token["content"] for token in _stated_tokens(directory, config) or () if not token["special"]]
     if beside := sorted(set(added) - whole):

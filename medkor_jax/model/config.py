@@ -150,7 +150,7 @@ def _rope(text: Fields) -> tuple[float, float, float]:
     nothing = Fields({}, text.where)
     new = text.part("rope_parameters", default=nothing, null=True)
     if set(new.values) - {"full_attention", "sliding_attention"}:
-        raise ValueError(f"rope_parameters has {sorted(new.values)}; expected one entry each for full_attention, sliding_attention")
+        raise ValueError(f"rope_parameters has {sorted(new.values)}; expected an entry for full_attention and one for sliding_attention")
     full, sliding = (new.part(name, default=nothing, null=True) for name in ("full_attention", "sliding_attention"))
     old = text.part("rope_scaling", default=nothing, null=True)
     full = Fields({**full.values, **old.values}, old.where if old.values else full.where)

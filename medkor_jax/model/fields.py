@@ -68,7 +68,7 @@ class Fields:
         value = self._get(key, default, null)
         if value is default:
             return value
-        return Fields(value, f"{self.where}: {key}") if isinstance(value, Mapping) else self.refuse(key, "an object of named values")
+        return Fields(value, f"{self.where}: {key}") if isinstance(value, Mapping) else self.refuse(key, "an object")
 
     def refuse(self, key: str, expected: str) -> Any:
         raise ValueError(f"{self.where}: {key} is {shown(self.values[key])}; expected {expected}")
