@@ -70,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print the summary as JSON")
     evaluate.add_argument("--drop-bad", action="store_true")
 
-    verify = _command(commands, "verify", _verify, "compare logits, and greedy text, with transformers")
+    verify = _command(commands, "verify", _verify, "compare texts, logits and greedy text with transformers")
     verify.add_argument("--weights", required=True, help="embedded, a directory, a .gguf file, a hub id, or with --export a run")
     verify.add_argument("--export", default="", metavar="DIR", help="compare with this export of the weights instead of the weights themselves")
     verify.add_argument("--greedy", type=int, default=0, metavar="N", help="also write N mixed Korean and English continuations: with the cache, by full passes, and in transformers")
@@ -83,6 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("--out", required=True, help="a directory that does not exist yet")
     export.add_argument("--dtype", default="", choices=("", "float32", "bfloat16"), help="hf only (default: that of the base)")
     export.add_argument("--exact-bytes", action="store_true", help="hf only: refuse a model whose byte pieces depend on neighbours, instead of noting it")
+    export.add_argument("--text-only", action="store_true", help="hf only: leave out the vision tower of a multimodal base, which is carried on otherwise")
     export.add_argument("--shard-gb", type=float, default=4.0, help="hf only: largest weight file (default 4)")
     export.add_argument("--base", default="", help="peft only: the checkpoint the adapter is for (default: the run's own, where it is one)")
 
@@ -188,8 +189,9 @@ def _export(arguments, _) -> None:
         done = export_peft(model, out, base=arguments.base)
     else:
         done = export_hf(
-            model, out, dtype=arguments.dtype, exact_bytes=arguments.exact_bytes, max_shard_bytes=int(arguments.shard_gb * 1e9)
-        )
+            model, out, dtype=arguments.dtype, exact_bytes=arguments.exact_bytes, max_shard_bytes=int(arguments.shard_gb * 1e9),
+            text_only=arguments.text_only,
+        )  # fmt: skip
     print(done.text())
 
 

@@ -110,5 +110,5 @@ def merge_lora(standing: Standing, by: str, directory: pathlib.Path, *, param_dt
         "lora_digest": digest_tree(params.lora), "rank": next(iter(params.lora.values()))["a"].shape[-1],
         "scale": params.lora_scale, "targets": sorted(params.lora), "rounding": kept.to_json(),
     }  # fmt: skip
-    base = save_base(directory, merged, standing.config, standing.tokenizer, lineage)
+    base = save_base(directory, merged, standing.config, standing.tokenizer, lineage, standing.base.carried)
     return dataclasses.replace(standing, params=params.replace(base=merged, lora={}, lora_scale=1.0), base=base)

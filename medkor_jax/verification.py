@@ -1,11 +1,13 @@
-"""Do these weights give the logits that `transformers` gives, and the same greedy text?
+"""Do these weights read texts as `transformers` reads them, give the logits that it gives, and the same greedy text?
 
     result = verify("embedded")                                                # needs torch and transformers
     result = verify("runs/quickstart", export="medkor-hf", n_greedy=200)       # a run against its own export
     print(result.table())
 
-Fixed Korean and English prompts, one of them longer than the sliding window, float32. A run's adapters have no
-counterpart in transformers until exported, so a run is compared with its export, to transformers or to PEFT.
+Texts come first (`text_parity`): each side makes ids of them with its own tokenizer, from the checkpoint's own files. Where
+they differ nothing else is compared. Then fixed Korean and English prompts, one of them longer than the sliding window,
+float32. A run's adapters have no counterpart in transformers until exported, so a run is compared with its export, to
+transformers or to PEFT.
 Greedy text is compared three ways: written with the cache, by full passes over what was written, and by the
 reference. Where two ways part, what counts is how far below the best logit the token taken was: its regret.
 The reference answers first and is let go before our weights are loaded: one model is in memory at a time.
@@ -29,6 +31,7 @@ from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.eval.scorer import ModelScorer, read_prompts
 from medkor_jax.evaluation import open_scorer
 from medkor_jax.io.embedded_model import embedded_gguf
+from medkor_jax.io.export import RECORD
 from medkor_jax.io.hf import download
 from medkor_jax.io.models import Model
 from medkor_jax.named_model import open_model
@@ -36,6 +39,7 @@ from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.forward import project_logits
 from medkor_jax.model.params import Params
 from medkor_jax.model.prompts import Prompt, pad_prompts
+from medkor_jax.text_parity import TextParity, compare_texts
 
 BOUND = 1e-3
 """Largest logit difference allowed, where logits are about 40 in size; two logits may each be off by it in a regret."""
@@ -74,6 +78,7 @@ class Greedy:
 @dataclasses.dataclass(frozen=True)
 class Verification:
     weights: str
+    texts: TextParity
     comparisons: tuple[Comparison, ...]
     greedy: tuple[Greedy, ...]
     bound: float
@@ -81,7 +86,7 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        return all(c.largest_difference <= self.bound for c in self.comparisons) and all(
+        return self.texts.passed and all(c.largest_difference <= self.bound for c in self.comparisons) and all(
             g.regret <= 2 * self.bound for g in self.greedy
         )
 
@@ -89,7 +94,10 @@ class Verification:
         return {**dataclasses.asdict(self), "passed": self.passed}
 
     def table(self) -> str:
-        lines = [f"{self.weights} against {self.reference}, float32, last {COMPARED_POSITIONS} positions of each prompt:"]
+        lines = [f"{self.weights} against {self.reference}:", *self.texts.lines()]
+        if not self.texts.passed:
+            return "\n".join([*lines, "FAILED: texts are read differently; logits were not compared"])
+        lines.append(f"  float32, last {COMPARED_POSITIONS} positions of each prompt:")
         lines += [
             f"  {c.prompt:<10} {c.n_tokens:>5} tokens   largest difference {c.largest_difference:.2e}"
             f"   (logits up to {c.logit_scale:.1f})   same best token {c.same_top_share:.1%}"
@@ -106,6 +114,7 @@ class Verification:
 def verify(name: str, *, export: str = "", n_greedy: int = 0, bound: float = BOUND) -> Verification:
     """Returns the comparison of `name` loaded here with `export`, or itself, loaded in transformers.
 
+    Texts that are read differently end it before any weights are loaded.
     n_greedy: prompts to continue greedily, Korean and English in turn.
 
     Raises, before weights are loaded: ModuleNotFoundError, with what to install, without torch; WeightsError if `name`
@@ -124,12 +133,15 @@ def verify(name: str, *, export: str = "", n_greedy: int = 0, bound: float = BOU
     prompts = tokenize_prompts(model)
     asked = sorted(greedy_prompts(model, n_greedy), key=len)  # neighbours pad little
     batches = [asked[at : at + _BATCH] for at in range(0, n_greedy, _BATCH)]
+    against = f"{f'{export} in ' if export else ''}transformers {transformers.__version__}"
+    texts = compare_texts(model, load_reference_tokenizer(export or name), is_export=is_own_export(export))
+    if not texts.passed:
+        return Verification(name, texts, (), (), bound, against)
     theirs, written = _reference_answers(export or name, prompts, batches)
     with open_scorer(model, dtype="float32", batch_size=_BATCH) as scorer, jax.default_matmul_precision("highest"):
         comparisons = tuple(_compare(prompt, ids, our_logits(scorer, ids), theirs[prompt]) for prompt, ids in prompts.items())
         greedy = _compare_greedy(scorer, batches, written) if batches else ()
-    against = f"{export} in " if export else ""
-    return Verification(name, comparisons, greedy, bound, f"{against}transformers {transformers.__version__}")
+    return Verification(name, texts, comparisons, greedy, bound, against)
 
 
 def _reference_answers(name: str, prompts: dict[str, list[int]], batches: list[list[list[int]]]) -> tuple[dict[str, np.ndarray], list]:
@@ -238,26 +250,51 @@ def _logits_at(params: Params, prompt: Prompt, places: jax.Array, *, config: Mod
     return project_logits(params.base, jnp.take_along_axis(hidden, places[..., None], axis=1))
 
 
+def _place(name: str) -> pathlib.Path:
+    """Returns the directory, or the GGUF file, that transformers is given."""
+    path = pathlib.Path(name).expanduser()
+    if name == "embedded":
+        return embedded_gguf()[0]
+    if not path.exists():
+        path = download(name)
+    if path.is_dir() and (found := sorted(path.glob("*.gguf"))) and not any(path.glob("*.safetensors")):
+        return found[0]
+    return path
+
+
+def is_own_export(export: str) -> bool:
+    return bool(export) and (pathlib.Path(export) / RECORD).is_file()
+
+
+def load_reference_tokenizer(name: str) -> Any:
+    """Returns what transformers makes of a checkpoint's tokenizer files; a PEFT adapter has its base's."""
+    import transformers
+
+    path = _place(name)
+    if path.is_file():
+        return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    if (path / "adapter_config.json").is_file():
+        return load_reference_tokenizer(_base_of_adapter(path))
+    return transformers.AutoTokenizer.from_pretrained(path)
+
+
+def _base_of_adapter(path: pathlib.Path) -> str:
+    return json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+
+
 def load_reference(name: str) -> Any:
     """Returns a checkpoint, or an exported PEFT adapter on its base, as a transformers model in float32."""
     import torch
     import transformers
 
-    path = pathlib.Path(name).expanduser()
-    if name == "embedded":
-        path = embedded_gguf()[0]
-    elif not path.exists():
-        path = download(name)
-    if path.is_dir() and (found := sorted(path.glob("*.gguf"))) and not any(path.glob("*.safetensors")):
-        path = found[0]
+    path = _place(name)
     common = {"dtype": torch.float32}
     if path.is_file():
         return transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **common)
     if (path / "adapter_config.json").is_file():
         import peft
 
-        base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-        return peft.PeftModel.from_pretrained(load_reference(base), str(path))
+        return peft.PeftModel.from_pretrained(load_reference(_base_of_adapter(path)), str(path))
     architectures = transformers.AutoConfig.from_pretrained(path).architectures or [""]
     is_multimodal = architectures[0].endswith("ForConditionalGeneration")
     kind = transformers.AutoModelForImageTextToText if is_multimodal else transformers.AutoModelForCausalLM

@@ -20,7 +20,7 @@ MAY_IMPORT = {
 }
 TOP = {
     "cli", "phases", "pipeline", "report", "bench", "config_file", "corpora", "evaluation", "measurement", "exam_translation",
-    "asking", "verification", "standing", "lineage", "named_model", "roles",  "final", "gate_outlook", "gate_rules", "__init__",
+    "asking", "verification", "standing", "lineage", "named_model", "roles", "final", "gate_outlook", "gate_rules", "text_parity", "__init__",
 }
 BANNED = {
     "data": ("jax", "jaxlib", "flax", "optax", "orbax", "torch"),

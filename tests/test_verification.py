@@ -1,16 +1,19 @@
 """A model against transformers: its logits, and its greedy text with the cache, by full passes and over there."""
 
 import dataclasses
+import json
 import types
 
 import pytest
 
+from medkor_jax import cli, verification
+from medkor_jax.io import hf, tokenizer_files
 from medkor_jax.io.export import export_hf
 from medkor_jax.io.models import open_model
 from medkor_jax.verification import NEW_TOKENS, greedy_prompts, verify
 
 pytest.importorskip("torch")
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 
 def test_an_export_is_compared_with_itself_and_with_its_run(save_adapted, tmp_path):
@@ -52,3 +55,91 @@ def test_greedy_prompts_are_in_both_languages_and_some_pass_the_window(tiny_base
     for n in (-1, 100_000):
         with pytest.raises(ValueError, match=f"{n} greedy prompts are asked for"):
             greedy_prompts(model, n)
+
+
+TEMPLATE = "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m['role'] }}\n{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
+
+
+@pytest.fixture
+def checkpoint(save_adapted, tmp_path):
+    """A checkpoint with a chat template, whose tokenizer is a tokenizer.json that a script's last call left cut and padded."""
+    directory = tmp_path / "checkpoint"
+    export_hf(save_adapted(), directory)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer(["a b c d e f"], truncation=True, max_length=24, padding="max_length")
+    tokenizer.save_pretrained(directory)
+    (directory / "tokenizer.model").unlink()
+    said = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+    assert said["truncation"]["max_length"] == 24 and said["padding"]
+    return directory
+
+
+def test_verify_compares_texts_where_a_file_cuts_and_pads(checkpoint, capsys):
+    result = verify(str(checkpoint))
+    assert result.passed and result.texts.n_texts == result.texts.n_same > 200 and result.texts.longest > 1000
+    assert result.texts.templates == ("default",)
+    table = result.table()
+    assert "become the same ids" in table and "chat templates (default) are the same" in table and table.endswith("PASSED: the bound is 0.001")
+
+
+def test_verify_fails_before_any_logits_on_a_reader_that_obeys_the_file(checkpoint, monkeypatch):
+    """As this program's did before it left that state out."""
+    read = tokenizer_files.read_tokenizer
+
+    def obeying(directory):
+        tokenizer = read(directory)
+        tokenizer._engine._tokenizer.enable_truncation(24)
+        return tokenizer
+
+    monkeypatch.setattr(hf, "read_tokenizer", obeying)
+    monkeypatch.setattr(verification, "load_reference", lambda name: pytest.fail("logits are compared"))
+    result = verify(str(checkpoint))
+    table = result.table()
+    assert not result.passed and result.comparisons == () and "FAILED: texts are read differently" in table
+    assert "here 24 ids, from place 24 []" in table and "the first is '" in table
+    assert cli.main(["verify", "--weights", str(checkpoint), "--json"]) == 1
+
+
+@pytest.mark.parametrize("change", ["other words", "none", "one more"])
+def test_an_export_s_chat_template_is_compared_with_the_base_s(checkpoint, tmp_path, monkeypatch, change):
+    out = tmp_path / "out"
+    export_hf(open_model(checkpoint), out)
+    monkeypatch.setattr(verification, "load_reference", lambda name: pytest.fail("logits are compared"))
+    if change == "other words":
+        (out / "chat_template.jinja").write_text(TEMPLATE.replace("trim", "upper"))
+        expected = f"chat template 'default' has {len(TEMPLATE)} characters, in transformers {len(TEMPLATE) + 1}; they part at {TEMPLATE.index('trim')}: 'trim"
+    elif change == "none":
+        (out / "chat_template.jinja").unlink()
+        expected = "the base has default, transformers reads none"
+    else:
+        (out / "additional_chat_templates").mkdir()
+        (out / "additional_chat_templates/rag.jinja").write_text("x")
+        expected = "the base has default, transformers reads default, rag"
+    result = verify(str(checkpoint), export=str(out))
+    assert not result.passed and expected in result.table()
+
+
+def test_a_template_that_renders_otherwise_over_there_is_found(checkpoint, tmp_path, monkeypatch):
+    """The same text, but what it calls bos_token is another token in the export."""
+    out = tmp_path / "out"
+    export_hf(open_model(checkpoint), out)
+    path = out / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token": "<eos>"}))
+    monkeypatch.setattr(verification, "load_reference", lambda name: pytest.fail("logits are compared"))
+    result = verify(str(checkpoint), export=str(out))
+    assert not result.passed and "chat template 'default' gives '<bos><start_of_turn>user" in result.table()
+
+
+def test_what_is_put_around_a_text_is_said_of_a_checkpoint_and_fails_an_export(checkpoint, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    export_hf(open_model(checkpoint), out)
+    for directory in (checkpoint, out):
+        path = directory / "tokenizer.json"
+        said = json.loads(path.read_text(encoding="utf-8"))
+        said["post_processor"]["single"].append({"SpecialToken": {"id": "<bos>", "type_id": 0}})
+        path.write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
+    result = verify(str(checkpoint))
+    assert result.passed and "note: a call in transformers makes [2, " in result.table()
+    monkeypatch.setattr(verification, "load_reference", lambda name: pytest.fail("logits are compared"))
+    assert not verify(str(checkpoint), export=str(out)).passed

@@ -27,6 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from medkor_jax.io.carried import SENTENCEPIECE
+from medkor_jax.io.export_carried import check_carried, outer_config, tokenizer_names, with_tower, write_carried
 from medkor_jax.io.export_tokenizer import write_tokenizer
 from medkor_jax.io.files import write_atomically, write_json
 from medkor_jax.io.hf import LAYER_NAMES
@@ -70,12 +72,14 @@ def export_hf(
     dtype: str = "",
     exact_bytes: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    text_only: bool = False,
 ) -> Exported:
-    """Returns what was written to `out`: config, tensors, tokenizer, generation config and model card.
+    """Returns what was written to `out`: config, tensors, tokenizer, what the base carries (`io.carried`) and model card.
 
     dtype: "float32" or "bfloat16"; "" takes the one the base is stored in, which is the one it was trained in.
     exact_bytes: refuse language embeddings that the fold reproduces for all but a few byte pieces, see
     `io.language_fold`, instead of noting it.
+    text_only: leave out the vision tower of a multimodal base, which is carried on otherwise.
 
     Raises: ExportError, before anything is written, if `out` holds something or the model cannot be expressed;
     WeightsError if the model's files do not fit together.
@@ -85,7 +89,8 @@ def export_hf(
         raise ExportError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)} (float16 overflows)")
     if jax.process_count() > 1:
         raise ExportError(f"export runs in one process, this is one of {jax.process_count()}; run it on one host")
-    tokenizer = model.tokenizer
+    tokenizer, carried = model.tokenizer, model.base.carried
+    check_carried(model, text_only=text_only)
     with new_directory(out) as directory:
         params = model.load(jnp.dtype(model.base.stored_dtype), host_mesh())
         check_expressible(model, params)
@@ -93,13 +98,18 @@ def export_hf(
         if exact_bytes and fold.n_approximated:
             raise ExportError(f"{model.name}: {fold.note()}")
         scale = choose_stream_scale(params.expand, dtype)
+        check_carried(model, text_only=text_only, stream_scale=scale)
         kept = _what_rounding_took(model, params, fold, dtype, scale)
         config = exported_config(model.config, params, is_tied=model.config.tied_head and not fold.changes and scale == 1)
-        write_json(directory / "config.json", hf_config(config, dtype, tokenizer))
-        write_json(directory / "generation_config.json", _generation_config(tokenizer))
-        write_tokenizer(tokenizer, directory, max_positions=config.max_positions)
-        files = write_shards(directory, plan_tensors(params, config, fold, scale), dtype, max_bytes=max_shard_bytes)
-        notes = _notes(model, config, fold, dtype, kept, scale)
+        write_json(directory / "config.json", outer_config(hf_config(config, dtype, tokenizer), carried, text_only=text_only))
+        said = write_carried(directory, model, text_only=text_only, generation=_generation_config(tokenizer))
+        said += write_tokenizer(
+            tokenizer, directory, max_positions=config.max_positions, sentencepiece=carried.files.get(SENTENCEPIECE, b""),
+            names=tokenizer_names(carried, tokenizer.pieces, text_only=text_only),
+        )  # fmt: skip
+        tensors = with_tower(plan_tensors(params, config, fold, scale), carried, text_only=text_only, stream_scale=scale)
+        files = write_shards(directory, tensors, dtype, max_bytes=max_shard_bytes)
+        notes = (*_notes(model, config, fold, dtype, kept, scale), *said)
         history = read_history(model)
         write_json(directory / RECORD, {
             "format": 1, "model": model.name, "model_digest": model.digest, "base_digest": model.base.digest, "dtype": dtype,

@@ -1,6 +1,6 @@
 """Writes our tokenizer so that `transformers.AutoTokenizer` gives the same ids, <bos> in front.
 
-    write_tokenizer(tokenizer, directory)     # tokenizer.model, tokenizer.json, tokenizer_config.json
+    write_tokenizer(tokenizer, directory, max_positions=8192)     # tokenizer.model, tokenizer.json, tokenizer_config.json
 
 A sentencepiece byte-pair vocabulary has scores where the fast tokenizer has an ordered list of merges: a piece
 merges from every pair of pieces that spells it, in the order of the scores. One difference stays, which is the
@@ -11,33 +11,134 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.files import write_json
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # sentencepiece's own numbers
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # sentencepiece's own numbers
 _SPACE = "\u2581"
+_NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+PROBES = (
+    "The patient was given aspirin.", "환자는 아스피린을 복용하였다. 정답：B", "항문열창(anal fissure)의 치료:  37.5도\n\nA. 수술\n",
+    "", " ", "  a", "a   b    c", " " * 40 + "x", "\n", "\n \n\n\t\td\t", "\r\n", "\n" * 40, "뷁 쮋", "\u1100\u1161", "ㅋ" * 30,
+    "\uffa1", "<b>x</b><table>", "<R> reasoning <R/> C", "mg/dL±3 37.5℃ ≥2×10⁹/L", "=" * 77, "1234567890.05%", "🏳️‍🌈👨‍👩‍👧", "𠮷", "\x00\x07",
+    "\ufffd", "\u200b\u3000\xa0", "\u2581", "a\u2581b",
+)  # fmt: skip
+"""Texts that tokenizers tell apart: both languages, spaces, newlines, tags, rare syllables, signs, bytes."""
 
 
-def write_tokenizer(tokenizer: Tokenizer, directory: pathlib.Path, *, max_positions: int) -> None:
-    """Writes what `tokenizer.save` writes and what the fast tokenizer of transformers needs beside it."""
+def write_tokenizer(
+    tokenizer: Tokenizer,
+    directory: pathlib.Path,
+    *,
+    max_positions: int,
+    names: dict[str, Any] | None = None,
+    sentencepiece: bytes = b"",
+) -> list[str]:
+    """Writes tokenizer.json, its config and, where it can be made, tokenizer.model; returns notes.
+
+    names: more to say in tokenizer_config.json. sentencepiece: the base's own tokenizer.model, if it has one.
+    """
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
+    model, notes = directory / "tokenizer.model", []
     tokenizer.save(directory)
-    names = {name: f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
-    if (path := directory / "tokenizer.model").is_file():
-        pieces = ModelProto.FromString(path.read_bytes()).pieces
+    called = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
+    if model.is_file():
+        pieces = ModelProto.FromString(model.read_bytes()).pieces
         spec = fast_spec(*zip(*((p.piece, p.score, p.type) for p in pieces), strict=True), bos_id=tokenizer.bos_id)
-        (directory / "tokenizer.json").write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
-        names["unk"] = next(p.piece for p in pieces if p.type == _UNKNOWN)
+        called["unk_token"] = next(p.piece for p in pieces if p.type == _UNKNOWN)
+    else:
+        spec = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+        called["unk_token"] = spec["model"].get("unk_token") or "<unk>"
+        spec["post_processor"] = _bos_in_front("<bos>", tokenizer.bos_id)
+        made = next((raw for raw in (sentencepiece, sentencepiece_of(spec)) if raw and _says_the_same(tokenizer, raw)), None)
+        if made is None:
+            notes.append("no tokenizer.model: sentencepiece cannot say what tokenizer.json says here; llama.cpp converts only from it")
+        else:
+            model.write_bytes(made)
+    (directory / "tokenizer.json").write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
     # Not GemmaTokenizer: that class adds a <mask> of its own and rebuilds what tokenizer.json says.
     write_json(directory / "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast", **{f"{name}_token": text for name, text in names.items()},
+        **called, **(names or {}), "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": True, "add_eos_token": False, "padding_side": "left", "clean_up_tokenization_spaces": False,
         "model_max_length": max_positions, "model_input_names": ["input_ids", "attention_mask"],
     })  # fmt: skip
+    return notes
+
+
+def sentencepiece_of(spec: dict[str, Any]) -> bytes:
+    """Returns a tokenizer.model with the vocabulary and the merges of a tokenizer.json; b"" if it has no place for them.
+
+    It has none for merges in an order that does not go by the piece that comes of them, nor for another normalizer.
+    """
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+    model = spec["model"]
+    if spec.get("normalizer") != _NORMALIZER or not model.get("byte_fallback"):
+        return b""
+    added = {token["id"]: token for token in spec["added_tokens"]}
+    ids = {**model["vocab"], **{token["content"]: i for i, token in added.items()}}
+    pieces = sorted(ids, key=ids.get)
+    if [ids[piece] for piece in pieces] != list(range(len(pieces))) or model.get("unk_token") not in ids:
+        return b""
+    kinds = [_kind(piece, added.get(i), model["unk_token"]) for i, piece in enumerate(pieces)]
+    merged = {piece for piece, kind in zip(pieces, kinds) if kind == _NORMAL}  # the others are found whole, before any merge
+    merges = [merge.split(" ") if isinstance(merge, str) else list(merge) for merge in model["merges"]]
+    merges = [merge for merge in merges if "".join(merge) in merged]
+    rank: dict[str, int] = {}
+    for left, right in merges:
+        rank.setdefault(left + right, len(rank))
+    scores = [float(-rank.get(piece, len(rank))) for piece in pieces]
+    order = [rank[left + right] for left, right in merges]  # which of several pairs that spell a piece is first, no score can say
+    if order != sorted(order) or set(map(tuple, merges)) != set(map(tuple, _merges(pieces, scores, kinds, ids))):
+        return b""
+    proto = ModelProto(pieces=[ModelProto.SentencePiece(piece=p, score=s, type=k) for p, s, k in zip(pieces, scores, kinds)])
+    trainer = proto.trainer_spec
+    trainer.model_type, trainer.vocab_size, trainer.byte_fallback = trainer.BPE, len(pieces), True
+    trainer.unk_id, trainer.unk_piece = ids[model["unk_token"]], model["unk_token"]
+    for name in ("bos", "eos", "pad"):
+        setattr(trainer, f"{name}_piece", f"<{name}>")
+        setattr(trainer, f"{name}_id", ids.get(f"<{name}>", -1))
+    proto.normalizer_spec.name = "identity"
+    proto.normalizer_spec.add_dummy_prefix = proto.normalizer_spec.remove_extra_whitespaces = False
+    return proto.SerializeToString(deterministic=True)
+
+
+def _kind(piece: str, added: dict[str, Any] | None, unknown: str) -> int:
+    if piece == unknown:
+        return _UNKNOWN
+    if _BYTE_PIECE.fullmatch(piece):
+        return _BYTE
+    return _NORMAL if added is None or not piece.strip(_SPACE) else _CONTROL if added["special"] else _USER_DEFINED
+
+
+def _says_the_same(tokenizer: Tokenizer, raw: bytes) -> bool:
+    """Whether a tokenizer.model gives the ids that `tokenizer` gives, for texts of many kinds and for every piece as a text."""
+    try:
+        other = Tokenizer.parse_sentencepiece(raw)
+    except ValueError:
+        return False
+    n = min(other.vocab_size, tokenizer.vocab_size)
+    texts = [*PROBES, *(piece.replace(_SPACE, " ") for piece in tokenizer.pieces)]
+    return other.pieces[:n] == tokenizer.pieces[:n] and other.encode_batch(texts) == tokenizer.encode_batch(texts)
+
+
+def _bos_in_front(piece: str, bos_id: int) -> dict[str, Any]:
+    bos = {"id": piece, "type_id": 0}
+    return {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": bos}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [
+            {"SpecialToken": bos}, {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": bos | {"type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}},
+        ],
+        "special_tokens": {piece: {"id": piece, "ids": [bos_id], "tokens": [piece]}},
+    }  # fmt: skip
 
 
 def fast_spec(pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], *, bos_id: int) -> dict[str, Any]:
@@ -46,7 +147,6 @@ def fast_spec(pieces: Sequence[str], scores: Sequence[float], types: Sequence[in
     Source: the format of `tokenizers` 0.2x, as published with Gemma 3.
     """
     ids = {piece: i for i, piece in enumerate(pieces)}
-    bos = {"id": pieces[bos_id], "type_id": 0}
     return {
         "version": "1.0",
         "truncation": None,
@@ -56,17 +156,9 @@ def fast_spec(pieces: Sequence[str], scores: Sequence[float], types: Sequence[in
             for i, (piece, kind) in enumerate(zip(pieces, types, strict=True))
             if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
         ],
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE},
+        "normalizer": _NORMALIZER,
         "pre_tokenizer": None,
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [{"SpecialToken": bos}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [
-                {"SpecialToken": bos}, {"Sequence": {"id": "A", "type_id": 0}},
-                {"SpecialToken": bos | {"type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}},
-            ],
-            "special_tokens": {pieces[bos_id]: {"id": pieces[bos_id], "ids": [bos_id], "tokens": [pieces[bos_id]]}},
-        },
+        "post_processor": _bos_in_front(pieces[bos_id], bos_id),
         "decoder": {
             "type": "Sequence",
             "decoders": [

@@ -11,17 +11,22 @@ Does not write GGUF, and does not read big-endian or split files.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import mmap
 import pathlib
 import struct
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medkor_jax.data.tokenizer import Tokenizer
+from medkor_jax.io.carried import TOKENIZER_CONFIG, Carried
 from medkor_jax.io.streaming import LeafKey, WeightsError, check_coverage, check_shape, needed_keys
 from medkor_jax.model.config import GLOBAL, LOCAL, ModelConfig, periodic_kinds
+from medkor_jax.model.fields import Fields
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
@@ -70,7 +75,8 @@ class GgufSource:
         self.path = path
         self._metadata = metadata
         self._tensors = tensors
-        self.config = _config(metadata, tensors, path)
+        with _as_weights_error():
+            self.config = _config(metadata, tensors, path)
         shapes = needed_keys(self.config)
         check_coverage(map(_name, shapes), tensors, str(path))
         for key, shape in shapes.items():
@@ -83,17 +89,28 @@ class GgufSource:
         return cls(path, *read_header(path))
 
     def make_tokenizer(self) -> Tokenizer:
-        """Raises: WeightsError if the file's vocabulary is not a sentencepiece one."""
-        kind = self._metadata.get("tokenizer.ggml.model")
-        if kind != "llama":
-            raise WeightsError(
-                f"{self.path}: its tokenizer is {kind!r}; expected 'llama' (sentencepiece), as Gemma has"
-            )
-        pieces, scores, types, unk_id = (
-            _need(self._metadata, f"tokenizer.ggml.{key}", self.path)
-            for key in ("tokens", "scores", "token_type", "unknown_token_id")
-        )
-        return Tokenizer.from_vocabulary(pieces, scores.tolist(), types.tolist(), unk_id=unk_id)
+        """Raises: WeightsError if the file's vocabulary is not a sentencepiece one; FileNotFoundError if it has none."""
+        if "tokenizer.ggml.model" not in self._metadata:
+            raise FileNotFoundError(f"{self.path} has no tokenizer (no metadata 'tokenizer.ggml.model')")
+        fields, path = Fields(self._metadata, str(self.path)), self.path
+        with _as_weights_error():
+            kind = fields.text("tokenizer.ggml.model")
+            if kind != "llama":
+                raise WeightsError(f"{path}: its tokenizer is {kind!r}; expected 'llama' (sentencepiece), as Gemma has")
+            pieces = fields.listed("tokenizer.ggml.tokens", str, "texts")
+            unk_id = fields.integer("tokenizer.ggml.unknown_token_id", least=0, most=len(pieces) - 1)
+            scores = _array(self._metadata, "tokenizer.ggml.scores", "f", "numbers", path)
+            types = _array(self._metadata, "tokenizer.ggml.token_type", "iu", "whole numbers", path)
+            if not np.isfinite(scores).all() or not np.isin(types, range(1, 7)).all():
+                raise WeightsError(f"{path}: its vocabulary has scores that are not finite, or types other than 1 to 6")
+            return Tokenizer.from_vocabulary(pieces, scores.tolist(), types.tolist(), unk_id=unk_id)
+
+    def make_carried(self) -> Carried:
+        """Returns the chat template, which is all that such a file has room for. Raises: WeightsError if it is no text."""
+        with _as_weights_error():
+            template = Fields(self._metadata, str(self.path)).text("tokenizer.chat_template", default=None)
+        files = {} if template is None else {TOKENIZER_CONFIG: json.dumps({"chat_template": template}).encode()}
+        return Carried(str(self.path), files)
 
     def describe(self, key: LeafKey) -> str:
         return f"{self.path}: {_name(key)}"
@@ -162,8 +179,11 @@ class _Header:
             tensor = GgufTensor(GGMLQuantizationType(self.scalar("I")), shape, self.scalar("Q"))
             if name in tensors:
                 raise WeightsError(f"{self.path} lists the tensor {name} twice")
+            if not shape or min(shape) < 1:
+                raise WeightsError(f"{self.path} lists the tensor {name} of shape {list(shape)}; expected dimensions of at least 1")
             tensors[name] = tensor
-        alignment = metadata.get("general.alignment", 32)
+        with _as_weights_error():
+            alignment = Fields(metadata, str(self.path)).integer("general.alignment", default=32)
         data = -(-self.at // alignment) * alignment
         tensors = {name: dataclasses.replace(t, offset=data + t.offset) for name, t in tensors.items()}
         for name, t in tensors.items():
@@ -217,48 +237,66 @@ def _name(key: LeafKey) -> str:
     return f"{prefix}{_NAMES[path]}.weight"
 
 
-def _need(metadata: dict[str, Any], key: str, path: pathlib.Path) -> Any:
-    if key not in metadata:
-        raise WeightsError(f"{path} has no metadata {key!r}; is it a whole Gemma 3 model file?")
-    return metadata[key]
-
-
 def _config(metadata: dict[str, Any], tensors: dict[str, GgufTensor], path: pathlib.Path) -> ModelConfig:
     """Returns the config that the metadata states; what GGUF leaves out is as llama.cpp fills it in.
 
     Source: llama.cpp, `llama_model_gemma3`.
     """
-    kind = _need(metadata, "general.architecture", path)
+    fields = Fields(metadata, str(path))
+    kind = fields.text("general.architecture")
     if kind != "gemma3":
         raise WeightsError(f"{path} holds a {kind!r} model; expected 'gemma3'")
-
-    def need(key: str) -> Any:
-        return _need(metadata, f"gemma3.{key}", path)
-
-    depth, width, n_heads = need("block_count"), need("embedding_length"), need("attention.head_count")
-    head_dim = need("attention.key_length")
     if "token_embd.weight" not in tensors:
         raise WeightsError(f"{path} has no token_embd.weight; is it a whole Gemma 3 model file?")
-    every = metadata.get("gemma3.attention.sliding_window_pattern", 6)
-    kinds = periodic_kinds(depth, every) if isinstance(every, int) else [LOCAL if e else GLOBAL for e in every]
-    scaling = metadata.get("gemma3.rope.scaling.type", "none")
-    if scaling not in ("none", "linear"):
-        raise WeightsError(f"{path}: rope scaling {scaling!r}; expected 'none' or 'linear'")
+    depth, width = fields.integer("gemma3.block_count", most=10_000), fields.integer("gemma3.embedding_length")
+    n_heads, head_dim = fields.integer("gemma3.attention.head_count"), fields.integer("gemma3.attention.key_length")
+    scaling = fields.choice("gemma3.rope.scaling.type", ("none", "linear"), default="none")
+    factor = fields.number("gemma3.rope.scaling.factor", default=1.0)
     return ModelConfig(
         vocab_size=tensors["token_embd.weight"].shape[0],
         d_model=width,
         n_heads=n_heads,
-        n_kv_heads=need("attention.head_count_kv"),
+        n_kv_heads=fields.integer("gemma3.attention.head_count_kv"),
         head_dim=head_dim,
-        d_ff=need("feed_forward_length"),
-        layer_kinds=tuple(kinds),
-        sliding_window=need("attention.sliding_window"),
+        d_ff=fields.integer("gemma3.feed_forward_length"),
+        layer_kinds=_layer_kinds(fields, depth),
+        sliding_window=fields.integer("gemma3.attention.sliding_window"),
         # The file does not say; only the 27B (62 layers) departs from the head size.
         query_pre_attn_scalar=width / n_heads if depth == 62 else head_dim,
-        rope_base_global=metadata.get("gemma3.rope.freq_base", 1_000_000.0),
-        rope_base_local=metadata.get("gemma3.rope.freq_base_swa", 10_000.0),
-        rope_scaling_global=metadata.get("gemma3.rope.scaling.factor", 1.0) if scaling == "linear" else 1.0,
+        rope_base_global=fields.number("gemma3.rope.freq_base", default=1_000_000.0),
+        rope_base_local=fields.number("gemma3.rope.freq_base_swa", default=10_000.0),
+        rope_scaling_global=factor if scaling == "linear" else 1.0,
         # Stored in single precision; its shortest decimal is the number that was meant.
-        rms_eps=float(str(np.float32(need("attention.layer_norm_rms_epsilon")))),
-        max_positions=need("context_length"),
+        rms_eps=float(str(np.float32(fields.number("gemma3.attention.layer_norm_rms_epsilon", most=1.0)))),
+        max_positions=fields.integer("gemma3.context_length"),
     )
+
+
+def _layer_kinds(fields: Fields, depth: int) -> tuple[str, ...]:
+    key = "gemma3.attention.sliding_window_pattern"
+    listed = fields.values.get(key)
+    if not isinstance(listed, np.ndarray):
+        return periodic_kinds(depth, fields.integer(key, default=6))
+    if listed.dtype != bool or len(listed) != depth:
+        raise WeightsError(f"{fields.where}: {key} lists {len(listed)} values of type {listed.dtype}; expected {depth} booleans")
+    return tuple(LOCAL if is_local else GLOBAL for is_local in listed)
+
+
+def _array(metadata: dict[str, Any], key: str, kinds: str, what: str, path: pathlib.Path) -> np.ndarray:
+    """Returns an array whose dtype is of one of numpy's `kinds`."""
+    value = metadata.get(key)
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in kinds:
+        found = "missing" if value is None else f"of type {getattr(value, 'dtype', type(value).__name__)}"
+        raise WeightsError(f"{path}: {key} is {found}; expected a list of {what}")
+    return value
+
+
+@contextlib.contextmanager
+def _as_weights_error() -> Iterator[None]:
+    """What a value of the file is refused for is a fault of the weights."""
+    try:
+        yield
+    except WeightsError:
+        raise
+    except ValueError as error:
+        raise WeightsError(str(error)) from error

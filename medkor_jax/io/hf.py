@@ -22,6 +22,7 @@ import numpy as np
 
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.streaming import CHUNK_BYTES, LeafKey, WeightsError, check_coverage, check_shape, needed_keys
+from medkor_jax.io.tokenizer_files import read_tokenizer
 from medkor_jax.model.config import ModelConfig
 
 _NAMES = {
@@ -54,17 +55,18 @@ _HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 _DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_DOWNLOADED = ["*.json", "tokenizer.model", "model*.safetensors"]
+_DOWNLOADED = ["*.json", "*.jinja", "tokenizer.model", "model*.safetensors"]
 
 
 @dataclasses.dataclass(frozen=True)
 class SafeTensor:
-    """Where one tensor lies; offset is in bytes from the file's start."""
+    """Where one tensor lies; offset is in bytes from the file's start. dtype as safetensors calls it."""
 
     path: pathlib.Path
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    n_bytes: int
 
 
 class HfSource:
@@ -73,11 +75,11 @@ class HfSource:
     def __init__(self, directory: pathlib.Path, config: ModelConfig, tensors: dict[str, SafeTensor]) -> None:
         self.directory = directory
         self.config = config
-        self._tensors = tensors
+        self.tensors = self._tensors = tensors
         self._prefix = _text_prefix(tensors, directory)
         shapes = needed_keys(config)
         spare_heads = _HEADS if config.tied_head else ()
-        text = [name for name in tensors if not name.startswith(_VISION_PREFIXES) and name not in spare_heads]
+        text = [name for name in tensors if not is_vision(name) and name not in spare_heads]
         check_coverage(map(self._name, shapes), text, str(directory))
         for key, shape in shapes.items():
             tensor = tensors[self._name(key)]
@@ -97,7 +99,7 @@ class HfSource:
         try:
             config = ModelConfig.from_hf(raw)
         except ValueError as error:
-            raise WeightsError(f"{directory / 'config.json'}: {error}") from error
+            raise WeightsError(f"{directory / 'config.json'}: {str(error).removeprefix('config.json: ')}") from error
         return cls(directory, config, _find_tensors(directory))
 
     @property
@@ -111,7 +113,7 @@ class HfSource:
         return "bfloat16" if read == {"BF16"} else "float32"
 
     def make_tokenizer(self) -> Tokenizer:
-        return Tokenizer.load(self.directory)
+        return read_tokenizer(self.directory)
 
     def describe(self, key: LeafKey) -> str:
         return f"{self._tensors[self._name(key)].path}: {self._name(key)}"
@@ -195,7 +197,22 @@ def read_safetensors_header(path: pathlib.Path) -> dict[str, SafeTensor]:
     if data + expected != size:
         what = "cut short" if data + expected > size else "longer than its header says"
         raise WeightsError(f"{path} is {what}: {size} bytes, its header promises {data + expected}; get it anew")
-    return {name: SafeTensor(path, dtype, shape, data + start) for name, (dtype, shape, start, _) in spans.items()}
+    return {name: SafeTensor(path, dtype, shape, data + a, b - a) for name, (dtype, shape, a, b) in spans.items()}
+
+
+def is_vision(name: str) -> bool:
+    """Whether a tensor is of the vision tower of a multimodal checkpoint, or of what joins it to the text decoder."""
+    return name.startswith(_VISION_PREFIXES)
+
+
+def read_bytes(tensor: SafeTensor) -> np.ndarray:
+    """Returns a tensor's bytes as they are stored, uint8 [n_bytes]."""
+    with tensor.path.open("rb") as file:
+        file.seek(tensor.offset)
+        raw = np.fromfile(file, np.uint8, tensor.n_bytes)
+    if raw.size != tensor.n_bytes:
+        raise WeightsError(f"{tensor.path} ends early; it changed while it was read")
+    return raw
 
 
 def _find_tensors(directory: pathlib.Path) -> dict[str, SafeTensor]:

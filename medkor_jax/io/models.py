@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from medkor_jax.data.contents import files_digest
 from medkor_jax.data.tokenizer import Tokenizer
+from medkor_jax.io.carried import Carried, open_carried, save_carried
 from medkor_jax.io.checkpoint import abstract_like, digest_tree, restore_tree, save_tree, stored_shapes
 from medkor_jax.io.files import checksum, read_sealed, write_json, write_sealed
 from medkor_jax.io.streaming import WeightsError
@@ -122,9 +123,14 @@ def save_model(directory: pathlib.Path, params: Params, base: Weights, route: st
 
 
 def save_base(
-    directory: pathlib.Path, base: Tree, config: ModelConfig, tokenizer: Tokenizer, lineage: dict[str, Any]
+    directory: pathlib.Path,
+    base: Tree,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    lineage: dict[str, Any],
+    carried: Carried = Carried(),
 ) -> Weights:
-    """Writes a merged base with orbax, its config, tokenizer and lineage beside it; returns it as weights.
+    """Writes a merged base with orbax, its config, tokenizer, lineage and what it carries on beside it; returns it as weights.
 
     The lineage is written last and holds a digest of everything else: a base without it is not whole.
     """
@@ -136,6 +142,7 @@ def save_base(
         write_sealed(directory / "lineage.json", lineage | {
             "dtype": str(base["embed"].dtype), "leaves_digest": leaves, "files_digest": _tree_files_digest(directory),
             "config_digest": checksum(config.to_json()), "tokenizer_digest": tokenizer.digest,
+            "carried_digest": save_carried(directory / "carried", carried),
         })  # fmt: skip
     return open_base(directory)
 
@@ -175,7 +182,10 @@ def open_base(directory: pathlib.Path) -> Weights:
             raise WeightsError(f"{directory}: its tokenizer is not the one written with this base; put it back, or run its phase again")
         return tokenizer
 
-    return Weights(str(directory), config, load, make_digest, make_tokenizer, stored_dtype=said["dtype"])
+    def make_carried() -> Carried:
+        return open_carried(directory / "carried", said.get("carried_digest", ""))
+
+    return Weights(str(directory), config, load, make_digest, make_tokenizer, make_carried, stored_dtype=said["dtype"])
 
 
 def read_ledger(run_dir: pathlib.Path) -> list[dict[str, Any]]:

@@ -25,15 +25,22 @@ DTYPES = {"float32": (np.dtype(np.float32), "F32"), "bfloat16": (np.dtype(jnp.bf
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A tensor to be written; make() returns its value, of this shape, in any floating dtype."""
+    """A tensor to be written; make() returns its value, of this shape, in any floating dtype.
+
+    stored: (safetensors dtype, bytes) of a tensor that is copied as it lies; make() then returns its bytes, as uint8.
+    """
 
     name: str
     shape: tuple[int, ...]
     make: Callable[[], np.ndarray]
+    stored: tuple[str, int] | None = None
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    def n_bytes(self, kind: np.dtype) -> int:
+        return self.stored[1] if self.stored else self.size * kind.itemsize
 
 
 def write_shards(directory: pathlib.Path, tensors: Sequence[Planned], dtype: str, *, max_bytes: int) -> dict[str, int]:
@@ -41,7 +48,8 @@ def write_shards(directory: pathlib.Path, tensors: Sequence[Planned], dtype: str
 
     A tensor larger than `max_bytes` has a shard to itself.
     """
-    shards = _assign(tensors, DTYPES[dtype][0].itemsize, max_bytes)
+    kind = DTYPES[dtype][0]
+    shards = _assign(tensors, kind, max_bytes)
     names = ["model.safetensors"]
     if len(shards) > 1:
         names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
@@ -50,7 +58,7 @@ def write_shards(directory: pathlib.Path, tensors: Sequence[Planned], dtype: str
     if len(shards) > 1:
         total = sum(tensor.size for tensor in tensors)
         write_json(directory / "model.safetensors.index.json", {
-            "metadata": {"total_parameters": total, "total_size": total * DTYPES[dtype][0].itemsize},
+            "metadata": {"total_parameters": total, "total_size": sum(tensor.n_bytes(kind) for tensor in tensors)},
             "weight_map": {tensor.name: name for name, shard in zip(names, shards) for tensor in shard},
         })  # fmt: skip
     return {name: (directory / name).stat().st_size for name in names}
@@ -64,8 +72,9 @@ def write_safetensors(path: pathlib.Path, tensors: Iterable[Planned], dtype: str
     kind, label = DTYPES[dtype]
     tensors, header, end = list(tensors), {"__metadata__": {"format": "pt"}}, 0
     for tensor in tensors:
-        span = [end, end := end + tensor.size * kind.itemsize]
-        header[tensor.name] = {"dtype": label, "shape": list(tensor.shape), "data_offsets": span}
+        span = [end, end := end + tensor.n_bytes(kind)]
+        kept = tensor.stored[0] if tensor.stored else label
+        header[tensor.name] = {"dtype": kept, "shape": list(tensor.shape), "data_offsets": span}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # readers map the data, which wants to be aligned
     with path.open("wb") as file:
@@ -75,6 +84,8 @@ def write_safetensors(path: pathlib.Path, tensors: Iterable[Planned], dtype: str
 
 
 def _bytes_of(tensor: Planned, kind: np.dtype) -> Any:
+    if tensor.stored:
+        return np.ascontiguousarray(tensor.make()).data
     value = np.ascontiguousarray(tensor.make(), dtype=kind)
     if value.shape != tensor.shape:
         raise ValueError(f"{tensor.name} came out as {value.shape}; {tensor.shape} was planned")
@@ -83,11 +94,11 @@ def _bytes_of(tensor: Planned, kind: np.dtype) -> Any:
     return value.reshape(-1).view(np.uint8).data
 
 
-def _assign(tensors: Sequence[Planned], item_bytes: int, max_bytes: int) -> list[list[Planned]]:
+def _assign(tensors: Sequence[Planned], kind: np.dtype, max_bytes: int) -> list[list[Planned]]:
     shards: list[list[Planned]] = [[]]
     room = max_bytes
     for tensor in tensors:
-        n_bytes = tensor.size * item_bytes
+        n_bytes = tensor.n_bytes(kind)
         if shards[-1] and n_bytes > room:
             shards.append([])
             room = max_bytes

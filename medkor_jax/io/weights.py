@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from medkor_jax.data.contents import file_digest, remembered
 from medkor_jax.data.tokenizer import Tokenizer
+from medkor_jax.io.carried import Carried, read_carried
 from medkor_jax.io.embedded_model import embedded_gguf
 from medkor_jax.io.gguf import GgufSource
 from medkor_jax.io.hf import HfSource, download
@@ -43,6 +44,7 @@ class Weights:
 
     load(dtype, shardings) returns the base tree; dtype bfloat16 or float32; shardings a tree like it, or None.
     make_digest() returns a digest of the tensors, however they are stored.
+    make_carried() returns what stands beside them, for an export to carry on.
     stored_dtype: the narrower of the two that loses nothing of what is stored.
     """
 
@@ -51,7 +53,12 @@ class Weights:
     load: Callable[[Any, Tree | None], Tree]
     make_digest: Callable[[], str]
     make_tokenizer: Callable[[], Tokenizer] | None = None
+    make_carried: Callable[[], Carried] = Carried
     stored_dtype: str = "float32"
+
+    @functools.cached_property
+    def carried(self) -> Carried:
+        return self.make_carried()
 
     @functools.cached_property
     def digest(self) -> str:
@@ -66,17 +73,14 @@ class Weights:
     def tokenizer(self) -> Tokenizer | None:
         """None if the weights come without one (random ones do).
 
-        Raises: WeightsError if it has more pieces than the embedding has rows.
+        Raises: WeightsError if a text can reach a piece that the embedding has no row for.
         """
         if self.make_tokenizer is None:
             return None
-        tokenizer = self.make_tokenizer()
-        if tokenizer.vocab_size > self.config.vocab_size:
-            raise WeightsError(
-                f"{self.name}: its tokenizer has {tokenizer.vocab_size} pieces, "
-                f"its embedding {self.config.vocab_size} rows"
-            )
-        return tokenizer
+        try:
+            return self.make_tokenizer().within(self.config.vocab_size)
+        except ValueError as error:
+            raise error if isinstance(error, WeightsError) else WeightsError(f"{self.name}: {error}") from error
 
 
 def open_weights(name: str) -> Weights:
@@ -153,13 +157,14 @@ OPENERS: list[Callable[[str], Weights | None]] = [_open_embedded, _open_random, 
 
 def _from_gguf(name: str, path: pathlib.Path) -> Weights:
     source = GgufSource.open(path)
-    return Weights(name, source.config, _loader(source), lambda: file_digest(path), source.make_tokenizer)
+    return Weights(name, source.config, _loader(source), lambda: file_digest(path), source.make_tokenizer, source.make_carried)
 
 
 def _from_hf(name: str, directory: pathlib.Path) -> Weights:
     source = HfSource.open(directory)
     digest = lambda: remembered(sorted(source.files), "tensors", lambda: digest_source(source))  # noqa: E731
-    return Weights(name, source.config, _loader(source), digest, source.make_tokenizer, source.stored_dtype)
+    carried = lambda: read_carried(directory, source.tensors)  # noqa: E731
+    return Weights(name, source.config, _loader(source), digest, source.make_tokenizer, carried, source.stored_dtype)
 
 
 def _loader(source: TensorSource) -> Callable[[Any, Tree | None], Tree]:

@@ -13,7 +13,10 @@ import dataclasses
 import difflib
 from typing import Any, Mapping
 
+from medkor_jax.model.fields import Fields, shown
+
 LOCAL, GLOBAL = "local", "global"
+_MOST_LAYERS = 10_000  # a depth beyond any model's is a damaged file, found here and not by filling the memory
 _HF_KIND = {"sliding_attention": LOCAL, "full_attention": GLOBAL}
 
 
@@ -38,6 +41,12 @@ class ModelConfig:
     tied_head: bool = True  # False: the head has a matrix of its own, as our exports with folded language embeddings have
 
     def __post_init__(self) -> None:
+        fields = Fields(dataclasses.asdict(self), "model config")
+        for name in ("vocab_size", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_ff", "sliding_window", "max_positions"):
+            fields.integer(name)
+        for name in ("query_pre_attn_scalar", "rope_base_global", "rope_base_local", "rope_scaling_global", "rms_eps"):
+            fields.number(name)
+        fields.boolean("tied_head")
         unknown = set(self.layer_kinds) - {LOCAL, GLOBAL}
         if unknown or not self.layer_kinds:
             raise ValueError(f"layer_kinds holds {sorted(unknown)}; each must be 'local' or 'global', at least one")
@@ -71,36 +80,35 @@ class ModelConfig:
 
         Raises: ValueError on another architecture, or on a feature this decoder does not compute.
         """
-        text = dict(raw.get("text_config") or raw)
-        kind = text.get("model_type") or raw.get("model_type", "")
+        whole = Fields(raw, "config.json")
+        text = whole.part("text_config", default=whole)
+        kind = text.text("model_type", default="") or whole.text("model_type", default="")
         if kind not in ("gemma3_text", "gemma3"):
             raise ValueError(f"model_type {kind!r} is not Gemma 3 (expected 'gemma3_text' or 'gemma3')")
         _refuse_unsupported(text)
-        depth = _need(text, "num_hidden_layers")
-        if text.get("layer_types"):
-            kinds = tuple(_HF_KIND.get(name, name) for name in text["layer_types"])
-        else:
-            every = text.get("sliding_window_pattern", text.get("_sliding_window_pattern", 6))
-            kinds = tuple(GLOBAL if (i + 1) % every == 0 else LOCAL for i in range(depth))
+        depth = text.integer("num_hidden_layers", most=_MOST_LAYERS)
+        every = text.integer("sliding_window_pattern", default=6)
+        listed = text.listed("layer_types", str, "layer kinds", default=None, null=True)
+        kinds = periodic_kinds(depth, every) if listed is None else tuple(_HF_KIND.get(name, name) for name in listed)
         if len(kinds) != depth:
             raise ValueError(f"layer_types lists {len(kinds)} layers, num_hidden_layers says {depth}")
         base_global, base_local, scaling = _rope(text)
         return cls(
-            vocab_size=text.get("vocab_size", 262_208),
-            d_model=_need(text, "hidden_size"),
-            n_heads=text.get("num_attention_heads", 8),
-            n_kv_heads=text.get("num_key_value_heads", 4),
-            head_dim=text.get("head_dim", 256),
-            d_ff=_need(text, "intermediate_size"),
+            vocab_size=text.integer("vocab_size", default=262_208),
+            d_model=text.integer("hidden_size"),
+            n_heads=text.integer("num_attention_heads", default=8),
+            n_kv_heads=text.integer("num_key_value_heads", default=4),
+            head_dim=text.integer("head_dim", default=256, least=2),
+            d_ff=text.integer("intermediate_size"),
             layer_kinds=kinds,
-            sliding_window=text.get("sliding_window", 4096),
-            query_pre_attn_scalar=text.get("query_pre_attn_scalar", 256),
+            sliding_window=text.integer("sliding_window", default=4096),
+            query_pre_attn_scalar=text.number("query_pre_attn_scalar", default=256),
             rope_base_global=base_global,
             rope_base_local=base_local,
             rope_scaling_global=scaling,
-            rms_eps=text.get("rms_norm_eps", 1e-6),
-            max_positions=text.get("max_position_embeddings", 131_072),
-            tied_head=raw.get("tie_word_embeddings", text.get("tie_word_embeddings", True)),
+            rms_eps=text.number("rms_norm_eps", default=1e-6, most=1.0),
+            max_positions=text.integer("max_position_embeddings", default=131_072),
+            tied_head=whole.boolean("tie_word_embeddings", default=True),  # of a multimodal model, its outer config decides
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -127,38 +135,39 @@ def periodic_kinds(depth: int, every: int = 6) -> tuple[str, ...]:
     return tuple(GLOBAL if (i + 1) % every == 0 else LOCAL for i in range(depth))
 
 
-def _need(text: Mapping[str, Any], key: str) -> Any:
-    if key not in text:
-        raise ValueError(f"config.json has no {key!r}; a Gemma 3 text config must give it")
-    return text[key]
+def _refuse_unsupported(text: Fields) -> None:
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if text.values.get(key) is not None:
+            raise ValueError(f"{text.where} sets {key}={shown(text.values[key])}, which this decoder does not compute")
+    for key, may_be_null in (("attention_bias", False), ("use_bidirectional_attention", True)):
+        if text.boolean(key, default=False, null=may_be_null):
+            raise ValueError(f"{text.where} sets {key}=true, which this decoder does not compute")
+    text.choice("hidden_activation", ("gelu_pytorch_tanh",), default="gelu_pytorch_tanh")
 
 
-def _refuse_unsupported(text: Mapping[str, Any]) -> None:
-    for key in ("attn_logit_softcapping", "final_logit_softcapping", "attention_bias", "use_bidirectional_attention"):
-        if text.get(key):
-            raise ValueError(f"config.json sets {key}={text[key]!r}, which this decoder does not compute")
-    activation = text.get("hidden_activation", "gelu_pytorch_tanh")
-    if activation != "gelu_pytorch_tanh":
-        raise ValueError(f"hidden_activation {activation!r}; expected 'gelu_pytorch_tanh'")
-
-
-def _rope(text: Mapping[str, Any]) -> tuple[float, float, float]:
+def _rope(text: Fields) -> tuple[float, float, float]:
     """Returns (global base, local base, linear factor of the global layers) from either layout."""
-    new = text.get("rope_parameters") or {}
-    if set(new) - {"full_attention", "sliding_attention"}:
-        raise ValueError(f"rope_parameters has {sorted(new)}; expected one entry each for full_attention, sliding_attention")
-    full, sliding = dict(new.get("full_attention") or {}), dict(new.get("sliding_attention") or {})
-    full = {**full, **(text.get("rope_scaling") or {})}
-    if sliding.get("rope_type", "default") != "default":
-        raise ValueError(f"rope of local layers is {sliding['rope_type']!r}; only 'default' is supported there")
-    kind = full.get("rope_type", full.get("type", "default"))
+    nothing = Fields({}, text.where)
+    new = text.part("rope_parameters", default=nothing, null=True)
+    if set(new.values) - {"full_attention", "sliding_attention"}:
+        raise ValueError(f"rope_parameters has {sorted(new.values)}; expected an entry for full_attention and one for sliding_attention")
+    full, sliding = (new.part(name, default=nothing, null=True) for name in ("full_attention", "sliding_attention"))
+    old = text.part("rope_scaling", default=nothing, null=True)
+    full = Fields({**full.values, **old.values}, old.where if old.values else full.where)
+    if (kind := _rope_kind(sliding)) != "default":
+        raise ValueError(f"rope of local layers is {kind!r}; only 'default' is supported there")
+    kind = _rope_kind(full)
     if kind not in ("default", "linear"):
         raise ValueError(f"rope of global layers is {kind!r}; expected 'default' or 'linear'")
     return (
-        float(full.get("rope_theta", text.get("rope_theta", 1_000_000.0))),
-        float(sliding.get("rope_theta", text.get("rope_local_base_freq", 10_000.0))),
-        float(full.get("factor", 1.0)) if kind == "linear" else 1.0,
+        (full if "rope_theta" in full.values else text).number("rope_theta", default=1_000_000.0),
+        sliding.number("rope_theta") if "rope_theta" in sliding.values else text.number("rope_local_base_freq", default=10_000.0),
+        full.number("factor") if kind == "linear" else 1.0,
     )
+
+
+def _rope_kind(part: Fields) -> str:
+    return part.text("rope_type", default=part.text("type", default="default"))
 
 
 def _gemma3(depth: int, d: int, heads: int, kv: int, head: int, ff: int, window: int, **rest: Any) -> ModelConfig:

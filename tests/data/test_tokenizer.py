@@ -213,3 +213,106 @@ def test_ids_equal_transformers_on_every_row_of_the_real_data(shared_data, embed
         expected = [e.ids for e in fast.encode_batch_fast(some, add_special_tokens=False)]
         differ = [text for text, a, b in zip(some, ours.encode_batch(some), expected, strict=True) if a != b]
         assert not differ, differ[:5]
+
+
+def spec_of(tokenizer: Tokenizer) -> dict:
+    proto = sentencepiece.sentencepiece_model_pb2.ModelProto.FromString(tokenizer._engine.serialized)
+    return json.loads(reference(*zip(*((p.piece, p.score, p.type) for p in proto.pieces), strict=True)).to_str())
+
+
+TRUNCATION = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+PADDING = {"strategy": {"Fixed": 24}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"}
+EOS_BEHIND = {
+    "type": "TemplateProcessing", "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<eos>", "type_id": 0}}],
+    "special_tokens": {"<eos>": {"id": "<eos>", "ids": [1], "tokens": ["<eos>"]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "state", [{"truncation": TRUNCATION}, {"padding": PADDING}, {"post_processor": EOS_BEHIND}, {"dropout": 0.5}], ids=lambda state: next(iter(state))
+)
+def test_what_a_file_carries_along_from_a_last_call_changes_nothing(tiny, tmp_path, state):
+    spec = spec_of(tiny)
+    plain = Tokenizer.from_spec(spec)
+    if "dropout" in state:
+        spec["model"] |= state
+    else:
+        spec |= state
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    loaded = Tokenizer.load(tmp_path)
+    texts = [*ODD, *LINES, *scrambled(3, 100), " ".join(LINES) * 20]
+    assert loaded.encode_batch(texts) == tiny.encode_batch(texts) and len(loaded.encode(texts[-1])) > 1000
+    assert loaded.encode_batch(texts) == loaded.encode_batch(texts)
+    assert loaded.digest == plain.digest
+    loaded.save(tmp_path / "copy")
+    assert Tokenizer.load(tmp_path / "copy").digest == plain.digest
+
+
+def test_text_stays_text_where_a_file_calls_it_special(tiny):
+    spec = spec_of(tiny)
+    for token in spec["added_tokens"]:
+        token["special"] = True
+    texts = [*ODD, *LINES, "a<b>a\n\nb", "".join(CONTROL)]
+    assert Tokenizer.from_spec(spec).encode_batch(texts) == tiny.encode_batch(texts)
+    assert Tokenizer.from_spec(spec).decode(tiny.encode("a<b>")) == "a<b>"
+
+
+def test_control_tokens_are_not_merged_out_of_text_either(tiny):
+    spec = spec_of(tiny)
+    vocab = spec["model"]["vocab"]
+    control = next(token for token in spec["added_tokens"] if token["content"] == "<unused7>")
+    for piece in ("<", "unused7>", "<unused7"):
+        vocab.setdefault(piece, len(vocab) + 10)
+    spec["model"]["merges"] += [["<unused7", ">"], ["<", "unused7>"]]
+    tokenizer = Tokenizer.from_spec(spec)
+    assert control["id"] not in tokenizer.encode("a<unused7>b") and tokenizer.decode(tokenizer.encode("a<unused7>b")) == "a<unused7>b"
+
+
+def test_a_sentencepiece_file_s_normalizer_and_scores_are_left_out_as_the_reference_leaves_them_out(tiny):
+    proto = sentencepiece.sentencepiece_model_pb2.ModelProto.FromString(train_tiny())
+    rng = random.Random(0)
+    for piece in proto.pieces:
+        if piece.type == 1:
+            piece.score = rng.random()
+    proto.normalizer_spec.add_dummy_prefix = True
+    proto.normalizer_spec.remove_extra_whitespaces = True
+    texts = [*ODD, *LINES, *scrambled(4, 200), "\ufb01ne \u2460"]
+    assert Tokenizer.parse_sentencepiece(proto.SerializeToString()).encode_batch(texts) == tiny.encode_batch(texts)
+    proto.trainer_spec.model_type = proto.trainer_spec.UNIGRAM
+    with pytest.raises(ValueError, match="no byte-pair vocabulary"):
+        Tokenizer.parse_sentencepiece(proto.SerializeToString())
+
+
+def with_pieces(tiny, *added) -> Tokenizer:
+    """A tokenizer.json with pieces behind its last one: (text, special), or (text,) for one that merges to it."""
+    spec = spec_of(tiny)
+    vocab = spec["model"]["vocab"]
+    for text, *special in added:
+        i = max([*vocab.values(), *(token["id"] for token in spec["added_tokens"])]) + 1
+        if special:
+            flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+            spec["added_tokens"].append({"id": i, "content": text, **flags, "special": special[0]})
+        else:
+            vocab[text] = i
+            spec["model"]["merges"] += [[text[:k], text[k:]] for k in range(1, len(text)) if {text[:k], text[k:]} <= vocab.keys()]
+    return Tokenizer.from_spec(spec)
+
+
+def test_pieces_without_a_row_are_accepted_where_no_text_reaches_them(tiny):
+    texts = [*ODD, *LINES, "<image_soft_token>", "<image_soft_token>열"]
+    more = with_pieces(tiny, ("<image_soft_token>", True), ("<extra>", True), ("unmergeable중뷁",))
+    assert more.vocab_size == 383
+    cut = more.within(380)
+    assert cut.vocab_size == 380 and len(cut.is_hangul_piece) == len(cut.byte_value) == 380
+    assert cut.encode_batch(texts) == tiny.encode_batch(texts) and max(map(max, filter(None, cut.encode_batch(texts)))) < 380
+    assert cut.digest == more.digest and more.within(383) is more
+    assert with_pieces(tiny, ("<image_soft_token>", False)).within(380).vocab_size == 380  # marked as text, but Gemma's control
+
+    with pytest.raises(ValueError, match=r"381 pieces, its embedding 380 rows, and texts reach pieces that have none: 380 '<R>'"):
+        with_pieces(tiny, ("<R>", False)).within(380)
+    pair = "".join([p for p in tiny.pieces if len(p) == 1 and p.isalnum()][-2:])
+    with pytest.raises(ValueError, match=rf"none: 381 '{pair}'\. Use the tokenizer"):
+        with_pieces(tiny, ("<extra>", True), (pair,)).within(380)
+    with pytest.raises(ValueError, match="and 4 more"):
+        tiny.within(368)

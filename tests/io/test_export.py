@@ -113,6 +113,8 @@ def test_a_base_with_a_tokenizer_json_keeps_it(whole, exported, tiny_base_dir, t
     save_base(tmp_path / "base", base.base.load(jnp.float32), base.config, fast, {"made_by": "tests"})
     export_hf(open_model(tmp_path / "base"), tmp_path / "out")
     assert (tmp_path / "out/tokenizer.json").read_bytes() == (exported / "tokenizer.json").read_bytes()
+    made, own = (Tokenizer.parse_sentencepiece((d / "tokenizer.model").read_bytes()) for d in (tmp_path / "out", exported))
+    assert made.pieces == own.pieces and made.encode_batch(TEXTS) == own.encode_batch(TEXTS)
     tokenizer, _ = reference(tmp_path / "out")
     assert [tokenizer(text)["input_ids"] for text in TEXTS] == [encode(whole, text) for text in TEXTS]
 

@@ -87,7 +87,7 @@ def test_config_takes_rope_scaling_and_the_layer_pattern(tmp_path):
     config = GgufSource.open(write_gguf(tmp_path / "a.gguf", change=change)).config
     assert config.layer_kinds == ("local", "global") * 3 + ("local",)
     assert (config.rope_scaling_global, config.rope_base_local) == (8.0, 2e4)
-    with pytest.raises(WeightsError, match="rope scaling 'yarn'; expected 'none' or 'linear'"):
+    with pytest.raises(WeightsError, match="gemma3.rope.scaling.type is .yarn.; expected 'none' or 'linear'"):
         GgufSource.open(write_gguf(tmp_path / "b.gguf", change=lambda f, t: f.update({"rope.scaling.type": "yarn"})))
 
 
@@ -132,7 +132,7 @@ def test_tokenizer_comes_from_the_metadata(tmp_path):
         (lambda f, t: t.update({"output.weight": t["token_embd.weight"]}), "(?s)and 1 .*not used: output.weight"),
         (lambda f, t: t.update({"blk.2.ffn_norm.weight": np.ones(9, "f4")}), r"ffn_norm.weight is \[9\], .* \[64\]"),
         (lambda f, t: t.pop("token_embd.weight"), "no token_embd.weight"),
-        (lambda f, t: f.pop("attention.key_length"), "no metadata 'gemma3.attention.key_length'"),
+        (lambda f, t: f.pop("attention.key_length"), "has no 'gemma3.attention.key_length'"),
         (lambda f, t: f.update(architecture="llama"), "holds a 'llama' model; expected 'gemma3'"),
     ],
 )
@@ -176,7 +176,74 @@ def test_gguf_by_file_and_by_directory(tmp_path):
     path = write_gguf(tmp_path / "one.gguf")
     by_file, by_directory = open_weights(str(path)), open_weights(str(tmp_path))
     assert by_file.config == by_directory.config
-    assert by_file.digest == by_directory.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert by_file.digest == by_directory.digest and by_file.make_digest() == hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(FileNotFoundError, match="one.gguf has no tokenizer"):
+        _ = by_file.tokenizer
     write_gguf(tmp_path / "two.gguf")
     with pytest.raises(WeightsError, match="2 .gguf files .one.gguf, two.gguf.; name one of them"):
         open_weights(str(tmp_path))
+
+
+def read_of(path) -> dict:
+    """Returns the metadata that opening a file and its tokenizer reads."""
+
+    class Watched(dict):
+        def __init__(self, values):
+            super().__init__(values)
+            self.seen = set()
+
+        def __contains__(self, key):
+            self.seen.add(key)
+            return super().__contains__(key)
+
+        def get(self, key, default=None):
+            self.seen.add(key)
+            return super().get(key, default)
+
+    metadata, tensors = read_header(path)
+    watched = Watched(metadata)
+    GgufSource(path, watched, tensors).make_tokenizer()
+    return {"general.alignment": 32} | {key: metadata.get(key) for key in watched.seen}
+
+
+def write_whole(path):
+    """A file with a tokenizer too."""
+
+    def change(fields, tensors):
+        fields |= {
+            "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["<pad>", "<eos>", "<bos>", "<unk>", "a"],
+            "tokenizer.ggml.scores": [0.0] * 5, "tokenizer.ggml.token_type": [3, 3, 3, 2, 1], "tokenizer.ggml.unknown_token_id": 3,
+        }  # fmt: skip
+
+    return write_gguf(path, change=change)
+
+
+@pytest.mark.parametrize("bad", [None, "x", -1, 0, float("nan"), float("inf"), True, [], [1], ["a"], 10**30, np.zeros(2, np.float32)], ids=repr)
+def test_every_value_of_the_metadata_is_checked_when_it_is_read(tmp_path, bad):
+    path = write_whole(tmp_path / "tiny.gguf")
+    metadata, tensors = read_header(path)
+    fine = []
+    for key in read_of(path):
+        if key == "general.alignment":
+            continue  # of the header: see the test below
+        try:
+            GgufSource(path, metadata | {key: bad}, tensors).make_tokenizer()
+            fine.append(key)
+        except WeightsError as error:
+            named = key if key not in ("general.architecture", "tokenizer.ggml.model") else "expected"
+            assert named in str(error) or "vocabulary" in str(error) or "pieces" in str(error) or "unknown_token_id" in str(error), (key, error)
+    may_be = set()
+    if isinstance(bad, int) and bad == 10**30:
+        may_be = {"gemma3.rope.freq_base", "gemma3.rope.freq_base_swa", "gemma3.rope.scaling.factor"}
+    assert set(fine) <= may_be, fine
+
+
+def test_an_alignment_of_zero_is_refused(tmp_path):
+    raw = write_whole(tmp_path / "tiny.gguf").read_bytes()
+    at = raw.index(b"gemma3.context_length")
+    field = b"\x11\0\0\0\0\0\0\0general.alignment" + struct.pack("<II", 4, 0)
+    count = struct.unpack_from("<Q", raw, 16)[0]
+    changed = raw[:16] + struct.pack("<Q", count + 1) + raw[24 : at - 8] + field + raw[at - 8 :]
+    (tmp_path / "zero.gguf").write_bytes(changed)
+    with pytest.raises(WeightsError, match="general.alignment is 0; expected a whole number of at least 1"):
+        GgufSource.open(tmp_path / "zero.gguf")

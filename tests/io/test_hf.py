@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from medkor_jax import cli
 from medkor_jax.io import hf
 from medkor_jax.io.hf import HfSource, download, read_safetensors_header
 from medkor_jax.io.streaming import WeightsError, load_base
@@ -212,6 +213,16 @@ def test_what_is_not_a_checkpoint_is_refused_with_what_is_there(copied):
     (copied / "config.json").write_text("{")
     with pytest.raises(WeightsError, match="config.json cannot be read"):
         HfSource.open(copied)
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "max_position_embeddings", "rms_norm_eps", "vocab_size", "sliding_window"])
+@pytest.mark.parametrize("bad", [None, "x", [], -1])
+def test_a_value_of_the_config_without_sense_is_refused_when_the_checkpoint_is_opened(copied, capsys, key, bad):
+    path = copied / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: bad}))
+    assert cli.main(["eval", "--weights", str(copied), "--exam", "embedded", "--language", "ko"]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith(f"medkor: {path}: {key} is {json.dumps(bad)}; expected a ") and said.err.count("\n") == 1
 
 
 def hub_error(name: str) -> Exception:

@@ -153,3 +153,94 @@ def test_unknown_preset_names_the_nearest():
 @pytest.mark.parametrize("name", PRESETS)
 def test_json_round_trip(name):
     assert ModelConfig.from_json(json.loads(json.dumps(preset(name).to_json()))) == preset(name)
+
+
+class Watched(dict):
+    """A dict that remembers which keys were asked for."""
+
+    def __init__(self, values, seen):
+        super().__init__(values)
+        self.seen = seen
+
+    def __contains__(self, key):
+        self.seen.add(key)
+        return super().__contains__(key)
+
+    def get(self, key, default=None):
+        self.seen.add(key)
+        return super().get(key, default)
+
+
+def keys_read() -> set[str]:
+    seen = set()
+    ModelConfig.from_hf(Watched({k: v for k, v in TEXT.items() if k != "layer_types"}, seen))
+    return seen
+
+
+BAD = {
+    "null": None, "a text": "x", "a number as text": "4", "negative": -1, "zero": 0, "a fraction": 0.5, "NaN": float("nan"),
+    "infinity": float("inf"), "an empty list": [], "a list": [3], "an object": {"a": 1}, "true": True, "huge": 10**30,
+}  # fmt: skip
+NULL_IS_DEFAULT = {
+    "layer_types", "rope_parameters", "rope_scaling", "attn_logit_softcapping", "final_logit_softcapping",
+    "use_bidirectional_attention",
+}  # fmt: skip
+NUMBERS = {"query_pre_attn_scalar", "rope_theta", "rope_local_base_freq", "rms_norm_eps"}
+MAY_BE = {
+    *((key, "null") for key in NULL_IS_DEFAULT),
+    *((key, "a fraction") for key in NUMBERS),
+    *((key, "huge") for key in NUMBERS - {"rms_norm_eps"}),
+    ("tie_word_embeddings", "true"),
+    ("rope_scaling", "an object"),  # what it holds is not read
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("key", sorted(keys_read() | {"layer_types"}))
+def test_every_value_of_the_file_is_checked_when_it_is_read(key, bad):
+    changed = {k: v for k, v in TEXT.items() if k != "layer_types"} | {key: BAD[bad]}
+    if (key, bad) in MAY_BE:
+        ModelConfig.from_hf(changed)
+        if bad == "null":
+            assert ModelConfig.from_hf(changed) == ModelConfig.from_hf({k: v for k, v in changed.items() if k != key})
+        return
+    with pytest.raises(ValueError) as caught:
+        ModelConfig.from_hf(changed)
+    assert key in str(caught.value) and "\n" not in str(caught.value)
+    if key not in ("model_type", "text_config"):
+        assert "config.json" in str(caught.value) or "layer_types" in str(caught.value) or "rope_parameters" in str(caught.value)
+    nested = {"model_type": "gemma3", "text_config": changed, **({key: BAD[bad]} if key == "tie_word_embeddings" else {})}
+    if key not in ("model_type", "text_config"):
+        with pytest.raises(ValueError, match=key):
+            ModelConfig.from_hf(nested)
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("key", ["rope_theta", "rope_type", "factor"])
+@pytest.mark.parametrize("entry", ["full_attention", "sliding_attention"])
+def test_every_value_of_the_rope_is_checked(entry, key, bad):
+    right = {"rope_theta": 5.0, "rope_type": "linear" if entry == "full_attention" else "default", "factor": 2.0}
+    changed = TEXT | {"rope_parameters": {entry: right | {key: BAD[bad]}}}
+    if (key == "factor" and entry == "sliding_attention") or (key != "rope_type" and bad in ("a fraction", "huge")):
+        ModelConfig.from_hf(changed)
+        return
+    with pytest.raises(ValueError, match=f"{key}|rope of (local|global) layers"):
+        ModelConfig.from_hf(changed)
+
+
+@pytest.mark.parametrize("key", sorted(keys_read() - {"text_config", "model_type", "rope_theta", "rope_local_base_freq", "rope_scaling", "sliding_window_pattern"}))
+def test_null_is_what_transformers_takes_it_for(key):
+    transformers = pytest.importorskip("transformers")
+    try:
+        given, absent = (transformers.Gemma3TextConfig(**values).to_dict() for values in ({key: None}, {}))
+        theirs = {**given, key: given[key] or False} == {**absent, key: absent[key] or False}
+    except Exception:  # their own classes of errors
+        theirs = False
+    assert theirs == (key in NULL_IS_DEFAULT), key
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(ModelConfig)])
+@pytest.mark.parametrize("bad", [0, -3, None, "x", float("nan")])
+def test_a_config_without_sense_cannot_be_made(name, bad):
+    with pytest.raises(ValueError, match=name if name != "layer_kinds" else "layer"):
+        ModelConfig.from_json(preset("tiny").to_json() | {name: [bad] if name == "layer_kinds" else bad})
