@@ -11,7 +11,7 @@ NO_LORA = LORA | {"rank": 0}
 REWARD = dict(
     algorithm="", group_size=8, temperature=1.0, max_new_tokens=128, answer=1.0, letter=0.1, format=0.2, length_penalty=0.0,
     max_reasoning_tokens=0, clip_low=0.2, clip_high=0.28, kl_weight=0.0, std_normalised=True,
-    updates_per_batch=1, max_refills=4, patience=3,
+    updates_per_batch=1, max_refills=4, patience=3, importance_cap=2.0,
 )  # fmt: skip
 
 

@@ -104,6 +104,7 @@ class RewardRecipe:
     updates_per_batch: Annotated[int, ">= 1"] = 1
     max_refills: Annotated[int, ">= 0"] = 4
     patience: Annotated[int, ">= 1"] = 3
+    importance_cap: Annotated[float, ">= 0"] = 2.0
 
     def __post_init__(self) -> None:
         self.rollout(), self.policy()  # they check themselves
@@ -116,7 +117,7 @@ class RewardRecipe:
             algorithm=self.algorithm, group_size=self.group_size, temperature=self.temperature,
             max_new_tokens=self.max_new_tokens, reward=reward, form=form,
             std_normalised=self.std_normalised, updates_per_batch=self.updates_per_batch, max_refills=self.max_refills,
-            patience=self.patience,
+            patience=self.patience, importance_cap=self.importance_cap,
         )  # fmt: skip
 
     def policy(self) -> PolicyLoss | None:

@@ -26,6 +26,7 @@ class Completion:
     tokens: tuple[int, ...]
     text: str
     finish: str  # STOP_TOKEN, STOP_STRING or LENGTH
+    nats: tuple[float, ...] = ()  # -log p of each token as it was drawn; () unless the decoder was asked for them
 
 
 class Row:
@@ -35,13 +36,15 @@ class Row:
         self._decode, self._stop, self._stop_ids = decode, stop, stop_ids
         self._n_searched = 0
         self.tokens: list[int] = []
+        self.nats: list[float] = []
         self.finish: str | None = None
 
-    def take(self, new: np.ndarray) -> None:
-        """Appends what the device emitted and decides whether the row has ended; nothing once it has."""
+    def take(self, new: np.ndarray, nats: Sequence[float] = ()) -> None:
+        """Appends what the device emitted (nats: of each) and decides whether the row has ended; nothing once it has."""
         if self.finish:
             return
         self.tokens += [int(token) for token in new if token != NOTHING]
+        self.nats += [float(x) for token, x in zip(new, nats) if token != NOTHING]
         if self._stop and find_stop(self._text(), self._stop) is not None:
             # The token that completes it: the text is the same however many tokens were decoded at a time.
             ends = range(self._n_searched + 1, len(self.tokens) + 1)
@@ -55,7 +58,7 @@ class Row:
         text = self._text()
         if self.finish == STOP_STRING:
             text = text[: find_stop(text, self._stop)]
-        return Completion(tuple(self.tokens), text, self.finish or LENGTH)
+        return Completion(tuple(self.tokens), text, self.finish or LENGTH, tuple(self.nats[: len(self.tokens)]))
 
     def _text(self, n: int | None = None) -> str:
         return "" if self._decode is None else self._decode(self.tokens[:n])

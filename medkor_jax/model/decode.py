@@ -31,7 +31,7 @@ from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.forward import project_logits, spread
 from medkor_jax.model.params import Params
 from medkor_jax.model.prompts import Prompt, Routing, bucket, pad_prompts
-from medkor_jax.model.sampling import Sampling, choose_tokens
+from medkor_jax.model.sampling import Sampling, choose_tokens, restrict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Settings:
     sampling: Sampling
     stop_ids: tuple[int, ...]
     check_every: int
+    with_nats: bool
 
 
 @struct.dataclass
@@ -73,17 +74,19 @@ class Decoder:
         routing: Routing | None = None,
         check_every: int = 8,
         room: int = 256,
+        with_nats: bool = False,
     ) -> None:
         """decode: token ids to text without control tokens. routing: how tokens get their language, and which are never
         written; None for one language a row, given with each call, and no token mute.
 
+        with_nats: completions say how likely each token was where it was drawn, under temperature.
         check_every: tokens between two looks of the host. room: new tokens a row that the cache has room for at first.
         """
         if check_every < 1:
             raise ValueError(f"check_every is {check_every}; it must be at least 1 token")
         if room < 1:
             raise ValueError(f"room is {room}; the cache needs some for at least 1 new token")
-        self.settings = Settings(config, jnp.dtype(dtype), sampling, tuple(stop_ids), check_every)
+        self.settings = Settings(config, jnp.dtype(dtype), sampling, tuple(stop_ids), check_every, with_nats)
         self._decode, self._room = decode, room
         self._is_constant = routing is None or routing.language.shape[1] == 1
         self._routing = Routing.constant(config.vocab_size) if routing is None else routing
@@ -114,12 +117,12 @@ class Decoder:
         # Every growth compiles: a short answer is not worth one, and whoever watches would wait for it.
         room = max_new_tokens if on_text else min(max_new_tokens, self._room)
         size = bucket(prompt.tokens.shape[1] + room)
-        state, tokens = _start(params, prompt, self._routing, settings=settings, size=size)
+        state, *emitted = _start(params, prompt, self._routing, settings=settings, size=size)
         rows = [Row(self._decode, stop, settings.stop_ids) for _ in prompts]
         n_new = 1
         while True:
-            for row, new in zip(rows, np.asarray(tokens)):
-                row.take(new)
+            for row, new, nats in zip(rows, *map(np.asarray, emitted)):
+                row.take(new, nats)
             if on_text:
                 on_text([row.completion().text for row in rows])
             if n_new == max_new_tokens or all(row.finish for row in rows):
@@ -130,7 +133,7 @@ class Decoder:
                 state = _grow(state, config=config, size=size)
             is_done = np.ones(prompt.lengths.shape, bool)
             is_done[: len(rows)] = [row.finish is not None for row in rows]
-            state, tokens = _continue(params, state, self._routing, is_done, np.int32(n_steps), settings=settings)
+            state, *emitted = _continue(params, state, self._routing, is_done, np.int32(n_steps), settings=settings)
             n_new += n_steps
 
     def _check(
@@ -174,8 +177,10 @@ def n_compilations() -> dict[str, int]:
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "size"))
-def _start(params: Params, prompt: Prompt, routing: Routing, *, settings: Settings, size: int) -> tuple[State, jax.Array]:
-    """Returns the state after reading the prompts and choosing a token each, and those tokens, [B, 1]."""
+def _start(
+    params: Params, prompt: Prompt, routing: Routing, *, settings: Settings, size: int
+) -> tuple[State, jax.Array, jax.Array]:
+    """Returns the state after reading the prompts and choosing a token each, those tokens, [B, 1], and their nats."""
     prompt = jax.tree.map(spread, prompt)
     lengths = prompt.lengths
     hidden, cache = read_prompt(
@@ -186,34 +191,36 @@ def _start(params: Params, prompt: Prompt, routing: Routing, *, settings: Settin
         cache, prompt.tokens[:, 0], prompt.langs[:, 0], lengths - 1, prompt.states, prompt.seeds, ~prompt.is_real,
         jnp.zeros((), jnp.int32),
     )  # fmt: skip
-    state, emitted = _choose(params, state, routing, hidden, settings)
-    return state, replicate(emitted[:, None])
+    state, emitted, nats = _choose(params, state, routing, hidden, settings)
+    return state, replicate(emitted[:, None]), replicate(nats[:, None])
 
 
 @functools.partial(jax.jit, static_argnames=("settings",), donate_argnames=("state",))
 def _continue(
     params: Params, state: State, routing: Routing, is_done: jax.Array, n_steps: jax.Array, *, settings: Settings
-) -> tuple[State, jax.Array]:
-    """Returns the state after up to `n_steps` more tokens, and those, [B, check_every], -1 where a row had ended.
+) -> tuple[State, jax.Array, jax.Array]:
+    """Returns the state after up to `n_steps` more tokens, those, [B, check_every], -1 where a row had ended, and their nats.
 
     is_done: [B], rows that the host found to be finished. Donates `state`.
     """
     state = state.replace(is_done=state.is_done | spread(is_done))
 
-    def step(carry: tuple[jax.Array, State, jax.Array]) -> tuple[jax.Array, State, jax.Array]:
-        i, state, emitted = carry
+    def step(carry: tuple[jax.Array, State, jax.Array, jax.Array]) -> tuple[jax.Array, State, jax.Array, jax.Array]:
+        i, state, emitted, all_nats = carry
         hidden, cache = read_token(
             params, settings.config, state.cache, state.tokens, state.positions, state.langs, dtype=settings.dtype
         )
-        state, tokens = _choose(params, state.replace(cache=cache), routing, hidden, settings)
-        return i + 1, state, jax.lax.dynamic_update_slice(emitted, tokens[:, None], (0, i))
+        state, tokens, nats = _choose(params, state.replace(cache=cache), routing, hidden, settings)
+        put = lambda into, new: jax.lax.dynamic_update_slice(into, new[:, None], (0, i))  # noqa: E731
+        return i + 1, state, put(emitted, tokens), put(all_nats, nats)
 
-    def is_going(carry: tuple[jax.Array, State, jax.Array]) -> jax.Array:
+    def is_going(carry: tuple[jax.Array, State, jax.Array, jax.Array]) -> jax.Array:
         return (carry[0] < n_steps) & ~jnp.all(carry[1].is_done)
 
     emitted = spread(jnp.full((is_done.shape[0], settings.check_every), NOTHING, jnp.int32))
-    _, state, emitted = jax.lax.while_loop(is_going, step, (jnp.zeros((), jnp.int32), state, emitted))
-    return state, replicate(emitted)
+    start = (jnp.zeros((), jnp.int32), state, emitted, jnp.zeros(emitted.shape, jnp.float32))
+    _, state, emitted, nats = jax.lax.while_loop(is_going, step, start)
+    return state, replicate(emitted), replicate(nats)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "size"))  # a longer ring cannot reuse the memory of a shorter
@@ -221,10 +228,16 @@ def _grow(state: State, *, config: ModelConfig, size: int) -> State:
     return state.replace(cache=kv.grow(state.cache, config, size=size))
 
 
-def _choose(params: Params, state: State, routing: Routing, hidden: jax.Array, settings: Settings) -> tuple[State, jax.Array]:
-    """Returns the state moved on to a token chosen from `hidden` [B, D], and what each row emits, [B]."""
+def _choose(
+    params: Params, state: State, routing: Routing, hidden: jax.Array, settings: Settings
+) -> tuple[State, jax.Array, jax.Array]:
+    """Returns the state moved on to a token chosen from `hidden` [B, D], what each row emits, [B], and its nats (0 unless asked)."""
     logits = project_logits(params.base, hidden) + jnp.asarray(routing.mute)
     tokens = choose_tokens(logits, settings.sampling, state.seeds, state.n_new)
+    nats = jnp.zeros(tokens.shape, jnp.float32)
+    if settings.with_nats:
+        drawn_from = restrict(logits, settings.sampling) if settings.sampling.temperature > 0 else logits
+        nats = jax.nn.logsumexp(drawn_from, axis=-1) - jnp.take_along_axis(drawn_from, tokens[:, None], axis=-1)[:, 0]
     emitted = jnp.where(state.is_done, NOTHING, tokens)
     tokens = jnp.where(state.is_done, state.tokens, tokens)
     token_class = jnp.asarray(routing.token_class)[tokens]
@@ -237,7 +250,7 @@ def _choose(params: Params, state: State, routing: Routing, hidden: jax.Array, s
         is_done=state.is_done | is_stop,
         n_new=state.n_new + 1,
     )
-    return state, emitted
+    return state, emitted, nats
 
 
 def replicate(x: jax.Array) -> jax.Array:

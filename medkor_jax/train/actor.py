@@ -30,11 +30,15 @@ from medkor_jax.train.step import StepSpec, make_scoring
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """tokens: up to and with the one that ended it; is_finished: it ended by itself, not at the length."""
+    """tokens: up to and with the one that ended it; is_finished: it ended by itself, not at the length.
+
+    nats: -log p of each token as the decoder drew it, under the sampling temperature.
+    """
 
     tokens: tuple[int, ...]
     text: str
     is_finished: bool
+    nats: tuple[float, ...] = ()
 
 
 class Actor:
@@ -50,6 +54,7 @@ class Actor:
         self._reference = reference
         self._decoder = Decoder(
             config, dtype=jnp.dtype(spec.dtype), sampling=Sampling(temperature), stop_ids=stop_ids,
+            with_nats=spec.policy is not None,
             decode=lambda ids: tokenizer.decode([i for i in ids if i < tokenizer.vocab_size]),
             routing=make_routing(tokenizer, config.vocab_size, by_token=self._is_by_token),
         )  # fmt: skip
@@ -63,7 +68,7 @@ class Actor:
             params, prompts, max_new_tokens=self._max_new_tokens, seeds=seeds,
             languages=None if self._is_by_token else languages,
         )  # fmt: skip
-        return [Sample(c.tokens, c.text, c.finish == STOP_TOKEN) for c in completions]
+        return [Sample(c.tokens, c.text, c.finish == STOP_TOKEN, c.nats) for c in completions]
 
     def nats(self, params: Params, batch: Batch) -> np.ndarray:
         """Returns -log p of each target under `params`, [B, M] float32, 0 where it has no weight."""

@@ -29,7 +29,7 @@ class RolloutSettings:
 
     group_size: samples a question. updates_per_batch: optimizer updates on one batch of samples. max_refills: how often
     other questions are asked in place of dead groups; patience: after how many batches in a row that stayed empty
-    through all refills the stage gives up.
+    through all refills the stage gives up. importance_cap: see `policy`, departure 8; 0: samples are taken as they come.
     """
 
     algorithm: str = "grpo"
@@ -42,6 +42,7 @@ class RolloutSettings:
     updates_per_batch: int = 1
     max_refills: int = 4
     patience: int = 3
+    importance_cap: float = 2.0
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:

@@ -20,8 +20,10 @@ arXiv:2503.14476, Dr. GRPO arXiv:2503.20783):
 6. A sample that the length cut off earns nothing and stays in the loss; DAPO leaves it out of the loss.
 7. The options of a question are shuffled anew for each visit, the same for its whole group. No paper does; it keeps
    a letter from being learnt in place of an answer.
-8. What the behaviour policy thought of its tokens is computed by the training forward pass and not by the decoder, so
-   that the first update's ratio is 1. Both are divided by the sampling temperature.
+8. What the behaviour policy thought of its tokens is computed by the training forward pass, so that the first update's
+   ratio is 1. The decoder that drew them is, in bfloat16, not quite that policy: its own probabilities q are kept, and
+   each token counts min(p / q, importance_cap) (truncated importance sampling, as others do whose sampler is another
+   program). p / q is logged as `rollout/sampler_ratio`. Both are divided by the sampling temperature.
 9. Every update takes the whole batch: `updates_per_batch` of them, 1 by default, without minibatches.
 """
 
@@ -76,7 +78,7 @@ class PolicySums:
 def policy_sums(nats: jax.Array, batch: Mapping[str, jax.Array], policy: PolicyLoss) -> PolicySums:
     """Returns the sums over a batch's tokens. Differentiable in `nats` [B, M], the loss of each sampled token.
 
-    batch: loss_weights, advantages, behaviour_nats and, with a KL weight, reference_nats; all [B, M] float32.
+    batch: loss_weights, advantages, behaviour_nats, importance and, with a KL weight, reference_nats; all [B, M] float32.
     Source: Shao et al. 2024 (arXiv:2402.03300), eq. 3 and 4; Yu et al. 2025 (arXiv:2503.14476), eq. 8.
     """
     weights, advantages = batch["loss_weights"].astype(jnp.float32), batch["advantages"]
@@ -84,7 +86,7 @@ def policy_sums(nats: jax.Array, batch: Mapping[str, jax.Array], policy: PolicyL
     log_ratio = jnp.where(is_real, batch["behaviour_nats"] - nats, 0.0)
     ratio = jnp.exp(jnp.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
     clipped = jnp.clip(ratio, 1.0 - policy.clip_low, 1.0 + policy.clip_high)
-    loss = -jnp.minimum(ratio * advantages, clipped * advantages)
+    loss = -batch["importance"] * jnp.minimum(ratio * advantages, clipped * advantages)
     kl_reference = jnp.zeros_like(loss)
     if policy.kl_weight > 0:
         kl_reference = _divergence(jnp.where(is_real, nats - batch["reference_nats"], 0.0))

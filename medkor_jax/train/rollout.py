@@ -33,6 +33,9 @@ from medkor_jax.model.params import Params
 from medkor_jax.train.actor import Actor, Sample
 from medkor_jax.train.groups import Group, NothingToLearn, RolloutSettings, explain, taught, watch
 
+SAMPLER_GAP_NATS = 0.05
+"""Mean difference a token, between the decoder and the training pass, above which an alarm is given."""
+
 
 class Rollouts:
     """Batches of B rows of T tokens, one sample a row, at most M tokens sampled each (0: max_new_tokens).
@@ -72,7 +75,7 @@ class Rollouts:
         self._update = 0  # updates made with the batch in hand
         self._in_hand: tuple[Batch, dict[str, float]] | None = None
         self._placed = self._slots = 0
-        self._warned = False
+        self._warned = self._warned_of_gap = False
 
     def next(self, params: Params, actor: Actor) -> tuple[Batch, dict[str, float]]:
         """Returns the next batch and what is to be watched, sampling only once in `updates_per_batch` calls.
@@ -132,16 +135,30 @@ class Rollouts:
         if len(rows) * 2 < self.batch_size and not self._warned:
             self._warned = True
             print(f"ALARM: only {len(rows)} of {self.batch_size} rows teach anything after {refills} refills; said once")
-        batch = self._arrays([(group, sample) for group, sample, _ in rows])
+        batch, gap = self._arrays([(group, sample) for group, sample, _ in rows]), {}
         if settings.algorithm == "grpo":
             advantages = np.zeros((self.batch_size, 1), np.float32)
             advantages[: len(rows), 0] = [advantage for *_, advantage in rows]
             batch["advantages"] = advantages * (batch["loss_weights"] > 0)
             batch["behaviour_nats"] = actor.nats(params, batch)
+            batch["importance"], gap = importance(batch, [sample for _, sample, _ in rows], settings.importance_cap)
+            self._watch_gap(gap)
             if actor.has_reference:
                 batch["reference_nats"] = actor.reference_nats(batch)
         self._rollout, self._next = self._rollout + 1, self._next + len(seen)
-        return batch, watch(seen, settings, n_rows=len(rows), refills=refills)
+        return batch, watch(seen, settings, n_rows=len(rows), refills=refills) | gap
+
+    def _watch_gap(self, gap: dict[str, float]) -> None:
+        """Says once that the decoder and the training pass are two different models, where they are."""
+        if gap["rollout/sampler_gap_nats"] <= SAMPLER_GAP_NATS or self._warned_of_gap:
+            return
+        self._warned_of_gap = True
+        print(
+            f"ALARM: the decoder and the training pass differ by {gap['rollout/sampler_gap_nats']:.3f} nats a token (ratios up to "
+            f"{gap['rollout/highest_sampler_ratio']:.2f}; expected at most {SAMPLER_GAP_NATS}), and importance weights correct only "
+            "part of that. Likely cause: bfloat16 in a long answer, or tokens that the decoder may not write; use dtype='float32', "
+            "or a lower temperature or max_new_tokens. Said once"
+        )
 
     def _fill(self, params: Params, actor: Actor, seen: list[Group]) -> tuple[list[tuple[Group, Sample, float]], int]:
         """Returns up to B (group, sample, advantage) of groups that are alive, and the refills it took; adds to `seen`."""
@@ -219,6 +236,28 @@ class Rollouts:
                 assert placed == len(tokens), "prompts were checked to leave room"
             parts.append(row.arrays(self._tokenizer, route=self.route))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def importance(batch: Batch, samples: Sequence[Sample], cap: float) -> tuple[np.ndarray, dict[str, float]]:
+    """Returns the weight of each sampled token [B, M], min(p / q, cap), and how far q (the decoder, which drew it) and p (the
+    training pass) are apart. Without a cap, or where the decoder said nothing, every weight is 1.
+
+    Source: truncated importance sampling, Ionides 2008; for a sampler unlike the trainer, Yao et al. 2025.
+    """
+    drawn = batch["behaviour_nats"].copy()
+    for b, sample in enumerate(samples):
+        if sample.nats:
+            at = np.flatnonzero(batch["loss_weights"][b] > 0)
+            drawn[b, at] = sample.nats[: len(at)]
+    is_real = batch["loss_weights"] > 0
+    ratio = np.exp(np.where(is_real, drawn - batch["behaviour_nats"], 0.0))
+    real = ratio[is_real] if is_real.any() else np.ones(1)
+    gap = {
+        "sampler_ratio": real.mean(), "highest_sampler_ratio": real.max(), "sampler_gap_nats": np.abs(np.log(real)).mean(),
+        "truncated": (real > cap).mean() if cap else 0.0,
+    }  # fmt: skip
+    weights = np.where(is_real, np.minimum(ratio, cap) if cap else 1.0, 1.0).astype(np.float32)
+    return weights, {f"rollout/{name}": float(value) for name, value in gap.items()}
 
 
 def shuffle_options(question: Question, rng: np.random.Generator) -> Question:

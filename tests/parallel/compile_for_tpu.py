@@ -93,7 +93,7 @@ def compile_step(case: str, model: str, batch_size: int, mesh):
     m = SAMPLED if case == "grpo" else SEQ_LEN
     shapes = dict.fromkeys(("tokens", "positions", "segment_ids", "langs"), (SEQ_LEN, jnp.int32))
     shapes |= dict.fromkeys(("loss_positions", "targets"), (m, jnp.int32)) | {"loss_weights": (m, jnp.float32)}
-    shapes |= dict.fromkeys(("advantages", "behaviour_nats"), (m, jnp.float32)) if case == "grpo" else {}
+    shapes |= dict.fromkeys(("advantages", "behaviour_nats", "importance"), (m, jnp.float32)) if case == "grpo" else {}
     batch = {name: jax.ShapeDtypeStruct((batch_size, n), dtype) for name, (n, dtype) in shapes.items()}
     frozen = lay(frozen, shard_tree(frozen, mesh))
     reference = Params(frozen.base) if case == "retention" else None

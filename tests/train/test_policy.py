@@ -38,6 +38,7 @@ def batch(make_batch, params):
     nats = np.asarray(make_scoring(C, SPEC)(params, batch))
     batch["advantages"] = (is_real * rng.standard_normal((8, 1))).astype(np.float32)
     batch["behaviour_nats"] = (is_real * (nats + 0.4 * rng.standard_normal(nats.shape))).astype(np.float32)
+    batch["importance"] = np.ones_like(nats)
     batch["reference_nats"] = (is_real * (nats + rng.standard_normal(nats.shape))).astype(np.float32)
     return batch
 
@@ -130,7 +131,7 @@ def test_the_clip_stops_the_gradient_on_one_side_only():
     """ratio, advantage -> whether the token still pushes."""
     cases = {(1.5, 1.0): False, (1.5, -1.0): True, (0.5, 1.0): True, (0.5, -1.0): False, (1.25, 1.0): True, (1.1, -1.0): True}
     ratios, advantages = np.array(list(cases), np.float32).T[:, None]
-    batch = {"loss_weights": np.ones((1, 6), np.float32), "advantages": advantages, "behaviour_nats": np.log(ratios) + 2}
+    batch = {"loss_weights": np.ones((1, 6), np.float32), "advantages": advantages, "behaviour_nats": np.log(ratios) + 2, "importance": np.ones((1, 6), np.float32)}
 
     def loss(nats):
         sums = policy_sums(nats, batch, PolicyLoss())
@@ -162,7 +163,7 @@ def test_the_step_lowers_from_shapes_alone(params):
     i32, f32 = (functools.partial(jax.ShapeDtypeStruct, dtype=dtype) for dtype in (jnp.int32, jnp.float32))
     batch = {name: i32((8, 24)) for name in ("tokens", "positions", "segment_ids", "langs")}
     batch |= {"loss_positions": i32((8, 5)), "targets": i32((8, 5))}
-    batch |= {name: f32((8, 5)) for name in ("loss_weights", "advantages", "behaviour_nats", "reference_nats")}
+    batch |= {name: f32((8, 5)) for name in ("loss_weights", "advantages", "behaviour_nats", "importance", "reference_nats")}
     with jax.set_mesh(make_mesh(MeshShape(), jax.devices()[:1])), jax.numpy_dtype_promotion("strict"):
         state = jax.eval_shape(functools.partial(make_state, SGD), trainable)
         out, metrics = make_step(C, dataclasses.replace(SPEC, dtype="bfloat16", microbatches=2), SGD).lower(state, frozen, None, batch).out_info
@@ -181,3 +182,11 @@ def test_the_step_lowers_from_shapes_alone(params):
 def test_what_cannot_be_learnt_is_refused(kind, wrong, words):
     with pytest.raises(ValueError, match=words):
         kind(**wrong)
+
+
+def test_what_the_sampler_made_too_likely_counts_less(batch, params):
+    """The gradient of each token is multiplied by its importance, and by nothing else."""
+    nats = jnp.asarray(make_scoring(C, SPEC)(params, batch))
+    of = lambda b: np.asarray(jax.grad(lambda n: policy_sums(n, b, PolicyLoss()).loss)(nats))  # noqa: E731
+    weights = np.random.default_rng(0).uniform(0.5, 2.0, nats.shape).astype(np.float32)
+    np.testing.assert_allclose(of(batch | {"importance": weights}), of(batch) * weights, rtol=1e-5)

@@ -3,9 +3,12 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medkor_jax.data import embedded
 from medkor_jax.data.exams import Question
 from medkor_jax.data.reasoning import reasoning_prompt
 from medkor_jax.data.rows import BadDataError, Source
@@ -288,3 +291,60 @@ def test_questions_without_room_are_named_or_left_out(make, quiz, letters):
 def test_settings_that_cannot_work_are_refused(settings, shape, words, make):
     with pytest.raises(ValueError, match=words):
         make(dataclasses.replace(SETTINGS, **settings), **shape)
+
+
+def test_importance_is_the_true_ratio_truncated():
+    from medkor_jax.train.rollout import importance
+
+    batch = {"loss_weights": np.array([[0, 1, 1], [1, 1, 0]], np.float32), "behaviour_nats": np.array([[0, 1.0, 2.0], [3.0, 1.0, 0]], np.float32)}
+    samples = [Sample((5, 6), "", True, (1.0, 2.0 + np.log(1.5))), Sample((7, 8), "", True, (3.0 + np.log(4.0), 1.0 - np.log(2.0)))]
+    weights, gap = importance(batch, samples, 2.0)
+    np.testing.assert_allclose(weights, [[1, 1, 1.5], [2, 0.5, 1]], rtol=1e-5)
+    assert gap["rollout/sampler_ratio"] == pytest.approx((1 + 1.5 + 4 + 0.5) / 4, rel=1e-5)
+    assert gap["rollout/highest_sampler_ratio"] == pytest.approx(4, rel=1e-5) and gap["rollout/truncated"] == 0.25
+    assert gap["rollout/sampler_gap_nats"] == pytest.approx((np.log(1.5) + np.log(4) + np.log(2)) / 4, rel=1e-5)
+    assert (importance(batch, samples, 0.0)[0] == 1).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_decoder_says_how_likely_its_tokens_were(dtype, tiny_base_dir):
+    """It and the training pass agree within rounding; where they do not, the batch knows by how much."""
+    from medkor_jax.io.models import open_model
+    from medkor_jax.parallel.mesh import MeshShape, make_mesh
+    from medkor_jax.train.actor import Actor
+    from medkor_jax.train.policy import PolicyLoss
+    from medkor_jax.train.step import StepSpec
+
+    model, mesh = open_model(tiny_base_dir), make_mesh(MeshShape())
+    spec = StepSpec(dtype=dtype, policy=PolicyLoss(temperature=0.7), next_token_weight=0.0)
+    questions = embedded.questions("train", "en")[:8]
+    source = Source("quiz", "exam", "embedded", language="en")
+    settings = dataclasses.replace(SETTINGS, group_size=4, temperature=0.7, max_new_tokens=12)
+    rollouts = Rollouts([(source, questions)], model.tokenizer, settings, batch_size=8, seq_len=128, seed=3)
+    with jax.set_mesh(mesh):
+        params = model.load(jnp.dtype(dtype), mesh)
+        # What may not be written must not be likely either, or the two differ by its share.
+        writable = np.pad(model.tokenizer.is_writable, (0, model.config.vocab_size - model.tokenizer.vocab_size))
+        head = jnp.where(jnp.asarray(writable)[:, None], params.base["embed"], 0)
+        params = params.replace(base=params.base | {"head": head})
+        actor = Actor(model.config, spec, model.tokenizer, mesh, temperature=0.7, max_new_tokens=12, route="token", reference=None)
+        prompts = [rollouts._prompt(question) for question in questions]
+        samples = actor.sample(params, prompts, list(range(8)), [0] * 8)
+        asked = [dataclasses.replace(Group(q, p, [s], []), earned=[]) for q, p, s in zip(questions, prompts, samples)]
+        batch = rollouts._arrays([(group, group.samples[0]) for group in asked])
+        batch["behaviour_nats"] = actor.nats(params, batch)
+    _, gap = importance_of(batch, samples)
+    assert all(len(sample.nats) == len(sample.tokens) for sample in samples)
+    bound = {"float32": 1e-4, "bfloat16": 0.05}[dtype]
+    assert gap["rollout/sampler_gap_nats"] < bound and abs(gap["rollout/highest_sampler_ratio"] - 1) < 4 * bound
+    # weights that have moved between the two are seen for what they are
+    moved = params.replace(base=params.base | {"final_norm": params.base["final_norm"] + 0.3})
+    with jax.set_mesh(mesh):
+        batch["behaviour_nats"] = actor.nats(moved, batch)
+    assert importance_of(batch, samples)[1]["rollout/sampler_gap_nats"] > 0.02
+
+
+def importance_of(batch, samples):
+    from medkor_jax.train.rollout import importance
+
+    return importance(batch, samples, 2.0)
