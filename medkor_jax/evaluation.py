@@ -54,7 +54,7 @@ def evaluate_file(
 
     def questions(path: str, split: str, limit: int) -> list[Question]:
         source = Source(path, "exam", path, split=split, subset=subset, language=language, limit=limit)
-        return _shown(load_questions(source, drop_bad=drop_bad))
+        return _shown(source.name, load_questions(source, drop_bad=drop_bad))
 
     if mode == "reason" and n_shots:
         raise ValueError(f"{n_shots} shots are asked for; reason mode is asked without any")
@@ -92,7 +92,7 @@ def evaluate_pairs(
     """
     # The embedded pairs are split by fact, which their source calls a subset, as it does for texts.
     source = Source(pairs, "translation", pairs, split=split, subset=subset or (split if pairs == EMBEDDED else ""), limit=limit)
-    asked = _shown(load_pairs(source, drop_bad=drop_bad))
+    asked = _shown(source.name, load_pairs(source, drop_bad=drop_bad))
     model = open_model(weights)
     with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
         return evaluate_translation(
@@ -113,8 +113,10 @@ def open_scorer(model: Model, *, dtype: str, batch_size: int, adapters: bool = T
         )
 
 
-def _shown(loaded: Loaded) -> list:
-    """Returns the rows; prints those left out."""
+def _shown(name: str, loaded: Loaded) -> list:
+    """Returns the rows; prints those left out, and what was noted on reading."""
+    for note in loaded.notes:
+        print(f"{name}: {note}")
     for row in loaded.bad:
         print(f"left out: {row}")
     return list(loaded.rows)
