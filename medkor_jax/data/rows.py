@@ -36,6 +36,9 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HANGUL = re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in HANGUL_RANGES) + "]")
 
 _LONE_CARRIAGE_RETURN = re.compile(r"\r(?!\n)")
+# Characters of one code point that NFC would write as another: KorMedMCQA holds Chinese characters of this kind, and the
+# prompts of others keep them.
+_KEPT = re.compile("([\u2126\u212a\u212b\uf900-\ufaff\U0002f800-\U0002fa1f]+)")
 _MARK = "\ufeff"  # a byte order mark; inside a file where files were put together
 
 T = TypeVar("T", covariant=True)
@@ -284,8 +287,10 @@ def count_hangul(text: str) -> int:
 
 
 def composed(text: str) -> str:
-    """Returns the text in Unicode's composed form (NFC), without byte order marks."""
-    return unicodedata.normalize("NFC", text).replace(_MARK, "")
+    """Returns the text in Unicode's composed form (NFC, but for `_KEPT`), without byte order marks."""
+    if not unicodedata.is_normalized("NFC", text):
+        text = "".join(part if _KEPT.match(part) else unicodedata.normalize("NFC", part) for part in _KEPT.split(text))
+    return text.replace(_MARK, "")
 
 
 def _composed(row: Row, tally: Tally) -> Row:
@@ -296,13 +301,14 @@ def _composed(row: Row, tally: Tally) -> Row:
         if isinstance(value, str):
             if value.isascii() and "\r" not in value:
                 return value
-            if not unicodedata.is_normalized("NFC", value):
+            plain = composed(value)
+            if plain != value.replace(_MARK, ""):
                 found.add("rows in decomposed form (macOS writes Hangul so), read as composed (NFC)")
             if _MARK in value:
                 found.add("rows with a byte order mark inside, read without it")
             if _LONE_CARRIAGE_RETURN.search(value):
                 found.add("rows with a carriage return inside a line, kept as it is")
-            return composed(value)
+            return plain
         if isinstance(value, dict):
             return {of(name): of(inner) for name, inner in value.items()}
         return [of(inner) for inner in value] if isinstance(value, list) else value
