@@ -53,7 +53,7 @@ class Source:
     weight: share of the documents (not of the tokens) drawn from this source, relative to the others.
     fields: column names, in the order the kind expects them, when they are not the usual ones.
     limit: keep the first `limit` rows; 0 keeps all. skip: questions passed over before that, so that two exams of one
-    file share none.
+    file share none. answers_from: what the numbers of an exam's keys count from, 0 or 1, where its rows do not tell.
     """
 
     name: str
@@ -67,10 +67,13 @@ class Source:
     fields: tuple[str, ...] = ()
     limit: Annotated[int, ">= 0"] = 0
     skip: Annotated[int, ">= 0"] = 0
+    answers_from: int | None = None
 
     def __post_init__(self):
         if self.skip < 0 or (self.skip and self.kind not in ("exam", "reasoning")):
             raise ValueError(f"source {self.name!r}: skip is {self.skip} of kind {self.kind!r}, expected 0, or more for questions")
+        if self.answers_from not in (None, 0, 1):
+            raise ValueError(f"source {self.name!r}: answers_from is {self.answers_from!r}, expected 0 or 1")
         if self.kind not in KINDS:
             raise ValueError(f"source {self.name!r}: kind is {self.kind!r}, expected one of {', '.join(KINDS)}")
         if self.language not in ("", "ko", "en"):
