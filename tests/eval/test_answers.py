@@ -41,7 +41,7 @@ def test_equals_the_harness_filter_and_metric_on_random_texts():
     assert 0.1 < sum(letter == "" for letter in theirs) / len(theirs) < 0.9  # both outcomes were really tried
 
     for text, letter in zip(texts[:2000], theirs[:2000]):
-        key = generator.choice(LETTERS)
+        key = generator.choice(LETTERS[:5])
         scored = exact_match_hf_evaluate(
             [letter], [key], regexes_to_ignore=[" ", "\n"], ignore_case=True, ignore_punctuation=True
         )["exact_match"]
@@ -71,7 +71,7 @@ def test_a_letter_beyond_the_options_is_no_answer():
 
 
 def test_refuses_what_it_cannot_read():
-    with pytest.raises(ValueError, match="6 options"):
-        parse_answer("A", 6)
+    with pytest.raises(ValueError, match="11 options"):
+        parse_answer("A", 11)
     with pytest.raises(ValueError, match="'ja'"):
         extract_letter("A", "ja")
