@@ -187,7 +187,7 @@ def _either_base(keys: Sequence[Key], zeros: Sequence[Key], tops: Sequence[Key],
     else:
         why = "neither a 0 nor the number of the last option is there"
     return (f"answers are numbers that could count from 0 or from 1 ({why}): in row {shown.row}, {shown.said} is "
-            f"{' and '.join(readings)}. Set answers_from of source {name!r} to 0 or 1, or write letters")  # fmt: skip
+            f"{' and '.join(readings)}. Set answers_from of source {name!r} to 0 or 1 (--answers-from of medkor eval), or write letters")  # fmt: skip
 
 
 def _letter(said: str, options: Sequence[str], names: Sequence[str]) -> int | None:
