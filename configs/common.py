@@ -61,7 +61,7 @@ def form(threshold=0.9):
 
 def exam(path, **changes):
     """An exam that judges: kind of source, how it is asked."""
-    source = dict(path=path, split="valid", subset="", language="", licence="", fields=(), limit=0, skip=0)
+    source = dict(path=path, split="valid", subset="", language="", licence="", fields=(), limit=0, skip=0, answers_from=None)
     defaults = dict(source=source, mode="letter", shots=0, fewshot=None, batch_size=16, max_new_tokens=512, phases=())
     return changed(defaults, changes)
 

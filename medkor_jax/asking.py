@@ -20,7 +20,7 @@ import numpy as np
 from medkor_jax.data.exams import LETTERS, Question, prompt
 from medkor_jax.data.language import ENGLISH, KOREAN, has_hangul
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
-from medkor_jax.data.rows import Source
+from medkor_jax.data.rows import Source, composed
 from medkor_jax.data.sources import load_questions
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.eval.exam import evaluate
@@ -32,7 +32,7 @@ from medkor_jax.model.prompts import make_routing
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 
 MODES = ("reason", "letter")
-_OPTION = re.compile(r"^[ \t]*([A-E])[.)][ \t]+", re.MULTILINE)
+_OPTION = re.compile(rf"^[ \t]*([{LETTERS}])[.)][ \t]+", re.MULTILINE)
 _ASKED_FOR = re.compile(r"\s*(?:정답|풀이|Answer|Reasoning)\s*[:：]\s*$")
 _BAR = 24  # characters of a probability of 1
 
@@ -60,7 +60,7 @@ def typed_question(text: str) -> Question | str:
 
     Such a question has no key: its `answer` means nothing.
     """
-    text = _ASKED_FOR.sub("", text.strip())
+    text = _ASKED_FOR.sub("", composed(text).strip())
     found = list(_OPTION.finditer(text))
     if not text:
         raise ValueError("the question is empty; give --question TEXT, --exam FILE --row N, or text on standard input")

@@ -43,22 +43,24 @@ def evaluate_file(
     drop_bad: bool = False,
     max_new_tokens: int = MAX_REASONING_TOKENS,
     form: ReasoningFormat = ReasoningFormat(),
+    answers_from: int | None = None,
 ) -> Report:
     """Returns every answer of `weights` to the questions of `exam` (a file, a hub id or "embedded").
 
+    answers_from: what the numbers of the exam's keys count from (see `Source`).
     max_new_tokens, form: for reason mode, how long an answer may be and between which tags it reasons.
 
     Raises: ValueError if the shots are not there, or asked for in reason mode, before the weights are loaded;
     BadDataError, WeightsError.
     """
 
-    def questions(path: str, split: str, limit: int) -> list[Question]:
-        source = Source(path, "exam", path, split=split, subset=subset, language=language, limit=limit)
-        return _shown(load_questions(source, drop_bad=drop_bad))
+    def questions(path: str, split: str, limit: int, answers_from: int | None = None) -> list[Question]:
+        source = Source(path, "exam", path, split=split, subset=subset, language=language, limit=limit, answers_from=answers_from)
+        return _shown(source.name, load_questions(source, drop_bad=drop_bad))
 
     if mode == "reason" and n_shots:
         raise ValueError(f"{n_shots} shots are asked for; reason mode is asked without any")
-    asked = questions(exam, split, limit)
+    asked = questions(exam, split, limit, answers_from)
     shots = []
     if n_shots:
         if fewshot is None:
@@ -92,7 +94,7 @@ def evaluate_pairs(
     """
     # The embedded pairs are split by fact, which their source calls a subset, as it does for texts.
     source = Source(pairs, "translation", pairs, split=split, subset=subset or (split if pairs == EMBEDDED else ""), limit=limit)
-    asked = _shown(load_pairs(source, drop_bad=drop_bad))
+    asked = _shown(source.name, load_pairs(source, drop_bad=drop_bad))
     model = open_model(weights)
     with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
         return evaluate_translation(
@@ -113,8 +115,10 @@ def open_scorer(model: Model, *, dtype: str, batch_size: int, adapters: bool = T
         )
 
 
-def _shown(loaded: Loaded) -> list:
-    """Returns the rows; prints those left out."""
+def _shown(name: str, loaded: Loaded) -> list:
+    """Returns the rows; prints those left out, and what was noted on reading."""
+    for note in loaded.notes:
+        print(f"{name}: {note}")
     for row in loaded.bad:
         print(f"left out: {row}")
     return list(loaded.rows)

@@ -97,6 +97,8 @@ def translate_exam(
     given = _other(to)
     source = Source(exam, "exam", exam, split=split, subset=subset, limit=limit, language=given if exam == rows.EMBEDDED else "")
     loaded = load_questions(source, drop_bad=drop_bad)
+    for note in loaded.notes:
+        print(f"{exam}: {note}")
     for row in loaded.bad:
         print(f"left out: {row}")
     if all(question.language == to for question in loaded.rows):

@@ -39,7 +39,7 @@ ROLES: dict[str, dict[str, str]] = {
     "Source": dict(
         name=ELSEWHERE, kind=ELSEWHERE, path=ELSEWHERE, split=ELSEWHERE, subset=ELSEWHERE, language=ELSEWHERE,
         weight=ELSEWHERE, licence=NOTHING, fields=ELSEWHERE, limit=ELSEWHERE,
-        skip=ELSEWHERE,
+        skip=ELSEWHERE, answers_from=ELSEWHERE,
     ),
 }  # fmt: skip
 

@@ -49,7 +49,7 @@ def load(source: Source, *, drop_bad: bool, form: ReasoningFormat = ReasoningFor
         f"with {form.opening!r} or {form.closing!r} in the rationale": len(reasoned) - len(usable),
     }
     notes = tuple(f"{n} of {len(loaded.rows)} questions left out: {why}" for why, n in counts.items() if n)
-    return rows.settle(source, usable, loaded.bad, drop_bad=drop_bad, notes=notes)
+    return rows.settle(source, usable, loaded.bad, loaded.notes + notes, drop_bad=drop_bad)
 
 
 def reasoning_prompt(question: Question) -> str:

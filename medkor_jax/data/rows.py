@@ -7,39 +7,41 @@ reason why it cannot. This module reads the rows, numbers them and carries the r
     for number, row in read_rows(source):        # numbers start at 1; the header is not counted
         ...
 
-Files are read here and not through `datasets`, which gives up on a whole file at the first byte that
+Files are read by `files` and not through `datasets`, which gives up on a whole file at the first byte that
 is not UTF-8 and reads the option "None" as missing; hub data sets, and directories laid out like one,
-go through `datasets`. A row keeps undecodable bytes as lone surrogates, so the row that holds them can
-be named. What it does not do: judge what a row means.
+go through `datasets`. Text is composed (NFC) on reading: decomposed Hangul, as macOS writes it, looks the same
+and has other tokens. What it does not do: judge what a row means.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import difflib
-import gzip
-import io
 import itertools
-import json
 import pathlib
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any, Generic, TypeVar
 
+from medkor_jax.data.files import CELLS, SUFFIXES, TEXT, Row, UnreadableFile, read_file  # noqa: F401
 from medkor_jax.data.language import HANGUL_RANGES
+from medkor_jax.data.notes import Note, Tally
 
 KINDS = ("text", "chat", "exam", "reasoning", "translation")
 EMBEDDED = "embedded"
-TEXT = "text"  # the only column of a file of lines
 SHOWN_BAD_ROWS = 20
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_READ_SUFFIXES = (".csv", ".jsonl", ".json", ".txt", ".tsv", ".parquet")
 _HANGUL = re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in HANGUL_RANGES) + "]")
 
+_LONE_CARRIAGE_RETURN = re.compile(r"\r(?!\n)")
+# Characters of one code point that NFC would write as another: KorMedMCQA holds Chinese characters of this kind, and the
+# prompts of others keep them.
+_KEPT = re.compile("([\u2126\u212a\u212b\uf900-\ufaff\U0002f800-\U0002fa1f]+)")
+_MARK = "\ufeff"  # a byte order mark; inside a file where files were put together
+
 T = TypeVar("T", covariant=True)
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Source:
     weight: share of the documents (not of the tokens) drawn from this source, relative to the others.
     fields: column names, in the order the kind expects them, when they are not the usual ones.
     limit: keep the first `limit` rows; 0 keeps all. skip: questions passed over before that, so that two exams of one
-    file share none.
+    file share none. answers_from: what the numbers of an exam's keys count from, 0 or 1, where its rows do not tell.
     """
 
     name: str
@@ -65,10 +67,13 @@ class Source:
     fields: tuple[str, ...] = ()
     limit: Annotated[int, ">= 0"] = 0
     skip: Annotated[int, ">= 0"] = 0
+    answers_from: int | None = None
 
     def __post_init__(self):
         if self.skip < 0 or (self.skip and self.kind not in ("exam", "reasoning")):
             raise ValueError(f"source {self.name!r}: skip is {self.skip} of kind {self.kind!r}, expected 0, or more for questions")
+        if self.answers_from not in (None, 0, 1):
+            raise ValueError(f"source {self.name!r}: answers_from is {self.answers_from!r}, expected 0 or 1")
         if self.kind not in KINDS:
             raise ValueError(f"source {self.name!r}: kind is {self.kind!r}, expected one of {', '.join(KINDS)}")
         if self.language not in ("", "ko", "en"):
@@ -76,7 +81,7 @@ class Source:
         if not self.weight > 0:
             raise ValueError(f"source {self.name!r}: weight is {self.weight}, expected more than 0; "
                              "leave the source out of the list to switch it off")
-        object.__setattr__(self, "fields", tuple(self.fields))
+        object.__setattr__(self, "fields", tuple(map(composed, self.fields)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +111,7 @@ class BadRow:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded(Generic[T]):
-    """notes: sentences on what was left out without being bad, to be shown."""
+    """notes: sentences on what was left out, guessed or read otherwise without being bad, to be shown."""
 
     rows: Sequence[T]
     bad: list[BadRow]
@@ -130,30 +135,37 @@ class BadRowReason(ValueError):
 
 
 def convert_rows(
-    source: Source, convert: Callable[[int, Row], T], rows: Iterable[tuple[int, Row | str]] | None = None
-) -> Iterator[T | BadRow]:
-    """Yields convert(number, row) for every row of the source, or the BadRow that says why not.
+    source: Source, convert: Callable[[int, Row], T], rows: Iterable[tuple[int, Row | str]] | None = None, *,
+    tally: Tally | None = None, columns: Sequence[tuple[str, ...]] = (),
+) -> Iterator[T | BadRow | Note]:
+    """Yields convert(number, row) for every row of the source, or the BadRow that says why not; then what was noted.
 
-    rows: those to convert; by default read_rows(source).
+    rows: those to convert; by default read_rows(source). tally: where `convert` notes. columns: see `files.read_file`.
     """
-    for number, row in read_rows(source) if rows is None else rows:
+    tally = tally or Tally()
+    for number, row in read_rows(source, tally, columns) if rows is None else rows:
         try:
             if isinstance(row, str):
                 raise BadRowReason(row)
-            yield convert(number, row)
+            yield convert(number, _composed(row, tally))
         except BadRowReason as reason:
             yield BadRow(file_label(source), number, str(reason))
+    yield from tally.notes()
 
 
-def split_bad(items: Iterable[T | BadRow]) -> tuple[list[T], list[BadRow]]:
-    good, bad = [], []
+def split_bad(items: Iterable[T | BadRow | Note]) -> tuple[list[T], list[BadRow], tuple[str, ...]]:
+    """Returns the good rows, the bad ones, and the notes."""
+    good, bad, notes = [], [], []
     for item in items:
-        (bad if isinstance(item, BadRow) else good).append(item)
-    return good, bad
+        if isinstance(item, Note):
+            notes.append(item.text)
+        else:
+            (bad if isinstance(item, BadRow) else good).append(item)
+    return good, bad, tuple(notes)
 
 
 def settle(
-    source: Source, good: Sequence[T], bad: list[BadRow], *, drop_bad: bool, notes: tuple[str, ...] = ()
+    source: Source, good: Sequence[T], bad: list[BadRow], notes: tuple[str, ...] = (), *, drop_bad: bool
 ) -> Loaded[T]:
     """Returns both as Loaded, or raises BadDataError: for bad rows unless `drop_bad`, for an empty source always."""
     if bad and not drop_bad:
@@ -165,20 +177,31 @@ def settle(
     return Loaded(good, bad, notes)
 
 
-def read_rows(source: Source) -> Iterator[tuple[int, Row | str]]:
+def read_rows(
+    source: Source, tally: Tally | None = None, columns: Sequence[tuple[str, ...]] = ()
+) -> Iterator[tuple[int, Row | str]]:
     """Yields (number, row) from 1; in place of a row that could not be read, the reason as a string.
 
     Raises: BadDataError if the file is not there or cannot be read at all.
     """
-    path = pathlib.Path(source.path)
+    path, tally = pathlib.Path(source.path), tally or Tally()
     if path.is_file():
-        rows = _read_file(path, source)
+        rows = _file_rows(path, source, tally, columns)
     elif path.is_dir() or is_hub_id(source.path):
         rows = load_hub(source)
     else:
         raise _unreadable(source, "no such file. Expected 'embedded', a file, a directory or a hub id (owner/name)")
-    numbered = ((number, row) for number, row in enumerate(rows, start=1) if row is not None)
+    numbered = ((number, row) for number, row in enumerate(rows, start=1) if row is not None or tally.count("blank lines passed over"))
     yield from itertools.islice(numbered, source.limit) if source.limit else numbered
+
+
+def _file_rows(path: pathlib.Path, source: Source, tally: Tally, columns: Sequence[tuple[str, ...]]) -> Iterator[Row | str | None]:
+    try:
+        if columns and source.fields:
+            columns = (source.fields,)
+        yield from read_file(path, tally, has_tabs=source.kind == "translation", columns=columns)
+    except UnreadableFile as error:
+        raise _unreadable(source, str(error)) from error
 
 
 def load_hub(source: Source):
@@ -195,7 +218,7 @@ def load_hub(source: Source):
 
 
 def is_hub_id(path: str) -> bool:
-    return bool(_HUB_ID.fullmatch(path)) and not path.removesuffix(".gz").endswith(_READ_SUFFIXES)
+    return bool(_HUB_ID.fullmatch(path)) and not path.removesuffix(".gz").endswith(SUFFIXES)
 
 
 def file_label(source: Source) -> str:
@@ -245,6 +268,14 @@ def text_of(value: Any, name: str) -> str:
     return text
 
 
+def plain_number(value: Any) -> str:
+    """Returns the value as text, "" for none; a whole number without the ".0" that tables write behind it."""
+    if value is None or value != value:
+        return ""
+    text = str(value).strip()
+    return text.split(".")[0] if re.fullmatch(r"-?\d+\.0+", text) else text
+
+
 def text_language(text: str) -> str:
     """Returns "ko" if at least a fifth of the letters are Hangul, else "en".
 
@@ -258,76 +289,42 @@ def count_hangul(text: str) -> int:
     return len(_HANGUL.findall(text))
 
 
+def composed(text: str) -> str:
+    """Returns the text in Unicode's composed form (NFC, but for `_KEPT`), without byte order marks."""
+    if not unicodedata.is_normalized("NFC", text):
+        text = "".join(part if _KEPT.match(part) else unicodedata.normalize("NFC", part) for part in _KEPT.split(text))
+    return text.replace(_MARK, "")
+
+
+def _composed(row: Row, tally: Tally) -> Row:
+    """Returns the row with all its texts and names composed, counting what that changed."""
+    found: set[str] = set()
+
+    def of(value: Any) -> Any:
+        if isinstance(value, str):
+            if value.isascii() and "\r" not in value:
+                return value
+            plain = composed(value)
+            if plain != value.replace(_MARK, ""):
+                found.add("rows in decomposed form (macOS writes Hangul so), read as composed (NFC)")
+            if _MARK in value:
+                found.add("rows with a byte order mark inside, read without it")
+            if _LONE_CARRIAGE_RETURN.search(value):
+                found.add("rows with a carriage return inside a line, kept as it is")
+            return plain
+        if isinstance(value, dict):
+            return {of(name): of(inner) for name, inner in value.items()}
+        return [of(inner) for inner in value] if isinstance(value, list) else value
+
+    row = of(row)
+    for what in found:
+        tally.count(what)
+    return row
+
+
 def _around(text: str, index: int) -> str:
     return repr(text[max(0, index - 12):index + 13])
 
 
 def _unreadable(source: Source, reason: str) -> BadDataError:
     return BadDataError([BadRow(file_label(source), 0, reason)], advice=f"source {source.name!r} cannot be read")
-
-
-def _read_file(path: pathlib.Path, source: Source) -> Iterator[Row | str | None]:
-    suffix = pathlib.Path(path.name.removesuffix(".gz")).suffix.lower()
-    if suffix not in _READ_SUFFIXES:
-        raise _unreadable(source, f"{suffix or 'no suffix'!r}, expected one of {', '.join(_READ_SUFFIXES)} (text may be .gz)")
-    try:
-        if suffix == ".parquet":
-            yield from _read_parquet(path)
-            return
-        binary = gzip.open(path) if path.name.endswith(".gz") else open(path, "rb")
-        with binary, io.TextIOWrapper(binary, "utf-8-sig", errors="surrogateescape", newline="") as file:
-            if suffix == ".csv":
-                yield from _read_csv(file, source)
-            elif suffix == ".jsonl":
-                yield from _read_jsonl(file)
-            elif suffix == ".json":
-                yield from _rows_of_json(json.load(file))
-            else:
-                yield from ({TEXT: line} if line.strip() else None for line in file)
-    except (OSError, EOFError, csv.Error, json.JSONDecodeError) as error:
-        raise _unreadable(source, f"cannot be read: {error}") from error
-
-
-def _read_csv(file: io.TextIOBase, source: Source) -> Iterator[Row | str]:
-    csv.field_size_limit(2**31 - 1)  # a document may be longer than the default 128 KiB
-    reader = csv.reader(file)
-    header = next(reader, None)
-    if not header:
-        raise _unreadable(source, "is empty: not even a header line")
-    for cells in reader:
-        if not cells:
-            continue  # csv gives [] for a blank line
-        if len(cells) != len(header):
-            yield f"{len(cells)} cells, expected {len(header)} as in the header"
-        else:
-            yield dict(zip(header, cells))
-
-
-def _read_jsonl(file: io.TextIOBase) -> Iterator[Row | str | None]:
-    for line in file:
-        if not line.strip():
-            yield None  # counted, so that numbers stay line numbers
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            yield f"not JSON: {error.msg} at character {error.pos}"
-            continue
-        yield row if isinstance(row, dict) else f"a JSON {type(row).__name__}, expected an object with named fields"
-
-
-def _rows_of_json(value: Any) -> list[Row | str]:
-    """Returns the rows of a whole JSON document: the list that it is, or the only list of objects it holds."""
-    if isinstance(value, dict):
-        lists = [v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
-        value = lists[0] if len(lists) == 1 else [value]
-    value = value if isinstance(value, list) else [value]
-    return [row if isinstance(row, dict) else f"a JSON {type(row).__name__}, expected an object" for row in value]
-
-
-def _read_parquet(path: pathlib.Path) -> Iterator[Row]:
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1024):
-            yield from batch.to_pylist()

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 
 from medkor_jax.data import exams, reasoning, rows, text, translation
 from medkor_jax.data.contents import file_digest
+from medkor_jax.data.notes import Note
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import (  # noqa: F401  (this module is where others take them from)
     BadDataError, BadRow, Example, Loaded, Source,
@@ -24,7 +25,8 @@ from medkor_jax.data.rows import (  # noqa: F401  (this module is where others t
 
 IN_MEMORY_BYTES = 64 * 2**20
 OF_QUESTIONS = ("exam", "reasoning")  # kinds whose rows are questions
-_STORED_FORM = 1  # raise it when the meaning of the stored columns changes
+_STORED_FORM = 2  # raise it when the meaning of the stored columns changes
+_GOOD, _NOTE = -1, -2  # in place of the number of a bad row
 
 
 def load_questions(
@@ -54,10 +56,10 @@ def load_examples(source: Source, *, drop_bad: bool, form: ReasoningFormat = Rea
         questions = load_questions(source, drop_bad=drop_bad, form=form)
         return dataclasses.replace(questions, rows=[question_example(question, source, form) for question in questions.rows])
     if _is_large(source):
-        good, bad = _stored(source)
+        good, bad, notes = _stored(source)
     else:
-        good, bad = rows.split_bad(_read(source))
-    return rows.settle(source, good, bad, drop_bad=drop_bad)
+        good, bad, notes = rows.split_bad(_read(source))
+    return rows.settle(source, good, bad, notes, drop_bad=drop_bad)
 
 
 def question_example(question: exams.Question, source: Source, form: ReasoningFormat = ReasoningFormat()) -> Example:
@@ -65,7 +67,7 @@ def question_example(question: exams.Question, source: Source, form: ReasoningFo
     return reasoning.reasoned_example(question, form) if source.kind == "reasoning" else exams.example(question)
 
 
-def _read(source: Source) -> Iterator[Example | BadRow]:
+def _read(source: Source) -> Iterator[Example | BadRow | Note]:
     return translation.load(source) if source.kind == "translation" else text.load(source)
 
 
@@ -96,8 +98,8 @@ class StoredExamples(Sequence):
         return Example(row["id"], tuple(zip(row["texts"], row["losses"])), row["language"], row["splittable"], row["eos"])
 
 
-def _stored(source: Source) -> tuple[StoredExamples, list[BadRow]]:
-    """Returns the examples and bad rows of a large source, converted on first use and cached after."""
+def _stored(source: Source) -> tuple[StoredExamples, list[BadRow], tuple[str, ...]]:
+    """Returns the examples, bad rows and notes of a large source, converted on first use and cached after."""
     import datasets
     import numpy as np
 
@@ -118,18 +120,20 @@ def _stored(source: Source) -> tuple[StoredExamples, list[BadRow]]:
     bad_rows = table.with_format("numpy", columns=["bad_row"])["bad_row"][:]
     bad = [BadRow(rows.file_label(source), table[int(i)]["bad_row"], table[int(i)]["bad_reason"])
            for i in np.flatnonzero(bad_rows >= 0)]
-    return StoredExamples(table, np.flatnonzero(bad_rows < 0), fingerprint), bad
+    notes = tuple(table[int(i)]["bad_reason"] for i in np.flatnonzero(bad_rows == _NOTE))
+    return StoredExamples(table, np.flatnonzero(bad_rows == _GOOD), fingerprint), bad, notes
 
 
 def _stored_rows(source: Source) -> Iterator[dict]:
     for item in _read(source):
-        if isinstance(item, BadRow):
+        if isinstance(item, BadRow | Note):
+            row, reason = (item.row, item.reason) if isinstance(item, BadRow) else (_NOTE, item.text)
             yield {"id": "", "texts": [], "losses": [], "language": "", "splittable": False, "eos": False,
-                   "bad_row": item.row, "bad_reason": item.reason}
+                   "bad_row": row, "bad_reason": reason}
         else:
             texts, losses = zip(*item.parts)
             yield {"id": item.id, "texts": list(texts), "losses": list(losses), "language": item.language,
-                   "splittable": item.splittable, "eos": item.eos, "bad_row": -1, "bad_reason": ""}
+                   "splittable": item.splittable, "eos": item.eos, "bad_row": _GOOD, "bad_reason": ""}
 
 
 def _fingerprint(source: Source) -> str:

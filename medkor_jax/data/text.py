@@ -16,14 +16,15 @@ import itertools
 from collections.abc import Iterator
 
 from medkor_jax.data import rows
+from medkor_jax.data.notes import Note
 from medkor_jax.data.rows import BadRow, BadRowReason, Example, Row, Source
 
 TEXT_COLUMNS = ((rows.TEXT,), ("question", "answer"), ("input", "output"), ("content",))
 CHAT_COLUMNS = (("question", "answer"), ("input", "output"), ("instruction", "output"), ("prompt", "response"))
 
 
-def load(source: Source) -> Iterator[Example | BadRow]:
-    """Yields one Example for each row, or what is wrong with it.
+def load(source: Source) -> Iterator[Example | BadRow | Note]:
+    """Yields one Example for each row, or what is wrong with it; then what was noted.
 
     Raises: BadDataError if the columns are not there.
     """
@@ -37,7 +38,7 @@ def load(source: Source) -> Iterator[Example | BadRow]:
         language = source.language or rows.text_language("".join(text for text, _ in parts))
         return Example(f"{source.name}/{number - 1}", parts, language, splittable=True)
 
-    yield from rows.convert_rows(source, convert)
+    yield from rows.convert_rows(source, convert, columns=TEXT_COLUMNS if source.kind == "text" else CHAT_COLUMNS)
 
 
 def _embedded(source: Source) -> Iterator[Example]:

@@ -3,8 +3,8 @@
     English: He has a fever.                한국어: 그는 열이 난다.
     한국어: 그는 열이 난다.      and         English: He has a fever.
 
-Read from: lines "en TAB ko" (.tsv, .txt; further cells are ignored), columns en and ko (CSV, JSONL, JSON,
-Parquet, hub; other names as fields=(english, korean)), a pair of files beside each other (path "news.ko",
+Read from: lines "en TAB ko" (.tsv, .txt; a header is recognised, further cells are left out), columns en and ko (CSV,
+JSONL, JSON, Parquet, hub; other names as fields=(english, korean)), a pair of files beside each other (path "news.ko",
 "news.en" or "news" for both), or "embedded" (subset "train", "valid" or "test" gives the pairs on that split's
 facts). The prompt that evaluation asks with is the one learnt here. What it does not do: align sentences.
 """
@@ -17,11 +17,14 @@ import pathlib
 from collections.abc import Iterator
 
 from medkor_jax.data import rows
+from medkor_jax.data.files import UnreadableFile, lines_of, open_text
 from medkor_jax.data.language import has_hangul
+from medkor_jax.data.notes import Note, Tally
 from medkor_jax.data.rows import BadDataError, BadRow, BadRowReason, Example, Loaded, Row, Source
 
 LABELS = {"en": "English:", "ko": "한국어:"}
 DIRECTIONS = (("en", "ko"), ("ko", "en"))  # (given, target)
+COLUMNS = (("en", "ko"), ("eng", "kor"), ("english", "korean"), ("영어", "한국어"))  # English, Korean; upper case as well
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +36,13 @@ class Pair:
     ko: str
 
 
-def load(source: Source) -> Iterator[Example | BadRow]:
-    """Yields two Examples for each pair, into Korean first, or what is wrong with the pair.
+def load(source: Source) -> Iterator[Example | BadRow | Note]:
+    """Yields two Examples for each pair, into Korean first, or what is wrong with the pair; then what was noted.
 
     Raises: BadDataError if the columns or the twin file are not there, or the twin files differ in length.
     """
     for item in _read(source):
-        yield from [item] if isinstance(item, BadRow) else both_ways(item)
+        yield from [item] if isinstance(item, BadRow | Note) else both_ways(item)
 
 
 def load_pairs(source: Source, *, drop_bad: bool) -> Loaded[Pair]:
@@ -68,21 +71,21 @@ def both_ways(pair: Pair) -> list[Example]:
     ]
 
 
-def _read(source: Source) -> Iterator[Pair | BadRow]:
+def _read(source: Source) -> Iterator[Pair | BadRow | Note]:
     if source.path == rows.EMBEDDED:
         from medkor_jax.data import embedded
 
         yield from itertools.starmap(Pair, itertools.islice(embedded.pairs(source.subset or "all"), source.limit or None))
         return
-    numbered = None
+    numbered, tally = None, Tally()
     if twins := twin_files(source):
-        numbered = _read_twins(source, twins)
+        numbered = _read_twins(source, twins, tally)
         source = dataclasses.replace(source, path=str(twins[0]))  # which reports then name
 
     def convert(number: int, row: Row) -> Pair:
-        return Pair(f"{source.name}/{number - 1}", *_sentences(row, source))
+        return Pair(f"{source.name}/{number - 1}", *_sentences(row, source, tally))
 
-    yield from rows.convert_rows(source, convert, numbered)
+    yield from rows.convert_rows(source, convert, numbered, tally=tally, columns=COLUMNS)
 
 
 def twin_files(source: Source) -> tuple[pathlib.Path, pathlib.Path] | None:
@@ -97,19 +100,23 @@ def twin_files(source: Source) -> tuple[pathlib.Path, pathlib.Path] | None:
     return twins if found else None
 
 
-def _sentences(row: Row, source: Source) -> tuple[str, str]:
+def _sentences(row: Row, source: Source, tally: Tally) -> tuple[str, str]:
     """Returns (English, Korean) of one row."""
-    if set(row) == {rows.TEXT}:
-        cells = str(row[rows.TEXT]).split("\t")
+    if set(row) == {rows.TEXT, rows.CELLS}:
+        cells = row[rows.CELLS]
         if len(cells) < 2:
             raise BadRowReason("no tab: expected the English sentence, a tab, the Korean one")
         english, korean = cells[:2]
         if has_hangul(english) and not has_hangul(korean):
             english, korean = korean, english
+            tally.count("lines with the Korean sentence first, read as such")
+        tally.count("lines with more than two cells, the further ones left out", len(cells) > 2)
     else:
-        columns = source.fields or ("en", "ko")
-        if len(columns) != 2:
-            raise ValueError(f"source {source.name!r}: `fields` is {columns}, expected two names: English, Korean")
+        if source.fields and len(source.fields) != 2:
+            raise ValueError(f"source {source.name!r}: `fields` is {source.fields}, expected two names: English, Korean")
+        names = {name.strip().casefold(): name for name in row}
+        usual = (tuple(names[name] for name in pair) for pair in COLUMNS if names.keys() >= set(pair))
+        columns = source.fields or next(usual, COLUMNS[0])
         missing = [column for column in columns if column not in row]
         if missing:
             raise rows.columns_missing(source, missing, list(row))
@@ -117,10 +124,23 @@ def _sentences(row: Row, source: Source) -> tuple[str, str]:
     return rows.text_of(english, "English sentence").strip(), rows.text_of(korean, "Korean sentence").strip()
 
 
-def _read_twins(source: Source, twins: tuple[pathlib.Path, pathlib.Path]) -> Iterator[tuple[int, Row]]:
-    english, korean = (path.read_text("utf-8", errors="surrogateescape").removesuffix("\n").split("\n") for path in twins)
+def _read_twins(source: Source, twins: tuple[pathlib.Path, pathlib.Path], tally: Tally) -> Iterator[tuple[int, Row]]:
+    english, korean = (_lines(twin, tally) for twin in twins)
     if len(english) != len(korean):
         counts = f"{len(english)} lines, but {twins[1]} has {len(korean)}: the sentences do not pair up"
         raise BadDataError([BadRow(str(twins[0]), 0, counts)], advice="files of different length")
     pairs = ({"en": e, "ko": k} for e, k in zip(english, korean))
     yield from itertools.islice(enumerate(pairs, start=1), source.limit or None)
+
+
+def _lines(path: pathlib.Path, tally: Tally) -> list[str]:
+    """Returns the lines of one of the twins, without blank ones at its end."""
+    try:
+        with open_text(path, tally) as file:
+            lines = list(lines_of(file))
+    except UnreadableFile as error:
+        raise BadDataError([BadRow(str(path), 0, str(error))], advice="one of a pair of files cannot be read") from error
+    while lines and not lines[-1].strip():
+        lines.pop()
+        tally.count(f"blank lines at the end of {path.name} left out")
+    return lines

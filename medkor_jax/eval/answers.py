@@ -8,7 +8,8 @@ Korean it reads as the `extract_answer` filter of `kormedmcqa` v3.0 does (lm-eva
 four patterns in turn, the last match of the first that matches, upper or lower case. Two habits of that
 filter are kept because published scores contain them: a full-width colon does not count as a colon
 (such a letter is still found by the last pattern), and a Latin letter glued to Hangul ("B입니다")
-is found only behind "정답" or "정답은".
+is found only behind "정답" or "정답은". Questions of more than five options, which that exam does not have, are read by
+the same patterns with their own letters.
 
 What it does not do: compare option texts, read digits, or guess. A letter beyond the question's own
 options is not an answer.
@@ -17,41 +18,50 @@ options is not an answer.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 
 from medkor_jax.data.exams import LETTERS
 from medkor_jax.data.reasoning import ReasoningFormat
 
-KOREAN_PATTERNS = tuple(
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
-        r"정답[:\s]*([ABCDE])",
-        r"정답은\s*([ABCDE])\s*입니다",
-        r"\b([ABCDE])\.",
-        r"\b([ABCDE])\b",
-    )
+_KOREAN = (
+    r"정답[:\s]*([{letters}])",
+    r"정답은\s*([{letters}])\s*입니다",
+    r"\b([{letters}])\.",
+    r"\b([{letters}])\b",
 )
-# Ours, since the harness has no English exam of this kind. Upper case only: "a" is an English word.
-ENGLISH_PATTERNS = tuple(
-    re.compile(pattern)
-    for pattern in (
-        r"\b[Aa]nswer(?:\s+is)?[:\s]*([ABCDE])\b",
-        r"\b([ABCDE])\.",
-        r"\b([ABCDE])\b",
-    )
+# Ours, since the harness has no English exam of this kind. Upper case only: "a" is an English word; and so is "I".
+_ENGLISH = (
+    r"\b[Aa]nswer(?:\s+is)?[:\s]*([{letters}])\b{pronoun}",
+    r"\b([{letters}])\.",
+    r"\b([{letters}])\b{pronoun}",
 )
-_PATTERNS = {"ko": KOREAN_PATTERNS, "en": ENGLISH_PATTERNS}
+_NO_PRONOUN = r"(?!(?<=I)(?:['’]|\s+[a-z]))"  # "I think", "I'd say"
+HARNESS_LETTERS = LETTERS[:5]
 
 
-def extract_letter(text: str, language: str = "ko") -> str:
-    """Returns the letter "A" to "E" that `text` chose, or "" if no pattern matches.
+@functools.cache
+def patterns(language: str, n_options: int = len(HARNESS_LETTERS)) -> tuple[re.Pattern, ...]:
+    """Returns the patterns tried in turn. Those for up to five options are the harness's, of more they go on to their letters.
+
+    Raises: ValueError for a language without patterns.
+    """
+    letters = LETTERS[: max(n_options, len(HARNESS_LETTERS))]
+    if language == "ko":
+        return tuple(re.compile(pattern.format(letters=letters), re.IGNORECASE) for pattern in _KOREAN)
+    if language == "en":
+        pronoun = _NO_PRONOUN if "I" in letters else ""
+        return tuple(re.compile(pattern.format(letters=letters, pronoun=pronoun)) for pattern in _ENGLISH)
+    raise ValueError(f"no answer patterns for language {language!r}; there are some for ['en', 'ko']")
+
+
+def extract_letter(text: str, language: str = "ko", n_options: int = len(HARNESS_LETTERS)) -> str:
+    """Returns the letter that `text` chose, of "A" to "E" or as far as n_options go, or "" if no pattern matches.
 
     Raises: ValueError for a language without patterns.
     Source: for "ko", Kweon et al. 2024 (arXiv:2403.01469), appendix B, as `kormedmcqa` v3.0 applies it.
     """
-    if language not in _PATTERNS:
-        raise ValueError(f"no answer patterns for language {language!r}; there are some for {sorted(_PATTERNS)}")
-    for pattern in _PATTERNS[language]:
+    for pattern in patterns(language, n_options):
         found = pattern.findall(text)
         if found:
             return found[-1].upper()
@@ -62,7 +72,7 @@ def parse_answer(text: str, n_options: int, language: str = "ko") -> int | None:
     """Returns the 0-based option that `text` chose, or None: nothing found, or a letter past the options."""
     if not 2 <= n_options <= len(LETTERS):
         raise ValueError(f"a question with {n_options} options; 2 to {len(LETTERS)} can be read")
-    letter = extract_letter(text, language)
+    letter = extract_letter(text, language, n_options)
     if not letter or LETTERS.index(letter) >= n_options:
         return None
     return LETTERS.index(letter)

@@ -25,6 +25,7 @@ import numpy as np
 from medkor_jax.data.batches import check_cursor, document_order
 from medkor_jax.data.contents import content_digest
 from medkor_jax.data.exams import Question
+from medkor_jax.data.option_order import keeps_order
 from medkor_jax.data.packing import LANGUAGE_IDS, ROUTES, Batch, Encoded, PackedRows
 from medkor_jax.data.reasoning import reasoning_prompt
 from medkor_jax.data.rows import BadDataError, BadRow, Source
@@ -63,6 +64,10 @@ class Rollouts:
         kept = [self._kept_questions(source, questions) for source, questions in sources]
         if self.dropped and not drop_bad:
             raise BadDataError(self.dropped, advice="raise seq_len, or go on without them with --drop-bad")
+        for (source, questions), indices in zip(sources, kept):
+            if n := sum(keeps_order(questions[i].options) for i in indices):
+                print(f"{source.name}: {n} of {len(indices)} questions are asked with their options in the order of the file, since "
+                      "an option speaks of others (\"both A and B\"); the others are shuffled")  # fmt: skip
         self._order = document_order(kept, [source.weight for source, _ in sources], seed=seed, epochs=None, shuffle=True)
         self._identity = {
             "sources": [f"{s.name} ({len(indices)} questions, weight {s.weight})" for (s, _), indices in zip(sources, kept)],
@@ -261,7 +266,9 @@ def importance(batch: Batch, samples: Sequence[Sample], cap: float) -> tuple[np.
 
 
 def shuffle_options(question: Question, rng: np.random.Generator) -> Question:
-    """Returns the question with its options in another order, and the key moved with them."""
+    """Returns the question with its options in another order, and the key moved with them; as it is if they keep it."""
+    if keeps_order(question.options):
+        return question
     order = [int(i) for i in rng.permutation(len(question.options))]
     options = tuple(question.options[i] for i in order)
     return dataclasses.replace(question, options=options, answer=order.index(question.answer))

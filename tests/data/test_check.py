@@ -9,7 +9,7 @@ STEM = "신경내분비종양에서 올라가는 종양표지자로 알맞은 �
 @pytest.fixture
 def uses(write_jsonl):
     row = {"question": STEM, "A": "NSE", "B": "CEA", "answer": "A"}
-    train = write_jsonl("train.jsonl", [{"question": "폐기종의 원인은?", "A": "흡연", "B": "운동", "answer": 1}, {**row, "B": ""}])
+    train = write_jsonl("train.jsonl", [{"question": "폐기종의 원인은?", "A": "흡연", "B": "운동", "answer": "A"}, {**row, "B": ""}])
     valid = write_jsonl("valid.jsonl", [row])
     words = write_jsonl("words.jsonl", [{"text": "Fever."}, {"text": "열이 난다."}, {"text": STEM}])
     return [

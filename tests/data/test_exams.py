@@ -44,7 +44,7 @@ def test_prompt_equals_the_template_of_an_installed_harness():
     IgnoresFunctions.add_constructor("!function", lambda loader, node: None)
     template = pathlib.Path(lm_eval.__file__).parent / "tasks/kormedmcqa/_template_yaml"
     task = yaml.load(template.read_text("utf-8"), IgnoresFunctions)
-    question = Question("1", "x", None, "ko", ROW["question"], tuple(ROW[letter] for letter in LETTERS), 1)
+    question = Question("1", "x", None, "ko", ROW["question"], tuple(ROW[letter] for letter in LETTERS[:5]), 1)
     assert prompt(question) == jinja2.Template(task["doc_to_text"]).render(ROW)
     shown = jinja2.Template(task["fewshot_config"]["doc_to_text"]).render(ROW)
     assert shown.startswith(prompt(question) + answer_text(question))

@@ -9,13 +9,13 @@ from medkor_jax.eval.scores import Answer, Report
 
 
 class CharacterTokenizer:
-    """One token a character, except that " A" to " E" are one each, as they are in Gemma's vocabulary."""
+    """One token a character, except that " A" to " J" are one each, as they are in Gemma's vocabulary."""
 
     bos_id = 2
     _letters = {f" {letter}": 0x120000 + i for i, letter in enumerate(LETTERS)}
 
     def encode(self, text):
-        return [self._letters.get(piece) or ord(piece) for piece in re.findall(r" [A-E](?!\w)|(?s:.)", text)]
+        return [self._letters.get(piece) or ord(piece) for piece in re.findall(r" [A-J](?!\w)|(?s:.)", text)]
 
     def encode_batch(self, texts):
         return [self.encode(text) for text in texts]

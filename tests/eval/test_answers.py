@@ -3,7 +3,7 @@ import random
 import pytest
 
 from medkor_jax.data.exams import LETTERS
-from medkor_jax.eval.answers import extract_letter, parse_answer
+from medkor_jax.eval.answers import extract_letter, parse_answer, patterns
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_equals_the_harness_filter_and_metric_on_random_texts():
     assert 0.1 < sum(letter == "" for letter in theirs) / len(theirs) < 0.9  # both outcomes were really tried
 
     for text, letter in zip(texts[:2000], theirs[:2000]):
-        key = generator.choice(LETTERS)
+        key = generator.choice(LETTERS[:5])
         scored = exact_match_hf_evaluate(
             [letter], [key], regexes_to_ignore=[" ", "\n"], ignore_case=True, ignore_punctuation=True
         )["exact_match"]
@@ -70,8 +70,23 @@ def test_a_letter_beyond_the_options_is_no_answer():
     assert parse_answer("모름", 5) is None
 
 
+@pytest.mark.parametrize("text, n_options, language, answer", [
+    ("정답: H", 10, "ko", 7), ("정답은 j 입니다", 10, "ko", 9), ("정답: H", 7, "ko", None), ("답은 F.", 6, "ko", 5), ("정답: H. 아니, B", 10, "ko", 7),
+    ("The answer is G", 8, "en", 6), ("Answer: I", 9, "en", 8), ("I think the answer is C, I'd say", 10, "en", 2), ("B, I think", 10, "en", 1),
+    ("정답: F", 5, "ko", None), ("F. 그리고 B", 5, "ko", 1),
+])  # fmt: skip
+def test_more_than_five_options_have_their_own_letters(text, n_options, language, answer):
+    assert parse_answer(text, n_options, language) == answer
+
+
+def test_patterns_of_up_to_five_options_are_the_harnesss():
+    for n_options in (2, 3, 4, 5):
+        assert [p.pattern for p in patterns("ko", n_options)] == [
+            r"정답[:\s]*([ABCDE])", r"정답은\s*([ABCDE])\s*입니다", r"\b([ABCDE])\.", r"\b([ABCDE])\b"]  # fmt: skip
+
+
 def test_refuses_what_it_cannot_read():
-    with pytest.raises(ValueError, match="6 options"):
-        parse_answer("A", 6)
+    with pytest.raises(ValueError, match="11 options"):
+        parse_answer("A", 11)
     with pytest.raises(ValueError, match="'ja'"):
         extract_letter("A", "ja")

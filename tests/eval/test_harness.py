@@ -30,7 +30,7 @@ def harness_task(questions, shots, directory: pathlib.Path, num_fewshot: int):
         files[split] = str(directory / f"{split}.jsonl")
         with open(files[split], "w", encoding="utf-8") as file:
             for q in rows:
-                options = dict(zip(exams.LETTERS, q.options, strict=True))
+                options = dict(zip(exams.LETTERS[:5], q.options, strict=True))
                 file.write(json.dumps({"question": q.question, **options, "answer": q.answer + 1}) + "\n")
     config = load_yaml(pathlib.Path(lm_eval.__file__).parent / "tasks" / "kormedmcqa" / "doctor.yaml")
     config = {k: v for k, v in config.items() if k != "include"} | {

@@ -78,6 +78,18 @@ def test_options_move_and_the_key_moves_with_them():
     assert shuffled.question == "Which?" and question.options == tuple("abcde")
 
 
+def test_options_that_speak_of_each_other_are_asked_in_their_order(letters, capsys):
+    kept = Question("k", "exam", None, "en", "k", ("x", "y", "both A and B"), 2)
+    moved = Question("m", "exam", None, "en", "m", ("x", "y", "z"), 2)
+    for seed in range(20):
+        assert shuffle_options(kept, np.random.default_rng(seed)) == kept
+    assert len({shuffle_options(moved, np.random.default_rng(seed)).options for seed in range(20)}) > 3
+    Rollouts([(Source("exam", "exam", "e"), [kept, moved])], letters, SETTINGS, batch_size=8, seq_len=96)
+    assert "exam: 1 of 2 questions are asked with their options in the order of the file" in capsys.readouterr().out
+    Rollouts([(Source("exam", "exam", "e"), [moved])], letters, SETTINGS, batch_size=8, seq_len=96)
+    assert "order of the file" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("std_normalised", [True, False])
 def test_advantages_are_those_of_the_group(std_normalised):
     rewards = np.array([1.4, 0.4, 0.4, 0.0])

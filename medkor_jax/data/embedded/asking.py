@@ -21,8 +21,9 @@ import functools
 import random
 
 from medkor_jax.data.embedded.table import LANGUAGES, SPLITS, Fact, Template, check_name, facts, facts_of, fill, relations
-from medkor_jax.data.exams import LETTERS, Question
+from medkor_jax.data.exams import Question
 
+N_OPTIONS = 5  # of every question
 _FRAMES: tuple[Template, ...] = (
     ("{others} {right} So the answer is {option}.", "{others} {right} 따라서 정답은 {option}이다."),
     ("Compare the options. {others} {right} The answer is therefore {option}.",
@@ -119,9 +120,9 @@ def _wrong_options(fact: Fact, inverse: bool, rng: random.Random) -> list[Fact]:
         new = inverse or other.en[1] not in {earlier.en[1] for earlier in chosen}
         if wrong and new:
             chosen.append(other)
-    if len(chosen) < len(LETTERS) - 1:
+    if len(chosen) < N_OPTIONS - 1:
         raise ValueError(f"{fact.id} has {len(chosen)} wrong options; expected 4 or more: add facts to {fact.relation!r}")
-    chosen = chosen[: len(LETTERS) - 1]
+    chosen = chosen[: N_OPTIONS - 1]
     rng.shuffle(chosen)
     return chosen
 
@@ -130,7 +131,7 @@ def _balanced_keys(count: int, split: str) -> list[int]:
     rng = random.Random(f"embedded/{split}/keys")
     keys: list[int] = []
     while len(keys) < count:
-        keys += rng.sample(range(len(LETTERS)), len(LETTERS))
+        keys += rng.sample(range(N_OPTIONS), N_OPTIONS)
     return keys[:count]
 
 

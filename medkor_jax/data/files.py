@@ -1,0 +1,288 @@
+"""Rows of one file, whatever its format and encoding, or why it cannot be read.
+
+    for row in read_file(pathlib.Path("train.csv"), Tally()):
+        ...                         # a dict; a reason where a row stood that cannot be read; None for a blank line
+
+Read by the rule and not by guess: a line ends at LF or CRLF alone, a byte order mark names the encoding and is not text,
+a quote that opens a cell closes it. What is taken from the file itself (the separator of a .csv, a header or quotes in
+a .tsv) is said in the Tally. A file that would be read as something else than it is, is refused by name. Bytes that
+are not UTF-8 stay as lone surrogates, so that the row that holds them can be named. What it does not do: know columns.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import itertools
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from medkor_jax.data.notes import Tally
+
+TEXT = "text"  # the only column of a file of lines
+CELLS = "cells"  # beside TEXT: the cells of a line of tabs
+SUFFIXES = (".csv", ".jsonl", ".json", ".txt", ".tsv", ".parquet")
+
+_SEPARATORS = {",": "','", ";": "';'", "\t": "tabs", "|": "'|'"}  # of a .csv, the likeliest first
+_HEAD = 2**16  # bytes looked at before a file is read
+# A carriage return inside a line, while `csv` (which would end the row there) reads it: no text holds this character.
+_CARRIAGE_RETURN = "\ufdd0"
+_QUOTED_CELL = r'"(?:[^"]|"")*"'
+_DOUBLED = re.compile(r'(?:^|\t)"(?:[^"\t]|"")*""(?:[^"\t]|"")*"(?=\t|$)')
+_ALL_QUOTED = re.compile(rf"{_QUOTED_CELL}(?:\t{_QUOTED_CELL})+")
+
+Row = dict[str, Any]
+
+
+class UnreadableFile(ValueError):
+    """Why a whole file cannot be read."""
+
+
+def read_file(
+    path: pathlib.Path, tally: Tally, *, has_tabs: bool = False, columns: Sequence[tuple[str, ...]] = ()
+) -> Iterator[Row | str | None]:
+    """Yields the rows of a file.
+
+    has_tabs: a .txt holds cells between tabs, as a .tsv does. columns: where a file of tabs need not have a header, the
+    names of which all of one tuple make its first line one.
+
+    Raises: UnreadableFile.
+    """
+    suffix = pathlib.Path(path.name.removesuffix(".gz")).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UnreadableFile(f"{suffix or 'no suffix'!r}, expected one of {', '.join(SUFFIXES)} (text may be .gz)")
+    try:
+        if suffix == ".parquet":
+            yield from _read_parquet(path)
+            return
+        with open_text(path, tally) as file:
+            if suffix == ".csv":
+                yield from _read_csv(file, tally)
+            elif suffix == ".jsonl":
+                yield from _read_jsonl(file)
+            elif suffix == ".json":
+                yield from _read_json(file, tally)
+            elif suffix == ".tsv" or has_tabs:
+                yield from _read_tabs(file, tally, columns)
+            else:
+                yield from ({TEXT: line} if line.strip() else None for line in lines_of(file))
+    except (OSError, EOFError, csv.Error, json.JSONDecodeError) as error:
+        raise UnreadableFile(f"cannot be read: {error}") from error
+
+
+def open_text(path: pathlib.Path, tally: Tally) -> io.TextIOWrapper:
+    """Returns the file as text in its own encoding, its lines ended by LF only (see `lines_of`).
+
+    Raises: UnreadableFile for what is neither UTF-8 nor UTF-16 with a byte order mark, and for lines that end in CR.
+    """
+    binary = gzip.open(path) if path.name.endswith(".gz") else open(path, "rb")
+    head = binary.read(_HEAD)
+    binary.seek(0)
+    encoding, errors = "utf-8-sig", "surrogateescape"
+    wrong = ""
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        wrong = "is UTF-32; save it as UTF-8"
+    elif head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding, errors = "utf-16", "replace"
+        tally.say("the file is UTF-16, read as such")
+    elif b"\0" in head:
+        wrong = "holds zero bytes: UTF-16 without a byte order mark, or no text at all; save it as UTF-8"
+    elif head.count(b"\r") > 1 and b"\n" not in head:
+        wrong = "ends its lines in CR alone (old Macintosh); lines end in LF or CRLF: save it with those"
+    if wrong:
+        binary.close()
+        raise UnreadableFile(wrong)
+    return io.TextIOWrapper(binary, encoding, errors=errors, newline="\n")
+
+
+def lines_of(file: io.TextIOBase) -> Iterator[str]:
+    """Yields the lines without their ends, LF or CRLF; a CR elsewhere is a character like others."""
+    for line in file:
+        yield line.removesuffix("\n").removesuffix("\r")
+
+
+def _read_csv(file: io.TextIOBase, tally: Tally) -> Iterator[Row | str | None]:
+    lines = iter(file)
+    first = next(lines, "")
+    if not first.strip():
+        raise UnreadableFile("is empty: not even a header line")
+    widths = {separator: len(next(csv.reader([first], delimiter=separator))) for separator in _SEPARATORS}
+    separator = max(widths, key=widths.__getitem__)  # the first of those that are as wide
+    if separator != ",":
+        tally.say(f"cells are separated by {_SEPARATORS[separator]}")
+    yield from _named(_cells(itertools.chain([first], lines), separator))
+
+
+def _named(cells: Iterator[list[str] | str]) -> Iterator[Row | str | None]:
+    """Yields rows under the names that the first cells are. Raises: UnreadableFile if they name nothing, or one twice."""
+    header = next(cells, None)
+    if not header or isinstance(header, str):
+        raise UnreadableFile(f"has no header line{': ' + header if header else ''}")
+    if any(map(_is_not_utf8, header)):
+        raise UnreadableFile("has a header line that is not UTF-8; convert the file (Korean files are often CP949)")
+    if twice := sorted({name for name in header if name and header.count(name) > 1}):
+        raise UnreadableFile(f"has more than one column {', '.join(map(repr, twice))}; rename or delete all but one")
+    for row in cells:
+        if isinstance(row, list) and row and len(row) != len(header):
+            yield f"{len(row)} cells, expected {len(header)} as in the header"
+        else:
+            yield dict(zip(header, row)) if isinstance(row, list) and row else row or None
+
+
+def _cells(lines: Iterator[str], separator: str) -> Iterator[list[str] | str]:
+    """Yields the cells of each row by the rules of CSV, [] for a blank line, or what is wrong with the row."""
+    csv.field_size_limit(2**31 - 1)  # a document may be longer than the default 128 KiB
+    reader = csv.reader(map(_hide_carriage_returns, lines), delimiter=separator, strict=True)
+    width, ended = 0, False
+    while not ended:
+        before = reader.line_num
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            ended = "unexpected end of data" in str(error)
+            inside = reader.line_num - before - 1
+            swallowed = f"; {inside} more lines lie inside it" if inside else ""
+            if ended:
+                yield f"a quote is opened in line {before + 1} of the file and never closed{swallowed}"
+            else:
+                yield (f"a quote inside a cell is not doubled, or one is left open, in the row from line {before + 1} of the "
+                       f"file{swallowed} ({error})")  # fmt: skip
+            continue
+        width = width or len(cells)
+        if any("\n" in cell for cell in cells) and (n := _swallowed(cells, width, separator)):
+            yield (f"the quote opened in line {before + 1} of the file runs on to line {reader.line_num}, over {n} lines that look "
+                   "like rows: close it where its cell ends")  # fmt: skip
+            continue
+        yield [cell.replace(_CARRIAGE_RETURN, "\r") for cell in cells]
+
+
+def _hide_carriage_returns(line: str) -> str:
+    if "\r" not in line:
+        return line
+    body = line.removesuffix("\n").removesuffix("\r")
+    return body.replace("\r", _CARRIAGE_RETURN) + line[len(body):]
+
+
+def _swallowed(cells: list[str], width: int, separator: str) -> int:
+    """Returns how many lines inside the cells look like rows of their own.
+
+    Prose has a space behind its commas. Of two or three columns all lines must look so, since a line of prose may.
+    """
+    found = 0
+    for cell in cells:
+        inner = [line for line in cell.split("\n")[1:] if line.strip()]
+        if width < 4:
+            inner = [re.sub(r"(?<=\d),(?=\d)", "", line) for line in inner]
+        parts = [line.rstrip("\r").split(separator) if '"' not in line else next(csv.reader([line], delimiter=separator))
+                 for line in inner]
+        rows = sum(len(own) == width > 1 and not any(part[:1].isspace() for part in own[1:]) for own in parts)
+        found += rows if width > 3 or rows == len(inner) else 0
+    return found
+
+
+def _read_tabs(file: io.TextIOBase, tally: Tally, columns: Sequence[tuple[str, ...]]) -> Iterator[Row | str | None]:
+    """Yields rows of cells between tabs: named if the first line is a header, otherwise {TEXT: line, CELLS: cells}.
+
+    Quotes are those of CSV only where the file shows it: a cell in quotes that doubles one, or all cells of its first
+    line in quotes. Otherwise they belong to the text.
+    """
+    first = ""
+    is_quoted = False
+    for line in lines_of(file):
+        first = first or line
+        if is_quoted := bool(_DOUBLED.search(line)) or line is first and bool(_ALL_QUOTED.fullmatch(line)):
+            break
+    file.seek(0)
+    if is_quoted:
+        tally.say("cells in quotes are read as CSV has them: without the quotes around them, doubled ones single")
+        cells = _cells(iter(file), "\t")
+    else:
+        cells = (line.split("\t") if line.strip() else [] for line in lines_of(file))
+    head = next(cells, None)
+    named = {name.strip().casefold() for name in head} if isinstance(head, list) else set()
+    cells = itertools.chain([] if head is None else [head], cells)
+    if not columns or any(named.issuperset(map(str.casefold, names)) for names in columns):
+        tally.say("the first line is read as the names of the columns")
+        yield from _named(cells)
+        return
+    for row in cells:
+        yield {TEXT: "\t".join(row), CELLS: row} if isinstance(row, list) and any(map(str.strip, row)) else row or None
+
+
+def _read_jsonl(file: io.TextIOBase) -> Iterator[Row | str | None]:
+    for line in lines_of(file):
+        if not line.strip():
+            yield None  # counted, so that numbers stay line numbers
+            continue
+        try:
+            row = json.loads(line, object_pairs_hook=_fields)
+        except json.JSONDecodeError as error:
+            yield f"not JSON: {error.msg} at character {error.pos}"
+        except _TwiceError as error:
+            yield str(error)
+        else:
+            yield row if isinstance(row, dict) else f"a JSON {type(row).__name__}, expected an object with named fields"
+
+
+class _TwiceError(ValueError):
+    pass
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> Row:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise _TwiceError(f"field {', '.join(map(repr, twice))} is there more than once")
+    return fields
+
+
+def _read_json(file: io.TextIOBase, tally: Tally) -> Iterator[Row | str | None]:
+    text = file.read()
+    try:
+        value = json.loads(text, object_pairs_hook=_fields)
+    except _TwiceError as error:
+        raise UnreadableFile(f"cannot be read: {error}") from error
+    except json.JSONDecodeError as error:
+        first = next((line for line in text.split("\n") if line.strip()), "")
+        try:
+            is_lines = isinstance(json.loads(first), dict)
+        except json.JSONDecodeError:
+            is_lines = False
+        if not is_lines:
+            raise UnreadableFile(f"cannot be read: {error}") from error
+        tally.say("the file is JSON Lines by what it holds, an object a line, and is read so")
+        yield from _read_jsonl(io.StringIO(text, newline="\n"))
+        return
+    yield from _rows_of_json(value, tally)
+
+
+def _rows_of_json(value: Any, tally: Tally) -> list[Row | str]:
+    """Returns the rows of a whole JSON document: the list that it is, or the only list of objects it holds."""
+    if isinstance(value, dict):
+        lists = [name for name, v in value.items() if isinstance(v, list) and v and isinstance(v[0], dict)]
+        if len(lists) == 1:
+            if beside := [name for name in value if name != lists[0]]:
+                tally.say(f"the rows are the list {lists[0]!r}; beside it and left out: {', '.join(map(repr, beside))}")
+            value = value[lists[0]]
+    value = value if isinstance(value, list) else [value]
+    return [row if isinstance(row, dict) else f"a JSON {type(row).__name__}, expected an object" for row in value]
+
+
+def _read_parquet(path: pathlib.Path) -> Iterator[Row]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=1024):
+            yield from batch.to_pylist()
+
+
+def _is_not_utf8(text: str) -> bool:
+    return any("\udc80" <= character <= "\udcff" for character in text)

@@ -1,0 +1,52 @@
+"""Whether the options of a question may be put in another order.
+
+    keeps_order(("aspirin", "heparin", "both A and B"))          # True: shuffled, "both A and B" would name others
+
+An option that speaks of others by letter, number or place ("all of the above", "위의 모두", "①과 ③") is right only
+where they stand. What it does not do: rewrite such options, or look for numbers that refer to a list in the question
+("ㄱ, ㄷ"), which moves with no option.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from medkor_jax.data.answer_keys import LETTERS
+
+_MARK = rf"(?:[(\[]?[{LETTERS}a-j][)\].]?|[(\[]?\d{{1,2}}[)\]]|[①-⑩])"
+_BARE = rf"(?:[(\[]?[{LETTERS}][)\].]?|[①-⑩])"
+_JOINED = r"\s*(?:,\s*and|,|/|&|\+|and|or|nor|와|과|및|또는|혹은|이나|나|하고)\s*"
+_PATTERNS = (
+    # all of the above, none of these, any of the options; either of the above
+    r"\b(?:all|none|any|both|neither|either)\s+(?:of\s+)?(?:the\s+|these\s+|those\s+)?"
+    r"(?:above|below|preceding|foregoing|following|previous|other (?:options|answers|choices)|options|answers|choices|statements"
+    r"|listed|mentioned)\b",
+    r"\b(?:all|none|any|both|neither|either|each|one|two|three|some|most)\s+of\s+(?:the|these|those)\s+"
+    r"(?:above|below|preceding|foregoing|following|previous|others?|options|answers|choices|statements)\b",
+    r"^\W*(?:all|none|both|neither|any|either)(?:\s+of)?\s+(?:these|those|them)\W*$",
+    r"^\W*(?:all|both|neither|none(?=\s))(?:\s+(?:are|is)\s+\w+)?\W*$",
+    r"\b(?:above|preceding)\s+(?:options?|answers?|choices?|statements?)\b|\b(?:options?|answers?|choices?)\s+(?:above|below)\b",
+    # both A and B, neither A nor B, options A and C, A and B only, A, B and C are correct, (1) and (3); not "vitamins A and D"
+    rf"\b(?:both|either|neither|only)\s+{_MARK}{_JOINED}{_MARK}(?![\w-])",
+    rf"\b(?:options?|answers?|choices?|statements?)\s+(?:[(\[]?\d{{1,2}}|{_MARK})(?![\w-])",
+    rf"^\W*{_MARK}(?:{_JOINED}{_MARK})+\W*(?:(?:are|is)\s+)?(?:both\s+|all\s+)?(?:only|correct|true|right|wrong|false|incorrect)?\W*$",
+    rf"^\W*(?:only\s+{_BARE}|{_BARE}\s+only)\W*$",
+    rf"\b(?:same|opposite)\s+as\s+(?:option\s+)?{_MARK}(?![\w-])",
+    # 위의 모두, 이상 모두, 보기 모두, 위 보기 중 없음, 모두 맞다, 정답 없음, 해당 사항 없음
+    r"(?:^|\s)(?:위|위의|위에|이상|상기|앞의|아래|다음|보기)\s*(?:의|에서|에)?\s*(?:보기|항목|것|내용|사항|답|선택지)?\s*"
+    r"(?:들)?\s*(?:은|는|이|가|중|중에|중에는|을|를)?(?:\s*(?:모두|전부|없)|\s+(?:둘\s*)?다(?!\w)|\s*어느\s*것도|아무것도)",
+    r"^\W*(?:모두|전부|둘\s*다|셋\s*다|다)\s*(?:가|이)?\s*(?:맞|옳|정답|해당|그르|틀리|틀렸|아니|포함|답|가능)",
+    r"^\W*(?:모두|전부|둘\s*다|셋\s*다)\W*$|^\W*정답\s*(?:이|은)?\s*없",
+    # A와 B, A와 C 모두, A, B가 맞다, ①과 ③, 1번과 2번, 보기 A; not "A형과 B형"
+    rf"^\W*{_BARE}(?:{_JOINED}{_BARE})+\s*(?:가|이|은|는|를|을|만|번)?\s*(?:모두|둘\s*다|전부|다|만)?\s*"
+    r"(?:(?:맞|옳|정답|해당|그르|틀리|틀렸|아니)\w*(?:\s*다)?)?\W*$",
+    rf"^\W*(?:\d{{1,2}}|{_BARE})\s*번(?:{_JOINED}(?:\d{{1,2}}|{_BARE})\s*번)*\s*(?:이|은|을|만|모두|둘\s*다|다|\s)*(?:(?:맞|옳|정답|틀)\w*)?\W*$",
+    rf"(?:보기|선택지)\s*{_MARK}",
+)
+_SPEAKS = re.compile("|".join(f"(?:{pattern})" for pattern in _PATTERNS), re.IGNORECASE)
+
+
+def keeps_order(options: Sequence[str]) -> bool:
+    """Returns whether an option speaks of others by letter, number or place."""
+    return any(_SPEAKS.search(option) for option in options)
