@@ -126,7 +126,8 @@ def _read_as_text(keys: Sequence[Key], answers_from: int | None, name: str) -> l
         # Neither letters nor numbers name all answers, and texts do.
         meant = len({key.letter is None for key in keys if key.is_mark}) > 1
         if not meant and not all(key.is_kormedmcqa for key in keys):
-            if not _agree(keys):
+            meant = _agree(keys)
+            if not meant:
                 raise AmbiguousKeys(_either_text(keys[either[0]], name))
     return [meant if i in set(either) else own for i, own in enumerate(is_text)]
 
