@@ -148,7 +148,8 @@ def _from_chat(row: Row) -> Row:
     meta = row.get("meta") or {}
     key = meta.get("gold") or answered[2]
     reasoning = answered[1] if key == answered[2] else ""
-    return {**_lettered(asked[2], r"{}\. "), "question": asked[1], "answer": key, "cot": reasoning, "subject": meta.get("subject"), "id": meta.get("id")}
+    return {**_lettered(asked[2], r"{}\. "), "question": asked[1], "answer": key, "cot": reasoning,
+            "subject": meta.get("subject"), "id": meta.get("id")}
 
 
 def _from_markdown(row: Row) -> Row:

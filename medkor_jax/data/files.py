@@ -157,8 +157,8 @@ def _cells(lines: Iterator[str], separator: str) -> Iterator[list[str] | str]:
             continue
         width = width or len(cells)
         if any("\n" in cell for cell in cells) and (n := _swallowed(cells, width, separator)):
-            yield (f"the quote opened in line {before + 1} of the file runs on to line {reader.line_num}, over {n} lines that look "
-                   "like rows: close it where its cell ends")  # fmt: skip
+            yield (f"the quote opened in line {before + 1} of the file runs on to line {reader.line_num}, over {n} lines that "
+                   "look like rows: close it where its cell ends")  # fmt: skip
             continue
         yield [cell.replace(_CARRIAGE_RETURN, "\r") for cell in cells]
 

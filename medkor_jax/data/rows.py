@@ -202,7 +202,9 @@ def _numbered(rows: Iterable[Row | str | None], tally: Tally) -> Iterator[tuple[
             yield number, row
 
 
-def _file_rows(path: pathlib.Path, source: Source, tally: Tally, columns: Sequence[tuple[str, ...]]) -> Iterator[Row | str | None]:
+def _file_rows(
+    path: pathlib.Path, source: Source, tally: Tally, columns: Sequence[tuple[str, ...]]
+) -> Iterator[Row | str | None]:
     try:
         if columns and source.fields:
             columns = (source.fields,)
