@@ -58,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="valid", help="for a hub id or embedded (default: valid)")
     evaluate.add_argument("--subset", default="", help="for a hub id, such as doctor")
     evaluate.add_argument("--language", default="", choices=("", "ko", "en"), help="default: read from the text")
-    evaluate.add_argument("--answers-from", type=int, choices=(0, 1), help="what the exam's number keys count from, where its rows do not tell")
+    evaluate.add_argument("--answers-from", type=int, choices=(0, 1), help="what number keys count from, if the exam does not tell")
     evaluate.add_argument("--fewshot", help="a file or hub id whose first questions are the shots")
     evaluate.add_argument("--mode", default="letter", choices=("letter", "harness", "cloze", "cloze_norm", "reason"))
     evaluate.add_argument("--shots", type=int, default=0)

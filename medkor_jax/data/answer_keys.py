@@ -126,7 +126,8 @@ def _read_as_text(keys: Sequence[Key], answers_from: int | None, name: str) -> l
         # Neither letters nor numbers name all answers, and texts do.
         meant = len({key.letter is None for key in keys if key.is_mark}) > 1
         if not meant and not all(key.is_kormedmcqa for key in keys):
-            if not _agree(keys):
+            meant = _agree(keys)
+            if not meant:
                 raise AmbiguousKeys(_either_text(keys[either[0]], name))
     return [meant if i in set(either) else own for i, own in enumerate(is_text)]
 
@@ -145,8 +146,8 @@ def _agree(keys: Sequence[Key]) -> bool:
 def _either_text(key: Key, name: str) -> str:
     by_mark = [f"by its letter {key.options[key.letter]!r}"] if key.letter is not None else [
         f"counted from {base} {key.options[key.number - base]!r}" for base in (0, 1) if 0 <= key.number - base < len(key.options)]
-    return (f"the answers are letters or numbers and also texts of options: in row {key.row}, {key.said!r} is {', '.join(by_mark)}, "
-            f"and by its text {key.options[key.text]!r}. Write letters that can mean one option only, or, if they are numbers, "
+    return (f"the answers are letters or numbers and also texts of options: in row {key.row}, {key.said!r} is "
+            f"{', '.join(by_mark)}, and by its text {key.options[key.text]!r}. Write letters that can mean one option only, or, if they are numbers, "
             f"set answers_from of source {name!r} to 0 or 1")  # fmt: skip
 
 
@@ -187,7 +188,8 @@ def _either_base(keys: Sequence[Key], zeros: Sequence[Key], tops: Sequence[Key],
     else:
         why = "neither a 0 nor the number of the last option is there"
     return (f"answers are numbers that could count from 0 or from 1 ({why}): in row {shown.row}, {shown.said} is "
-            f"{' and '.join(readings)}. Set answers_from of source {name!r} to 0 or 1 (--answers-from of medkor eval), or write letters")  # fmt: skip
+            f"{' and '.join(readings)}. Set answers_from of source {name!r} to 0 or 1 (--answers-from of medkor eval), or "
+            "write letters")  # fmt: skip
 
 
 def _letter(said: str, options: Sequence[str], names: Sequence[str]) -> int | None:

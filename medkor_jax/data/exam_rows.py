@@ -84,7 +84,8 @@ def _flat(row: Row, source: Source) -> Row:
 
 def _said_beside(row: Row, key: str) -> tuple[str, ...]:
     """Returns what other columns than the key say of the answer."""
-    return tuple(str(row[name]) for name in (*KEYS, *TEXTS) if name != key and isinstance(row.get(name), str) and row[name].strip())
+    others = (row.get(name) for name in (*KEYS, *TEXTS) if name != key)
+    return tuple(said for said in others if isinstance(said, str) and said.strip())
 
 
 def _listed(value: Any) -> Row:
@@ -100,8 +101,8 @@ def _listed(value: Any) -> Row:
             pairs.sort(key=lambda pair: LETTERS.index(pair[0].strip().upper()))
             return {name.strip().upper(): text for name, text in pairs}  # a letter may be missing: that is seen later
     elif value and all(isinstance(one, dict) for one in value):
-        pairs = [tuple(next((one[n] for n in names if n in one), None) for names in (("key", "label", "id"), ("value", "text", "content")))
-                 for one in value]
+        called = (("key", "label", "id"), ("value", "text", "content"))
+        pairs = [tuple(next((one[name] for name in names if name in one), None) for names in called) for one in value]
     else:
         pairs = list(zip(LETTERS + "?" * len(value), value))
     while pairs and is_absent(pairs[-1][1]):
@@ -147,7 +148,8 @@ def _from_chat(row: Row) -> Row:
     meta = row.get("meta") or {}
     key = meta.get("gold") or answered[2]
     reasoning = answered[1] if key == answered[2] else ""
-    return {**_lettered(asked[2], r"{}\. "), "question": asked[1], "answer": key, "cot": reasoning, "subject": meta.get("subject"), "id": meta.get("id")}
+    return {**_lettered(asked[2], r"{}\. "), "question": asked[1], "answer": key, "cot": reasoning,
+            "subject": meta.get("subject"), "id": meta.get("id")}
 
 
 def _from_markdown(row: Row) -> Row:

@@ -157,8 +157,8 @@ def _cells(lines: Iterator[str], separator: str) -> Iterator[list[str] | str]:
             continue
         width = width or len(cells)
         if any("\n" in cell for cell in cells) and (n := _swallowed(cells, width, separator)):
-            yield (f"the quote opened in line {before + 1} of the file runs on to line {reader.line_num}, over {n} lines that look "
-                   "like rows: close it where its cell ends")  # fmt: skip
+            yield (f"the quote opened in line {before + 1} of the file runs on to line {reader.line_num}, over {n} lines that "
+                   "look like rows: close it where its cell ends")  # fmt: skip
             continue
         yield [cell.replace(_CARRIAGE_RETURN, "\r") for cell in cells]
 
@@ -171,20 +171,31 @@ def _hide_carriage_returns(line: str) -> str:
 
 
 def _swallowed(cells: list[str], width: int, separator: str) -> int:
-    """Returns how many lines inside the cells look like rows of their own.
+    """Returns how many lines inside the cells look like rows of their own, or like the parts of rows that a quote cut.
 
-    Prose has a space behind its commas. Of two or three columns all lines must look so, since a line of prose may.
+    A quote left open in column c of w columns, and closed in that column of a later row, has w - c cells in its first line,
+    c + 1 in its last and w in those between. Prose has a space behind its commas. Of four columns or more, one line of w
+    cells is enough; of fewer, where prose may look so, all must fit, and those between must be there.
     """
     found = 0
-    for cell in cells:
-        inner = [line for line in cell.split("\n")[1:] if line.strip()]
-        if width < 4:
-            inner = [re.sub(r"(?<=\d),(?=\d)", "", line) for line in inner]
-        parts = [line.rstrip("\r").split(separator) if '"' not in line else next(csv.reader([line], delimiter=separator))
-                 for line in inner]
-        rows = sum(len(own) == width > 1 and not any(part[:1].isspace() for part in own[1:]) for own in parts)
-        found += rows if width > 3 or rows == len(inner) else 0
+    for column, cell in enumerate(cells):
+        lines = [line.removesuffix("\r") for line in cell.split("\n")]
+        if len(lines) == 1 or width == 1:
+            continue
+        counts = [_looks_like(line, separator) for line in lines]
+        is_cut = counts[0] == width - column and counts[-1] == column + 1 and set(counts[1:-1]) <= {width}
+        if is_cut and (width > 3 or len(lines) > 2):
+            found += len(lines) - 1
+        elif width > 3:
+            found += counts[1:].count(width)
     return found
+
+
+def _looks_like(line: str, separator: str) -> int:
+    """Returns how many cells the line is, 0 for prose."""
+    line = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", line)  # 1,000
+    parts = next(csv.reader([line], delimiter=separator), []) if '"' in line else line.split(separator)
+    return 0 if any(part[:1].isspace() for part in parts[1:]) else len(parts)
 
 
 def _read_tabs(file: io.TextIOBase, tally: Tally, columns: Sequence[tuple[str, ...]]) -> Iterator[Row | str | None]:

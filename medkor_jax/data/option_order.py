@@ -30,7 +30,8 @@ _PATTERNS = (
     # both A and B, neither A nor B, options A and C, A and B only, A, B and C are correct, (1) and (3); not "vitamins A and D"
     rf"\b(?:both|either|neither|only)\s+{_MARK}{_JOINED}{_MARK}(?![\w-])",
     rf"\b(?:options?|answers?|choices?|statements?)\s+(?:[(\[]?\d{{1,2}}|{_MARK})(?![\w-])",
-    rf"^\W*{_MARK}(?:{_JOINED}{_MARK})+\W*(?:(?:are|is)\s+)?(?:both\s+|all\s+)?(?:only|correct|true|right|wrong|false|incorrect)?\W*$",
+    rf"^\W*{_MARK}(?:{_JOINED}{_MARK})+\W*(?:(?:are|is)\s+)?(?:both\s+|all\s+)?"
+    r"(?:only|correct|true|right|wrong|false|incorrect)?\W*$",
     rf"^\W*(?:only\s+{_BARE}|{_BARE}\s+only)\W*$",
     rf"\b(?:same|opposite)\s+as\s+(?:option\s+)?{_MARK}(?![\w-])",
     # 위의 모두, 이상 모두, 보기 모두, 위 보기 중 없음, 모두 맞다, 정답 없음, 해당 사항 없음

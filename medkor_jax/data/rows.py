@@ -191,11 +191,20 @@ def read_rows(
         rows = load_hub(source)
     else:
         raise _unreadable(source, "no such file. Expected 'embedded', a file, a directory or a hub id (owner/name)")
-    numbered = ((number, row) for number, row in enumerate(rows, start=1) if row is not None or tally.count("blank lines passed over"))
-    yield from itertools.islice(numbered, source.limit) if source.limit else numbered
+    yield from itertools.islice(_numbered(rows, tally), source.limit or None)
 
 
-def _file_rows(path: pathlib.Path, source: Source, tally: Tally, columns: Sequence[tuple[str, ...]]) -> Iterator[Row | str | None]:
+def _numbered(rows: Iterable[Row | str | None], tally: Tally) -> Iterator[tuple[int, Row | str]]:
+    for number, row in enumerate(rows, start=1):
+        if row is None:
+            tally.count("blank lines passed over")
+        else:
+            yield number, row
+
+
+def _file_rows(
+    path: pathlib.Path, source: Source, tally: Tally, columns: Sequence[tuple[str, ...]]
+) -> Iterator[Row | str | None]:
     try:
         if columns and source.fields:
             columns = (source.fields,)

@@ -66,8 +66,8 @@ class Rollouts:
             raise BadDataError(self.dropped, advice="raise seq_len, or go on without them with --drop-bad")
         for (source, questions), indices in zip(sources, kept):
             if n := sum(keeps_order(questions[i].options) for i in indices):
-                print(f"{source.name}: {n} of {len(indices)} questions are asked with their options in the order of the file, since "
-                      "an option speaks of others (\"both A and B\"); the others are shuffled")  # fmt: skip
+                print(f"{source.name}: {n} of {len(indices)} questions are asked with their options in the order of the file, "
+                      "since an option speaks of others (\"both A and B\"); the others are shuffled")  # fmt: skip
         self._order = document_order(kept, [source.weight for source, _ in sources], seed=seed, epochs=None, shuffle=True)
         self._identity = {
             "sources": [f"{s.name} ({len(indices)} questions, weight {s.weight})" for (s, _), indices in zip(sources, kept)],

@@ -93,6 +93,8 @@ def test_answers_as_texts(write_jsonl):
     for rows in (numbers, letters):
         with pytest.raises(BadDataError, match="also texts of options.*by its text"):
             load(write_jsonl("b.jsonl", rows), drop_bad=True)
+    counted = [{"question": f"How many {i}?", "options": ["1", "2", "3", "4"], "answer": i} for i in (2, 3)]
+    assert answers(write_jsonl("e.jsonl", counted)) == ["2", "3"]  # the texts are the numbers counted from 1
     assert answers(write_jsonl("c.jsonl", letters + listed(["A", "B"]))) == ["B", "liver", "pancreas"]  # a file of letters
     both = write_jsonl("d.jsonl", letters + words + listed(["A"]))
     assert answers(both, drop_bad=True) == ["pancreas", "liver"]  # the first can be either, and the others do not tell

@@ -59,7 +59,7 @@ def test_files_that_would_be_read_as_others_are_refused_by_name(tmp_path, conten
 
 
 @pytest.mark.parametrize("column", [0, 2, 7])
-@pytest.mark.parametrize("closed", [None, 4])
+@pytest.mark.parametrize("closed", [None, 2, 4])
 def test_a_quote_that_swallows_rows_is_refused_at_its_row(tmp_path, column, closed):
     """In any column; never closed, or closed rows later in the same column."""
     rows = [row.split(",") for row in ROWS]
@@ -72,7 +72,19 @@ def test_a_quote_that_swallows_rows_is_refused_at_its_row(tmp_path, column, clos
         exam(path)
     assert caught.value.bad[0].row == 2 and "line 3" in caught.value.bad[0].reason
     kept = exam(path, drop_bad=True).rows
-    assert [q.question for q in kept] == ["0번 문항은?", *["5번 문항은?"] * bool(closed)]
+    assert [q.question for q in kept] == ["0번 문항은?", *[f"{i}번 문항은?" for i in range((closed or 5) + 1, 6)]]
+
+
+@pytest.mark.parametrize("content, good", [
+    ('en,ko\n"One.,하나.\nTwo.,둘.\nThree.",셋.\nFour.,넷.\n', [("Four.", "넷.")]),
+    ('en,ko\nOne.,"하나.\nTwo.,둘.\nThree.,셋."\nFour.,넷.\n', [("Four.", "넷.")]),
+    ('en,ko\n"One.,하나.\nTwo.,둘.\nThree.,"셋."\nFour.,넷.\n', [("Four.", "넷.")]),
+])
+def test_a_quote_that_swallows_pairs(tmp_path, content, good):
+    path = tmp_path / "a.csv"
+    path.write_text(content, "utf-8")
+    loaded = pairs(path, drop_bad=True)
+    assert both(loaded) == good and [bad.row for bad in loaded.bad] == [1]
 
 
 def test_quotes_that_are_not_doubled_are_refused_and_the_next_row_is_read(tmp_path):

@@ -73,6 +73,16 @@ def test_letter_probabilities_are_over_the_own_options(make_question, tokenizer)
     assert answer.text == "C"
 
 
+@pytest.mark.parametrize("mode", ["letter", "harness"])
+def test_ten_options_have_their_own_letters(make_question, tokenizer, mode):
+    questions = [make_question(i, n_options=10, answer=i, language=language) for language in ("ko", "en") for i in range(10)]
+    chosen = [*range(10), *reversed(range(10))]
+    report = exam.evaluate(FakeScorer(tokenizer, questions, chosen), tokenizer, questions, mode=mode, batch_size=4)
+    assert [a.predicted for a in report.answers] == [LETTERS[c] for c in chosen]
+    assert report.overall.correct == 10 and report.overall.chance == pytest.approx(0.1)
+    assert mode == "harness" or {len(a.probabilities) for a in report.answers} == {10}
+
+
 def test_harness_text_is_cut_and_parsed_for_the_question(make_question, tokenizer):
     questions = [make_question(i, n_options=3, answer=1) for i in range(3)]
     texts = {"ko/0": " 정답: B\n\nQ: 정답: A", "ko/1": " D", "ko/2": "모름"}
