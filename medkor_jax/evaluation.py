@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import pathlib
+import re
 from typing import Iterator
 
 import jax
@@ -18,13 +20,15 @@ from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import EMBEDDED, Loaded, Source
 from medkor_jax.data.sources import load_questions
 from medkor_jax.data.translation import load_pairs
-from medkor_jax.eval.exam import MAX_REASONING_TOKENS, evaluate
+from medkor_jax.eval.exam import MAX_REASONING_TOKENS, READ_VERSION, contexts_digest, evaluate
 from medkor_jax.eval.scorer import ModelScorer
 from medkor_jax.eval.scores import Report
 from medkor_jax.eval.translation import MAX_TRANSLATION_TOKENS, TranslationReport, evaluate_translation
 from medkor_jax.io.models import Model
 from medkor_jax.named_model import open_model
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
+
+SPLITS = ("train", "training", "valid", "validation", "dev", "test", "fewshot")  # words in a file's name that say which it is
 
 
 def evaluate_file(
@@ -70,10 +74,22 @@ def evaluate_file(
             raise ValueError(f"{fewshot} holds {len(shots)} questions; {n_shots} shots were asked for")
     model = open_model(weights)
     with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
-        return evaluate(
-            scorer, model.tokenizer, asked, mode=mode, shots=shots, source=exam, split=split, batch_size=batch_size,
+        report = evaluate(
+            scorer, model.tokenizer, asked, mode=mode, shots=shots, source=exam, split=known_split(exam, split), batch_size=batch_size,
             max_positions=model.config.max_positions, max_new_tokens=max_new_tokens, form=form,
         )  # fmt: skip
+    return dataclasses.replace(report, made_by={
+        "weights": model.name, "weights_digest": model.digest, "dtype": dtype, "limit": limit, "fewshot": fewshot if shots else None,
+        "prompts": contexts_digest(asked, mode, shots), "read_version": READ_VERSION,
+    })  # fmt: skip
+
+
+def known_split(path: str, split: str) -> str:
+    """Returns the split as far as it is known: of a file, what its name says; of a hub id or what is embedded, what was asked for."""
+    if not pathlib.Path(path).is_file():
+        return split
+    words = re.split(r"[^a-z]+", pathlib.Path(path).name.lower())
+    return next((word for word in words if word in SPLITS), "not said")
 
 
 def evaluate_pairs(
@@ -98,7 +114,7 @@ def evaluate_pairs(
     model = open_model(weights)
     with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
         return evaluate_translation(
-            scorer, model.tokenizer, asked, source=pairs, split=split, batch_size=batch_size, max_new_tokens=max_new_tokens
+            scorer, model.tokenizer, asked, source=pairs, split=known_split(pairs, split), batch_size=batch_size, max_new_tokens=max_new_tokens
         )
 
 

@@ -36,6 +36,21 @@ def test_eval_writes_a_line_a_question_and_a_summary(tiny_base_dir, exam, tmp_pa
     assert (overall["n"], overall["correct"]) == (6, sum(a["correct"] for a in answers))
 
 
+@pytest.mark.parametrize("name, split", [("test.csv", "test"), ("doctor-valid.csv", "valid"), ("exam.csv", "not said")])
+def test_eval_says_of_a_file_what_is_known_and_of_the_answers_what_made_them(name, split, tiny_base_dir, exam, tmp_path, capsys):
+    from medkor_jax.eval.scores import Report
+    from medkor_jax.named_model import open_model
+
+    path, out = exam.rename(tmp_path / name), tmp_path / "answers.jsonl"
+    asked = ["eval", "--weights", str(tiny_base_dir), "--exam", str(path), "--out", str(out), "--limit", "3", "--json"]
+    assert cli.main(asked) == 0
+    summary, report = json.loads(capsys.readouterr().out.splitlines()[-1]), Report.read(out)
+    assert summary["split"] == report.split == split
+    made_by = dict(weights=str(tiny_base_dir), weights_digest=open_model(tiny_base_dir).digest, dtype="float32", limit=3, fewshot=None)
+    assert summary["made_by"].items() >= made_by.items() and summary["made_by"] == report.made_by
+    assert len(summary["made_by"]["prompts"]) == 64
+
+
 def test_eval_in_reason_mode_and_of_pairs(tiny_base_dir, exam, tmp_path, capsys):
     """A random model writes no reasoning and no translation; what it wrote is judged and stored all the same."""
     out, common = tmp_path / "out.jsonl", ["--limit", "2", "--max-new-tokens", "3", "--json"]

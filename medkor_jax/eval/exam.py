@@ -30,6 +30,7 @@ from medkor_jax.data.exams import LETTERS, Question, answer_text, cloze_prompt, 
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.eval import answers, harness
 from medkor_jax.eval.scores import MODES, Answer, Report
+from medkor_jax.io.files import checksum
 
 MAX_REASONING_TOKENS = 512
 READ_VERSION = 2  # raise it when answers are read otherwise out of the same text: stored ones are then asked for again
@@ -151,6 +152,11 @@ def contexts(questions: Sequence[Question], mode: str, shots: Sequence[Question]
     if mode in _PROMPTS:
         return [_PROMPTS[mode](question) for question in questions]
     return [harness.context(question, shots) for question in questions]
+
+
+def contexts_digest(questions: Sequence[Question], mode: str, shots: Sequence[Question] = ()) -> str:
+    """Returns a digest of everything the model reads of these questions: it tells one version of the prompts from another."""
+    return checksum(contexts(questions, mode, shots))
 
 
 def _batches(questions: Sequence[Question], requests: Sequence[harness.Request], batch_size: int) -> list[list[int]]:

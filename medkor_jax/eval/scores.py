@@ -106,6 +106,7 @@ class Report:
     answers: tuple[Answer, ...]
     confidence: float = 0.95
     max_new_tokens: int | None = None  # reason mode only: what an answer was given to end in
+    made_by: dict[str, Any] | None = None  # of `medkor eval`: weights with their digest, dtype, few-shot file, limit, prompts
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -154,7 +155,8 @@ class Report:
 
     def _described(self) -> dict[str, Any]:
         described = {name: getattr(self, name) for name in _DESCRIBED}
-        return described if self.max_new_tokens is None else described | {"max_new_tokens": self.max_new_tokens}
+        more = {"max_new_tokens": self.max_new_tokens, "made_by": self.made_by}
+        return described | {name: value for name, value in more.items() if value is not None}
 
     def _score(self, answers: Sequence[Answer], group: str, exam: str, year: int | None) -> Score:
         n, correct = len(answers), sum(a.correct for a in answers)
@@ -223,7 +225,7 @@ class Report:
             try:
                 row = json.loads(line)
                 line_shared = {name: row.pop(name) for name in _DESCRIBED}
-                line_shared["max_new_tokens"] = row.pop("max_new_tokens", None)
+                line_shared |= {name: row.pop(name, None) for name in ("max_new_tokens", "made_by")}
                 for name in ("probabilities", "option_lengths"):
                     if row.get(name) is not None:
                         row[name] = tuple(row[name])
