@@ -9,6 +9,7 @@ Exit codes: 0 done, 1 failed with a sentence, 2 bad usage or config, 3 a gate st
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -159,13 +160,15 @@ def _eval(arguments, _) -> None:
     )  # fmt: skip
     if arguments.max_new_tokens is not None:
         shared["max_new_tokens"] = arguments.max_new_tokens
-    if arguments.pairs:
-        report = evaluation.evaluate_pairs(arguments.weights, arguments.pairs, **shared)
-    else:
-        report = evaluation.evaluate_file(
-            arguments.weights, arguments.exam, language=arguments.language, fewshot=arguments.fewshot, mode=arguments.mode,
-            n_shots=arguments.shots, answers_from=arguments.answers_from, form=ReasoningFormat(*arguments.tags or ()), **shared,
-        )  # fmt: skip
+    # What was noted on reading is for a person; with --json standard output holds JSON alone.
+    with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
+        if arguments.pairs:
+            report = evaluation.evaluate_pairs(arguments.weights, arguments.pairs, **shared)
+        else:
+            report = evaluation.evaluate_file(
+                arguments.weights, arguments.exam, language=arguments.language, fewshot=arguments.fewshot, mode=arguments.mode,
+                n_shots=arguments.shots, answers_from=arguments.answers_from, form=ReasoningFormat(*arguments.tags or ()), **shared,
+            )  # fmt: skip
     if arguments.out:
         report.write(arguments.out)
     print(json.dumps(report.summary(), ensure_ascii=False) if arguments.json else report.table())

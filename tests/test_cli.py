@@ -36,6 +36,16 @@ def test_eval_writes_a_line_a_question_and_a_summary(tiny_base_dir, exam, tmp_pa
     assert (overall["n"], overall["correct"]) == (6, sum(a["correct"] for a in answers))
 
 
+def test_eval_as_json_keeps_what_was_noted_out_of_standard_output(tiny_base_dir, exam, capsys):
+    exam.write_text(exam.read_text("utf-8").replace("question,", "\ufeffquestion,").replace("A", "A\u0301"), "utf-8")
+    text = exam.read_text("utf-8").split("\n", 1)
+    exam.write_text("question,A,B,C,D,E,answer\n" + text[1], "utf-8")
+    assert cli.main(["eval", "--weights", str(tiny_base_dir), "--exam", str(exam), "--json"]) == 0
+    printed = capsys.readouterr()
+    json.loads(printed.out)
+    assert "decomposed form" in printed.err
+
+
 @pytest.mark.parametrize("name, split", [("test.csv", "test"), ("doctor-valid.csv", "valid"), ("exam.csv", "not said")])
 def test_eval_says_of_a_file_what_is_known_and_of_the_answers_what_made_them(name, split, tiny_base_dir, exam, tmp_path, capsys):
     from medkor_jax.eval.scores import Report

@@ -162,14 +162,16 @@ def _base(keys: Sequence[Key], answers_from: int | None, name: str, tally: Tally
     votes = {base: sum(key.number - base == option for key in keys for option, _ in key.witnesses()) for base in (0, 1)}
     seen = sorted({key.number for key in keys})
     by_name = {key.is_kormedmcqa for key in keys}
-    is_kormedmcqa = "" not in by_name
+    if votes[0] and votes[1]:
+        raise AmbiguousKeys(_either_base(keys, zeros, tops, name))
     if votes[0] != votes[1]:
         base, why = int(votes[1] > votes[0]), "by the answers' texts beside them"
-    elif zeros and tops and is_kormedmcqa:
-        return 1
     elif zeros and not tops and (by_name != {"subject"} or seen == list(range(max(len(key.options) for key in keys)))):
         base, why = 0, f"{seen[0]} to {seen[-1]} are there"
-    elif is_kormedmcqa:
+    elif "" not in by_name and not zeros:  # a 0 is none of KorMedMCQA's numbers: the others may be none of them either
+        if "columns" in by_name and not tops:
+            tally.say("answers are numbers and count from 1, as in KorMedMCQA, whose columns are there; no row shows it: "
+                      "set answers_from if that is wrong")  # fmt: skip
         return 1
     elif tops and not zeros:
         base, why = 1, f"{seen[0]} to {seen[-1]} are there"
@@ -183,7 +185,11 @@ def _either_base(keys: Sequence[Key], zeros: Sequence[Key], tops: Sequence[Key],
     shown = next((key for key in keys if 0 < key.number < len(key.options)), keys[0])
     readings = [f"{shown.options[shown.number - base]!r} counted from {base}" for base in (0, 1)
                 if 0 <= shown.number - base < len(shown.options)]  # fmt: skip
-    if zeros and tops:
+    if len({base for key in keys for option, _ in key.witnesses() for base in (0, 1) if key.number - base == option}) == 2:
+        why = "what stands beside them says the one in some rows and the other in others"
+    elif zeros and not tops:
+        why = f"a 0 is there (row {zeros[0].row}), which KorMedMCQA does not have"
+    elif zeros and tops:
         why = f"both 0 (row {zeros[0].row}) and the number of options (row {tops[0].row}) are there"
     else:
         why = "neither a 0 nor the number of the last option is there"

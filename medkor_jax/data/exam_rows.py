@@ -17,7 +17,7 @@ from typing import Any
 
 from medkor_jax.data import rows
 from medkor_jax.data.answer_keys import LETTERS, Key
-from medkor_jax.data.rows import BadRowReason, Row, Source
+from medkor_jax.data.rows import BadDataError, BadRow, BadRowReason, Row, Source
 
 KORMEDMCQA_SUBJECTS = ("doctor", "nurse", "pharm", "dentist")
 KEYS = ("answer_idx", "answer_index", "cop", "answer", "answerKey")  # columns of the key; the first that is there is it
@@ -25,6 +25,10 @@ TEXTS = ("answer_text", "correct_answer")  # columns that say the answer in word
 SAID, NAMES = "said of the answer", "names of the options"  # ours, in a row made flat
 # A last line that only states the answer: "$\boxed{\text{C}}$" in whatever sentence, or a letter alone.
 _CONCLUSION = re.compile(r"\\boxed\{(?:\\text\{)?\s*(?:(?P<letter>[A-J])\b)?|^\W*(?:Answer\W*)?(?P<alone>[A-J])\W*$")
+
+
+class TooManyOptionsError(ValueError):
+    """Why a source cannot be asked whole."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +47,15 @@ def draft_from_row(row: Row, source: Source, number: int) -> Draft:
 
     Raises: BadRowReason if the row cannot be used, BadDataError if its columns are not those of an exam.
     """
-    flat = _flat(row, source)
-    stem = rows.text_of(flat["question"], "question")
-    options = _options(flat)
+    try:
+        flat = _flat(row, source)
+        stem = rows.text_of(flat["question"], "question")
+        options = _options(flat)
+    except TooManyOptionsError as error:  # left out, such questions would leave an easier exam
+        raise BadDataError([BadRow(rows.file_label(source), number, str(error))],
+                           advice="questions with more options than can be asked, which --drop-bad does not leave out") from None
     subject = rows.plain_number(flat.get("subject")) or rows.plain_number(flat.get("config"))
-    has_columns = set("ABCDE") <= row.keys() and "answer" in row and not source.fields
+    has_columns = set("ABCDE") <= row.keys() and len(options) <= 5 and "answer" in row and not source.fields
     named = "subject" if subject in KORMEDMCQA_SUBJECTS else "columns" if has_columns else ""
     key = Key(number, flat["answer"], options, flat.get(NAMES, ()), flat.get(SAID, ()), named)
     return Draft(stem, options, key, subject, flat)
@@ -108,7 +116,7 @@ def _listed(value: Any) -> Row:
     while pairs and is_absent(pairs[-1][1]):
         pairs.pop()
     if len(pairs) > len(LETTERS):
-        raise BadRowReason(f"{len(pairs)} options, expected 2 to {len(LETTERS)}")
+        raise TooManyOptionsError(f"{len(pairs)} options, expected 2 to {len(LETTERS)}")
     names = tuple(rows.plain_number(name).upper() for name, _ in pairs)
     own = {NAMES: names} if names != tuple(LETTERS[: len(names)]) and all(names) and len(set(names)) == len(names) else {}
     return {**dict(zip(LETTERS, (text for _, text in pairs))), **own}
@@ -119,7 +127,7 @@ def _options(row: Row) -> tuple[str, ...]:
     present = _run([letter for letter in string.ascii_uppercase if not is_absent(row.get(letter))])
     expected = string.ascii_uppercase[: string.ascii_uppercase.index(present[-1]) + 1] if present else ""
     if not 2 <= len(expected) <= len(LETTERS):
-        raise BadRowReason(f"{len(expected)} options, expected 2 to {len(LETTERS)}")
+        raise (BadRowReason if len(expected) < 2 else TooManyOptionsError)(f"{len(expected)} options, expected 2 to {len(LETTERS)}")
     return tuple(rows.text_of(row.get(letter), f"option {letter}") for letter in expected)
 
 

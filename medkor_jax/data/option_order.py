@@ -33,12 +33,17 @@ _PATTERNS = (
     rf"^\W*{_MARK}(?:{_JOINED}{_MARK})+\W*(?:(?:are|is)\s+)?(?:both\s+|all\s+)?"
     r"(?:only|correct|true|right|wrong|false|incorrect)?\W*$",
     rf"^\W*(?:only\s+{_BARE}|{_BARE}\s+only)\W*$",
+    # A to C, A through C, A-C, A~C 모두; all except C, all but (d); everything above, the first two options
+    rf"^\W*(?:from\s+)?(?-i:{_BARE})\s*(?:to|through|[-–~∼])\s*(?-i:{_BARE})\s*(?:(?:are|is)\s+\w+|모두|전부|다)?\W*$",
+    rf"\b(?:all|any|everything|none)\s+(?:except|but)\s+(?:for\s+)?{_MARK}(?![\w-])",
+    r"\b(?:everything|nothing)\s+(?:above|below|listed)\b|\b(?:first|last)\s+(?:two|three|four)\s+(?:options|answers|choices)\b",
     rf"\b(?:same|opposite)\s+as\s+(?:option\s+)?{_MARK}(?![\w-])",
     # 위의 모두, 이상 모두, 보기 모두, 위 보기 중 없음, 모두 맞다, 정답 없음, 해당 사항 없음
     r"(?:^|\s)(?:위|위의|위에|이상|상기|앞의|아래|다음|보기)\s*(?:의|에서|에)?\s*(?:보기|항목|것|내용|사항|답|선택지)?\s*"
     r"(?:들)?\s*(?:은|는|이|가|중|중에|중에는|을|를)?(?:\s*(?:모두|전부|없)|\s+(?:둘\s*)?다(?!\w)|\s*어느\s*것도|아무것도)",
     r"^\W*(?:모두|전부|둘\s*다|셋\s*다|다)\s*(?:가|이)?\s*(?:맞|옳|정답|해당|그르|틀리|틀렸|아니|포함|답|가능)",
-    r"^\W*(?:모두|전부|둘\s*다|셋\s*다)\W*$|^\W*정답\s*(?:이|은)?\s*없",
+    r"^\W*(?:모두|전부|둘\s*다|셋\s*다|모두\s*다)\W*$|^\W*(?:정답|답|해당(?:\s*(?:사항|항목))?|해당(?:하는|되는)\s*것)\s*(?:이|은)?\s*없",
+    r"^\W*모든\s*(?:보기|항목|선택지)",
     # A와 B, A와 C 모두, A, B가 맞다, ①과 ③, 1번과 2번, 보기 A; not "A형과 B형"
     rf"^\W*{_BARE}(?:{_JOINED}{_BARE})+\s*(?:가|이|은|는|를|을|만|번)?\s*(?:모두|둘\s*다|전부|다|만)?\s*"
     r"(?:(?:맞|옳|정답|해당|그르|틀리|틀렸|아니)\w*(?:\s*다)?)?\W*$",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pathlib
+import re
 from collections.abc import Iterator
 
 from medkor_jax.data import rows
@@ -83,9 +84,18 @@ def _read(source: Source) -> Iterator[Pair | BadRow | Note]:
         source = dataclasses.replace(source, path=str(twins[0]))  # which reports then name
 
     def convert(number: int, row: Row) -> Pair:
-        return Pair(f"{source.name}/{number - 1}", *_sentences(row, source, tally))
+        pair = Pair(f"{source.name}/{number - 1}", *_sentences(row, source, tally))
+        if number == 1 and (twins or rows.CELLS in row) and _looks_like_header(pair):
+            raise BadRowReason(f"{pair.en!r} and {pair.ko!r} look like the names of columns and not like a pair; "
+                               "delete the line, or in a file of tabs write en and ko")
+        return pair
 
     yield from rows.convert_rows(source, convert, numbered, tally=tally, columns=COLUMNS)
+
+
+def _looks_like_header(pair: Pair) -> bool:
+    """Whether two different words stand there, neither of them Korean."""
+    return pair.en != pair.ko and all(re.fullmatch(r"[A-Za-z]\w*(?:[ _-]\w+)?", said, re.ASCII) for said in (pair.en, pair.ko))
 
 
 def twin_files(source: Source) -> tuple[pathlib.Path, pathlib.Path] | None:

@@ -65,13 +65,39 @@ def test_kormedmcqas_numbers_count_from_one_without_a_five(write_jsonl):
     keyed = [{**row, "answer": key} for key in (1, 2)]
     assert answers(write_jsonl("a.jsonl", keyed)) == ["가", "나"]
     assert answers(write_jsonl("b.jsonl", [{**row, "subject": "nurse", "answer": key} for key in (1, "B", "5", 3.0)])) == ["가", "나", "마", "다"]
-    zero = [{**row, "subject": "nurse", "answer": key} for key in (1, 0)]
-    assert answers(write_jsonl("c.jsonl", zero), drop_bad=True) == ["가"]  # a bad row, not another way to count
     whole = [{**row, "subject": "nurse", "answer": key} for key in (1, 2, 0, 3, 4)]
     assert answers(write_jsonl("d.jsonl", whole)) == ["나", "다", "가", "라", "마"]
     del row["E"]
     with pytest.raises(BadDataError, match="from 0 or from 1"):
         load(write_jsonl("e.jsonl", [{**row, "answer": 2}]))
+
+
+@pytest.mark.parametrize("drop_bad", [False, True])
+@pytest.mark.parametrize("keys", [(1, 0, 3), (0, 1, 2, 3, 1), (0, 2, 5)])
+@pytest.mark.parametrize("more", [{"subject": "doctor"}, {}])
+def test_a_zero_in_kormedmcqas_form_never_leaves_rows_one_letter_off(write_jsonl, keys, more, drop_bad):
+    row = {"question": "무엇인가?", "A": "가", "B": "나", "C": "다", "D": "라", "E": "마", **more}
+    path = write_jsonl("a.jsonl", [{**row, "answer": key} for key in keys])
+    if not more and 5 not in keys:  # its columns alone do not say that it is KorMedMCQA
+        assert answers(path, drop_bad=drop_bad) == ["가나다라마"[key] for key in keys]
+        return
+    with pytest.raises(BadDataError, match="counted from 0 and .* counted from 1"):
+        load(path, drop_bad=drop_bad)
+    assert answers(path, answers_from=1, drop_bad=True) == ["가나다라마"[key - 1] for key in keys if key]
+
+
+def test_numbers_that_only_the_columns_explain_are_said(write_jsonl):
+    row = {"question": "Which?", **dict(zip("ABCDE", "vwxyz"))}
+    assert any("count from 1, as in KorMedMCQA" in note for note in load(write_jsonl("a.jsonl", [{**row, "answer": 2}])).notes)
+    assert load(write_jsonl("b.jsonl", [{**row, "subject": "nurse", "answer": 2}])).notes == ()
+    with pytest.raises(BadDataError, match="from 0 or from 1"):  # six options: not its columns
+        load(write_jsonl("c.jsonl", [{**row, "F": "u", "answer": 2}]))
+
+
+def test_texts_beside_numbers_that_contradict_each_other_settle_nothing(write_jsonl):
+    rows = [{**row, "answer": text} for row, text in zip(listed([1, 2, 3], "answer_idx"), ["pancreas", "lung", "lung"])]
+    with pytest.raises(BadDataError, match="the one in some rows and the other in others"):
+        load(write_jsonl("a.jsonl", rows), drop_bad=True)
 
 
 def test_medmcqa(write_jsonl):
@@ -126,8 +152,10 @@ def test_more_options_than_letters_are_refused(write_jsonl):
     options = [f"option {i}" for i in range(12)]
     flat = {"question": "Which?", **dict(zip("ABCDEFGHIJKL", options)), "answer": "A"}
     for row in ({"question": "Which?", "options": options, "answer": "A"}, flat):
-        with pytest.raises(BadDataError, match="12 options, expected 2 to 10"):
-            load(write_jsonl("a.jsonl", [row]))
+        easy = {"question": "Easy?", **dict(zip("ABCD", ORGANS)), "answer": "A"}
+        for drop_bad in (False, True):  # without them the exam would be an easier one
+            with pytest.raises(BadDataError, match="12 options, expected 2 to 10"):
+                load(write_jsonl("a.jsonl", [easy, row]), drop_bad=drop_bad)
 
 
 def test_numbers_and_nulls_where_text_was_expected(write_jsonl):
@@ -136,7 +164,7 @@ def test_numbers_and_nulls_where_text_was_expected(write_jsonl):
             {**row, "exam": math.nan, "year": "spring", "id": 7.0}]
     loaded = load(write_jsonl("a.jsonl", rows))
     assert [(q.exam, q.year, q.id) for q in loaded.rows] == [("2023", 2020, "2023/a/0"), ("mine", 2021, "mine/a/1"), ("mine", None, "7")]
-    assert loaded.notes == ("years left out, since they are no number: 1",)
+    assert [note for note in loaded.notes if "years" in note] == ["years left out, since they are no number: 1"]
 
 
 def test_answers_from_is_zero_or_one():

@@ -24,10 +24,23 @@ def test_other_options_may_move(option):
     assert not keeps_order((option, "heparin"))
 
 
-def test_exams_that_hold_none(shared_data):
+def test_exams_that_hold_few(shared_data):
     for split in embedded.SPLITS:
         assert not any(keeps_order(q.options) for language in ("ko", "en") for q in embedded.questions(split, language))
     questions = load_questions(Source("d", "exam", str(shared_data / "kormedmcqa/doctor/train.csv")), drop_bad=True).rows
-    assert not any(keeps_order(q.options) for q in questions)
+    assert [q.options for q in questions if keeps_order(q.options)] == [("키", "체중", "치아", "머리둘레", "해당 없음")]
     english = load_questions(Source("m", "exam", str(shared_data / "english_exam/medqa-5-options-dev.jsonl")), drop_bad=True).rows
     assert sum(keeps_order(q.options) for q in english) == 1  # "A only", "B only", "C only", "A and B", "A, B, and C"
+
+
+@pytest.mark.parametrize("option", [
+    "해당 없음", "해당사항 없음", "답 없음", "답이 없다", "모두 다", "모든 보기", "A~C 모두", "A-C", "A through C", "All except C", "All but D",
+    "Everything above", "The first two options",
+])
+def test_spans_exceptions_and_nothing_speak_of_others(option):
+    assert keeps_order(("aspirin", "heparin", option))
+
+
+@pytest.mark.parametrize("option", ["없음", "특이 소견 없음", "Vitamin A to be given", "None needed", "B-cell lymphoma", "A-V block", "a- c", "None", "C - 반응성 단백"])
+def test_findings_and_names_with_letters_do_not(option):
+    assert not keeps_order(("aspirin", "heparin", option))

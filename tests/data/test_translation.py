@@ -87,3 +87,14 @@ def test_real_pairs_load_whole(shared_data):
         assert len(examples) == 2 * count
         assert sum(e.language == "ko" for e in examples) == count
     assert len(load(shared_data / "terms_ko_en/kcd-1000.json", fields=("title_en", "title"))) == 2000
+
+
+def test_a_header_that_is_not_known_is_no_pair(tmp_path):
+    (tmp_path / "a.tsv").write_text("source\ttarget\nOne.\t하나.\n", "utf-8")
+    (tmp_path / "b.en").write_text("en\nOne.\n", "utf-8")
+    (tmp_path / "b.ko").write_text("ko\n하나.\n", "utf-8")
+    (tmp_path / "c.tsv").write_text("DNA\tDNA\nOne.\t하나.\n", "utf-8")
+    for name in ("a.tsv", "b"):
+        with pytest.raises(BadDataError, match="row 1: .* look like the names of columns"):
+            load(tmp_path / name)
+    assert len(load(tmp_path / "c.tsv")) == 4
