@@ -229,17 +229,18 @@ def test_buckets_are_at_most_half_padding():
     assert [bucket(n) for n in (1, 32, 33, 49, 65, 97, 1025, 1537)] == [32, 32, 48, 64, 96, 128, 1536, 2048]
 
 
+@pytest.mark.parametrize("with_nats", [False, True])
 @pytest.mark.parametrize("is_expanded", [False, True])
-def test_the_cache_is_updated_in_place(is_expanded):
+def test_the_cache_is_updated_in_place(is_expanded, with_nats):
     """A scan over the cache as inputs and outputs, or a branch around its update, would need a second one."""
     config = dataclasses.replace(C, layer_kinds=(GLOBAL,) * 12)
     params = Params(abstract_base(config, jnp.float32))
     if is_expanded:
         params = params.replace(expand=jax.eval_shape(make_expansion, params.base))
     prompt = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, pad_prompts([[1] * 30] * 8, Routing.constant(C.vocab_size))))
-    settings = decode.Settings(config, jnp.dtype("float32"), Sampling(), (), 8)
+    settings = decode.Settings(config, jnp.dtype("float32"), Sampling(), (), 8, with_nats)
     routing = Routing.constant(C.vocab_size)
-    state, _ = jax.eval_shape(lambda p, x: decode._start(p, x, routing, settings=settings, size=1024), params, prompt)
+    state, *_ = jax.eval_shape(lambda p, x: decode._start(p, x, routing, settings=settings, size=1024), params, prompt)
     is_done, n_steps = jax.ShapeDtypeStruct((8,), bool), jax.ShapeDtypeStruct((), jnp.int32)
     memory = decode._continue.lower(params, state, routing, is_done, n_steps, settings=settings).compile().memory_analysis()
     cache_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.cache))
