@@ -220,7 +220,7 @@ def _ask(arguments, _) -> None:
 
 def _data_check(arguments, overrides) -> int:
     from medkor_jax.config_file import load_recipe
-    from medkor_jax.corpora import check_recipe
+    from medkor_jax.readiness import check_recipe
     from medkor_jax.report.data import data_json, data_table
 
     report = check_recipe(load_recipe(arguments.config, overrides))

@@ -7,14 +7,17 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from medkor_jax.data.check import FEWSHOT, JUDGED, TRAINED, DataReport, Use, check
+from medkor_jax.data.check import FEWSHOT, JUDGED, TRAINED, Use, leaks_of
 from medkor_jax.data.contents import content_digest
 from medkor_jax.data.exams import Question
-from medkor_jax.data.leakage import Leak, find_leaks, unexcused
+from medkor_jax.data.leakage import Leak, unexcused
 from medkor_jax.data.reasoning import ReasoningFormat
-from medkor_jax.data.rows import Example, Source
+from medkor_jax.data.rows import Example, Loaded, Source
 from medkor_jax.data.sources import OF_QUESTIONS, load_examples, load_questions
 from medkor_jax.data.translation import Pair, load_pairs
 from medkor_jax.named_model import open_model
@@ -26,55 +29,74 @@ class LeakError(ValueError):
 
 
 class Corpora:
-    """Loads on first use and keeps. Bad rows raise BadDataError; with `drop_bad` they are printed and left out.
+    """Loads on first use and keeps. Bad rows raise BadDataError; with `drop_bad` they are left out.
 
-    form: how the reasoning that sources of kind "reasoning" teach is written.
+    form: how the reasoning that sources of kind "reasoning" teach is written. say: what was left out or read otherwise
+    is printed.
     """
 
-    def __init__(self, drop_bad: bool, form: ReasoningFormat = ReasoningFormat()) -> None:
-        self._drop_bad, self._form = drop_bad, form
-        self._examples: dict[Source, Sequence[Example]] = {}
-        self._questions: dict[Source, Sequence[Question]] = {}
-        self._pairs: dict[Source, Sequence[Pair]] = {}
+    def __init__(self, drop_bad: bool, form: ReasoningFormat = ReasoningFormat(), *, say: bool = True) -> None:
+        self._drop_bad, self._form, self._say = drop_bad, form, say
+        self._loaded: dict[tuple[str, Source], Loaded] = {}
         self._digests: dict[Source, str] = {}
+        self._said: set[Source] = set()
 
     def examples(self, sources: Sequence[Source]) -> list[tuple[Source, Sequence[Example]]]:
-        for source in sources:
-            if source not in self._examples:
-                self._examples[source] = self._kept(source, load_examples(source, drop_bad=self._drop_bad, form=self._form))
-        return [(source, self._examples[source]) for source in sources]
+        return [(source, self._load(load_examples, source, form=self._form).rows) for source in sources]
 
     def questions(self, source: Source) -> Sequence[Question]:
-        if source not in self._questions:
-            self._questions[source] = self._kept(source, load_questions(source, drop_bad=self._drop_bad, form=self._form))
-        return self._questions[source]
+        return self._load(load_questions, source, form=self._form).rows
 
     def pairs(self, source: Source) -> Sequence[Pair]:
-        if source not in self._pairs:
-            self._pairs[source] = self._kept(source, load_pairs(source, drop_bad=self._drop_bad))
-        return self._pairs[source]
+        return self._load(load_pairs, source).rows
+
+    def of_use(self, use: Use) -> Loaded:
+        """Returns a source's documents as leaks are looked for in them, see `check.load_use`."""
+        if use.purpose == JUDGED and use.source.kind == "translation":
+            return self._load(load_pairs, use.source)
+        return self._load(load_questions if use.source.kind in OF_QUESTIONS else load_examples, use.source, form=self._form)
+
+    def rows(self, source: Source) -> Sequence[Example | Question]:
+        """Returns every row that the source gives, a question as a question."""
+        return self.questions(source) if source.kind in OF_QUESTIONS else self.examples((source,))[0][1]
 
     def digest(self, source: Source) -> str:
         """Returns a digest of every row that `source` gives, as it is taught or read."""
         if source not in self._digests:
-            rows = self.questions(source) if source.kind in OF_QUESTIONS else self.examples((source,))[0][1]
-            self._digests[source] = content_digest(rows)
+            self._digests[source] = content_digest(self.rows(source))
         return self._digests[source]
 
     def said(self, source: Source) -> str:
         """Returns what a record keeps of a source that is trained on: what it is, how many rows, and their digest."""
-        rows = self.questions(source) if source.kind in OF_QUESTIONS else self.examples((source,))[0][1]
-        return f"{len(rows)} rows of kind {source.kind}, digest {self.digest(source)[:16]}, weight {source.weight:g}"
+        return f"{len(self.rows(source))} rows of kind {source.kind}, digest {self.digest(source)[:16]}, weight {source.weight:g}"
+
+    def leaks(self, recipe: Recipe) -> list[Leak]:
+        """Returns every leak between what any phase trains on, or the weights have read, and what any judges by."""
+        uses = uses_of(recipe)
+        return leaks_of(uses, lambda use: self.of_use(use).rows, self.read_before(recipe))
+
+    def read_before(self, recipe: Recipe) -> list[tuple[str, Sequence[Example | Question]]]:
+        """Returns what the weights that the run starts from were trained on, as (NAME@WEIGHTS, its documents).
+
+        Raises: LeakError if some of it cannot be read any more, and is not named in allow_leaks as "NAME@WEIGHTS ~ *".
+        """
+        trained = frozenset(_content(use.source) for use in uses_of(recipe) if use.purpose == TRAINED)
+        found, lost = [], []
+        for weights in recipe.outside_weights:
+            allowed = [name.removesuffix(" ~ *") for name in recipe.allow_leaks if name.endswith(" ~ *")]
+            documents, missing = documents_read(weights, self._form, known=trained, passed_over=allowed)
+            found, lost = found + documents, lost + missing
+        if lost:
+            shown = "\n".join(f"  {line}" for line in lost)
+            raise LeakError(
+                f"what these weights were trained on cannot be compared with what judges this run:\n{shown}\n"
+                "Put the files back, or accept what cannot be known by naming it in allow_leaks: 'NAME@WEIGHTS ~ *'"
+            )
+        return found
 
     def refuse_leaks(self, recipe: Recipe) -> None:
-        """Raises: LeakError listing every unnamed leak between what any phase trains on and what any judges by."""
-        documents = {TRAINED: [], JUDGED: [], FEWSHOT: []}
-        for use in uses_of(recipe):
-            source = use.source
-            rows = self.questions(source) if source.kind in OF_QUESTIONS else self.examples((source,))[0][1]
-            documents[use.purpose].append((source.name, rows))
-        leaks = find_leaks(documents[TRAINED] + documents[FEWSHOT], documents[JUDGED])
-        if left := unexcused(leaks, recipe.allow_leaks):
+        """Raises: LeakError listing every unnamed leak."""
+        if left := unexcused(self.leaks(recipe), recipe.allow_leaks):
             shown = "\n".join(f"  {describe_leak(leak)}" for leak in left[:20])
             more = f"\n  ... and {len(left) - 20} more" if len(left) > 20 else ""
             raise LeakError(
@@ -82,14 +104,52 @@ class Corpora:
                 "Take them out, or name in allow_leaks what you accept: a key as printed above, or 'source ~ source' for a pair"
             )
 
-    def _kept(self, source: Source, loaded):
-        for note in loaded.notes:
-            print(f"{source.name}: {note}")
-        if loaded.bad:
-            print(f"{source.name}: {len(loaded.bad)} bad rows left out:")
-            for row in loaded.bad[:20]:
-                print(f"  {row}")
-        return loaded.rows
+    def _load(self, load: Callable[..., Loaded], source: Source, **how: Any) -> Loaded:
+        key = (load.__name__, source)
+        if key not in self._loaded:
+            loaded = self._loaded[key] = load(source, drop_bad=self._drop_bad, **how)
+            if self._say and source not in self._said:
+                self._said.add(source)
+                _say(source, loaded)
+        return self._loaded[key]
+
+
+def documents_read(
+    weights: str, form: ReasoningFormat = ReasoningFormat(), *, known: frozenset[Source] = frozenset(), passed_over: Sequence[str] = ()
+) -> tuple[list[tuple[str, Sequence[Example | Question]]], list[str]]:
+    """Returns what these weights were trained on by runs of this program, as (NAME@WEIGHTS, documents), and in words what
+    of it cannot be read any more.
+
+    known: contents at hand already, see `_content`. passed_over: names that need not be read.
+    """
+    found, lost = [], []
+    for reading in open_model(weights).read if pathlib.Path(weights).exists() else ():
+        name = f"{reading.source.name}@{weights}"
+        if name in passed_over or _content(reading.source) in known and reading.is_unchanged:
+            continue
+        if not reading.is_unchanged:
+            lost.append(f"{name}: {reading.source.path}, which {reading.by} was trained on, is not there or not what it was")
+            continue
+        try:
+            found.append((name, Corpora(True, form, say=False).rows(dataclasses.replace(reading.source, name=name))))
+        except ValueError as error:
+            lost.append(f"{name}: {reading.source.path}, which {reading.by} was trained on: {error}")
+    return found, lost
+
+
+def _say(source: Source, loaded: Loaded) -> None:
+    for note in loaded.notes:
+        print(f"{source.name}: {note}")
+    if loaded.bad:
+        print(f"{source.name}: {len(loaded.bad)} bad rows left out:")
+        for row in loaded.bad[:20]:
+            print(f"  {row}")
+
+
+def _content(source: Source) -> Source:
+    """Returns what decides which documents a source gives."""
+    path = str(pathlib.Path(source.path).resolve()) if pathlib.Path(source.path).exists() else source.path
+    return dataclasses.replace(source, name="", weight=1.0, licence="", path=path)
 
 
 def uses_of(recipe: Recipe) -> list[Use]:
@@ -113,8 +173,3 @@ def uses_of(recipe: Recipe) -> list[Use]:
 
 def describe_leak(leak: Leak) -> str:
     return f"{leak.key}  ({leak.kind}, {leak.which}, {leak.similarity:.2f})  {leak.judged_excerpt!r}"
-
-
-def check_recipe(recipe: Recipe) -> DataReport:
-    """Returns what `medkor data check` shows of a recipe's sources, tokens counted with its weights' tokenizer."""
-    return check(uses_of(recipe), open_model(recipe.weights).tokenizer, allowed=recipe.allow_leaks, form=recipe.reasoning)

@@ -10,16 +10,19 @@ import contextlib
 import dataclasses
 import pathlib
 import re
-from typing import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from medkor_jax.corpora import describe_leak, documents_read
 from medkor_jax.data.exams import Question
+from medkor_jax.data.leakage import find_leaks
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import EMBEDDED, Loaded, Source
 from medkor_jax.data.sources import load_questions
-from medkor_jax.data.translation import load_pairs
+from medkor_jax.data.translation import Pair, load_pairs
 from medkor_jax.eval.exam import MAX_REASONING_TOKENS, READ_VERSION, contexts_digest, evaluate
 from medkor_jax.eval.scorer import ModelScorer
 from medkor_jax.eval.scores import Report
@@ -73,6 +76,7 @@ def evaluate_file(
         if len(shots) < n_shots:
             raise ValueError(f"{fewshot} holds {len(shots)} questions; {n_shots} shots were asked for")
     model = open_model(weights)
+    seen = seen_in_training(weights, exam, asked)
     with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
         report = evaluate(
             scorer, model.tokenizer, asked, mode=mode, shots=shots, source=exam, split=known_split(exam, split), batch_size=batch_size,
@@ -81,7 +85,24 @@ def evaluate_file(
     return dataclasses.replace(report, made_by={
         "weights": model.name, "weights_digest": model.digest, "dtype": dtype, "limit": limit, "fewshot": fewshot if shots else None,
         "prompts": contexts_digest(asked, mode, shots), "read_version": READ_VERSION,
+        "seen_in_training": seen,
     })  # fmt: skip
+
+
+def seen_in_training(weights: str, name: str, asked: Sequence[Question | Pair]) -> dict[str, Any] | None:
+    """Returns how many of what is asked these weights were trained on, as far as it is known, and says so; None if nothing is
+    known of what they read: they come from no run of this program."""
+    documents, lost = documents_read(weights)
+    if not documents and not lost:
+        return None
+    leaks = find_leaks(documents, [(name, asked)])
+    n_seen = len({leak.judged_id for leak in leaks})
+    if n_seen:
+        print(f"ALARM: {weights} was trained on {n_seen} of these {len(asked)}; its score says little. The first:")
+        print("\n".join(f"  {describe_leak(leak)}" for leak in leaks[:3]))
+    for words in lost:
+        print(f"cannot be compared with what is asked: {words}")
+    return {"questions": n_seen, "sources": [name for name, _ in documents], "not_compared": [words.split(":")[0] for words in lost]}
 
 
 def known_split(path: str, split: str) -> str:
@@ -112,6 +133,7 @@ def evaluate_pairs(
     source = Source(pairs, "translation", pairs, split=split, subset=subset or (split if pairs == EMBEDDED else ""), limit=limit)
     asked = _shown(source.name, load_pairs(source, drop_bad=drop_bad))
     model = open_model(weights)
+    seen_in_training(weights, pairs, asked)
     with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
         return evaluate_translation(
             scorer, model.tokenizer, asked, source=pairs, split=known_split(pairs, split), batch_size=batch_size, max_new_tokens=max_new_tokens

@@ -70,7 +70,7 @@ class Lineage:
 
     def upstream(self, phase: Phase) -> list[Model]:
         """Returns the models the phase may start from. Raises: GateClosed if one of them is a phase that may not be."""
-        return [self.open(name) if name in self._phases else self._outside(name) for name in upstream_names(self._recipe, phase)]
+        return [self.open(name) if name in self._phases else self._outside(name) for name in self._recipe.upstream_of(phase)]
 
     def open(self, name: str) -> Model:
         """Returns a finished phase's model, if its verdict opens the next phase and its whole chain is as it was.
@@ -103,7 +103,7 @@ class Lineage:
             raise Stale(f"{phase.name} was made from {missing[0]['phase']}, which is not there any more; {self._way_out(phase, accept=False)}")
         now = [model.digest for model in self.upstream(phase)]
         if now != [one["digest"] for one in record["upstream"]]:
-            names = " and ".join(upstream_names(self._recipe, phase))
+            names = " and ".join(self._recipe.upstream_of(phase))
             raise Stale(f"{phase.name} was made from another {names} than the present one; {self._way_out(phase, accept=False)}")
         facts = self.facts(phase)
         accepted = record["accepted"]
@@ -125,7 +125,7 @@ class Lineage:
         chosen, model: digests of the model it started from and of the one it left; resumed: what it had left before it
         was judged anew, and was not trained from the start.
         """
-        facts, names = self.facts(phase), upstream_names(self._recipe, phase)
+        facts, names = self.facts(phase), self._recipe.upstream_of(phase)
         record = {
             "format": RECORD_FORMAT, "phase": phase.name, "model": model, "chosen": chosen, "rounds": rounds,
             "upstream": [{"phase": name if name in self._phases else "", "digest": m.digest} for name, m in zip(names, upstream)],
@@ -156,17 +156,13 @@ class Lineage:
         return f"Run it anew with {restart}" + (", or keep it with --accept-changed" if accept else "")
 
     def _stands_on(self, phase: Phase, name: str) -> bool:
-        names = [n for n in upstream_names(self._recipe, phase) if n in self._phases and n != phase.name]
+        names = [n for n in self._recipe.upstream_of(phase) if n in self._phases and n != phase.name]
         return name in names or any(self._stands_on(self._phases[n], name) for n in names)
 
     def _outside(self, name: str) -> Model:
         if name not in self._opened:
             self._opened[name] = open_model(name)
         return self._opened[name]
-
-
-def upstream_names(recipe: Recipe, phase: Phase) -> tuple[str, ...]:
-    return phase.candidates or (phase.after or recipe.weights,)
 
 
 def facts_of(recipe: Recipe, corpora: Corpora, phase: Phase) -> Facts:

@@ -332,6 +332,16 @@ class Recipe:
         before = self.phases[: self.phases.index(phase)]
         return next((earlier for earlier in reversed(before) if earlier.is_reference), None)
 
+    def upstream_of(self, phase: Phase) -> tuple[str, ...]:
+        """Returns what the phase may start from: phases of this run, and weights from outside it, by name."""
+        return phase.candidates or (phase.after or self.weights,)
+
+    @property
+    def outside_weights(self) -> tuple[str, ...]:
+        """The weights from outside the run that any phase starts from."""
+        names = {phase.name for phase in self.phases}
+        return tuple(dict.fromkeys(name for phase in self.phases for name in self.upstream_of(phase) if name not in names))
+
     @property
     def in_force(self) -> tuple[Phase, ...]:
         return tuple(phase for phase in self.phases if phase.name in self.run)

@@ -25,25 +25,25 @@ import jax
 import jax.numpy as jnp
 
 from medkor_jax.corpora import Corpora
+from medkor_jax.data.reading import add_readings
 from medkor_jax.eval.gate import Evidence, Judgement, judge, judge_all
 from medkor_jax.eval.scores import Report
 from medkor_jax.eval.verdict import GateClosed, read_verdict, waive, write_verdict
 from medkor_jax.final import sit_final
-from medkor_jax.gate_outlook import gate_outlook, reference_account
+from medkor_jax.gate_outlook import reference_account
 from medkor_jax.io.checkpoint import digest_tree
 from medkor_jax.io.files import checksum, write_json
 from medkor_jax.io.models import Model, open_base, read_ledger, save_model
 from medkor_jax.lineage import Finished, Lineage, Stale
 from medkor_jax.measurement import Measured, Measurer
 from medkor_jax.model.params import Params, Tree
-from medkor_jax.named_model import open_model
-from medkor_jax.parallel.mesh import check_batch, make_mesh, shard_tree
+from medkor_jax.parallel.mesh import make_mesh, shard_tree
 from medkor_jax.phases import ConfigError, Phase, Recipe, Stage
+from medkor_jax.readiness import checks
 from medkor_jax.report.summary import closing_table
+from medkor_jax.stage_plans import stage_plan
 from medkor_jax.standing import Standing, add_trees, merge_lora
-from medkor_jax.train.loop import StagePlan, make_batches, run_stage, seed_of
-from medkor_jax.train.step import StepSpec
-from medkor_jax.train.trainable import Schedule
+from medkor_jax.train.loop import run_stage
 
 
 class Run:
@@ -66,11 +66,9 @@ class Run:
         any training when something does not fit.
         """
         recipe = self.recipe
-        self.corpora.refuse_leaks(recipe)
-        print(gate_outlook(recipe, self.corpora))
-        for phase in recipe.in_force:
-            self._check_upstream_is_known(phase)
-        self.check_stages()
+        for check in checks(recipe, self.corpora, self.mesh).values():
+            if words := check():
+                print(words)
         print(f"run {self.directory}: {', '.join(phase.name for phase in recipe.in_force)} on {_devices()}")
         with jax.set_mesh(self.mesh):
             for phase in recipe.in_force:
@@ -129,21 +127,6 @@ class Run:
                 f"Run it anew with --restart {phase.name}"
             )
 
-    def _check_upstream_is_known(self, phase: Phase) -> None:
-        names = [p.name for p in self.recipe.phases]
-        for name in filter(None, (phase.after, *[c for c in phase.candidates if c.startswith("phase")])):
-            if name not in names:
-                raise ConfigError(f"{phase.name} starts from {name!r}, which is none of {', '.join(names)}")
-
-    def check_stages(self) -> None:
-        """Builds every stage's batches once, so that data that does not fit is found before any training."""
-        tokenizer = open_model(self.recipe.weights).tokenizer
-        for phase in self.recipe.in_force:
-            for stage, name in ((phase.train, "train"), (phase.remedy, "remedy")):
-                if stage.steps:
-                    check_batch(stage.batch_size, stage.microbatches, self.mesh)
-                    make_batches(self.plan(phase, stage, name), tokenizer)
-
     def _verdict(self, phase: Phase) -> pathlib.Path:
         return self.directory / phase.name / "verdict.json"
 
@@ -175,51 +158,16 @@ class Run:
             self._bases.clear()
         params = model.load(jnp.dtype(self.recipe.param_dtype), self.mesh, self._bases.get(digest))
         self._bases[digest] = params.base
-        return Standing(params, model.base, model.config, model.tokenizer)
+        return Standing(params, model.base, model.config, model.tokenizer, model.read)
 
     def _train(self, phase: Phase, start: Standing, standing: Standing, stage: Stage, name: str) -> Standing:
         """Returns the model after a stage. start: as the phase began, which retention holds to without a reference."""
         if not stage.steps:
             return standing
-        plan = self.plan(phase, stage, name, upstream=standing.digest)
+        plan = stage_plan(self.recipe, self.corpora, phase, stage, name, upstream=standing.digest)
         reference = self._reference_params(phase, start, standing) if stage.retention.weight > 0 else None
         params = run_stage(plan, standing.params, reference, standing.config, standing.tokenizer, self.mesh)
-        return dataclasses.replace(standing, params=params)
-
-    def plan(self, phase: Phase, stage: Stage, name: str, *, upstream: str = "") -> StagePlan:
-        """Returns the stage with its data loaded and its numbers resolved."""
-        recipe, rollout = self.recipe, stage.reward.rollout(self.recipe.reasoning)
-        train = self.corpora.examples(stage.data) if rollout is None else [(s, self.corpora.questions(s)) for s in stage.data]
-        return StagePlan(
-            name=f"{phase.name}/{name}",
-            directory=self.directory / phase.name / name,
-            trees=stage.trees,
-            spec=self._spec(stage, seed_of(recipe.seed, phase.name, name)),
-            schedule=Schedule(stage.steps, stage.warmup_steps, stage.final_share, stage.clip_norm),
-            groups=stage.groups_in_force(),
-            train=train,
-            validation=self.corpora.examples(stage.validation),
-            batch_size=stage.batch_size,
-            seq_len=stage.seq_len,
-            loss_positions=stage.loss_positions,
-            route=recipe.route,
-            save_every=stage.save_every,
-            keep_last=stage.keep_last,
-            validate_every=stage.validate_every,
-            take=stage.take,
-            log_every=recipe.log_every,
-            drop_bad=recipe.drop_bad,
-            upstream=upstream,
-            rollout=rollout,
-        )
-
-    def _spec(self, stage: Stage, seed: int) -> StepSpec:
-        recipe, policy = self.recipe, stage.reward.policy()
-        return StepSpec(
-            dtype=recipe.dtype, next_token_weight=stage.next_token_weight if policy is None else 0.0, policy=policy,
-            retention=stage.retention,
-            microbatches=stage.microbatches, remat=recipe.remat, dropout=stage.dropout, chunk=recipe.chunk, seed=seed,
-        )  # fmt: skip
+        return dataclasses.replace(standing, params=params, read=add_readings(standing.read, stage.data, by=plan.name))
 
     def _reference_params(self, phase: Phase, start: Standing, standing: Standing) -> Params:
         """Returns the model retention holds to, which is the one the gate compares with: that of the phase marked as
@@ -263,7 +211,7 @@ class Run:
         self, phase, upstream, start, finished, standing, looks, reference: Evidence, before, judged_first, after, rounds, seconds
     ) -> None:
         directory, recipe, judgement = self.directory / phase.name, self.recipe, looks[-1][1]
-        model = save_model(directory, standing.params, standing.base, recipe.route)
+        model = save_model(directory, standing.params, standing.base, recipe.route, standing.read)
         if jax.process_index() == 0:
             write_json(directory / "summary.json", {
                 "phase": phase.name, "title": phase.title, "model": model.digest, "rounds": rounds, "seconds": round(seconds, 1),

@@ -16,6 +16,7 @@ import jax
 from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.adapt.language import make_language
 from medkor_jax.adapt.lora import make_lora, merge
+from medkor_jax.data.reading import Reading
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.checkpoint import digest_tree
 from medkor_jax.io.models import ADAPTER_TREES, model_digest, save_base
@@ -26,14 +27,16 @@ from medkor_jax.model.params import BACK, FRONT, Params, Tree, edge_blocks
 from medkor_jax.phases import ConfigError, LoraRecipe, Phase
 from medkor_jax.train.loop import seed_of
 
+
 @dataclasses.dataclass(frozen=True)
 class Standing:
-    """The model as it stands: its parameters and what they rest on."""
+    """The model as it stands: its parameters, what they rest on, and all that is known to have been trained on."""
 
     params: Params
     base: Weights
     config: ModelConfig
     tokenizer: Tokenizer
+    read: tuple[Reading, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -108,7 +111,7 @@ def merge_lora(standing: Standing, by: str, directory: pathlib.Path, *, param_dt
     lineage = {
         "made_by": f"{by}: merge of LoRA into its base", "base": standing.base.name, "base_digest": standing.base.digest,
         "lora_digest": digest_tree(params.lora), "rank": next(iter(params.lora.values()))["a"].shape[-1],
-        "scale": params.lora_scale, "targets": sorted(params.lora), "rounding": kept.to_json(),
+        "scale": params.lora_scale, "targets": sorted(params.lora), "rounding": kept.to_json(), "read": [one.to_json() for one in standing.read],
     }  # fmt: skip
     base = save_base(directory, merged, standing.config, standing.tokenizer, lineage, standing.base.carried)
     return dataclasses.replace(standing, params=params.replace(base=merged, lora={}, lora_scale=1.0), base=base)

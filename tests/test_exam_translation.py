@@ -8,6 +8,7 @@ import pytest
 from medkor_jax import cli
 from medkor_jax.data import embedded
 from medkor_jax.data.exams import Question, load
+from medkor_jax.data.likeness import content_key
 from medkor_jax.data.rows import Source
 from medkor_jax.data.translation import LABELS
 from medkor_jax.eval.exam import Continuation
@@ -61,7 +62,7 @@ def test_the_exam_reads_back_in_the_other_language(tmp_path, to, before, after):
     done = run(tmp_path, Translator(to), before, to)
     assert (done.n_questions, done.n_passed, done.faults, done.kept) == (20, 20, (), 0)
     back = load(Source("t", "exam", str(tmp_path / "out.jsonl")), drop_bad=False).rows
-    assert list(back) == [dataclasses.replace(q, fact="") for q in after]
+    assert list(back) == [dataclasses.replace(q, fact="", origin=content_key(given)) for q, given in zip(after, before)]
     assert read(tmp_path / "out.jsonl.failed.jsonl") == []
 
 
@@ -121,7 +122,7 @@ def test_lines_are_translated_one_by_one_and_what_needs_none_is_kept(tmp_path):
     assert scorer.calls == [[scorer.prompt.format(text) for text in ("증례.", "진단은?", "암", "빈혈")]]
     (row,) = read(tmp_path / "out.jsonl")
     assert row == {
-        "id": "q", "exam": "x", "year": 2020, "question": "Case.\n\nHb 12.5 g/dL\nWhat is it?", "A": "1,000", "B": "MRI",
+        "id": "q", "exam": "x", "year": 2020, "translated_from": content_key(question), "question": "Case.\n\nHb 12.5 g/dL\nWhat is it?", "A": "1,000", "B": "MRI",
         "C": "cancer", "D": "anemia", "answer": "D",
     }  # fmt: skip
 

@@ -14,13 +14,13 @@ MAY_IMPORT = {
     "data": (),
     "parallel": (),
     "adapt": ("model",),
-    "io": ("model", "data.tokenizer", "data.contents", "parallel.mesh"),
+    "io": ("model", "data.tokenizer", "data.contents", "data.reading", "parallel.mesh"),
     "train": ("model", "adapt", "io", "data", "parallel", "eval.answers"),
     "eval": ("model", "adapt", "io", "data", "parallel"),
 }
 TOP = {
     "cli", "phases", "pipeline", "report", "bench", "config_file", "corpora", "evaluation", "measurement", "exam_translation",
-    "asking", "verification", "standing", "lineage", "named_model", "roles", "final", "gate_outlook", "gate_rules", "text_parity", "__init__",
+    "asking", "verification", "standing", "lineage", "named_model", "roles", "final", "gate_outlook", "gate_rules", "text_parity", "readiness", "stage_plans", "__init__",
 }
 BANNED = {
     "data": ("jax", "jaxlib", "flax", "optax", "orbax", "torch"),

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medkor_jax.data import exams
-from medkor_jax.data.reasoning import ReasoningFormat
-from medkor_jax.data.leakage import Document, Leak, find_leaks, unexcused
+from medkor_jax.data.leakage import Judged, Leak, Trained, find_leaks, unexcused
 from medkor_jax.data.packing import encode
-from medkor_jax.data.rows import BadDataError, BadRow, Loaded, Source
+from medkor_jax.data.reasoning import ReasoningFormat
+from medkor_jax.data.rows import BadDataError, BadRow, Example, Loaded, Source
 from medkor_jax.data.sources import OF_QUESTIONS, load_examples, load_questions, question_example
+from medkor_jax.data.translation import Pair, both_ways, load_pairs
 
 if TYPE_CHECKING:
     from medkor_jax.data.tokenizer import Tokenizer
@@ -63,13 +64,16 @@ class SourceReport:
 
 @dataclasses.dataclass(frozen=True)
 class DataReport:
+    """obstacles: what else would refuse the run before it trains, in words, see `readiness`."""
+
     sources: list[SourceReport]
     leaks: list[Leak]  # those that no name in `allowed` excuses
     allowed_leaks: list[Leak]
+    obstacles: tuple[str, ...] = ()
 
     @property
     def is_clean(self) -> bool:
-        return not self.leaks and not any(report.bad for report in self.sources)
+        return not self.leaks and not self.obstacles and not any(report.bad for report in self.sources)
 
 
 def check(
@@ -78,40 +82,63 @@ def check(
     *,
     allowed: Sequence[str] = (),
     form: ReasoningFormat = ReasoningFormat(),
+    load: Callable[[Use], Loaded] | None = None,
+    read_before: Sequence[tuple[str, Sequence[Trained]]] = (),
 ) -> DataReport:
     """Returns what is in each source, and what is judged by but also trained on or shown as an example.
 
-    allowed: leaks that the config names, see `leakage.unexcused`.
+    allowed: leaks that the config names, see `leakage.unexcused`. load: how a source is read; by default `load_use`.
+    read_before: what the weights were trained on already.
     """
-    reports, documents = [], {TRAINED: [], JUDGED: [], FEWSHOT: []}
+    reports, loaded_of = [], {}
     for use in uses:
-        loaded = _load(use.source, form)
-        reports.append(_describe(use, loaded, tokenizer, form))
-        documents[use.purpose].append((use.source.name, loaded.rows))
-    leaks = find_leaks(documents[TRAINED] + documents[FEWSHOT], documents[JUDGED])
+        try:
+            loaded_of[use] = load(use) if load else load_use(use, drop_bad=True, form=form)
+        except BadDataError as error:  # nothing at all could be read
+            loaded_of[use] = Loaded([], error.bad)
+        reports.append(_describe(use, loaded_of[use], tokenizer, form))
+    leaks = leaks_of(uses, lambda use: loaded_of[use].rows, read_before)
     left = unexcused(leaks, allowed)
     return DataReport(reports, left, [leak for leak in leaks if leak not in left])
 
 
-def _load(source: Source, form: ReasoningFormat) -> Loaded[Document]:
-    """Returns the documents, questions as questions so that stems can be compared."""
-    load = load_questions if source.kind in OF_QUESTIONS else load_examples
-    try:
-        return load(source, drop_bad=True, form=form)
-    except BadDataError as error:  # nothing at all could be read
-        return Loaded([], error.bad)
+def leaks_of(
+    uses: Sequence[Use],
+    documents: Callable[[Use], Sequence[Trained | Judged]],
+    read_before: Sequence[tuple[str, Sequence[Trained]]] = (),
+) -> list[Leak]:
+    """Returns what is judged by among what is trained on, shown as an example, or was read before."""
+    of = {purpose: [(use.source.name, documents(use)) for use in uses if use.purpose == purpose] for purpose in (TRAINED, FEWSHOT, JUDGED)}
+    return find_leaks([*of[TRAINED], *of[FEWSHOT], *read_before], of[JUDGED])
+
+
+def load_use(use: Use, *, drop_bad: bool, form: ReasoningFormat) -> Loaded:
+    """Returns the documents in the form in which leaks are looked for: questions as questions, judged pairs as pairs.
+
+    Raises: BadDataError, as `sources.load_examples`.
+    """
+    if use.purpose == JUDGED and use.source.kind == "translation":
+        return load_pairs(use.source, drop_bad=drop_bad)
+    load = load_questions if use.source.kind in OF_QUESTIONS else load_examples
+    return load(use.source, drop_bad=drop_bad, form=form)
 
 
 def _describe(use: Use, loaded: Loaded[Document], tokenizer: Tokenizer | None, form: ReasoningFormat) -> SourceReport:
     languages: collections.Counter[str] = collections.Counter()
     lengths = []
-    for row in loaded.rows:
-        languages[row.language] += 1
+    for example in (example for row in loaded.rows for example in _examples(row, use.source, form)):
+        languages[example.language] += 1
         if tokenizer is not None:
-            example = question_example(row, use.source, form) if isinstance(row, exams.Question) else row
             lengths.append(len(encode(example, tokenizer).tokens) + 1)
     tokens = None
     if lengths:
         median, p95 = (int(round(value)) for value in np.percentile(lengths, [50, 95]))
         tokens = TokenLengths(median, p95, max(lengths), sum(lengths))
-    return SourceReport(use.source, use.purpose, len(loaded.rows), dict(languages), tokens, loaded.bad, loaded.notes)
+    return SourceReport(use.source, use.purpose, sum(languages.values()), dict(languages), tokens, loaded.bad, loaded.notes)
+
+
+def _examples(document: Trained | Judged, source: Source, form: ReasoningFormat) -> list[Example]:
+    """Returns what the document teaches, or would."""
+    if isinstance(document, Pair):
+        return both_ways(document)
+    return [question_example(document, source, form)] if isinstance(document, exams.Question) else [document]

@@ -32,7 +32,11 @@ _STATED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One question. `answer` counts from 0; `id` is unique within its exam; `fact` is set by the embedded exam only."""
+    """One question. `answer` counts from 0; `id` is unique within its exam; `fact` is set by the embedded exam only.
+
+    number: where it stood in the exam of its year, "period/number", "" where that is not known. origin: of a translation
+    made here, what names the question that it was made from (`likeness.content_key`).
+    """
 
     id: str
     exam: str
@@ -43,6 +47,8 @@ class Question:
     answer: int
     rationale: str = ""
     fact: str = ""
+    number: str = ""
+    origin: str = ""
 
 
 def prompt(question: Question) -> str:
@@ -144,7 +150,14 @@ def _question(draft: Draft, answer: int | str, source: Source, number: int, tall
     tally.count("years left out, since they are no number", bool(year) and not year.isdecimal())
     return Question(
         id=rows.plain_number(row.get("id")) or numbered, exam=exam, year=int(year) if year.isdecimal() else None,
-        language=language, question=draft.question, options=options, answer=answer, rationale=rationale)
+        language=language, question=draft.question, options=options, answer=answer, rationale=rationale,
+        number=_number(row), origin=rows.plain_number(row.get("translated_from")))
+
+
+def _number(row: Row) -> str:
+    """Returns "period/number" of KorMedMCQA's columns, or what a row of ours says."""
+    parts = [rows.plain_number(row.get(name)) for name in ("period", "q_number")]
+    return "/".join(parts) if all(parts) else rows.plain_number(row.get("number"))
 
 
 def stated_letter(reasoning: str, n_options: int = 5) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 from medkor_jax.data import exams, rows
 from medkor_jax.data.exams import LETTERS, Question
 from medkor_jax.data.language import has_hangul
+from medkor_jax.data.likeness import content_key
 from medkor_jax.data.rows import Source
 
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
@@ -37,9 +38,10 @@ class Rendering:
 
 
 def row_of(question: Question, rendering: Rendering) -> dict[str, Any]:
-    """Returns the translated question as `data.exams` reads it; the key is the question's own."""
+    """Returns the translated question as `data.exams` reads it; the key is the question's own, and so is its origin."""
     return {
-        "id": question.id, "exam": question.exam, "year": question.year, "question": rendering.question,
+        "id": question.id, "exam": question.exam, "year": question.year,
+        **({"number": question.number} if question.number else {}), "translated_from": question.origin or content_key(question), "question": rendering.question,
         **dict(zip(LETTERS, rendering.options)), "answer": LETTERS[question.answer],
     }  # fmt: skip
 
@@ -56,7 +58,7 @@ def find_faults(question: Question, rendering: Rendering, to: str) -> tuple[str,
             faults.append(f"{name} is empty")
         elif to == "en" and has_hangul(after):
             faults.append(f"{name} has Korean left: {_excerpt(after)}")
-        elif _numbers(before) != _numbers(after):
+        elif numbers_in(before) != numbers_in(after):
             faults.append(f"{name} has numbers {_listed(after)}, the original {_listed(before)}")
     if to == "ko" and rendering.question.strip() and not has_hangul(rendering.question):
         faults.append(f"question has no Korean: {_excerpt(rendering.question)}")
@@ -76,12 +78,12 @@ def _faults_of_reading(question: Question, rendering: Rendering, to: str) -> tup
         read = exams.question_from_row(row_of(question, rendering), Source("translated", "exam", "translated"), 1)
     except rows.BadRowReason as reason:
         return (str(reason),)
-    expected = (question.id, question.answer, len(question.options), question.exam, question.year, to)
-    found = (read.id, read.answer, len(read.options), read.exam, read.year, read.language)
+    expected = (question.id, question.answer, len(question.options), question.exam, question.year, question.number, to)
+    found = (read.id, read.answer, len(read.options), read.exam, read.year, read.number, read.language)
     return () if found == expected else (f"reads back as {found}, expected {expected}",)
 
 
-def _numbers(text: str) -> list[str]:
+def numbers_in(text: str) -> list[str]:
     """Returns the numbers in a text, sorted, since word order differs; 1,000 is 1000, ３ is 3 and 34만 is 340000."""
     plain = _THOUSANDS.sub("", unicodedata.normalize("NFKC", text))
     plain = _MYRIADS.sub(lambda found: f"{round(float(found[1]) * _MYRIAD[found[2]])} ", plain)
@@ -93,7 +95,7 @@ def _words(text: str) -> list[str]:
 
 
 def _listed(text: str) -> str:
-    return ", ".join(_numbers(text)) or "none"
+    return ", ".join(numbers_in(text)) or "none"
 
 
 def _excerpt(text: str) -> str:

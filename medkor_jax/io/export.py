@@ -27,11 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from medkor_jax.data.reading import without_place
 from medkor_jax.io.carried import SENTENCEPIECE
 from medkor_jax.io.export_carried import check_carried, outer_config, tokenizer_names, with_tower, write_carried
 from medkor_jax.io.export_tokenizer import write_tokenizer
 from medkor_jax.io.files import write_atomically, write_json
-from medkor_jax.io.hf import LAYER_NAMES
+from medkor_jax.io.hf import EXPORT_RECORD, LAYER_NAMES
 from medkor_jax.io.language_fold import LanguageFold, make_fold
 from medkor_jax.io.model_card import read_history, write_card
 from medkor_jax.io.models import Model
@@ -43,7 +44,7 @@ from medkor_jax.model.layers import merged_matrix
 from medkor_jax.model.params import BACK, FRONT, Params, head_table, layer_kinds
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 
-RECORD = "medkor_export.json"
+RECORD = EXPORT_RECORD
 MAX_SHARD_BYTES = 4 * 10**9
 
 
@@ -114,7 +115,7 @@ def export_hf(
         write_json(directory / RECORD, {
             "format": 1, "model": model.name, "model_digest": model.digest, "base_digest": model.base.digest, "dtype": dtype,
             "stream_scale": scale, "rounding": {part: one.to_json() for part, one in kept.items()},
-            "merged": sorted(params.lora), "folded": sorted(params.lang), "added_layers": _n_added(params), "notes": list(notes),
+            "read": [without_place(one).to_json() for one in model.read], "merged": sorted(params.lora), "folded": sorted(params.lang), "added_layers": _n_added(params), "notes": list(notes),
         })  # fmt: skip
         write_atomically(directory / "README.md", write_card(model, history, config, dtype, notes))
     return Exported(out, files, notes)

@@ -25,6 +25,8 @@ from medkor_jax.io.streaming import CHUNK_BYTES, LeafKey, WeightsError, check_co
 from medkor_jax.io.tokenizer_files import read_tokenizer
 from medkor_jax.model.config import ModelConfig
 
+EXPORT_RECORD = "medkor_export.json"  # what an export of ours says of itself, beside its weights
+
 _NAMES = {
     "embed": "embed_tokens",
     "final_norm": "norm",

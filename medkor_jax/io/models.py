@@ -21,6 +21,7 @@ import jax
 from jax.sharding import Mesh
 
 from medkor_jax.data.contents import files_digest
+from medkor_jax.data.reading import Reading, read_json
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.carried import Carried, open_carried, save_carried
 from medkor_jax.io.checkpoint import abstract_like, digest_tree, restore_tree, save_tree, stored_shapes
@@ -32,7 +33,7 @@ from medkor_jax.model.params import Params, Tree, abstract_base, leaf_paths
 from medkor_jax.parallel.mesh import shard_tree
 
 ADAPTER_TREES = ("lora", "lang", "expand")
-_FORMAT = 2  # 1 had no seal, and a base's digest was that of its files
+_FORMAT = 3  # 1 had no seal, and a base's digest was that of its files; 2 did not say what the model had read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Model:
     """A base with what a run trained beside it. directory None: the base alone.
 
     route: how tokens get the language of their embedding, by "token" or by "document"; without it the language
-    embeddings mean nothing.
+    embeddings mean nothing. trained_on: what the run read after its base, see `read`.
     """
 
     name: str
@@ -49,6 +50,12 @@ class Model:
     lora_scale: float = 1.0
     adapters_digest: str = ""  # "" where there are none
     route: str = "token"
+    trained_on: tuple[Reading, ...] | None = None
+
+    @property
+    def read(self) -> tuple[Reading, ...]:
+        """All that is known to have been trained on, by this run and by those that its weights come from."""
+        return self.base.read if self.trained_on is None else self.trained_on
 
     @property
     def config(self) -> ModelConfig:
@@ -101,9 +108,12 @@ def is_run(path: pathlib.Path) -> bool:
     return (path / "ledger.json").is_file()
 
 
-def save_model(directory: pathlib.Path, params: Params, base: Weights, route: str = "token") -> Model:
+def save_model(
+    directory: pathlib.Path, params: Params, base: Weights, route: str = "token", read: tuple[Reading, ...] = ()
+) -> Model:
     """Writes a phase's adapters and says which base they stand on; returns the model as it reads back.
 
+    read: all that the model has read, that of its base included.
     A base inside the run (beside `directory`, or below it) is named from here, so that the run can be moved.
     """
     trees = {name: getattr(params, name) for name in ADAPTER_TREES if jax.tree.leaves(getattr(params, name))}
@@ -117,7 +127,7 @@ def save_model(directory: pathlib.Path, params: Params, base: Weights, route: st
         write_sealed(directory / "model.json", {
             "format": _FORMAT, "base": name, "base_is_relative": inside, "base_digest": base.digest,
             "lora_scale": params.lora_scale, "adapters": sorted(leaf_paths(trees)), "adapters_digest": digest,
-            "route": route,
+            "route": route, "read": [one.to_json() for one in read],
         })  # fmt: skip
     return _open_phase(directory)
 
@@ -185,7 +195,10 @@ def open_base(directory: pathlib.Path) -> Weights:
     def make_carried() -> Carried:
         return open_carried(directory / "carried", said.get("carried_digest", ""))
 
-    return Weights(str(directory), config, load, make_digest, make_tokenizer, make_carried, stored_dtype=said["dtype"])
+    return Weights(
+        str(directory), config, load, make_digest, make_tokenizer, make_carried, stored_dtype=said["dtype"],
+        read=read_json(said.get("read", ())),
+    )  # fmt: skip
 
 
 def read_ledger(run_dir: pathlib.Path) -> list[dict[str, Any]]:
@@ -214,7 +227,8 @@ def _open_phase(directory: pathlib.Path) -> Model:
             f"{directory} stands on base {said['base']!r} with digest {said['base_digest'][:12]}, but that name now has "
             f"{base.digest[:12]}: the weights were replaced. Put them back, or run the phases again"
         )
-    return Model(str(directory), base, directory, said["lora_scale"], said["adapters_digest"], said["route"])
+    read = read_json(said["read"])
+    return Model(str(directory), base, directory, said["lora_scale"], said["adapters_digest"], said["route"], read)
 
 
 def _open_base_of(directory: pathlib.Path, said: dict[str, Any]) -> Weights:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 import pathlib
 import re
 from collections.abc import Callable
@@ -23,11 +24,12 @@ import jax
 import jax.numpy as jnp
 
 from medkor_jax.data.contents import file_digest, remembered
+from medkor_jax.data.reading import Reading, read_json
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.carried import Carried, read_carried
 from medkor_jax.io.embedded_model import embedded_gguf
 from medkor_jax.io.gguf import GgufSource
-from medkor_jax.io.hf import HfSource, download
+from medkor_jax.io.hf import EXPORT_RECORD, HfSource, download
 from medkor_jax.io.files import checksum
 from medkor_jax.io.streaming import TensorSource, WeightsError, check_dtype, digest_source, load_base
 from medkor_jax.model.config import ModelConfig, preset
@@ -45,6 +47,7 @@ class Weights:
     load(dtype, shardings) returns the base tree; dtype bfloat16 or float32; shardings a tree like it, or None.
     make_digest() returns a digest of the tensors, however they are stored.
     make_carried() returns what stands beside them, for an export to carry on.
+    read: what is known to have been trained on, of weights that come from a run of this program.
     stored_dtype: the narrower of the two that loses nothing of what is stored.
     """
 
@@ -55,6 +58,7 @@ class Weights:
     make_tokenizer: Callable[[], Tokenizer] | None = None
     make_carried: Callable[[], Carried] = Carried
     stored_dtype: str = "float32"
+    read: tuple[Reading, ...] = ()
 
     @functools.cached_property
     def carried(self) -> Carried:
@@ -164,7 +168,20 @@ def _from_hf(name: str, directory: pathlib.Path) -> Weights:
     source = HfSource.open(directory)
     digest = lambda: remembered(sorted(source.files), "tensors", lambda: digest_source(source))  # noqa: E731
     carried = lambda: read_carried(directory, source.tensors)  # noqa: E731
-    return Weights(name, source.config, _loader(source), digest, source.make_tokenizer, carried, source.stored_dtype)
+    return Weights(
+        name, source.config, _loader(source), digest, source.make_tokenizer, carried, source.stored_dtype, _read_of_export(directory)
+    )
+
+
+def _read_of_export(directory: pathlib.Path) -> tuple[Reading, ...]:
+    """Returns what the weights of an export of ours have read; () of other weights, of which it is not known."""
+    path = directory / EXPORT_RECORD
+    if not path.is_file():
+        return ()
+    try:
+        return read_json(json.loads(path.read_text(encoding="utf-8")).get("read", ()))
+    except (ValueError, AttributeError) as error:
+        raise WeightsError(f"{path} is damaged: {error}") from error
 
 
 def _loader(source: TensorSource) -> Callable[[Any, Tree | None], Tree]:

@@ -15,7 +15,7 @@ _SHOWN = 20
 
 
 def data_table(report: DataReport) -> str:
-    """Returns a line a source, then bad rows, then leaks, then the verdict in words."""
+    """Returns a line a source, then bad rows, then leaks, then what else would refuse a run, then the verdict in words."""
     lines = [f"{'source':<24} {'used as':<9} {'split':<8} {'rows':>7}  {'languages':<18} {'tokens: median, 95 %, longest, all':<36} licence"]
     lines += [_source_line(source) for source in report.sources]
     lines += [f"{source.source.name}: {note}" for source in report.sources for note in source.notes]
@@ -23,8 +23,9 @@ def data_table(report: DataReport) -> str:
         lines += _some([f"bad row: {row}" for row in source.bad])
     lines += _some([f"LEAK: {describe_leak(leak)}" for leak in report.leaks])
     lines += _some([f"leak, allowed by the config: {describe_leak(leak)}" for leak in report.allowed_leaks])
+    lines += [f"REFUSED: {words}" for words in report.obstacles]
     bad = sum(len(source.bad) for source in report.sources)
-    verdict = "clean" if report.is_clean else f"NOT clean: {bad} bad rows, {len(report.leaks)} leaks not named in allow_leaks"
+    verdict = "clean" if report.is_clean else f"NOT clean: {bad} bad rows, {len(report.leaks)} leaks not named in allow_leaks, {len(report.obstacles)} other reasons to refuse the run"
     return "\n".join([*lines, verdict])
 
 
