@@ -6,8 +6,10 @@
 
 Texts come first (`text_parity`): each side makes ids of them with its own tokenizer, from the checkpoint's own files. Where
 they differ nothing else is compared. Then fixed Korean and English prompts, one of them longer than the sliding window,
-float32. A run's adapters have no counterpart in transformers until exported, so a run is compared with its export, to
-transformers or to PEFT.
+ours in float32, the reference in float64 where memory allows: on a text that repeats itself the rounding of two float32
+computations adds up to more than the bound, although each is within it. A run's adapters have no counterpart in
+transformers until exported, so a run is compared with its export, to transformers or to PEFT. A bfloat16 export holds rounded
+weights: it is compared with itself, loaded here, and with the run within what rounding may take (`io.rounding`).
 Greedy text is compared three ways: written with the cache, by full passes over what was written, and by the
 reference. Where two ways part, what counts is how far below the best logit the token taken was: its regret.
 The reference answers first and is let go before our weights are loaded: one model is in memory at a time.
@@ -18,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -34,6 +37,7 @@ from medkor_jax.io.embedded_model import embedded_gguf
 from medkor_jax.io.export import RECORD
 from medkor_jax.io.hf import download
 from medkor_jax.io.models import Model
+from medkor_jax.io.rounding import MOST_NOISE, rms
 from medkor_jax.named_model import open_model
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.forward import project_logits
@@ -76,6 +80,27 @@ class Greedy:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rounded:
+    """What an export in a narrower dtype keeps of the run. error: root mean square of the difference of their logits, as a
+    share of the run's; parts: what the export measured of each part when it was written."""
+
+    dtype: str
+    error: float
+    parts: dict[str, float]
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= MOST_NOISE[self.dtype]
+
+    def lines(self) -> list[str]:
+        parts = "; ".join(f"{part} {lost:.1%}" for part, lost in self.parts.items())
+        return [
+            f"  the run against its {self.dtype} export: the logits differ by {self.error:.2%} of their size (at most "
+            f"{MOST_NOISE[self.dtype]:.0%}); lost of the effect, as measured by the export: {parts or 'nothing to lose'}"
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
 class Verification:
     weights: str
     texts: TextParity
@@ -83,10 +108,14 @@ class Verification:
     greedy: tuple[Greedy, ...]
     bound: float
     reference: str
+    reference_dtype: str = ""
+    rounded: Rounded | None = None
+    is_another: bool = False
 
     @property
     def passed(self) -> bool:
-        return self.texts.passed and all(c.largest_difference <= self.bound for c in self.comparisons) and all(
+        is_kept = not self.is_another and (self.rounded is None or self.rounded.passed)
+        return self.texts.passed and is_kept and all(c.largest_difference <= self.bound for c in self.comparisons) and all(
             g.regret <= 2 * self.bound for g in self.greedy
         )
 
@@ -95,9 +124,12 @@ class Verification:
 
     def table(self) -> str:
         lines = [f"{self.weights} against {self.reference}:", *self.texts.lines()]
+        if self.is_another:
+            lines.append("  the export says that it was made from another model than this one")
         if not self.texts.passed:
             return "\n".join([*lines, "FAILED: texts are read differently; logits were not compared"])
-        lines.append(f"  float32, last {COMPARED_POSITIONS} positions of each prompt:")
+        subject = "ours" if self.rounded is None else "the export, loaded here"
+        lines.append(f"  {subject} in float32, theirs in {self.reference_dtype}, last {COMPARED_POSITIONS} positions of each prompt:")
         lines += [
             f"  {c.prompt:<10} {c.n_tokens:>5} tokens   largest difference {c.largest_difference:.2e}"
             f"   (logits up to {c.logit_scale:.1f})   same best token {c.same_top_share:.1%}"
@@ -108,6 +140,7 @@ class Verification:
             + ("" if g.n_same == g.n_prompts else f"; where they part, the two logits are {g.regret:.1e} apart")
             for g in self.greedy
         ]
+        lines += [] if self.rounded is None else self.rounded.lines()
         return "\n".join([*lines, f"{'PASSED' if self.passed else 'FAILED'}: the bound is {self.bound:g}"])
 
 
@@ -134,27 +167,48 @@ def verify(name: str, *, export: str = "", n_greedy: int = 0, bound: float = BOU
     asked = sorted(greedy_prompts(model, n_greedy), key=len)  # neighbours pad little
     batches = [asked[at : at + _BATCH] for at in range(0, n_greedy, _BATCH)]
     against = f"{f'{export} in ' if export else ''}transformers {transformers.__version__}"
-    texts = compare_texts(model, load_reference_tokenizer(export or name), is_export=is_own_export(export))
+    record = export_record(export)
+    texts = compare_texts(model, load_reference_tokenizer(export or name), is_export=bool(record))
     if not texts.passed:
         return Verification(name, texts, (), (), bound, against)
-    theirs, written = _reference_answers(export or name, prompts, batches)
-    with open_scorer(model, dtype="float32", batch_size=_BATCH) as scorer, jax.default_matmul_precision("highest"):
-        comparisons = tuple(_compare(prompt, ids, our_logits(scorer, ids), theirs[prompt]) for prompt, ids in prompts.items())
+    is_rounded = record.get("dtype", "float32") != "float32"
+    theirs, written, dtype = _reference_answers(export or name, prompts, batches)
+    with open_scorer(open_model(export) if is_rounded else model, dtype="float32", batch_size=_BATCH) as scorer, _exactly():
+        ours = {prompt: our_logits(scorer, ids) for prompt, ids in prompts.items()}
+        comparisons = tuple(_compare(prompt, ids, ours[prompt], theirs[prompt]) for prompt, ids in prompts.items())
         greedy = _compare_greedy(scorer, batches, written) if batches else ()
-    return Verification(name, texts, comparisons, greedy, bound, against)
+    rounded = None
+    if is_rounded:
+        with open_scorer(model, dtype="float32", batch_size=_BATCH) as scorer, _exactly():
+            of_run = {prompt: our_logits(scorer, ids) for prompt, ids in prompts.items()}
+        error = max(rms(ours[prompt] - logits) / rms(logits) for prompt, logits in of_run.items())
+        rounded = Rounded(record["dtype"], float(error), {part: one["lost"] for part, one in record["rounding"].items()})
+    is_another = bool(record) and record["model_digest"] != model.digest
+    return Verification(name, texts, comparisons, greedy, bound, against, dtype, rounded, is_another)
 
 
-def _reference_answers(name: str, prompts: dict[str, list[int]], batches: list[list[list[int]]]) -> tuple[dict[str, np.ndarray], list]:
-    """Returns the reference's logits at the last positions of each prompt, and its greedy tokens for each batch."""
+def _exactly():
+    return jax.default_matmul_precision("highest")
+
+
+def _reference_answers(
+    name: str, prompts: dict[str, list[int]], batches: list[list[list[int]]]
+) -> tuple[dict[str, np.ndarray], list, str]:
+    """Returns the reference's logits at the last positions of each prompt, its greedy tokens for each batch, and the dtype
+    of the logits: float64 where a model of that width takes less than half of this machine's memory."""
     import torch
 
     model = load_reference(name).eval()
+    n_bytes = 8 * sum(parameter.numel() for parameter in model.parameters())
+    is_exact = n_bytes < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
     with torch.inference_mode():
+        model = model.double() if is_exact else model
         logits = {
-            prompt: model(input_ids=torch.tensor([ids]), logits_to_keep=COMPARED_POSITIONS).logits[0].float().numpy()
+            prompt: model(input_ids=torch.tensor([ids]), logits_to_keep=COMPARED_POSITIONS).logits[0].double().numpy()
             for prompt, ids in prompts.items()
         }
-        return logits, [_reference_greedy(model, batch) for batch in batches]
+        model = model.float()  # the same weights again: they were float32 before
+        return logits, [_reference_greedy(model, batch) for batch in batches], "float64" if is_exact else "float32"
 
 
 def _compare(prompt: str, ids: list[int], ours: np.ndarray, theirs: np.ndarray) -> Comparison:
@@ -262,8 +316,10 @@ def _place(name: str) -> pathlib.Path:
     return path
 
 
-def is_own_export(export: str) -> bool:
-    return bool(export) and (pathlib.Path(export) / RECORD).is_file()
+def export_record(export: str) -> dict[str, Any]:
+    """Returns what an export of ours says of itself; {} of anything else."""
+    path = pathlib.Path(export) / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if export and path.is_file() else {}
 
 
 def load_reference_tokenizer(name: str) -> Any:

@@ -13,7 +13,7 @@ from medkor_jax.corpora import LeakError
 from medkor_jax.adapt.lora import merge
 from medkor_jax.data import embedded
 from medkor_jax.train import loop
-from medkor_jax.data.rows import BadDataError
+from medkor_jax.data.rows import BadDataError, Loaded
 from medkor_jax.eval import verdict as verdicts
 from medkor_jax.eval.gate import Evidence
 from medkor_jax.eval.scores import Answer, Report
@@ -25,6 +25,8 @@ from medkor_jax.io.streaming import WeightsError
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.config_file import make_recipe
 from medkor_jax.phases import ConfigError
+from medkor_jax.readiness import checks
+from medkor_jax.stage_plans import stage_plan
 from medkor_jax.train.metrics import read_metrics
 
 PHASES = ("phase0", "phase1", "phase2", "phase3")
@@ -235,7 +237,7 @@ def test_another_config_of_the_phase_before_closes_its_gate(config, run_dir, sta
 def test_other_questions_close_the_gate(config, run_dir, stages):
     asked = pipeline.Run(make_recipe(config | {"run": ("phase3",)}))
     exam = asked.recipe.exam("english").source
-    asked.corpora._questions[exam] = embedded.questions("valid", "en")[1:41]
+    asked.corpora._loaded["load_questions", exam] = Loaded(embedded.questions("valid", "en")[1:41], [])
     with pytest.raises(Stale, match="phase0 was judged by something else .exams.english.*judged anew, not trained"):
         asked.all()
     assert not stages
@@ -380,16 +382,16 @@ def test_a_stage_with_a_reward_is_given_questions_rollouts_and_a_policy(config):
     config["phase3"] |= dict(data=exam, reward=reward, seq_len=128)
     run = pipeline.Run(make_recipe(config))
     phase = run.recipe.phases[3]
-    plan = run.plan(phase, phase.train, "train")
+    plan = stage_plan(run.recipe, run.corpora, phase, phase.train, "train")
     ((source, questions),) = plan.train
     assert source.kind == "exam" and len(questions) == 6 and questions[0].options
     assert (plan.rollout.group_size, plan.rollout.temperature) == (4, 0.9)
     assert plan.spec.next_token_weight == 0 and (plan.spec.policy.kl_weight, plan.spec.policy.temperature) == (0.1, 0.9)
-    run.check_stages()
+    checks(run.recipe, run.corpora, run.mesh)["phase3/train"]()
     config["phase3"] |= dict(seq_len=32)
     with pytest.raises(BadDataError, match="none fits"):
-        pipeline.Run(make_recipe(config)).check_stages()
+        checks(make_recipe(config), run.corpora, run.mesh)["phase3/train"]()
     config["phase3"] |= dict(reward=reward | dict(algorithm="rft"), seq_len=128)
-    run = pipeline.Run(make_recipe(config))
-    plan = run.plan(run.recipe.phases[3], run.recipe.phases[3].train, "train")
+    recipe = make_recipe(config)
+    plan = stage_plan(recipe, run.corpora, recipe.phases[3], recipe.phases[3].train, "train")
     assert plan.spec.policy is None and plan.spec.next_token_weight == 1 and plan.rollout.algorithm == "rft"

@@ -10,6 +10,7 @@ from medkor_jax import cli, verification
 from medkor_jax.io import hf, tokenizer_files
 from medkor_jax.io.export import export_hf
 from medkor_jax.io.models import open_model
+from medkor_jax.io.rounding import MOST_NOISE
 from medkor_jax.verification import NEW_TOKENS, greedy_prompts, verify
 
 pytest.importorskip("torch")
@@ -143,3 +144,38 @@ def test_what_is_put_around_a_text_is_said_of_a_checkpoint_and_fails_an_export(c
     assert result.passed and "note: a call in transformers makes [2, " in result.table()
     monkeypatch.setattr(verification, "load_reference", lambda name: pytest.fail("logits are compared"))
     assert not verify(str(checkpoint), export=str(out)).passed
+
+
+def test_a_bfloat16_export_is_compared_with_itself_and_with_its_run_within_what_rounding_may_take(save_adapted, tmp_path):
+    """Weights rounded to bfloat16 are no fault of the export: before, no such export could pass."""
+    run, out = save_adapted(lora=True, lang="vector", front=2, back=1), tmp_path / "out"
+    export_hf(run, out, dtype="bfloat16")
+    result = verify(str(run.directory), export=str(out), n_greedy=4)
+    assert result.passed and max(c.largest_difference for c in result.comparisons) <= result.bound
+    assert 0 < result.rounded.error < MOST_NOISE["bfloat16"] and {"LoRA", "added layers"} <= set(result.rounded.parts)
+    assert "the run against its bfloat16 export" in result.table() and "theirs in float64" in result.table()
+
+
+def test_an_export_of_another_model_fails_whatever_its_dtype(save_adapted, tmp_path):
+    run, other = save_adapted(lora=True, front=1), save_adapted(lora=True, back=1)
+    for dtype in ("float32", "bfloat16"):
+        export_hf(other, tmp_path / dtype, dtype=dtype)
+        result = verify(str(run.directory), export=str(tmp_path / dtype))
+        assert not result.passed and result.is_another and "made from another model" in result.table()
+
+
+@pytest.mark.parametrize("leaf", ["model.layers.3.mlp.down_proj.weight", "model.layers.0.post_attention_layernorm.weight"])
+def test_a_bfloat16_export_that_lost_a_part_fails(leaf, save_adapted, tmp_path):
+    run, out = save_adapted(lora=True, front=1), tmp_path / "out"
+    export_hf(run, out, dtype="bfloat16")
+    edit_tensor(out / "model.safetensors", leaf, lambda tensor: tensor * 0 + 1)
+    result = verify(str(run.directory), export=str(out))
+    assert not result.passed and not result.rounded.passed
+
+
+def edit_tensor(path, name, change):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(path)
+    tensors[name] = change(tensors[name]).contiguous()
+    save_file(tensors, path, metadata={"format": "pt"})
