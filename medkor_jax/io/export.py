@@ -324,7 +324,7 @@ def _notes(
     if scale != 1:
         notes.append(
             f"the residual stream is carried {scale} times as large as the base's, so that the added layers' small scales survive "
-            f"{dtype}; every loader gives the same answers"
+            f"{dtype}; the answers are the same in bfloat16 and float32 (float16 overflows, as Gemma 3 does in it)"
         )
     if dtype == "bfloat16" and (model.base.stored_dtype != dtype or model.adapters_digest):
         notes.append("written in bfloat16: logits differ from the run's by that rounding; dtype float32 keeps them")
