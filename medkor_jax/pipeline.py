@@ -225,6 +225,7 @@ class Run:
                 directory / "verdict.json", phase=phase.name, gate=phase.gate, looks=looks,
                 report=after.reports[phase.exam], reference=reference.reports.get(phase.exam),
                 reference_account=reference_account(self.recipe, phase), digests=digests,
+                replaced=read_verdict(self._verdict(phase)) if finished else None,
             )  # fmt: skip
             if not judgement.passed and phase.gate.on_failure == "continue":
                 waive(directory / "verdict.json", "the config says gate.on_failure='continue'")

@@ -53,7 +53,6 @@ def check_recipe(recipe: Recipe) -> DataReport:
     Rows that cannot be read are listed, and the rest is looked at without them.
     """
     corpora = Corpora(True, recipe.reasoning, say=False)
-    recipe = dataclasses.replace(recipe, drop_bad=False)
     obstacles: dict[str, list[str]] = {}
     try:
         before = corpora.read_before(recipe)

@@ -173,6 +173,8 @@ def test_another_exam_is_asked_anew_and_nothing_is_trained(finished, files, tiny
         summary = json.loads((run_dir / phase / "summary.json").read_text())
         answers = [json.loads(line) for line in (run_dir / phase / summary["after"]["answers"]["english"]).read_text().splitlines()]
         assert [a["key"] for a in answers] == [row["answer"] for row in other]
+        verdict = read_verdict(run_dir / phase / "verdict.json")
+        assert [look["of"] for look in verdict["earlier_looks"]] == [look["of"] for look in read_verdict(finished / phase / "verdict.json")["looks"]]
     assert [state(make_config(run_dir, tiny_base_dir, data), phase)[0] for phase in PHASES] == [DONE] * 3
 
 

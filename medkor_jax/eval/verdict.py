@@ -44,11 +44,13 @@ def write_verdict(
     reference: Report | None,
     digests: Mapping[str, str],
     reference_account: str = "",
+    replaced: Mapping[str, Any] | None = None,
     time: datetime.datetime | None = None,
 ) -> dict[str, Any]:
     """Writes the verdict, replacing an earlier one, and returns it.
 
     looks: every judgement by these questions, with what was judged, in order; the last one is the verdict.
+    replaced: the verdict that this one takes the place of, where the phase is judged anew: its looks stay on record.
     reference_account: where the reference's score comes from, and whether these questions chose it. time: now unless given.
 
     Raises: ValueError without a look, or if a digest of weights, data or config is missing or empty.
@@ -65,6 +67,8 @@ def write_verdict(
         "passed": judgement.passed,
         "judgement": judgement.to_json(),
         "looks": [{"of": what, **look.to_json()} for what, look in looks],
+        "earlier_looks": [] if replaced is None else [*replaced.get("earlier_looks", ()), *(
+            {**look, "gate": replaced["gate"], "time": replaced["time"]} for look in replaced["looks"])],
         "gate": dataclasses.asdict(gate),
         "mode": report.mode,
         "report": report.summary(),

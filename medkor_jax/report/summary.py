@@ -104,6 +104,8 @@ def _condition_lines(verdict: dict[str, Any] | None) -> list[str]:
     if len(verdict["looks"]) > 1:
         looks = [f"{look['of']} {'opened' if look['passed'] else 'closed'}" for look in verdict["looks"]]
         lines.append(f"    looks: {', '.join(looks)}")
+    if earlier := len(verdict.get("earlier_looks", ())):
+        lines.append(f"    judged anew: {times(earlier)} before this it was looked at already, by these or other questions; see verdict.json")
     return lines
 
 
