@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from typing import Callable, Sequence
 
 import jax
@@ -49,7 +50,10 @@ class Asked:
 def exam_question(exam: str, row: int, *, split: str = "valid", subset: str = "", language: str = "") -> Question:
     """Returns question `row`, counted from 1, of a file, a hub id or "embedded". Raises: ValueError if there are fewer."""
     source = Source(exam, "exam", exam, split=split, subset=subset, language=language)
-    questions = load_questions(source, drop_bad=True).rows
+    loaded = load_questions(source, drop_bad=True)
+    questions = loaded.rows
+    for note in (*loaded.notes, *(f"left out: {row}" for row in loaded.bad)):
+        print(f"{exam}: {note}", file=sys.stderr)
     if not 1 <= row <= len(questions):
         raise ValueError(f"{exam} has questions 1 to {len(questions)}; row {row} was asked for")
     return questions[row - 1]

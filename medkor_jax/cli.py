@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 import sys
-from typing import Sequence
+from typing import Callable, Sequence
 
 WEIGHTS = "embedded, a directory, a .gguf file, a hub id, a run, or random:PRESET such as random:gemma3-4b"
 
@@ -62,12 +62,12 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--answers-from", type=int, choices=(0, 1), help="what number keys count from, if the exam does not tell")
     evaluate.add_argument("--fewshot", help="a file or hub id whose first questions are the shots")
     evaluate.add_argument("--mode", default="letter", choices=("letter", "harness", "cloze", "cloze_norm", "reason"))
-    evaluate.add_argument("--shots", type=int, default=0)
-    evaluate.add_argument("--max-new-tokens", type=int, help="reason mode (default 512) and --pairs (default 256): longest answer")
+    evaluate.add_argument("--shots", type=whole(0), default=0)
+    evaluate.add_argument("--max-new-tokens", type=whole(1), help="reason mode (default 512) and --pairs (default 256): longest answer")
     evaluate.add_argument("--tags", nargs=2, metavar=("OPEN", "CLOSE"), help="reason mode: tags of the reasoning (default: <R> <R/>)")
-    evaluate.add_argument("--limit", type=int, default=0, help="first N questions or pairs (default: all)")
+    evaluate.add_argument("--limit", type=whole(0), default=0, help="first N questions or pairs (default: all)")
     evaluate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    evaluate.add_argument("--batch-size", type=int, default=16)
+    evaluate.add_argument("--batch-size", type=whole(1), default=16)
     evaluate.add_argument("--out", help="write one JSON line a question here")
     evaluate.add_argument("--json", action="store_true", help="print the summary as JSON")
     evaluate.add_argument("--drop-bad", action="store_true")
@@ -75,8 +75,8 @@ def make_parser() -> argparse.ArgumentParser:
     verify = _command(commands, "verify", _verify, "compare texts, logits and greedy text with transformers")
     verify.add_argument("--weights", required=True, help="embedded, a directory, a .gguf file, a hub id, or with --export a run")
     verify.add_argument("--export", default="", metavar="DIR", help="compare with this export of the weights instead of the weights themselves")
-    verify.add_argument("--greedy", type=int, default=0, metavar="N", help="also write N mixed Korean and English continuations: with the cache, by full passes, and in transformers")
-    verify.add_argument("--bound", type=float, help="largest logit difference allowed (default 1e-3)")
+    verify.add_argument("--greedy", type=whole(0), default=0, metavar="N", help="also write N mixed Korean and English continuations: with the cache, by full passes, and in transformers")
+    verify.add_argument("--bound", type=above_zero, help="largest logit difference allowed (default 1e-3)")
     verify.add_argument("--json", action="store_true")
 
     export = _command(commands, "export", _export, "write a model in a form that other tools load")
@@ -86,19 +86,19 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("--dtype", default="", choices=("", "float32", "bfloat16"), help="hf only (default: that of the base)")
     export.add_argument("--exact-bytes", action="store_true", help="hf only: refuse a model whose byte pieces depend on neighbours, instead of noting it")
     export.add_argument("--text-only", action="store_true", help="hf only: leave out the vision tower of a multimodal base, which is carried on otherwise")
-    export.add_argument("--shard-gb", type=float, default=4.0, help="hf only: largest weight file (default 4)")
+    export.add_argument("--shard-gb", type=above_zero, default=4.0, help="hf only: largest weight file (default 4)")
     export.add_argument("--base", default="", help="peft only: the checkpoint the adapter is for (default: the run's own, where it is one)")
 
     ask = _command(commands, "ask", _ask, "put one question to a model and watch it answer")
     ask.add_argument("--weights", required=True, help=WEIGHTS)
     ask.add_argument("--exam", help="a file, a hub id, or embedded; with --row")
-    ask.add_argument("--row", type=int, default=1, help="which question of the exam, from 1 (default 1)")
+    ask.add_argument("--row", type=whole(1), default=1, help="which question of the exam, from 1 (default 1)")
     ask.add_argument("--split", default="valid", help="for a hub id or embedded (default: valid)")
     ask.add_argument("--subset", default="", help="for a hub id, such as doctor")
     ask.add_argument("--language", default="", choices=("", "ko", "en"), help="for embedded")
     ask.add_argument("--question", help='a text, its options as lines "A. ..."; without it and --exam, standard input')
     ask.add_argument("--mode", default="reason", choices=("reason", "letter"))
-    ask.add_argument("--max-new-tokens", type=int, default=512)
+    ask.add_argument("--max-new-tokens", type=whole(1), default=512)
     ask.add_argument("--tags", nargs=2, metavar=("OPEN", "CLOSE"), help="tags of the reasoning (default: <R> <R/>)")
     ask.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
 
@@ -115,16 +115,16 @@ def make_parser() -> argparse.ArgumentParser:
     translate.add_argument("--split", default="train", help="for a hub id or embedded (default: train)")
     translate.add_argument("--subset", default="", help="for a hub id, such as doctor")
     translate.add_argument("--adapters", default="on", choices=("on", "off"), help="off: the base alone that a run stands on")
-    translate.add_argument("--limit", type=int, default=0, help="first N questions (default: all)")
-    translate.add_argument("--batch-size", type=int, default=16)
-    translate.add_argument("--max-new-tokens", type=int, default=512, help="longest translation of one line")
+    translate.add_argument("--limit", type=whole(0), default=0, help="first N questions (default: all)")
+    translate.add_argument("--batch-size", type=whole(1), default=16)
+    translate.add_argument("--max-new-tokens", type=whole(1), default=512, help="longest translation of one line")
     translate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     translate.add_argument("--drop-bad", action="store_true")
 
     bench = _command(commands, "bench", _bench, "measure speed and memory beside transformers with PEFT")
     bench.add_argument("--weights", default="embedded", help=WEIGHTS)
     bench.add_argument("--cases", default="", help="comma-separated; default: all")
-    bench.add_argument("--repeats", type=int, default=5)
+    bench.add_argument("--repeats", type=whole(1), default=5)
     bench.add_argument("--out", default="", help="write the figures as JSON here")
 
     waive = _command(commands, "waive", _waive, "let the next phase start although a verdict failed, with a reason")
@@ -216,6 +216,26 @@ def _ask(arguments, _) -> None:
     print()
     if asked.probabilities:
         print(asking.answer_table(question, asked, has_key=bool(arguments.exam)))
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """Returns how an argument is read that is a whole number of at least `least`."""
+
+    def read(text: str) -> int:
+        number = int(text)
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{number} is given, expected at least {least}")
+        return number
+
+    read.__name__ = "whole number"  # what argparse calls it where it is none
+    return read
+
+
+def above_zero(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is given, expected a number above 0")
+    return number
 
 
 def _data_check(arguments, overrides) -> int:

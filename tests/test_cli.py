@@ -110,7 +110,6 @@ def test_scoring_without_adapters_is_scoring_the_base(tiny_base_dir, tmp_path):
         (["eval", "--weights", "embedded", "--exam", "embedded", "--language", "en", "--tags", "x", "x"], 1, "two different texts"),
         (["eval", "--weights", "embedded", "--pairs", "nowhere.tsv"], 1, "no such file"),
         (["bench", "--cases", "txet"], 1, "'txet' is none of"),
-        (["bench", "--repeats", "0"], 1, "repeats is 0"),
         (["verify", "--weights", "random:tiny"], 1, "exists only here"),
         (["waive", "nowhere/verdict.json", "--reason", "x"], 3, "does not exist"),
     ],
@@ -148,3 +147,15 @@ def test_data_check_prints_a_table_and_fails_on_a_leak(tiny_base_dir, capsys):
     assert cli.main([*check, "--config.watch.english.subset=train"]) == 1
     table = capsys.readouterr().out
     assert "LEAK: en-text-train:" in table and "NOT clean" in table
+
+
+@pytest.mark.parametrize("arguments", [
+    "eval --weights embedded --exam x --limit -1", "eval --weights embedded --exam x --batch-size 0", "eval --weights embedded --exam x --shots -2",
+    "eval --weights embedded --exam x --mode reason --max-new-tokens 0", "ask --weights embedded --exam x --row 0",
+    "verify --weights embedded --greedy -1", "verify --weights embedded --bound 0", "verify --weights embedded --bound nan",
+    "export --weights embedded --to hf --out x --shard-gb 0", "bench --repeats 0", "data translate --weights x --exam x --to en --out x --batch-size 0",
+])  # fmt: skip
+def test_a_number_out_of_range_is_bad_usage_before_anything_is_opened(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments.split())
+    assert ended.value.code == 2 and "expected" in capsys.readouterr().err
