@@ -27,7 +27,7 @@ from medkor_jax.data.exams import Question
 from medkor_jax.data.likeness import QUESTION_CANDIDATE, TEXT_CANDIDATE, Form, Index, form_of, letters, text_form
 from medkor_jax.data.rows import Example
 from medkor_jax.data.translated import Translations
-from medkor_jax.data.translation import Pair, both_ways
+from medkor_jax.data.translation import Pair, both_ways, pair_of
 
 Trained = Example | Question
 Judged = Example | Question | Pair
@@ -161,6 +161,7 @@ class _Search:
 
 def _sought(owner: int, source: str, document: Judged) -> list[_Sought]:
     """Returns the forms that a judged document is looked for in; a pair as it is taught, and each side by itself."""
+    document = isinstance(document, Example) and pair_of(document) or document
     if not isinstance(document, Pair):
         return [_Sought(form_of(source, document), owner)]
     taught = dataclasses.replace(both_ways(document)[0], id=document.id)

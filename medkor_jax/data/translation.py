@@ -72,6 +72,15 @@ def both_ways(pair: Pair) -> list[Example]:
     ]
 
 
+def pair_of(example: Example) -> Pair | None:
+    """Returns the pair that `both_ways` made this example of; None of any other."""
+    for given, target in DIRECTIONS:
+        match = re.fullmatch(f"{re.escape(LABELS[given])} (.*)\n{re.escape(LABELS[target])}", example.parts[0][0], re.DOTALL)
+        if match and len(example.parts) == 2:
+            return Pair(example.id, **{given: match[1], target: example.parts[1][0].strip()})
+    return None
+
+
 def _read(source: Source) -> Iterator[Pair | BadRow | Note]:
     if source.path == rows.EMBEDDED:
         from medkor_jax.data import embedded

@@ -10,7 +10,7 @@ from medkor_jax.data.likeness import content_key
 from medkor_jax.data.exams import Question
 from medkor_jax.data.rows import Example, Source
 from medkor_jax.data.sources import load_examples, load_questions
-from medkor_jax.data.translation import Pair, both_ways
+from medkor_jax.data.translation import Pair, both_ways, pair_of
 
 STEM = "58세 여자가 3개월 전부터 몸무게가 늘고 추위를 탄다며 병원에 왔다. 맥박 52회/분이다. 진단은?"
 ASKED = Question("q", "exam", None, "ko", STEM, ("갑상샘저하증", "부신겉질기능저하증", "뇌하수체선종"), 0)
@@ -71,6 +71,14 @@ def test_a_judged_pair_is_found_by_its_two_sides_wherever_they_are_trained_on(tr
     assert [leak.key for leak in leaks] == found
     if len(found) == 2:
         assert {(leak.kind, leak.which) for leak in leaks} == {("exact", "sides")}
+
+
+def test_a_judged_pair_is_the_same_as_the_examples_it_teaches():
+    examples = both_ways(PAIR)
+    assert [(pair.en, pair.ko) for pair in map(pair_of, examples)] == [(PAIR.en, PAIR.ko)] * 2
+    assert pair_of(ENGLISH) is None is pair_of(example(ASKED))
+    leaks = find_leaks([("en", [ENGLISH]), ("ko", [KOREAN])], [("held", examples)])
+    assert [leak.key for leak in leaks] == [f"{name} ~ held:p/{way}" for name in ("en:e", "ko:k") for way in ("en-ko", "ko-en")]
 
 
 def test_short_sides_that_anybody_says_are_no_leak():
