@@ -202,12 +202,13 @@ def _reference_answers(
     n_bytes = 8 * sum(parameter.numel() for parameter in model.parameters())
     is_exact = n_bytes < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
     with torch.inference_mode():
-        model = model.double() if is_exact else model
+        if is_exact:
+            model.double()
         logits = {
             prompt: model(input_ids=torch.tensor([ids]), logits_to_keep=COMPARED_POSITIONS).logits[0].double().numpy()
             for prompt, ids in prompts.items()
         }
-        model = model.float()  # the same weights again: they were float32 before
+        torch.nn.Module.float(model)  # as they were; transformers' own `float` refuses what was read from a GGUF file
         return logits, [_reference_greedy(model, batch) for batch in batches], "float64" if is_exact else "float32"
 
 
