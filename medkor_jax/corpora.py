@@ -8,11 +8,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from medkor_jax.data.check import FEWSHOT, JUDGED, TRAINED, Use, leaks_of
+from medkor_jax.data.check import FEWSHOT, JUDGED, TRAINED, Use, leaks_of, loader_of
 from medkor_jax.data.contents import content_digest
 from medkor_jax.data.exams import Question
 from medkor_jax.data.leakage import Leak, unexcused
@@ -20,6 +20,7 @@ from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import Example, Loaded, Source
 from medkor_jax.data.sources import OF_QUESTIONS, load_examples, load_questions
 from medkor_jax.data.translation import Pair, load_pairs
+from medkor_jax.io.models import Model
 from medkor_jax.named_model import open_model
 from medkor_jax.phases import Recipe
 
@@ -42,19 +43,17 @@ class Corpora:
         self._said: set[Source] = set()
 
     def examples(self, sources: Sequence[Source]) -> list[tuple[Source, Sequence[Example]]]:
-        return [(source, self._load(load_examples, source, form=self._form).rows) for source in sources]
+        return [(source, self._load(source, functools.partial(load_examples, form=self._form)).rows) for source in sources]
 
     def questions(self, source: Source) -> Sequence[Question]:
-        return self._load(load_questions, source, form=self._form).rows
+        return self._load(source, functools.partial(load_questions, form=self._form)).rows
 
     def pairs(self, source: Source) -> Sequence[Pair]:
-        return self._load(load_pairs, source).rows
+        return self._load(source, load_pairs).rows
 
     def of_use(self, use: Use) -> Loaded:
-        """Returns a source's documents as leaks are looked for in them, see `check.load_use`."""
-        if use.purpose == JUDGED and use.source.kind == "translation":
-            return self._load(load_pairs, use.source)
-        return self._load(load_questions if use.source.kind in OF_QUESTIONS else load_examples, use.source, form=self._form)
+        """Returns a source's documents as leaks are looked for in them, see `check.loader_of`."""
+        return self._load(use.source, loader_of(use, self._form))
 
     def rows(self, source: Source) -> Sequence[Example | Question]:
         """Returns every row that the source gives, a question as a question."""
@@ -81,10 +80,12 @@ class Corpora:
         Raises: LeakError if some of it cannot be read any more, and is not named in allow_leaks as "NAME@WEIGHTS ~ *".
         """
         trained = frozenset(_content(use.source) for use in uses_of(recipe) if use.purpose == TRAINED)
+        allowed = [name.removesuffix(" ~ *") for name in recipe.allow_leaks if name.endswith(" ~ *")]
         found, lost = [], []
         for weights in recipe.outside_weights:
-            allowed = [name.removesuffix(" ~ *") for name in recipe.allow_leaks if name.endswith(" ~ *")]
-            documents, missing = documents_read(weights, self._form, known=trained, passed_over=allowed)
+            if weights != recipe.weights and not pathlib.Path(weights).exists():
+                continue  # a candidate on the hub: too large to fetch for this, before it is put to its exam
+            documents, missing = documents_read(open_model(weights), weights, self._form, known=trained, passed_over=allowed)
             found, lost = found + documents, lost + missing
         if lost:
             shown = "\n".join(f"  {line}" for line in lost)
@@ -104,10 +105,10 @@ class Corpora:
                 "Take them out, or name in allow_leaks what you accept: a key as printed above, or 'source ~ source' for a pair"
             )
 
-    def _load(self, load: Callable[..., Loaded], source: Source, **how: Any) -> Loaded:
-        key = (load.__name__, source)
+    def _load(self, source: Source, load: Callable[..., Loaded]) -> Loaded:
+        key = (getattr(load, "func", load).__name__, source)
         if key not in self._loaded:
-            loaded = self._loaded[key] = load(source, drop_bad=self._drop_bad, **how)
+            loaded = self._loaded[key] = load(source, drop_bad=self._drop_bad)
             if self._say and source not in self._said:
                 self._said.add(source)
                 _say(source, loaded)
@@ -115,25 +116,25 @@ class Corpora:
 
 
 def documents_read(
-    weights: str, form: ReasoningFormat = ReasoningFormat(), *, known: frozenset[Source] = frozenset(), passed_over: Sequence[str] = ()
+    model: Model, weights: str, form: ReasoningFormat = ReasoningFormat(), *, known: frozenset[Source] = frozenset(), passed_over: Sequence[str] = ()
 ) -> tuple[list[tuple[str, Sequence[Example | Question]]], list[str]]:
-    """Returns what these weights were trained on by runs of this program, as (NAME@WEIGHTS, documents), and in words what
-    of it cannot be read any more.
+    """Returns what the model was trained on by runs of this program, as (NAME@WEIGHTS, documents), and in words what of it
+    cannot be read any more.
 
-    known: contents at hand already, see `_content`. passed_over: names that need not be read.
+    weights: the model as the person named it. known: contents at hand already, see `_content`. passed_over: names that need not be read.
     """
     found, lost = [], []
-    for reading in open_model(weights).read if pathlib.Path(weights).exists() else ():
+    for reading in model.read:
         name = f"{reading.source.name}@{weights}"
-        if name in passed_over or _content(reading.source) in known and reading.is_unchanged:
+        if name in passed_over:
             continue
         if not reading.is_unchanged:
             lost.append(f"{name}: {reading.source.path}, which {reading.by} was trained on, is not there or not what it was")
-            continue
-        try:
-            found.append((name, Corpora(True, form, say=False).rows(dataclasses.replace(reading.source, name=name))))
-        except ValueError as error:
-            lost.append(f"{name}: {reading.source.path}, which {reading.by} was trained on: {error}")
+        elif _content(reading.source) not in known:
+            try:
+                found.append((name, Corpora(True, form, say=False).rows(dataclasses.replace(reading.source, name=name))))
+            except ValueError as error:
+                lost.append(f"{name}: {reading.source.path}, which {reading.by} was trained on: {error}")
     return found, lost
 
 

@@ -76,7 +76,7 @@ def evaluate_file(
         if len(shots) < n_shots:
             raise ValueError(f"{fewshot} holds {len(shots)} questions; {n_shots} shots were asked for")
     model = open_model(weights)
-    seen = seen_in_training(weights, exam, asked)
+    seen = seen_in_training(model, weights, exam, asked)
     with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
         report = evaluate(
             scorer, model.tokenizer, asked, mode=mode, shots=shots, source=exam, split=known_split(exam, split), batch_size=batch_size,
@@ -89,10 +89,10 @@ def evaluate_file(
     })  # fmt: skip
 
 
-def seen_in_training(weights: str, name: str, asked: Sequence[Question | Pair]) -> dict[str, Any] | None:
+def seen_in_training(model: Model, weights: str, name: str, asked: Sequence[Question | Pair]) -> dict[str, Any] | None:
     """Returns how many of what is asked these weights were trained on, as far as it is known, and says so; None if nothing is
     known of what they read: they come from no run of this program."""
-    documents, lost = documents_read(weights)
+    documents, lost = documents_read(model, weights)
     if not documents and not lost:
         return None
     leaks = find_leaks(documents, [(name, asked)])
@@ -133,7 +133,7 @@ def evaluate_pairs(
     source = Source(pairs, "translation", pairs, split=split, subset=subset or (split if pairs == EMBEDDED else ""), limit=limit)
     asked = _shown(source.name, load_pairs(source, drop_bad=drop_bad))
     model = open_model(weights)
-    seen_in_training(weights, pairs, asked)
+    seen_in_training(model, weights, pairs, asked)
     with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
         return evaluate_translation(
             scorer, model.tokenizer, asked, source=pairs, split=known_split(pairs, split), batch_size=batch_size, max_new_tokens=max_new_tokens

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 from jax.sharding import Mesh
 
@@ -20,7 +21,7 @@ from medkor_jax.data.translation import DIRECTIONS, translation_prompt
 from medkor_jax.gate_outlook import gate_outlook
 from medkor_jax.named_model import open_model
 from medkor_jax.parallel.mesh import check_batch
-from medkor_jax.phases import ConfigError, Recipe
+from medkor_jax.phases import ConfigError, Phase, Recipe, Stage
 from medkor_jax.stage_plans import stage_plan
 from medkor_jax.train.loop import make_batches
 
@@ -35,15 +36,15 @@ def checks(recipe: Recipe, corpora: Corpora, mesh: Mesh | None = None) -> dict[s
     Raises, when called: ConfigError, BadDataError, corpora.LeakError, WeightsError, ValueError.
     """
     found: dict[str, Callable[[], str | None]] = {
-        "order": lambda: _check_upstream(recipe),
-        LEAKS: lambda: corpora.refuse_leaks(recipe),
-        "gates": lambda: gate_outlook(recipe, corpora),
-        "lengths": lambda: _check_lengths(recipe, corpora),
+        "order": partial(_check_upstream, recipe),
+        LEAKS: partial(corpora.refuse_leaks, recipe),
+        "gates": partial(gate_outlook, recipe, corpora),
+        "lengths": partial(_check_lengths, recipe, corpora),
     }
     for phase in recipe.in_force:
         for stage, name in ((phase.train, "train"), (phase.remedy, "remedy")):
             if stage.steps:
-                found[f"{phase.name}/{name}"] = lambda *args, of=(phase, stage, name): _check_stage(recipe, corpora, mesh, *of)
+                found[f"{phase.name}/{name}"] = partial(_check_stage, recipe, corpora, mesh, phase, stage, name)
     return found
 
 
@@ -82,7 +83,7 @@ def _check_upstream(recipe: Recipe) -> None:
                 raise ConfigError(f"{phase.name} starts from {name!r}, which is none of {', '.join(names)}")
 
 
-def _check_stage(recipe: Recipe, corpora: Corpora, mesh: Mesh | None, phase, stage, name: str) -> None:
+def _check_stage(recipe: Recipe, corpora: Corpora, mesh: Mesh | None, phase: Phase, stage: Stage, name: str) -> None:
     """Builds a stage's batches once, so that data that does not fit is found before any training."""
     if mesh is not None:
         check_batch(stage.batch_size, stage.microbatches, mesh)

@@ -9,7 +9,7 @@ they differ nothing else is compared. Then fixed Korean and English prompts, one
 ours in float32, the reference in float64 where memory allows: on a text that repeats itself the rounding of two float32
 computations adds up to more than the bound, although each is within it. A run's adapters have no counterpart in
 transformers until exported, so a run is compared with its export, to transformers or to PEFT. A bfloat16 export holds rounded
-weights: it is compared with itself, loaded here, and with the run within what rounding may take (`io.rounding`).
+weights: it is compared with itself, loaded here, and with the run within what it says that rounding did to it (`io.rounding`).
 Greedy text is compared three ways: written with the cache, by full passes over what was written, and by the
 reference. Where two ways part, what counts is how far below the best logit the token taken was: its regret.
 The reference answers first and is let go before our weights are loaded: one model is in memory at a time.
@@ -37,7 +37,7 @@ from medkor_jax.io.embedded_model import embedded_gguf
 from medkor_jax.io.export import RECORD
 from medkor_jax.io.hf import download
 from medkor_jax.io.models import Model
-from medkor_jax.io.rounding import MOST_NOISE, rms
+from medkor_jax.io.rounding import EVERYTHING, rms
 from medkor_jax.named_model import open_model
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.forward import project_logits
@@ -47,6 +47,9 @@ from medkor_jax.text_parity import TextParity, compare_texts
 
 BOUND = 1e-3
 """Largest logit difference allowed, where logits are about 40 in size; two logits may each be off by it in a regret."""
+
+ROUNDING_VARIES = 3.0
+"""A prompt may be off by so many times what rounding did to an export's own texts; a lost part is off by far more."""
 
 PROMPTS = {
     "english": "A 58-year-old man has crushing chest pain. The most likely diagnosis is",
@@ -82,21 +85,24 @@ class Greedy:
 @dataclasses.dataclass(frozen=True)
 class Rounded:
     """What an export in a narrower dtype keeps of the run. error: root mean square of the difference of their logits, as a
-    share of the run's; parts: what the export measured of each part when it was written."""
+    share of the run's; expected: what the export measured of rounding alone when it was written, on other texts; parts: the
+    share of each part's effect that it lost there."""
 
     dtype: str
     error: float
+    expected: float
     parts: dict[str, float]
 
     @property
     def passed(self) -> bool:
-        return self.error <= MOST_NOISE[self.dtype]
+        return self.error <= ROUNDING_VARIES * self.expected
 
     def lines(self) -> list[str]:
         parts = "; ".join(f"{part} {lost:.1%}" for part, lost in self.parts.items())
         return [
             f"  the run against its {self.dtype} export: the logits differ by {self.error:.2%} of their size (at most "
-            f"{MOST_NOISE[self.dtype]:.0%}); lost of the effect, as measured by the export: {parts or 'nothing to lose'}"
+            f"{ROUNDING_VARIES * self.expected:.2%}: {ROUNDING_VARIES:g} times what the export measured of rounding); lost of the effect, as "
+            f"measured by the export: {parts or 'nothing to lose'}"
         ]
 
 
@@ -182,7 +188,9 @@ def verify(name: str, *, export: str = "", n_greedy: int = 0, bound: float = BOU
         with open_scorer(model, dtype="float32", batch_size=_BATCH) as scorer, _exactly():
             of_run = {prompt: our_logits(scorer, ids) for prompt, ids in prompts.items()}
         error = max(rms(ours[prompt] - logits) / rms(logits) for prompt, logits in of_run.items())
-        rounded = Rounded(record["dtype"], float(error), {part: one["lost"] for part, one in record["rounding"].items()})
+        parts = dict(record["rounding"])
+        expected = parts.pop(EVERYTHING)["error"]
+        rounded = Rounded(record["dtype"], float(error), expected, {part: one["lost"] for part, one in parts.items()})
     is_another = bool(record) and record["model_digest"] != model.digest
     return Verification(name, texts, comparisons, greedy, bound, against, dtype, rounded, is_another)
 

@@ -5,7 +5,6 @@ found by walking the recipe itself, and each file of a finished run and of its b
 """
 
 import dataclasses
-import pathlib
 import shutil
 
 import jax.numpy as jnp

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -87,13 +88,13 @@ def check(
 ) -> DataReport:
     """Returns what is in each source, and what is judged by but also trained on or shown as an example.
 
-    allowed: leaks that the config names, see `leakage.unexcused`. load: how a source is read; by default `load_use`.
+    allowed: leaks that the config names, see `leakage.unexcused`. load: how a source is read; by default anew, see `loader_of`.
     read_before: what the weights were trained on already.
     """
     reports, loaded_of = [], {}
     for use in uses:
         try:
-            loaded_of[use] = load(use) if load else load_use(use, drop_bad=True, form=form)
+            loaded_of[use] = load(use) if load else loader_of(use, form)(use.source, drop_bad=True)
         except BadDataError as error:  # nothing at all could be read
             loaded_of[use] = Loaded([], error.bad)
         reports.append(_describe(use, loaded_of[use], tokenizer, form))
@@ -112,18 +113,14 @@ def leaks_of(
     return find_leaks([*of[TRAINED], *of[FEWSHOT], *read_before], of[JUDGED])
 
 
-def load_use(use: Use, *, drop_bad: bool, form: ReasoningFormat) -> Loaded:
-    """Returns the documents in the form in which leaks are looked for: questions as questions, judged pairs as pairs.
-
-    Raises: BadDataError, as `sources.load_examples`.
-    """
+def loader_of(use: Use, form: ReasoningFormat) -> Callable[..., Loaded]:
+    """Returns load(source, drop_bad=...), in the form in which leaks are looked for: questions as questions, judged pairs as pairs."""
     if use.purpose == JUDGED and use.source.kind == "translation":
-        return load_pairs(use.source, drop_bad=drop_bad)
-    load = load_questions if use.source.kind in OF_QUESTIONS else load_examples
-    return load(use.source, drop_bad=drop_bad, form=form)
+        return load_pairs
+    return functools.partial(load_questions if use.source.kind in OF_QUESTIONS else load_examples, form=form)
 
 
-def _describe(use: Use, loaded: Loaded[Document], tokenizer: Tokenizer | None, form: ReasoningFormat) -> SourceReport:
+def _describe(use: Use, loaded: Loaded[Trained | Judged], tokenizer: Tokenizer | None, form: ReasoningFormat) -> SourceReport:
     languages: collections.Counter[str] = collections.Counter()
     lengths = []
     for example in (example for row in loaded.rows for example in _examples(row, use.source, form)):

@@ -96,8 +96,9 @@ class _Search:
         documents = [(source, document) for source, of_source in judged for document in of_source]
         self._sought = [sought for owner, (source, one) in enumerate(documents) for sought in _sought(owner, source, one)]
         self._texts = [sought for sought in self._sought if not sought.form.is_question and not sought.side]
-        self._translations = Translations([(owner, one) for owner, (_, one) in enumerate(documents) if isinstance(one, Question)])
         self._forms = {sought.owner: sought.form for sought in self._sought if not sought.side}  # a document's whole form
+        questions = [(owner, one, self._forms[owner].size) for owner, (_, one) in enumerate(documents) if isinstance(one, Question)]
+        self._translations = Translations(questions)
         if self._sought:
             shares = [QUESTION_CANDIDATE if sought.form.is_question else TEXT_CANDIDATE for sought in self._sought]
             self._index = Index([sought.form.telling_runs for sought in self._sought], shares)
@@ -110,11 +111,11 @@ class _Search:
             return
         size = max(1, _PAIRS_AT_ONCE // len(self._sought))
         for start in range(0, len(documents), size):
-            chunk = documents[start : start + size] if isinstance(documents, list) else [documents[i] for i in range(start, min(start + size, len(documents)))]
+            chunk = documents[start : start + size]
             ours = [form_of(source, document) for document in chunk]
             self._look_in(number, ours)
             self._look_around(number, [form for form in ours if form.is_question])
-            for i, owner, which, similarity in self._translations.find(chunk):
+            for i, owner, which, similarity in self._translations.find(chunk, [form.size for form in ours]):
                 self._note(number, owner, ours[i], self._forms[owner], ("translated", which, similarity))
 
     def leaks(self) -> list[Leak]:

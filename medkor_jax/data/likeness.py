@@ -84,6 +84,11 @@ class Form:
     is_question: bool
 
     @property
+    def size(self) -> int:
+        """Letters of stem and options, see `letters`."""
+        return letters(self.stem) + sum(map(letters, self.options))
+
+    @property
     def telling_runs(self) -> np.ndarray:
         """What the document is looked for by: the runs of its stem, and of its options where the stem says nothing."""
         return self.whole_runs if self.is_question and says_nothing(self.raw_stem) else self.runs

@@ -14,14 +14,15 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medkor_jax.data.contents import file_digest
-from medkor_jax.data.rows import Source
+from medkor_jax.data.contents import file_digest, files_digest
+from medkor_jax.data.rows import EMBEDDED, Source
 from medkor_jax.data.translation import twin_files
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """source: its path absolute where it is a file. digest: of the file's bytes, "" where there is no file. by: the phase."""
+    """source: its path absolute where it is a file. digest: of the bytes that lay there, "" of what is
+    embedded or on the hub, which is compared as it is now. by: the phase."""
 
     source: Source
     digest: str
@@ -71,10 +72,12 @@ def without_place(reading: Reading) -> Reading:
 
 
 def source_digest(source: Source) -> str:
-    """Returns the digest of the bytes of the source's file, or files; "" where it is none (embedded, a hub id, a directory)."""
+    """Returns the digest of the bytes of the source's file, files or directory; "" where there are none (embedded, a hub id)."""
     path = pathlib.Path(source.path)
     if path.is_file():
         return file_digest(path)
+    if path.is_dir() and source.path != EMBEDDED:
+        return files_digest([one for one in path.rglob("*") if one.is_file()], path)
     twins = twin_files(source) if source.kind == "translation" else None
     return " ".join(map(file_digest, twins)) if twins else ""
 
@@ -83,4 +86,4 @@ def _absolute(path: str) -> str:
     """Returns the path from the root where something lies there; a name otherwise stays one."""
     at = pathlib.Path(path)
     stands = at.exists() or any(at.with_name(at.name + end).exists() for end in (".en", ".ko") if at.name)
-    return str(at.resolve()) if stands and path != "embedded" else path
+    return str(at.resolve()) if stands and path != EMBEDDED else path

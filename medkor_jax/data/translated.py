@@ -1,6 +1,6 @@
 """Finds a judged question among what is trained on in the other language.
 
-    Translations([(0, judged_question)]).find(documents)     # (document, 0, "number", 1.0), ...
+    Translations([(0, judged_question, 210)]).find(documents, sizes)     # (document, 0, "number", 1.0), ...
 
 Three ways, the surest first. `origin`: the row says what it was translated from, as those of `medkor data translate` do
 (`likeness.content_key` of the question that it was). `number`: both bear the same exam, year and number, as rows of
@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 
 from medkor_jax.data.exams import Question
 from medkor_jax.data.language import has_hangul
-from medkor_jax.data.likeness import Document, content_key, letters, normalise
+from medkor_jax.data.likeness import Document, content_key
 from medkor_jax.data.rendering import numbers_in
 
 SHARE = 0.8  # of the marks of both: all numbers, and the terms of the Korean one
@@ -45,36 +45,36 @@ class Marks:
 
 
 class Translations:
-    """Judged questions, each with the number it is known by to the caller."""
+    """Judged questions, each with the number it is known by to the caller, and its size in letters (`likeness.Form.size`)."""
 
-    def __init__(self, judged: Sequence[tuple[int, Question]]) -> None:
-        self._judged = dict(judged)
+    def __init__(self, judged: Sequence[tuple[int, Question, int]]) -> None:
+        self._judged = {owner: question for owner, question, _ in judged}
         self._origins: dict[str, list[int]] = defaultdict(list)
         self._numbers: dict[tuple, list[int]] = defaultdict(list)
-        self._marks = {owner: marks_of(question) for owner, question in judged}
+        self._marks = {owner: marks_of(question, size) for owner, question, size in judged}
         self._holders: dict[tuple[str, str], list[int]] = defaultdict(list)  # by language and mark
-        for owner, question in judged:
+        for owner, question in self._judged.items():
             for key in _keys(question):
                 self._origins[key].append(owner)
             if place := _place(question):
                 self._numbers[place].append(owner)
             for mark in filter(_is_rare, self._marks[owner].numbers | self._marks[owner].terms):
                 self._holders[question.language, mark].append(owner)
-        sizes = [marks.size for marks in self._marks.values()]
-        self._languages = {question.language for _, question in judged}
+        sizes = [size for _, _, size in judged]
+        self._languages = {question.language for question in self._judged.values()}
         self._sizes = (min(sizes) / SIZES[1], max(sizes) * SIZES[1]) if sizes else (0, 0)
 
-    def find(self, documents: Sequence[Document]) -> Iterator[tuple[int, int, str, float]]:
-        """Yields (place in `documents`, judged question, way it was found, similarity)."""
+    def find(self, documents: Sequence[Document], sizes: Sequence[int]) -> Iterator[tuple[int, int, str, float]]:
+        """Yields (place in `documents`, judged question, way it was found, similarity). sizes: of the documents, in letters."""
         if not self._judged:
             return
-        for i, document in enumerate(documents):
+        for i, (document, size) in enumerate(zip(documents, sizes, strict=True)):
             seen = set()
             if isinstance(document, Question):
                 for which, owner in self._named(document):
                     seen.add(owner)
                     yield i, owner, which, 1.0
-            for owner, similarity in self._alike(document):
+            for owner, similarity in self._alike(document, size):
                 if owner not in seen:
                     yield i, owner, "marks", similarity
 
@@ -88,12 +88,11 @@ class Translations:
             if self._judged[owner].language != question.language:
                 yield "number", owner
 
-    def _alike(self, document: Document) -> Iterator[tuple[int, float]]:
-        if self._languages == {document.language} or not _may_ask(document):
+    def _alike(self, document: Document, size: int) -> Iterator[tuple[int, float]]:
+        is_near = self._sizes[0] <= size <= self._sizes[1]
+        if not is_near or self._languages == {document.language} or not _may_ask(document):
             return
-        ours = marks_of(document)
-        if not self._sizes[0] <= ours.size <= self._sizes[1]:
-            return
+        ours = marks_of(document, size)
         least_share, least_weight = (SHARE, WEIGHT) if isinstance(document, Question) else (SHARE_OF_TEXT, WEIGHT_OF_TEXT)
         other = "en" if document.language == "ko" else "ko"
         shared: Counter[int] = Counter()
@@ -109,10 +108,10 @@ class Translations:
                     yield owner, similarity
 
 
-def marks_of(document: Document) -> Marks:
+def marks_of(document: Document, size: int) -> Marks:
     text = unicodedata.normalize("NFKC", "\n".join(_texts(document)))
     terms = frozenset(term.casefold() for term in _TERM.findall(text))
-    return Marks(frozenset(number.replace(",", ".") for number in numbers_in(text)), terms, letters(normalise(text)))
+    return Marks(frozenset(number.replace(",", ".") for number in numbers_in(text)), terms, size)
 
 
 def likeness_of_marks(korean: Marks, english: Marks, least_weight: float) -> float:

@@ -36,7 +36,7 @@ from medkor_jax.io.hf import EXPORT_RECORD, LAYER_NAMES
 from medkor_jax.io.language_fold import LanguageFold, make_fold
 from medkor_jax.io.model_card import read_history, write_card
 from medkor_jax.io.models import Model
-from medkor_jax.io.rounding import MOST_LOST, MOST_NOISE, SILENCED, Kept, Probe, choose_stream_scale, compare, rms, scaled_norm
+from medkor_jax.io.rounding import EVERYTHING, MOST_LOST, MOST_NOISE, SILENCED, Kept, Probe, choose_stream_scale, compare, rms, scaled_norm
 from medkor_jax.io.shards import DTYPES, Planned, write_shards
 from medkor_jax.io.streaming import WeightsError
 from medkor_jax.model.config import LOCAL, ModelConfig, periodic_kinds
@@ -276,7 +276,7 @@ def _what_rounding_took(model: Model, params: Params, fold: LanguageFold, dtype:
             folded = plain if name == "lang" else fold
             effect = whole - probe.logits(without)
             kept[part] = compare(effect, rounded - probe.logits(rounded_form(without, folded, dtype, scale)), rms(whole))
-    kept["everything"] = compare(np.zeros_like(whole), rounded - whole, rms(whole))
+    kept[EVERYTHING] = compare(np.zeros_like(whole), rounded - whole, rms(whole))
     wrong = [part for part, one in kept.items() if abs(one.lost) > MOST_LOST or one.error > MOST_NOISE[dtype]]
     if wrong:
         said = "; ".join(f"{part}: {kept[part].words}" for part in wrong)

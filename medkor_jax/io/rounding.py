@@ -31,6 +31,7 @@ from medkor_jax.model.prompts import Routing
 MOST_LOST = 0.1
 """Largest share of a part's effect that rounding may take."""
 
+EVERYTHING = "everything"  # in a record of what was kept of each part: all of them together
 MOST_NOISE = {"float32": 2e-3, "bfloat16": 0.25}
 """Largest difference that may stand beside the effect, as a share of the logits themselves (root mean squares)."""
 
