@@ -9,8 +9,8 @@ KorMedMCQA do in any language. `marks`: what translation leaves as it is, number
 
 Measured on ../shared/data, marks alone: of 290 questions of the doctor exam translated by hand 190 are found (101 of the
 164 of valid, 89 of the 126 of train); the others hold no number or Latin term that tells. No other Korean question is
-found in their place. Of 1,730 questions of MedQA three are taken for one of 4,895 Korean ones, and of 16,000 texts and
-pairs none. So a translation without origin and number can pass unseen: keep both language forms of a test set out of
+found in their place. Of 1,730 questions of MedQA three are taken for one of 4,895 Korean ones, and of 22,300 texts
+and pairs none. So a translation without origin and number can pass unseen: keep both language forms of a test set out of
 training.
 """
 

@@ -86,6 +86,9 @@ def test_short_sides_that_anybody_says_are_no_leak():
     short = Pair("p", "He has a fever.", "그는 열이 난다.")
     assert [leak.key for leak in find_leaks([("t", [text("He has a fever.", "a", "en")]), ("u", [text("그는 열이 난다.", "b")])], [("held", [short])])] == [
         "t:a ~ held:p", "u:b ~ held:p"]
+    together = text("참고: He has a fever. (그는 열이 난다.) 그리고 약을 먹었다.", "c")  # each is too short to be looked for inside a text; both are not
+    assert [(leak.key, leak.which) for leak in find_leaks([("t", [together])], [("held", [short])])] == [("t:c ~ held:p", "sides")]
+    assert find_leaks([("t", [text("참고: He has a fever. 그리고 약을 먹었다.", "c")])], [("held", [short])]) == []
 
 
 VIGNETTE = "62세 남자가 가슴이 아파 왔다. 혈압 95/60 mmHg, 맥박 118회/분, troponin I 2.35 ng/mL, CK-MB 48 ng/mL이다. 처치는?"
@@ -127,10 +130,12 @@ def test_a_text_that_asks_a_judged_question_in_the_other_language_is_found():
 
 
 @pytest.fixture(scope="module")
-def doctor(shared_data):
-    def load(path):
-        return load_questions(Source("x", "exam", str(shared_data / path)), drop_bad=True).rows
+def load(shared_data):
+    return lambda path: load_questions(Source("x", "exam", str(shared_data / path)), drop_bad=True).rows
 
+
+@pytest.fixture(scope="module")
+def doctor(load):
     return {
         "ko": [("train", load("kormedmcqa/doctor/train.csv")), ("valid", load("kormedmcqa/doctor/valid.csv")), ("test", load("kormedmcqa/doctor/test.csv"))],
         "en": [("en-valid", load("kormedmcqa_en/doctor-valid.jsonl")), ("en-train", load("kormedmcqa_en/doctor-train-sample.jsonl"))],
@@ -151,10 +156,18 @@ def test_real_translations_without_a_number_are_found_by_their_marks_and_nothing
     assert {name: sum(leak.trained_source == name for leak in leaks) for name, _ in bare} == {"en-valid": 101, "en-train": 89}
 
 
-def test_real_questions_of_another_exam_are_hardly_ever_taken_for_translations(doctor, shared_data):
-    paths = ("english_exam/medqa-5-options-dev.jsonl", "english_exam/medqa-train-cot-458.jsonl")
-    medqa = [(path, load_questions(Source("x", "exam", str(shared_data / path)), drop_bad=True).rows) for path in paths]
-    assert find_leaks(medqa, doctor["ko"]) == []
+def test_real_questions_and_texts_of_elsewhere_are_hardly_ever_taken_for_translations(doctor, load, shared_data):
+    """The figures of docs/LEAKS.md."""
+    medqa = [("medqa", [*load("english_exam/medqa-5-options-dev.jsonl"), *load("english_exam/medqa-train-cot-458.jsonl")])]
+    others = [(subject, [*load(f"kormedmcqa/{subject}/train.csv"), *load(f"kormedmcqa/{subject}/valid.csv")]) for subject in ("nurse", "pharm", "dentist")]
+    leaks = find_leaks(medqa, [*doctor["ko"], *others])
+    assert len(medqa[0][1]) == 1730 and [leak.judged_id for leak in leaks] == ["nurse/train/342", "pharm/train/366", "pharm/valid/70"]
+    paths = {
+        "text": ("english_text/medquad-5k.jsonl.gz", "korean_text/genmedgpt-5k-ko.csv", "korean_text/korquad-dev-paragraphs.jsonl"),
+        "translation": ("parallel_ko_en/tatoeba-kor.txt", "parallel_ko_en/jhe-dev", "parallel_ko_en/news-dev"),
+    }  # fmt: skip
+    texts = [(path, load_examples(Source("x", kind, str(shared_data / path)), drop_bad=True).rows) for kind in paths for path in paths[kind]]
+    assert [leak for leak in find_leaks(texts, [*doctor["ko"], *others]) if leak.kind == "translated"] == []
 
 
 def test_every_real_question_is_found_in_a_judged_text_that_holds_it(doctor):
