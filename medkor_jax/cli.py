@@ -3,7 +3,8 @@
     medkor run --config configs/quickstart.py --config.phase3.steps=100
     medkor eval --weights runs/quickstart --exam exam.csv --mode letter
 
-Exit codes: 0 done, 1 failed with a sentence, 2 bad usage or config, 3 a gate stayed closed.
+Exit codes: 0 done, 1 failed with a sentence, 2 bad usage or config, 3 a gate stayed closed, 143 stopped by a signal with
+everything saved. Several processes run one command together: `--coordinator` and its neighbours, or a cluster that is found.
 """
 
 from __future__ import annotations
@@ -27,18 +28,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     _set_up_libraries()
     from medkor_jax.eval.verdict import GateClosed
-    from medkor_jax.phases import ConfigError
+    from medkor_jax.parallel import hosts
 
     try:
-        return arguments.function(arguments, overrides) or 0
-    except ConfigError as error:
-        return _fail(error, 2)
-    except GateClosed as error:
-        return _fail(error, 3)
-    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError, RuntimeError) as error:
-        if os.environ.get("MEDKOR_TRACEBACK"):
+        with hosts.connected(_place(arguments), exit_code):
+            return arguments.function(arguments, overrides) or 0
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError, RuntimeError, GateClosed) as error:
+        if os.environ.get("MEDKOR_TRACEBACK") and exit_code(error) == 1:
             raise
-        return _fail(error, 1)
+        print(f"medkor: {hosts.signed(str(error))}", file=sys.stderr)
+        return hosts.leave(exit_code(error))
+
+
+def exit_code(error: BaseException) -> int:
+    """Returns what the command ends with for an error: see the head of this file."""
+    from medkor_jax.eval.verdict import GateClosed
+    from medkor_jax.parallel.hosts import Stopped
+    from medkor_jax.phases import ConfigError
+
+    return next((code for kind, code in ((ConfigError, 2), (GateClosed, 3), (Stopped, 143)) if isinstance(error, kind)), 1)
+
+
+def _place(arguments: argparse.Namespace):
+    """Returns which process of how many this is, for a command that several may run together; None for one alone."""
+    from medkor_jax.parallel.cluster import find_place
+
+    return find_place(arguments.coordinator, arguments.processes, arguments.process_id) if hasattr(arguments, "coordinator") else None
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -50,6 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--restart", metavar="PHASE", action="append", default=[], help="move this phase's directory aside and run it anew")
     run.add_argument("--accept-changed", action="store_true", help="keep finished phases although data or settings they were trained with have changed; recorded")
     run.add_argument("--drop-bad", action="store_true", help="go on without rows that cannot be read, and list them")
+    _add_place(run)
 
     evaluate = _command(commands, "eval", _eval, "put an exam, or pairs of sentences to translate, to any weights")
     evaluate.add_argument("--weights", required=True, help=WEIGHTS)
@@ -71,6 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", help="write one JSON line a question here")
     evaluate.add_argument("--json", action="store_true", help="print the summary as JSON")
     evaluate.add_argument("--drop-bad", action="store_true")
+    _add_place(evaluate)
 
     verify = _command(commands, "verify", _verify, "compare texts, logits and greedy text with transformers")
     verify.add_argument("--weights", required=True, help="embedded, a directory, a .gguf file, a hub id, or with --export a run")
@@ -120,6 +137,7 @@ def make_parser() -> argparse.ArgumentParser:
     translate.add_argument("--max-new-tokens", type=whole(1), default=512, help="longest translation of one line")
     translate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     translate.add_argument("--drop-bad", action="store_true")
+    _add_place(translate)
 
     bench = _command(commands, "bench", _bench, "measure speed and memory beside transformers with PEFT")
     bench.add_argument("--weights", default="embedded", help=WEIGHTS)
@@ -139,20 +157,29 @@ def _command(commands, name, function, text) -> argparse.ArgumentParser:
     return parser
 
 
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    several = parser.add_argument_group("several processes", "found by themselves on TPU pods, SLURM, Open MPI and GKE; else all three, or MEDKOR_COORDINATOR, MEDKOR_PROCESSES, MEDKOR_PROCESS_ID")
+    several.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0; the port after it is used as well")
+    several.add_argument("--processes", type=whole(1))
+    several.add_argument("--process-id", type=whole(0))
+
+
 def _run(arguments, overrides) -> None:
     from medkor_jax import pipeline
     from medkor_jax.config_file import load_recipe
+    from medkor_jax.parallel.hosts import say
 
     overrides = [*overrides, *(["--config.drop_bad=True"] if arguments.drop_bad else [])]
     recipe = load_recipe(arguments.config, overrides)
     for aside in pipeline.restart(recipe, arguments.restart):
-        print(f"earlier results are now in {aside}")
+        say(f"earlier results are now in {aside}")
     pipeline.Run(recipe, accept_changed=arguments.accept_changed).all()
 
 
 def _eval(arguments, _) -> None:
     from medkor_jax import evaluation
     from medkor_jax.data.reasoning import ReasoningFormat
+    from medkor_jax.parallel.hosts import say
 
     shared = dict(
         split=arguments.split, subset=arguments.subset, limit=arguments.limit, dtype=arguments.dtype,
@@ -171,7 +198,7 @@ def _eval(arguments, _) -> None:
             )  # fmt: skip
     if arguments.out:
         report.write(arguments.out)
-    print(json.dumps(report.summary(), ensure_ascii=False) if arguments.json else report.table())
+    say(json.dumps(report.summary(), ensure_ascii=False) if arguments.json else report.table())
 
 
 def _verify(arguments, _) -> int:
@@ -250,14 +277,15 @@ def _data_check(arguments, overrides) -> int:
 
 def _data_translate(arguments, _) -> None:
     from medkor_jax.exam_translation import translate_exam
+    from medkor_jax.parallel.hosts import say
 
     done = translate_exam(
         arguments.weights, arguments.exam, to=arguments.to, out=arguments.out, split=arguments.split,
         subset=arguments.subset, limit=arguments.limit, adapters=arguments.adapters == "on",
         batch_size=arguments.batch_size, max_new_tokens=arguments.max_new_tokens, dtype=arguments.dtype,
-        drop_bad=arguments.drop_bad, on_progress=lambda done, total: print(f"translated {done} of {total}", flush=True),
+        drop_bad=arguments.drop_bad, on_progress=lambda done, total: say(f"translated {done} of {total}"),
     )  # fmt: skip
-    print(done.table())
+    say(done.table())
 
 
 def _bench(arguments, _) -> None:
@@ -288,11 +316,6 @@ def _set_up_libraries() -> None:
 
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
-
-
-def _fail(error: BaseException, code: int) -> int:
-    print(f"medkor: {error}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from medkor_jax.data.sources import OF_QUESTIONS, load_examples, load_questions
 from medkor_jax.data.translation import Pair, load_pairs
 from medkor_jax.io.models import Model
 from medkor_jax.named_model import open_model
+from medkor_jax.parallel.hosts import say
 from medkor_jax.phases import Recipe
 
 
@@ -140,11 +141,11 @@ def documents_read(
 
 def _say(source: Source, loaded: Loaded) -> None:
     for note in loaded.notes:
-        print(f"{source.name}: {note}")
+        say(f"{source.name}: {note}")
     if loaded.bad:
-        print(f"{source.name}: {len(loaded.bad)} bad rows left out:")
+        say(f"{source.name}: {len(loaded.bad)} bad rows left out:")
         for row in loaded.bad[:20]:
-            print(f"  {row}")
+            say(f"  {row}")
 
 
 def _content(source: Source) -> Source:

@@ -29,6 +29,7 @@ from medkor_jax.eval.scores import Report
 from medkor_jax.eval.translation import MAX_TRANSLATION_TOKENS, TranslationReport, evaluate_translation
 from medkor_jax.io.models import Model
 from medkor_jax.named_model import open_model
+from medkor_jax.parallel.hosts import say
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 
 SPLITS = ("train", "training", "valid", "validation", "dev", "test", "fewshot")  # words in a file's name that say which it is
@@ -98,10 +99,10 @@ def seen_in_training(model: Model, weights: str, name: str, asked: Sequence[Ques
     leaks = find_leaks(documents, [(name, asked)])
     n_seen = len({leak.judged_id for leak in leaks})
     if n_seen:
-        print(f"ALARM: {weights} was trained on {n_seen} of these {len(asked)}; its score says little. The first:")
-        print("\n".join(f"  {describe_leak(leak)}" for leak in leaks[:3]))
+        say(f"ALARM: {weights} was trained on {n_seen} of these {len(asked)}; its score says little. The first:")
+        say("\n".join(f"  {describe_leak(leak)}" for leak in leaks[:3]))
     for words in lost:
-        print(f"cannot be compared with what is asked: {words}")
+        say(f"cannot be compared with what is asked: {words}")
     return {"questions": n_seen, "sources": [name for name, _ in documents], "not_compared": [words.split(":")[0] for words in lost]}
 
 
@@ -156,7 +157,7 @@ def open_scorer(model: Model, *, dtype: str, batch_size: int, adapters: bool = T
 def _shown(name: str, loaded: Loaded) -> list:
     """Returns the rows; prints those left out, and what was noted on reading."""
     for note in loaded.notes:
-        print(f"{name}: {note}")
+        say(f"{name}: {note}")
     for row in loaded.bad:
-        print(f"left out: {row}")
+        say(f"left out: {row}")
     return list(loaded.rows)

@@ -1,7 +1,7 @@
 """An exam put into the other language by a model at hand: what `medkor data translate` calls.
 
     done = translate_exam("runs/quickstart", "doctor/train.csv", to="en", out="doctor-train-en.jsonl")
-    print(done.table())
+    say(done.table())
 
 Question and options are translated one by one, a question of several lines line by line, each asked as
 translation is taught (`data.translation`); the key is carried over, and a text without a word of the other
@@ -35,6 +35,8 @@ from medkor_jax.eval.translation import translate
 from medkor_jax.evaluation import open_scorer
 from medkor_jax.io.files import write_atomically
 from medkor_jax.named_model import open_model
+from medkor_jax.parallel import hosts
+from medkor_jax.parallel.hosts import say
 
 MAX_NEW_TOKENS = 512  # for one line; half a page
 _SHOWN = 20
@@ -98,9 +100,9 @@ def translate_exam(
     source = Source(exam, "exam", exam, split=split, subset=subset, limit=limit, language=given if exam == rows.EMBEDDED else "")
     loaded = load_questions(source, drop_bad=drop_bad)
     for note in loaded.notes:
-        print(f"{exam}: {note}")
+        say(f"{exam}: {note}")
     for row in loaded.bad:
-        print(f"left out: {row}")
+        say(f"left out: {row}")
     if all(question.language == to for question in loaded.rows):
         raise ValueError(f"{exam} is in {to!r} already: there is nothing to translate; name the other language with --to")
     model = open_model(weights)
@@ -179,10 +181,11 @@ class Work:
 
     def add(self, renderings: Sequence[Rendering]) -> None:
         """Appends these, on disk before it returns."""
-        with open(self._path, "a", encoding="utf-8", newline="\n") as file:
-            file.write(_lines(map(dataclasses.asdict, renderings)))
-            file.flush()
-            os.fsync(file.fileno())
+        if hosts.is_first():
+            with open(self._path, "a", encoding="utf-8", newline="\n") as file:
+                file.write(_lines(map(dataclasses.asdict, renderings)))
+                file.flush()
+                os.fsync(file.fileno())
         self.done += renderings
 
     def _refuse_others(self, first: str, settings: dict[str, Any]) -> None:

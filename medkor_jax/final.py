@@ -14,10 +14,9 @@ import pathlib
 import time
 from typing import TYPE_CHECKING
 
-import jax
-
 from medkor_jax.io.files import checksum, write_json
 from medkor_jax.lineage import exam_asked
+from medkor_jax.parallel.hosts import say
 from medkor_jax.report.summary import FINAL, phase_lines, read_final, times
 
 if TYPE_CHECKING:
@@ -46,6 +45,5 @@ def sit_final(run: Run) -> None:
             "exam": name, "model": model.digest, "phase": last.name, "asked": how, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "answers": str(file), "report": report.summary(),
         })  # fmt: skip
-        if jax.process_index() == 0:
-            write_json(run.directory / FINAL, record)
-        print(f"final exam, {report.table() if report.alarms else phase_lines(name, report)}; looked at {times(len(looks))}")
+        write_json(run.directory / FINAL, record)
+        say(f"final exam, {report.table() if report.alarms else phase_lines(name, report)}; looked at {times(len(looks))}")

@@ -28,6 +28,8 @@ from medkor_jax.io import models
 from medkor_jax.io.files import checksum, write_sealed
 from medkor_jax.io.models import Model
 from medkor_jax.named_model import RECORD_FORMAT, open_model, read_record
+from medkor_jax.parallel import hosts
+from medkor_jax.parallel.hosts import say
 from medkor_jax.phases import Exam, Phase, Recipe, Stage
 from medkor_jax.roles import JUDGED, TRAINED, roles_of
 
@@ -96,7 +98,7 @@ class Lineage:
         GateClosed if its verdict is damaged.
         """
         directory = self._directory / phase.name
-        record = read_record(directory)
+        record = hosts.first(f"record of {phase.name}", lambda: read_record(directory))
         if record is None:
             return None
         if missing := [name for name in record["upstream"] if name["phase"] and not (self._directory / name["phase"] / "verdict.json").exists()]:
@@ -145,7 +147,7 @@ class Lineage:
     def _accept(self, directory: pathlib.Path, record: dict[str, Any], changed: list[Change]) -> dict[str, Any]:
         """Records that a person accepts `changed`, in the record and in the verdict that names it."""
         for change in changed:
-            print(f"{record['phase']}: accepted although it was trained otherwise: {change}")
+            say(f"{record['phase']}: accepted although it was trained otherwise: {change}")
         record = record | {"accepted": record["accepted"] | {change.name: change.now for change in changed}}
         amend_digests(directory / "verdict.json", self._store(directory, record))
         return record

@@ -28,6 +28,8 @@ from medkor_jax.eval.scores import Report
 from medkor_jax.eval.translation import TranslationReport, evaluate_translation
 from medkor_jax.io.files import read_sealed, write_sealed
 from medkor_jax.lineage import exam_asked, pairs_asked, watch_asked
+from medkor_jax.parallel import hosts
+from medkor_jax.parallel.hosts import say
 from medkor_jax.phases import Phase, Recipe
 from medkor_jax.report.summary import phase_lines
 from medkor_jax.standing import Standing
@@ -76,7 +78,7 @@ class Measurer:
             else:
                 reports[name] = known.get(name) or self.examine(standing, name)
                 stored["files"][name] = self._write(own / "answers" / f"{name}-{when}.jsonl", reports[name])
-                print(f"  {when}, {reports[name].table() if reports[name].alarms else phase_lines(name, reports[name])}")
+                say(f"  {when}, {reports[name].table() if reports[name].alarms else phase_lines(name, reports[name])}")
             stored["exams"][name], stored["asked"][f"exams/{name}"] = reports[name].summary(), asked
         for source in recipe.watch:
             name, asked = source.name, watch_asked(recipe, self.corpora, source)
@@ -84,7 +86,7 @@ class Measurer:
                 loss = found["watch"][name]
             else:
                 loss = self._watch(standing, source)
-                print(f"  {when}, {name}: {loss['nats']:.3f} nats a token over {loss['tokens']:.0f} tokens")
+                say(f"  {when}, {name}: {loss['nats']:.3f} nats a token over {loss['tokens']:.0f} tokens")
             stored["watch"][name], stored["asked"][f"watch/{name}"] = loss, asked
         for source in phase.translations:
             name, asked = source.name, pairs_asked(recipe, self.corpora, source)
@@ -95,7 +97,7 @@ class Measurer:
                 translated = self._translate(standing, source)
                 stored["files"][key] = self._write(own / "translations" / f"{name}-{when}.jsonl", translated)
                 stored["translations"][name] = translated.summary()
-                print(f"  {when}, {translated.table()}")
+                say(f"  {when}, {translated.table()}")
             stored["asked"][key] = asked
         stored["file_digests"] = {name: file_digest(self.directory / file) for name, file in stored["files"].items()}
         write_sealed(own / f"measured-{when}.json", stored)
@@ -104,6 +106,7 @@ class Measurer:
     def examine(self, standing: Standing, name: str) -> Report:
         """Returns the model's answers to the exam `name`."""
         exam = self.recipe.exam(name)
+        hosts.at(f"exam {name}")
         questions = self.corpora.questions(exam.source)
         shots = self.corpora.questions(exam.fewshot)[: exam.shots] if exam.fewshot else ()
         return evaluate(
@@ -115,12 +118,15 @@ class Measurer:
     def _stored(self, digest: str, kind: str, name: str, asked: str) -> dict[str, Any] | None:
         """Returns what was measured of this very model, asked this very thing; None if that was never done, or is damaged."""
         key = f"{kind}/{name}"
+        return hosts.first(f"{key} of {digest[:12]}", lambda: self._found(digest, key, kind, name, asked))
+
+    def _found(self, digest: str, key: str, kind: str, name: str, asked: str) -> dict[str, Any] | None:
         file = {"exams": name, "translations": key}.get(kind)
         for path in sorted(self.directory.glob("*/measured-*.json")):
             try:
                 found = read_sealed(path)
             except ValueError as error:
-                print(f"  {error}: what it held is measured again")
+                say(f"  {error}: what it held is measured again")
                 continue
             if found["digest"] == digest and found["asked"].get(key) == asked and (file is None or self._is_whole(found, file)):
                 return found
@@ -130,7 +136,7 @@ class Measurer:
         path = self.directory / found["files"][file]
         if path.exists() and file_digest(path) == found["file_digests"][file]:
             return True
-        print(f"  {path} is not there any more or was changed: asked again")
+        say(f"  {path} is not there any more or was changed: asked again")
         return False
 
     def _write(self, file: pathlib.Path, report: Report | TranslationReport) -> str:

@@ -37,6 +37,8 @@ from medkor_jax.io.models import Model, open_base, read_ledger, save_model
 from medkor_jax.lineage import Finished, Lineage, Stale
 from medkor_jax.measurement import Measured, Measurer
 from medkor_jax.model.params import Params, Tree
+from medkor_jax.parallel import hosts
+from medkor_jax.parallel.hosts import say
 from medkor_jax.parallel.mesh import make_mesh, shard_tree
 from medkor_jax.phases import ConfigError, Phase, Recipe, Stage
 from medkor_jax.readiness import checks
@@ -66,26 +68,28 @@ class Run:
         any training when something does not fit.
         """
         recipe = self.recipe
+        hosts.require_shared(self.directory)
         for check in checks(recipe, self.corpora, self.mesh).values():
             if words := check():
-                print(words)
-        print(f"run {self.directory}: {', '.join(phase.name for phase in recipe.in_force)} on {_devices()}")
+                say(words)
+        say(f"run {self.directory}: {', '.join(phase.name for phase in recipe.in_force)} on {_devices()}")
         with jax.set_mesh(self.mesh):
             for phase in recipe.in_force:
                 self.phase(phase)
             sit_final(self)
-        print(closing_table(self.directory, [phase.name for phase in recipe.phases]))
+        say(closing_table(self.directory, [phase.name for phase in recipe.phases]))
 
     def phase(self, phase: Phase) -> None:
+        hosts.at(phase.name)
         upstream = self.lineage.upstream(phase)
         finished = self.lineage.finished(phase)
         if finished and not finished.judged_otherwise:
             self.lineage.open(phase.name)
-            print(f"\n{phase.name}: done before; {read_verdict(self._verdict(phase))['judgement']['words']}")
+            say(f"\n{phase.name}: done before; {read_verdict(self._verdict(phase))['judgement']['words']}")
             return
-        print(f"\n== {phase.name}: {phase.title}")
+        say(f"\n== {phase.name}: {phase.title}")
         if finished:
-            print(f"{phase.name} was trained before and is judged anew: other {', '.join(finished.judged_otherwise)}")
+            say(f"{phase.name} was trained before and is judged anew: other {', '.join(finished.judged_otherwise)}")
         started = time.time()
         self._note(phase, "judged anew" if finished else "started", upstream=[model.digest for model in upstream])
 
@@ -117,7 +121,7 @@ class Run:
         """Returns the judgement, says it, and adds it to the looks of this phase."""
         judgement = judge_all(phase.gate, phase.exam, found.evidence, start, reference, looks=phase.looks)
         looks.append((what, judgement))
-        print(f"{phase.name}, {what}: {judgement.words}")
+        say(f"{phase.name}, {what}: {judgement.words}")
         return judgement
 
     def _require_same_start(self, phase: Phase, finished: Finished, start: Standing) -> None:
@@ -142,13 +146,13 @@ class Run:
             judgement = judge(phase.gate, report, looks=phase.looks)
             looks.append((f"candidate {model.name}", judgement))
             scored.append((judgement.score, model, report))
-            print(f"{phase.name}: candidate {model.name} ({model.config.n_params / 1e9:.2f}B): {judgement.words}")
+            say(f"{phase.name}: candidate {model.name} ({model.config.n_params / 1e9:.2f}B): {judgement.words}")
             if judgement.passed:
-                print(f"{phase.name}: {model.name} is taken, the smallest that passes")
+                say(f"{phase.name}: {model.name} is taken, the smallest that passes")
                 return standing, {phase.exam: report}, looks
             self._bases.clear()
         _, model, report = max(scored, key=lambda item: item[0])
-        print(f"{phase.name}: no candidate passes; {model.name} is taken, the best of {len(scored)}")
+        say(f"{phase.name}: no candidate passes; {model.name} is taken, the best of {len(scored)}")
         return self._load(model), {phase.exam: report}, looks
 
     def _load(self, model: Model) -> Standing:
@@ -195,12 +199,13 @@ class Run:
         """Returns the model on its merged base. A base is named by what it is made of and never written over: later
         phases stand on it, and the same merge again finds it."""
         recipe, params = self.recipe, standing.params
+        hosts.at(f"{phase.name}, merging")
         made_of = checksum([standing.base.digest, digest_tree(params.lora), params.lora_scale, recipe.param_dtype])
         directory = self.directory / "bases" / f"{phase.name}-{made_of[:12]}"
-        if (directory / "lineage.json").is_file():
+        if hosts.first(f"is {directory} merged", (directory / "lineage.json").is_file):
             base = open_base(directory)
             merged = base.load(jnp.dtype(recipe.param_dtype), shard_tree(params.base, self.mesh))
-            print(f"{phase.name}: merged before, {directory}")
+            say(f"{phase.name}: merged before, {directory}")
             standing = dataclasses.replace(standing, params=params.replace(base=merged, lora={}, lora_scale=1.0), base=base)
         else:
             standing = merge_lora(standing, phase.name, directory, param_dtype=recipe.param_dtype)
@@ -211,24 +216,24 @@ class Run:
         self, phase, upstream, start, finished, standing, looks, reference: Evidence, before, judged_first, after, rounds, seconds
     ) -> None:
         directory, recipe, judgement = self.directory / phase.name, self.recipe, looks[-1][1]
+        hosts.at(f"{phase.name}, concluding")
         model = save_model(directory, standing.params, standing.base, recipe.route, standing.read)
-        if jax.process_index() == 0:
-            write_json(directory / "summary.json", {
-                "phase": phase.name, "title": phase.title, "model": model.digest, "rounds": rounds, "seconds": round(seconds, 1),
-                "upstream": [m.digest for m in upstream], "gate": dataclasses.asdict(phase.gate),
-                "sources": self._sources(phase, rounds), "before": before.summary(), "before_remedy": judged_first.summary(), "after": after.summary(),
-            })  # fmt: skip
-            digests = self.lineage.write_record(
-                phase, upstream=upstream, chosen=start.digest, model=model.digest, rounds=rounds, resumed=finished
-            )
-            write_verdict(
-                directory / "verdict.json", phase=phase.name, gate=phase.gate, looks=looks,
-                report=after.reports[phase.exam], reference=reference.reports.get(phase.exam),
-                reference_account=reference_account(self.recipe, phase), digests=digests,
-                replaced=read_verdict(self._verdict(phase)) if finished else None,
-            )  # fmt: skip
-            if not judgement.passed and phase.gate.on_failure == "continue":
-                waive(directory / "verdict.json", "the config says gate.on_failure='continue'")
+        write_json(directory / "summary.json", {
+            "phase": phase.name, "title": phase.title, "model": model.digest, "rounds": rounds, "seconds": round(seconds, 1),
+            "upstream": [m.digest for m in upstream], "gate": dataclasses.asdict(phase.gate),
+            "sources": self._sources(phase, rounds), "before": before.summary(), "before_remedy": judged_first.summary(), "after": after.summary(),
+        })  # fmt: skip
+        digests = self.lineage.write_record(
+            phase, upstream=upstream, chosen=start.digest, model=model.digest, rounds=rounds, resumed=finished
+        )
+        write_verdict(
+            directory / "verdict.json", phase=phase.name, gate=phase.gate, looks=looks,
+            report=after.reports[phase.exam], reference=reference.reports.get(phase.exam),
+            reference_account=reference_account(self.recipe, phase), digests=digests,
+            replaced=read_verdict(self._verdict(phase)) if finished else None,
+        )  # fmt: skip
+        if not judgement.passed and phase.gate.on_failure == "continue":
+            waive(directory / "verdict.json", "the config says gate.on_failure='continue'")
         self._note(phase, "finished", passed=judgement.passed, words=judgement.words, model=model.digest)
         if not judgement.passed and phase.gate.on_failure != "continue":
             raise GateClosed(f"{phase.name}: {judgement.words} No later phase may start; train further, or waive {directory}/verdict.json with a reason (medkor waive)")
@@ -244,9 +249,8 @@ class Run:
         ]  # fmt: skip
 
     def _note(self, phase: Phase, event: str, **what: Any) -> None:
-        if jax.process_index() == 0:
-            entry = {"phase": phase.name, "event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **what}
-            write_json(self.directory / "ledger.json", [*read_ledger(self.directory), entry])
+        entry = {"phase": phase.name, "event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **what}
+        write_json(self.directory / "ledger.json", [*read_ledger(self.directory), entry])
 
 
 def restart(recipe: Recipe, names: Sequence[str]) -> list[pathlib.Path]:
@@ -262,13 +266,20 @@ def restart(recipe: Recipe, names: Sequence[str]) -> list[pathlib.Path]:
             raise ConfigError(f"--restart {name}: no such phase in this config; nearest: {near[0] if near else 'none'!r}. It has {', '.join(known)}")
     moved = []
     for directory in (pathlib.Path(recipe.run_dir) / name for name in names):
-        if directory.exists():
-            number = 1
-            while (aside := directory.with_name(f"{directory.name}.before-{number}")).exists():
-                number += 1
-            shutil.move(directory, aside)
-            moved.append(aside)
+        if aside := hosts.first(f"restart {directory}", lambda directory=directory: _move_aside(directory)):
+            moved.append(pathlib.Path(aside))
     return moved
+
+
+def _move_aside(directory: pathlib.Path) -> str:
+    """Returns where the directory is now; "" if there was none."""
+    if not directory.exists():
+        return ""
+    number = 1
+    while (aside := directory.with_name(f"{directory.name}.before-{number}")).exists():
+        number += 1
+    shutil.move(directory, aside)
+    return str(aside)
 
 
 def _devices() -> str:

@@ -24,6 +24,7 @@ from medkor_jax.io.rounding import MOST_LOST, MOST_NOISE, Probe, compare, rms
 from medkor_jax.io.weights import Weights
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.params import BACK, FRONT, Params, Tree, edge_blocks
+from medkor_jax.parallel.hosts import say
 from medkor_jax.phases import ConfigError, LoraRecipe, Phase
 from medkor_jax.train.loop import seed_of
 
@@ -100,7 +101,7 @@ def merge_lora(standing: Standing, by: str, directory: pathlib.Path, *, param_dt
     plain = probe.logits(params.replace(lora={}))
     merged = merge(params.base, params.lora, scale=params.lora_scale)
     kept = compare(adapted - plain, probe.logits(params.replace(base=merged, lora={})) - plain, rms(adapted))
-    print(f"{by}: LoRA merged into its {param_dtype} base: {kept.words}")
+    say(f"{by}: LoRA merged into its {param_dtype} base: {kept.words}")
     if kept.is_too_much(param_dtype):
         raise FloatingPointError(
             f"{by}: merging LoRA into a {param_dtype} base: {kept.words}; at most {MOST_LOST:.0%} may be lost, and the logits may be "

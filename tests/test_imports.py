@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "data": (),
     "parallel": (),
     "adapt": ("model",),
-    "io": ("model", "data.tokenizer", "data.contents", "data.reading", "parallel.mesh"),
+    "io": ("model", "data.tokenizer", "data.contents", "data.reading", "parallel"),
     "train": ("model", "adapt", "io", "data", "parallel", "eval.answers"),
     "eval": ("model", "adapt", "io", "data", "parallel"),
 }

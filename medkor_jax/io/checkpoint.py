@@ -19,10 +19,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from medkor_jax.io.files import checksum
 from medkor_jax.model.params import Tree, leaf_paths
+from medkor_jax.parallel import hosts
 
 
 class DamagedCheckpoint(ValueError):
@@ -64,12 +64,11 @@ def digest_tree(tree: Any) -> str:
     Leaves spread over several processes are gathered: all of them must call this together.
     """
     sha = hashlib.sha256()
-    for path, leaf in sorted(leaf_paths(tree).items()):
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            leaf = multihost_utils.process_allgather(leaf, tiled=True)
-        value = np.asarray(leaf)
-        sha.update(f"{path} {value.shape} {value.dtype}\n".encode())
-        sha.update(np.ascontiguousarray(value).tobytes())
+    leaves = {path: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for path, leaf in sorted(leaf_paths(tree).items())}
+    for (path, leaf), rows in zip(leaves.items(), hosts.pieces(list(leaves.values())), strict=True):
+        sha.update(f"{path} {leaf.shape} {leaf.dtype}\n".encode())
+        for part in rows:
+            sha.update(np.ascontiguousarray(part).tobytes())
     return sha.hexdigest()
 
 
@@ -127,14 +126,14 @@ class StageCheckpoints:
         """The step of lowest validation loss among those kept; None if none was measured."""
         measured = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
         losses = {step: metrics["validation_nats"] for step, metrics in measured.items() if metrics}
-        return min(losses, key=losses.get) if losses else None
+        return hosts.first("the best step", lambda: min(losses, key=losses.get) if losses else None)
 
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
         """Returns (state, cursor) of `step`, by default the latest; None if nothing was saved.
 
         Raises: DamagedCheckpoint if it cannot be read or is not what `save` wrote.
         """
-        step = self._manager.latest_step() if step is None else step
+        step = hosts.first(f"latest step of {self._manager.directory}", self._manager.latest_step) if step is None else step
         if step is None:
             return None
         args = self._ocp.args.Composite(

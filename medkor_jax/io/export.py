@@ -42,6 +42,7 @@ from medkor_jax.io.streaming import WeightsError
 from medkor_jax.model.config import LOCAL, ModelConfig, periodic_kinds
 from medkor_jax.model.layers import merged_matrix
 from medkor_jax.model.params import BACK, FRONT, Params, head_table, layer_kinds
+from medkor_jax.parallel import hosts
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 
 RECORD = EXPORT_RECORD
@@ -88,8 +89,8 @@ def export_hf(
     dtype = dtype or model.base.stored_dtype
     if dtype not in DTYPES:
         raise ExportError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)} (float16 overflows)")
-    if jax.process_count() > 1:
-        raise ExportError(f"export runs in one process, this is one of {jax.process_count()}; run it on one host")
+    if hosts.n_processes() > 1:
+        raise ExportError(f"export runs in one process, this is one of {hosts.n_processes()}; run it on one host")
     tokenizer, carried = model.tokenizer, model.base.carried
     check_carried(model, text_only=text_only)
     with new_directory(out) as directory:

@@ -14,7 +14,6 @@ import json
 import pathlib
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -26,6 +25,7 @@ from medkor_jax.io.models import Model
 from medkor_jax.io.shards import Planned, write_safetensors
 from medkor_jax.io.weights import is_hub_id, open_weights
 from medkor_jax.model.params import ADAPTABLE, Tree
+from medkor_jax.parallel import hosts
 
 _WEIGHTS = "adapter_model.safetensors"
 
@@ -39,8 +39,8 @@ def export_peft(model: Model, out: pathlib.Path, *, base: str = "") -> Exported:
     Raises: ExportError, before anything is written, on what `peft` cannot express, on a base that it cannot load,
     and on a base that is not the adapter's.
     """
-    if jax.process_count() > 1:
-        raise ExportError(f"export runs in one process, this is one of {jax.process_count()}; run it on one host")
+    if hosts.n_processes() > 1:
+        raise ExportError(f"export runs in one process, this is one of {hosts.n_processes()}; run it on one host")
     params = model.load(jnp.float32, host_mesh(), base={})  # the base stays where it is
     for name, what in (("lang", "language embeddings"), ("expand", "added layers")):
         if getattr(params, name):

@@ -14,10 +14,23 @@ import os
 import pathlib
 from typing import Any
 
+from medkor_jax.parallel import hosts
+
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:
-    """Writes `text` to `path` so that a reader sees the old file or the whole new one, never a part."""
+    """Writes `text` to `path` so that a reader sees the old file or the whole new one, never a part.
+
+    With several processes, process 0 writes; all must call it, and none goes on before all have read what was there or
+    misses what is there now.
+    """
     path = pathlib.Path(path)
+    hosts.wait(f"before {path}")
+    if hosts.is_first():
+        _write(path, text)
+    hosts.wait(path)
+
+
+def _write(path: pathlib.Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -30,6 +30,7 @@ from medkor_jax.io.streaming import WeightsError
 from medkor_jax.io.weights import Weights, open_weights
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.params import Params, Tree, abstract_base, leaf_paths
+from medkor_jax.parallel import hosts
 from medkor_jax.parallel.mesh import shard_tree
 
 ADAPTER_TREES = ("lora", "lang", "expand")
@@ -120,15 +121,14 @@ def save_model(
     if trees:
         save_tree(directory / "adapters", trees)
     digest = digest_tree(trees) if trees else ""
-    if jax.process_index() == 0:
-        place = pathlib.Path(base.name).resolve() if pathlib.Path(base.name).exists() else None
-        inside = place is not None and place.is_relative_to(directory.resolve().parent)
-        name = os.path.relpath(place, directory.resolve()) if inside else str(place or base.name)
-        write_sealed(directory / "model.json", {
-            "format": _FORMAT, "base": name, "base_is_relative": inside, "base_digest": base.digest,
-            "lora_scale": params.lora_scale, "adapters": sorted(leaf_paths(trees)), "adapters_digest": digest,
-            "route": route, "read": [one.to_json() for one in read],
-        })  # fmt: skip
+    place = pathlib.Path(base.name).resolve() if pathlib.Path(base.name).exists() else None
+    inside = place is not None and place.is_relative_to(directory.resolve().parent)
+    name = os.path.relpath(place, directory.resolve()) if inside else str(place or base.name)
+    write_sealed(directory / "model.json", {
+        "format": _FORMAT, "base": name, "base_is_relative": inside, "base_digest": base.digest,
+        "lora_scale": params.lora_scale, "adapters": sorted(leaf_paths(trees)), "adapters_digest": digest,
+        "route": route, "read": [one.to_json() for one in read],
+    })  # fmt: skip
     return _open_phase(directory)
 
 
@@ -146,7 +146,8 @@ def save_base(
     """
     save_tree(directory / "tree", base)
     leaves = digest_tree(base)
-    if jax.process_index() == 0:
+
+    def write_the_rest() -> None:
         tokenizer.save(directory)
         write_json(directory / "model_config.json", config.to_json())
         write_sealed(directory / "lineage.json", lineage | {
@@ -154,6 +155,8 @@ def save_base(
             "config_digest": checksum(config.to_json()), "tokenizer_digest": tokenizer.digest,
             "carried_digest": save_carried(directory / "carried", carried),
         })  # fmt: skip
+
+    hosts.first(directory, write_the_rest)
     return open_base(directory)
 
 
@@ -176,7 +179,8 @@ def open_base(directory: pathlib.Path) -> Weights:
 
     def make_digest() -> str:
         # The files are those that were written, or else (saved once more) they hold the same tensors.
-        if _tree_files_digest(directory) != said["files_digest"] and digest_tree(read(said["dtype"])) != said["leaves_digest"]:
+        files = hosts.first(f"files of {directory}", lambda: _tree_files_digest(directory))
+        if files != said["files_digest"] and digest_tree(read(said["dtype"])) != said["leaves_digest"]:
             raise WeightsError(
                 f"{directory}: its weights were replaced or damaged since they were written. Put them back, or run the phases again"
             )

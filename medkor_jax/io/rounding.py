@@ -24,6 +24,7 @@ import numpy as np
 
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.model.config import ModelConfig
+from medkor_jax.model.decode import replicate
 from medkor_jax.model.forward import Inputs, batch_ways, forward, project_logits
 from medkor_jax.model.params import Params
 from medkor_jax.model.prompts import Routing
@@ -96,7 +97,7 @@ class Probe:
         tokens = np.array(rows, np.int32)
         langs = np.array([routing.walk(row, 0)[0] for row in rows])
         at = np.broadcast_to(np.arange(_LENGTH, dtype=np.int32), tokens.shape)
-        self._inputs = Inputs(*map(jnp.asarray, (tokens, at, np.ones_like(tokens), langs)))
+        self._inputs = Inputs(tokens, at, np.ones_like(tokens), langs)  # NumPy: the same on every process
         self._config = config
 
     def logits(self, params: Params) -> np.ndarray:
@@ -143,7 +144,7 @@ def rms(logits: np.ndarray) -> float:
 
 def _logits(params: Params, inputs: Inputs, config: ModelConfig) -> jax.Array:
     hidden = forward(params, config, inputs, dtype=jnp.float32)[:, _EVERY - 1 :: _EVERY]
-    return project_logits(params.base, hidden)
+    return replicate(project_logits(params.base, hidden))
 
 
 _logits: Any = jax.jit(_logits, static_argnames="config")

@@ -33,6 +33,7 @@ from medkor_jax.io.hf import EXPORT_RECORD, HfSource, download
 from medkor_jax.io.files import checksum
 from medkor_jax.io.streaming import TensorSource, WeightsError, check_dtype, digest_source, load_base
 from medkor_jax.model.config import ModelConfig, preset
+from medkor_jax.parallel import hosts
 from medkor_jax.model.params import Tree, abstract_base, leaf_paths
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -161,12 +162,15 @@ OPENERS: list[Callable[[str], Weights | None]] = [_open_embedded, _open_random, 
 
 def _from_gguf(name: str, path: pathlib.Path) -> Weights:
     source = GgufSource.open(path)
-    return Weights(name, source.config, _loader(source), lambda: file_digest(path), source.make_tokenizer, source.make_carried)
+    return Weights(name, source.config, _loader(source), lambda: hosts.first(f"digest of {name}", lambda: file_digest(path)), source.make_tokenizer, source.make_carried)
 
 
 def _from_hf(name: str, directory: pathlib.Path) -> Weights:
     source = HfSource.open(directory)
-    digest = lambda: remembered(sorted(source.files), "tensors", lambda: digest_source(source))  # noqa: E731
+    
+    def digest() -> str:
+        return hosts.first(f"digest of {name}", lambda: remembered(sorted(source.files), "tensors", lambda: digest_source(source)))
+
     carried = lambda: read_carried(directory, source.tensors)  # noqa: E731
     return Weights(
         name, source.config, _loader(source), digest, source.make_tokenizer, carried, source.stored_dtype, _read_of_export(directory)

@@ -12,14 +12,12 @@ It decides nothing about phases or gates.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import pathlib
-import signal
 import time
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +32,8 @@ from medkor_jax.io.checkpoint import StageCheckpoints, abstract_like
 from medkor_jax.io.files import write_json
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.params import Params
+from medkor_jax.parallel import hosts
+from medkor_jax.parallel.hosts import say
 from medkor_jax.parallel.mesh import check_batch, place_batch, shard_tree
 from medkor_jax.train import trainable as trainables
 from medkor_jax.train.actor import Actor
@@ -45,7 +45,7 @@ from medkor_jax.train.step import State, StepSpec, make_evaluation, make_state, 
 Corpus = Sequence[tuple[Source, Sequence[Example] | Sequence[Question]]]
 
 
-class StoppedEarly(RuntimeError):
+class StoppedEarly(hosts.Stopped):
     """A signal ended the stage after its state was saved; the same command goes on from there."""
 
 
@@ -97,7 +97,7 @@ def run_stage(
     shardings = shard_tree(jax.eval_shape(lambda t: make_state(optimizer, t), trained), mesh)
     with (
         StageCheckpoints(plan.directory / "checkpoints", keep_last=plan.keep_last) as checkpoints,
-        _signals() as stopped,
+        hosts.stops(1, plan.name) as may_begin,
     ):
         # the step donates its state: copy, so that the caller's arrays stay alive
         state = jax.jit(lambda t: make_state(optimizer, jax.tree.map(jnp.copy, t)), out_shardings=shardings)(trained)
@@ -108,12 +108,12 @@ def run_stage(
         if start < plan.schedule.steps:
             step = make_step(config, plan.spec, optimizer, shardings)
             draw = _drawing(plan, batches, params, frozen, config, tokenizer, mesh)
-            state = _steps(plan, step, state, frozen, reference, batches, draw, checkpoints, config, tokenizer, mesh, stopped)
+            state = _steps(plan, step, state, frozen, reference, batches, draw, checkpoints, config, tokenizer, mesh, may_begin)
         if plan.take == "best" and (best := checkpoints.best_step) is not None:
             checkpoints.wait()
             state, _ = checkpoints.restore(abstract_like(state), best)
     if not trainables.has_changed(trained, state.trainable):
-        print(
+        say(
             f"ALARM: {plan.name} ended and not one trained weight has changed: what follows is measured on the model as it was. "
             "Likely cause: learning rates of 0, or gradients that are all zero (no loss reaches these trees)"
         )
@@ -170,14 +170,14 @@ def text_loss(
     return {"nats": loss / max(tokens, 1.0), "tokens": tokens}
 
 
-def _steps(plan, step, state, frozen, reference, batches, draw, checkpoints, config, tokenizer, mesh, stopped) -> State:
+def _steps(plan, step, state, frozen, reference, batches, draw, checkpoints, config, tokenizer, mesh, may_begin) -> State:
     from tqdm import tqdm
 
     total, start = plan.schedule.steps, int(state.step)
     rates = {group.name: trainables.learning_rate(group, plan.schedule) for group in plan.groups}
     log = MetricsLog(plan.directory, start)
     bar = tqdm(total=total, initial=start, desc=plan.name, unit="step", dynamic_ncols=True, mininterval=1.0,
-               disable=jax.process_index() != 0)  # fmt: skip
+               disable=not hosts.is_first())  # fmt: skip
     waiting: list[tuple[int, float, dict[str, float], Any]] = []
     clock = time.perf_counter()
 
@@ -220,7 +220,8 @@ def _steps(plan, step, state, frozen, reference, batches, draw, checkpoints, con
                 row = {name: np.asarray(value) for name, value in metrics.items()}
                 log.write(number, row | watched | {"tokens": filled})
                 _require_finite(plan, number, metrics["loss"], checkpoints)
-            is_last, asked_to_stop = number == total, stopped()
+            is_last = number == total
+            asked_to_stop = not is_last and not may_begin(number + 1)
             if number % plan.log_every == 0 or is_last or asked_to_stop:
                 flush()
             nats = None
@@ -233,6 +234,7 @@ def _steps(plan, step, state, frozen, reference, batches, draw, checkpoints, con
                 clock = time.perf_counter()
             if nats is not None or number % plan.save_every == 0 or is_last or asked_to_stop:
                 flush()
+                hosts.at(f"{plan.name}, saving step {number}")
                 checkpoints.save(number, state, batches.get_state(), nats)
             if asked_to_stop:
                 checkpoints.wait()
@@ -241,8 +243,8 @@ def _steps(plan, step, state, frozen, reference, batches, draw, checkpoints, con
         bar.close()
         log.close()
     if step._cache_size() > 1:
-        print(f"ALARM: {plan.name} compiled its step {step._cache_size()} times; batch shapes or shardings changed")
-    print(f"{plan.name}: {total - start} steps, {batches.packing_efficiency:.0%} of the tokens were text, not padding")
+        say(f"ALARM: {plan.name} compiled its step {step._cache_size()} times; batch shapes or shardings changed")
+    say(f"{plan.name}: {total - start} steps, {batches.packing_efficiency:.0%} of the tokens were text, not padding")
     return state
 
 
@@ -267,39 +269,17 @@ def _claim(plan: StagePlan, trained: Any) -> None:
     }  # fmt: skip
     said = json.loads(json.dumps(said))
     path = plan.directory / "stage.json"
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+    before = hosts.first(path, lambda: json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)
+    if before is not None:
         differing = [f"{k}: was {before.get(k)!r}, is {v!r}" for k, v in said.items() if before.get(k) != v]
         if differing:
             raise ValueError(
                 f"{plan.directory} was started with other settings ({'; '.join(differing)[:600]}). Give back those "
                 "settings, use another run_dir, or start the phase anew with --restart"
             )
-    elif jax.process_index() == 0:
+    else:
         write_json(path, said)
-    print(f"{plan.name}: training {', '.join(plan.trees)} ({said['trainable']}), {plan.schedule.steps} steps")
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[Any]:
-    """Yields a function that says whether SIGTERM or SIGINT came; a second one ends the process as usual."""
-    caught: list[int] = []
-
-    def note(number: int, _: Any) -> None:
-        caught.append(number)
-        signal.signal(number, before[number])
-
-    before = {}
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, note)
-    except ValueError:  # not in the main thread: whoever runs us there has the signals
-        pass
-    try:
-        yield lambda: bool(caught)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    say(f"{plan.name}: training {', '.join(plan.trees)} ({said['trainable']}), {plan.schedule.steps} steps")
 
 
 def seed_of(*parts: Any) -> int:

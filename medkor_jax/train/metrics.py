@@ -14,10 +14,10 @@ import math
 import pathlib
 from typing import Any, Mapping
 
-import jax
 import numpy as np
 
 from medkor_jax.io.files import write_atomically
+from medkor_jax.parallel import hosts
 
 
 class MetricsLog:
@@ -25,14 +25,14 @@ class MetricsLog:
 
     def __init__(self, directory: pathlib.Path, resumed_at: int) -> None:
         self._file = self._board = None
-        if jax.process_index() != 0:
+        if not hosts.is_first():
             return
         from tensorboardX import SummaryWriter
 
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
         kept = [line for line in _lines(path) if _step(line) <= resumed_at]
-        write_atomically(path, "".join(kept))
+        hosts.alone(lambda: write_atomically(path, "".join(kept)))
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resumed_at + 1, flush_secs=30)
 

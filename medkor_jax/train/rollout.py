@@ -31,6 +31,7 @@ from medkor_jax.data.reasoning import reasoning_prompt
 from medkor_jax.data.rows import BadDataError, BadRow, Source
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.model.params import Params
+from medkor_jax.parallel.hosts import say
 from medkor_jax.train.actor import Actor, Sample
 from medkor_jax.train.groups import Group, NothingToLearn, RolloutSettings, explain, taught, watch
 
@@ -66,7 +67,7 @@ class Rollouts:
             raise BadDataError(self.dropped, advice="raise seq_len, or go on without them with --drop-bad")
         for (source, questions), indices in zip(sources, kept):
             if n := sum(keeps_order(questions[i].options) for i in indices):
-                print(f"{source.name}: {n} of {len(indices)} questions are asked with their options in the order of the file, "
+                say(f"{source.name}: {n} of {len(indices)} questions are asked with their options in the order of the file, "
                       "since an option speaks of others (\"both A and B\"); the others are shuffled")  # fmt: skip
         self._order = document_order(kept, [source.weight for source, _ in sources], seed=seed, epochs=None, shuffle=True)
         self._identity = {
@@ -130,7 +131,7 @@ class Rollouts:
             if rows:
                 break
             watched = watch(seen[tried:], settings, n_rows=0, refills=refills)
-            print(
+            say(
                 f"ALARM: all {len(seen) - tried} groups of a batch are dead (reward {watched['rollout/reward']:.3f}, right "
                 f"{watched['rollout/right']:.0%}, unparsed {watched['rollout/unparsed']:.0%}), {empty} of {settings.patience} "
                 "times"
@@ -139,7 +140,7 @@ class Rollouts:
             raise NothingToLearn(explain(seen, settings))
         if len(rows) * 2 < self.batch_size and not self._warned:
             self._warned = True
-            print(f"ALARM: only {len(rows)} of {self.batch_size} rows teach anything after {refills} refills; said once")
+            say(f"ALARM: only {len(rows)} of {self.batch_size} rows teach anything after {refills} refills; said once")
         batch, gap = self._arrays([(group, sample) for group, sample, _ in rows]), {}
         if settings.algorithm == "grpo":
             advantages = np.zeros((self.batch_size, 1), np.float32)
@@ -158,7 +159,7 @@ class Rollouts:
         if gap["rollout/sampler_gap_nats"] <= SAMPLER_GAP_NATS or self._warned_of_gap:
             return
         self._warned_of_gap = True
-        print(
+        say(
             f"ALARM: the decoder and the training pass differ by {gap['rollout/sampler_gap_nats']:.3f} nats a token (ratios up to "
             f"{gap['rollout/highest_sampler_ratio']:.2f}; expected at most {SAMPLER_GAP_NATS}), and importance weights correct only "
             "part of that. Likely cause: bfloat16 in a long answer, or tokens that the decoder may not write; use dtype='float32', "

@@ -1,0 +1,355 @@
+"""Several processes as one run: process 0 writes and speaks, all wait for what it wrote, and they end together.
+
+    with hosts.connected(place):                   # nothing where place is None: one process
+        if hosts.is_first(): path.write_text(...)
+        hosts.wait(path)                           # a barrier: afterwards all may read
+        digest = hosts.first("digest", make)       # made by process 0, given to all
+        hosts.say("phase0: ...")                   # printed once
+        whole = hosts.gather(tree)                 # what lies on several hosts, as NumPy arrays on each
+
+The only module that asks which process this is. Barriers and failures go over `peers`, arrays over jax. Every process runs
+the same program on the same data, and so calls these in the same order; where one does not, it is found by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from medkor_jax.parallel.cluster import ClusterError, Place, host_name
+from medkor_jax.parallel.coordination import HEARTBEAT_S, Service
+from medkor_jax.parallel.peers import Peers
+
+WAIT_S = 300.0
+"""How long the processes wait for each other at the start; MEDKOR_WAIT_S sets another limit."""
+
+GATHER_BYTES = 2**28  # of one tensor, whole on every device at once
+_SEEN_S = 20.0  # for a file on a shared disk to be seen by all hosts
+_NEWS_S = 5.0  # for the reason to arrive, where an error may only be what another's end looks like
+
+T = TypeVar("T")
+_peers: Peers | None = None
+_is_alone = False  # inside `first`: what process 0 does there, it does by itself
+_where = ""
+_n_stages = 0
+
+
+class Stopped(RuntimeError):
+    """A signal ended the run where nothing had to be saved; the same command goes on."""
+
+
+def is_first() -> bool:
+    return _peers is None or _peers.place.process_id == 0
+
+
+def n_processes() -> int:
+    return 1 if _peers is None else _peers.place.processes
+
+
+def process_id() -> int:
+    return 0 if _peers is None else _peers.place.process_id
+
+
+def say(*words: Any) -> None:
+    """Prints on process 0."""
+    if is_first():
+        print(*words, flush=n_processes() > 1)
+
+
+def at(where: str) -> None:
+    """Notes where this process is, for what is said if one fails."""
+    global _where
+    _where = where
+    if _peers:
+        _peers.where = where
+
+
+def wait(name: Any) -> None:
+    """Returns when every process is here. name: of what they wait for, the same on all; a path that process 0 wrote is
+    then seen by all, also over a network disk that is slow to show a new file."""
+    if _peers and not _is_alone:
+        _peers.exchange(str(name), None)
+        if isinstance(name, pathlib.Path):
+            _is_seen(name)
+
+
+def collect(name: str, value: T) -> list[T]:
+    """Returns every process's `value` (JSON), in their order."""
+    return [value] if _peers is None or _is_alone else _peers.exchange(name, value)
+
+
+def first(name: Any, make: Callable[[], T]) -> T:
+    """Returns make(), called on process 0 alone; its result (JSON) or its exception reaches all."""
+    if _peers is None or _is_alone:
+        return make()
+    made, error = None, None
+    if is_first():
+        try:
+            made = alone(make)
+        except Exception as caught:
+            error = caught
+    said = {"made": made, "error": error and [type(error).__module__, type(error).__qualname__, str(error)]}
+    found = _peers.exchange(str(name), said if is_first() else None)[0]
+    if error is not None:
+        raise error
+    if found["error"]:
+        raise _as_raised(*found["error"])
+    return found["made"]
+
+
+def alone(make: Callable[[], T]) -> T:
+    """Returns make(), in which this process waits for no other: what it writes there is its own business."""
+    global _is_alone
+    before, _is_alone = _is_alone, True
+    try:
+        return make()
+    finally:
+        _is_alone = before
+
+
+def require_same(name: str, value: Any) -> None:
+    """Raises: ClusterError, naming who differs, unless every process has the same `value` (JSON) for `name`."""
+    values = collect(f"same {name}", value)
+    if others := [i for i, other in enumerate(values) if other != values[0]]:
+        raise ClusterError(
+            f"{name} is not the same on all hosts: {_short(values[0])} on process 0 ({_host(0)}), {_short(values[others[0]])} on process "
+            f"{others[0]} ({_host(others[0])}){f', and {len(others) - 1} more differ' if others[1:] else ''}. Give every host the same code, config and data"
+        )
+
+
+def require_shared(directory: pathlib.Path) -> None:
+    """Raises: ClusterError, naming the hosts, unless all processes see and may write what process 0 writes to `directory`."""
+    if _peers is None:
+        return
+    nonce = first("a shared directory", lambda: f"{os.getpid()}-{time.time_ns()}")
+    mark = directory / f".hosts-{nonce}"
+    if is_first():
+        directory.mkdir(parents=True, exist_ok=True)
+        mark.write_text(nonce, encoding="ascii")
+    wait(mark)
+    trouble = collect("who sees it", _trouble_with(mark, nonce))
+    if is_first():
+        for path in directory.glob(f"{mark.name}*"):
+            path.unlink(missing_ok=True)
+    if found := [f"process {i} ({_host(i)}): {words}" for i, words in enumerate(trouble) if words]:
+        raise ClusterError(
+            f"every host must see the same run directory, and {directory.absolute()} is not shared ({'; '.join(found[:3])}). "
+            "Put run_dir on a disk that all hosts mount (NFS, Filestore, Lustre, gcsfuse), at the same path"
+        )
+
+
+def _trouble_with(mark: pathlib.Path, nonce: str) -> str:
+    if not _is_seen(mark):
+        return f"does not see what process 0 wrote within {_SEEN_S:g} s"
+    try:
+        if mark.read_text(encoding="ascii") != nonce:
+            return "reads something else there"
+        mark.with_name(f"{mark.name}.{process_id()}").write_text("", encoding="ascii")
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def _is_seen(path: pathlib.Path) -> bool:
+    deadline = time.monotonic() + _SEEN_S
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        with contextlib.suppress(OSError):
+            os.listdir(path.parent)  # makes NFS look again
+        time.sleep(0.1)
+    return True
+
+
+def gather(tree: Any) -> Any:
+    """Returns the tree with NumPy leaves, whole on every process. All must call it; one program moves all that is spread."""
+    leaves, structure = jax.tree.flatten(tree)
+    spread = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable]
+    if spread:
+        whole = NamedSharding(leaves[spread[0]].sharding.mesh, PartitionSpec())
+        moved = _replicated(whole)([leaves[i] for i in spread])
+        leaves = [*leaves]
+        for i, leaf in zip(spread, moved):
+            leaves[i] = leaf.addressable_data(0)
+    return jax.tree.unflatten(structure, [np.asarray(leaf) for leaf in leaves])
+
+
+def pieces(leaves: list[Any]) -> Iterator[Iterable[np.ndarray]]:
+    """Yields for every leaf its rows in order, whole on every process, a few leaves or a part of one at a time.
+
+    Never is more than `GATHER_BYTES` of what several hosts hold on a device at once, however large a leaf is.
+    """
+    waiting, size = [], 0
+    for leaf in leaves:
+        if waiting and size + leaf.nbytes > GATHER_BYTES:
+            yield from ((array,) for array in gather(waiting))
+            waiting, size = [], 0
+        if leaf.nbytes <= GATHER_BYTES or getattr(leaf, "is_fully_addressable", True):
+            waiting, size = [*waiting, leaf], size + leaf.nbytes
+        else:
+            rows = max(1, GATHER_BYTES // (leaf.nbytes // leaf.shape[0]))
+            yield (gather(leaf[row : row + rows]) for row in range(0, leaf.shape[0], rows))
+    yield from ((array,) for array in gather(waiting))
+
+
+@functools.lru_cache(maxsize=8)
+def _replicated(whole: NamedSharding) -> Callable[[list[jax.Array]], list[jax.Array]]:
+    return jax.jit(lambda leaves: leaves, out_shardings=whole)
+
+
+@contextlib.contextmanager
+def stops(first_step: int, name: str) -> Iterator[Callable[[int], bool]]:
+    """Yields may_begin(step): whether the stage's next step may begin, the same answer on every process.
+
+    False once SIGTERM or SIGINT came to any process; a second signal ends this process as usual.
+    """
+    global _n_stages
+    _n_stages += 1
+    stage, caught = _n_stages, []
+
+    def note(number: int, _: Any) -> None:
+        caught.append(number)
+        signal.signal(number, before[number])
+        if _peers:
+            _peers.ask_to_stop()
+
+    def may_begin(step: int) -> bool:
+        if _peers is None:
+            is_free = not caught
+        else:
+            is_free = _peers.pass_step(stage, step)
+        if is_free:
+            at(f"{name}, step {step}")
+        return is_free
+
+    before: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, note)
+    except ValueError:  # not in the main thread: whoever runs us there has the signals
+        pass
+    try:
+        if not may_begin(first_step):
+            raise Stopped(f"stopped by a signal before {name} began; what was saved is kept, and the same command goes on")
+        yield may_begin
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def connected(place: Place | None, code_of: Callable[[BaseException], int] = lambda error: 1) -> Iterator[None]:
+    """Joins the other processes for the time of the block. What ends it by an exception ends the others too.
+
+    code_of: the exit code that an exception means; the others end with it.
+    Raises: ClusterError if they do not come together.
+    """
+    global _peers
+    if place is None:
+        yield
+        return
+    _peers = _join(place)
+    before = signal.signal(signal.SIGTERM, _stopped)
+    try:
+        yield
+        wait("the end")
+        _peers.leave()
+        jax.distributed.shutdown()
+        if _service:
+            _service.close()
+    except BaseException as error:
+        _fail(error, code_of(error))
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+_service: Service | None = None
+
+
+def _join(place: Place) -> Peers:
+    global _service
+    peers = Peers(place, time_limit_s=float(os.environ.get("MEDKOR_WAIT_S", WAIT_S)))
+    if place.process_id == 0:
+        _service = Service(place.port, place.processes)
+    peers.exchange("the coordination service", None)
+    if place.local_id is not None:
+        jax.config.update("jax_cuda_visible_devices", str(place.local_id))
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    _connect_jax(place)
+    return peers
+
+
+def _connect_jax(place: Place) -> None:
+    """Does what `jax.distributed.initialize` does, with the service already running (see `coordination`)."""
+    from jax._src import distributed
+    from jax._src.lib import _jax
+
+    state, address = distributed.global_state, f"localhost:{place.port}" if place.process_id == 0 else place.coordinator
+    state.coordinator_address, state.process_id, state.num_processes = place.coordinator, place.process_id, place.processes
+    state.client = _jax.get_distributed_runtime_client(
+        address, place.process_id, init_timeout=int(WAIT_S), use_compression=True, heartbeat_timeout=HEARTBEAT_S,
+    )  # fmt: skip
+    state.client.connect()
+
+
+def _stopped(number: int, _: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)  # it is on its way
+    raise Stopped(f"stopped by {signal.Signals(number).name} at {_where or 'the start'}; what was saved is kept, and the same command goes on")
+
+
+def _fail(error: BaseException, code: int) -> None:
+    """Tells the others, unless this is how their end looks from here: then their reason comes first and ends this process."""
+    if not type(error).__module__.startswith("medkor_jax"):
+        time.sleep(_NEWS_S)
+    _peers.fail(f"failed at {_where or 'the start'}: {type(error).__name__}: {str(error).strip()[:2000]}", code)
+    if _service:
+        time.sleep(1.0)  # the others are ending; then nobody needs it
+        _service.close()
+
+
+def _as_raised(module: str, name: str, words: str) -> Exception:
+    """Returns the exception of that name, where it is made from its words alone; else a RuntimeError of them."""
+    try:
+        kind = importlib.import_module(module)
+        for part in name.split("."):
+            kind = getattr(kind, part)
+        made = kind(words)
+        return made if isinstance(made, Exception) and str(made) == words else RuntimeError(words)
+    except Exception:
+        return RuntimeError(words)
+
+
+def _host(process: int) -> str:
+    return _peers.hosts[process] if _peers else host_name()
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return repr(text if len(text) <= 80 else f"{text[:80]}...")
+
+
+def signed(words: str) -> str:
+    """Returns words of this process, with its name where there are several."""
+    return words if _peers is None else f"process {process_id()} of {n_processes()} ({host_name()}): {words}"
+
+
+def leave(code: int) -> int:
+    """Returns `code`; ends a process of several at once, whose run failed: nothing in it waits for the others any more."""
+    if _peers:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
