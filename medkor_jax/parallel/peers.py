@@ -227,11 +227,16 @@ class _Hub:
         threading.Thread(target=self._beat, name="hub-beat", daemon=True).start()
 
     def _refuse(self, words: str, *others: socket.socket) -> None:
-        for connection in (*others, *self._sockets.values()):
+        """Tells all who came, and who comes within a moment, that this run cannot be."""
+        deadline, told = time.monotonic() + _OWN_WORDS_S, [*others, *self._sockets.values()]
+        while told or (left := deadline - time.monotonic()) > 0:
             try:
-                _send(connection, {"kind": "refused", "words": words})
+                if not told:
+                    self._server.settimeout(left)
+                    told.append(self._server.accept()[0])
+                _send(told.pop(), {"kind": "refused", "words": words})
             except OSError:
-                pass
+                continue
         self._server.close()
 
     def _tell(self, message: dict[str, Any]) -> None:
