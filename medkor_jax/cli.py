@@ -43,10 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def exit_code(error: BaseException) -> int:
     """Returns what the command ends with for an error: see the head of this file."""
     from medkor_jax.eval.verdict import GateClosed
+    from medkor_jax.parallel.cluster import ClusterError
     from medkor_jax.parallel.hosts import Stopped
     from medkor_jax.phases import ConfigError
 
-    return next((code for kind, code in ((ConfigError, 2), (GateClosed, 3), (Stopped, 143)) if isinstance(error, kind)), 1)
+    return next((code for kind, code in ((ConfigError, 2), (ClusterError, 2), (GateClosed, 3), (Stopped, 143)) if isinstance(error, kind)), 1)
 
 
 def _place(arguments: argparse.Namespace):

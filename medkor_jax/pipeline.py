@@ -68,10 +68,12 @@ class Run:
         any training when something does not fit.
         """
         recipe = self.recipe
+        hosts.require_same("the config", checksum(repr(dataclasses.replace(recipe, run_dir=""))))
         hosts.require_shared(self.directory)
         for check in checks(recipe, self.corpora, self.mesh).values():
             if words := check():
                 say(words)
+        hosts.require_same("the data", {phase.name: checksum(dataclasses.asdict(self.lineage.facts(phase))) for phase in recipe.in_force})
         say(f"run {self.directory}: {', '.join(phase.name for phase in recipe.in_force)} on {_devices()}")
         with jax.set_mesh(self.mesh):
             for phase in recipe.in_force:

@@ -1,7 +1,7 @@
 """Every phase, rollouts included, on a tiny model: the config that the tests beside this give to `medkor run`.
 
 RUN_DIR and WEIGHTS (environment) name the run and the model. STRIKE = "WHERE=SIGNAL", such as "phase0/train, step 2=SIGKILL",
-sends the process that signal as soon as it is there (what `hosts.at` was told), STRIKE_AFTER seconds later.
+sends the process that signal (RAISE: a ValueError) as soon as it is there (what `hosts.at` was told), STRIKE_AFTER seconds later.
 """
 
 import os
@@ -28,7 +28,7 @@ def get_config():
     held = dict(gate=gate | dict(rounds=1), remedy=dict(data=text["en"], trees=("lora", "lang"), next_token_weight=0.0, retention=dict(weight=1.0, layers=2, positions=4), **stage))
     pairs = dict(kind="translation", path="embedded")
     return ConfigDict(dict(
-        mesh=dict(data=-1, fsdp=1, tensor=1), run_dir=os.environ["RUN_DIR"], weights=os.environ["WEIGHTS"], run=PHASES, dtype="float32", param_dtype="float32", log_every=1,
+        mesh=dict(data=-1, fsdp=1, tensor=1), run_dir=os.environ["RUN_DIR"], weights=os.environ["WEIGHTS"], run=PHASES, dtype="float32", param_dtype="float32", seed=int(os.environ.get("SEED", "0")), log_every=1,
         exams=dict(english=dict(source=dict(path="embedded", language="en", split="valid", limit=20), batch_size=8)),
         watch=dict(korean=dict(kind="text", path="embedded", language="ko", subset="test", limit=4)), watch_tokens=64, max_translation_tokens=4,
         phase0=dict(lora=lora, trees=("lora",), merge=True, data=text["en"], **common, **stage),
@@ -61,6 +61,8 @@ def _strike():
 
     def at(place):
         told(place)
+        if place == where and name == "RAISE":
+            raise ValueError("struck down")
         if place == where:
             threading.Timer(float(os.environ.get("STRIKE_AFTER", 0)), os.kill, (os.getpid(), signal.Signals[name])).start()
 
