@@ -24,7 +24,7 @@ mount_storage() {
             command -v gcsfuse >/dev/null || install_gcsfuse
             sudo gcsfuse --implicit-dirs --rename-dir-limit=100000 -o allow_other --uid="$(id -u)" --gid="$(id -g)" "${1#gs://}" "$place"
             ;;
-        *:/*)
+        [!/]*:/[!/]*)
             command -v mount.nfs >/dev/null || { sudo apt-get update -qq && sudo apt-get install -y -qq nfs-common; }
             sudo mount -t nfs -o hard,nconnect=4 "$1" "$place"
             sudo chown "$(id -u):$(id -g)" "$place"
