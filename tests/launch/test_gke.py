@@ -157,3 +157,11 @@ def test_the_image_has_what_medkor_needs_and_gives_it_its_signals():
     extras = next(rest for kind, rest in steps if kind == "ARG").removeprefix("EXTRAS=").split(",")
     assert set(extras) <= set(project["optional-dependencies"])
     assert ["ENTRYPOINT", '["medkor"]'] in steps and ["WORKDIR", "/medkor"] in steps
+
+
+def test_the_claim_in_the_readme_is_one_that_kubernetes_takes():
+    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="comes with the extra `test`")
+    text = (ROOT / "launch/README.md").read_text(encoding="utf-8")
+    claim = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    kubernetes_validate.validate(claim, "1.33", strict=True)
+    assert claim["metadata"]["name"] == "medkor" and claim["spec"]["accessModes"] == ["ReadWriteMany"]

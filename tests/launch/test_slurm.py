@@ -220,4 +220,4 @@ def really_runs(slurm, tiny_base_dir, run_dir, tasks):
     state = slurm.ended(job, 300)
     assert state == ("COMPLETED", 0), slurm.log(job)
     assert read_verdict(run_dir / "phase0" / "verdict.json")["digests"]["weights"] == open_model(run_dir / "phase0").digest
-    assert slurm.log(job).count("phase0: training") == 1  # one of the processes speaks
+    assert slurm.log(job).count("phase0/train: training") == 1  # one of the processes speaks
