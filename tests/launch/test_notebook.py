@@ -1,0 +1,77 @@
+"""launch/notebook.ipynb, run from its first cell to its last on the CPU with a tiny model."""
+
+import ast
+import pathlib
+import sys
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat", reason="comes with the extra `test`")
+
+ROOT = pathlib.Path(__file__).parents[2]
+NOTEBOOK = ROOT / "launch/notebook.ipynb"
+
+
+@pytest.fixture
+def notebook():
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def parameters(notebook):
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+    return cell
+
+
+def test_it_is_valid_has_no_outputs_and_names_configs_that_are_there(notebook):
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            ast.parse(cell.source)
+            assert not cell.outputs and cell.execution_count is None
+    values = {}
+    exec(parameters(notebook).source, values)
+    assert (ROOT / values["CONFIG"].split(":")[0]).is_file()
+    assert set(values) >= {"CONFIG", "OVERRIDES", "SOURCE", "ASK", "EXPORT", "UPLOAD_TO"}
+
+
+def execute(notebook, directory, monkeypatch, **values):
+    nbclient = pytest.importorskip("nbclient", reason="comes with the extra `test`")
+    pytest.importorskip("ipykernel", reason="comes with the extra `test`")
+    cell = parameters(notebook)
+    cell.source += "".join(f"\n{name} = {value!r}" for name, value in values.items())
+    # The kernel of this interpreter, whatever kernels the user has.
+    kernels = directory / "jupyter/kernels/python3"
+    kernels.mkdir(parents=True)
+    (kernels / "kernel.json").write_text(
+        '{"argv": ["%s", "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "x", "language": "python"}' % sys.executable
+    )
+    for name, value in {
+        "JUPYTER_PATH": str(directory / "jupyter"), "IPYTHONDIR": str(directory / "ipython"), "JAX_PLATFORMS": "cpu",
+        "JUPYTER_RUNTIME_DIR": str(directory / "runtime"), "JUPYTER_PLATFORM_DIRS": "1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    for name in ("HF_TOKEN", "XLA_FLAGS"):
+        monkeypatch.delenv(name, raising=False)
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "launch")}}).execute()
+    text = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            text.append(output.get("text") or str(output.get("data", {}).get("text/html", "")))
+    return "".join(text)
+
+
+def test_it_runs_looks_asks_and_exports(notebook, tiny_base_dir, tmp_path, monkeypatch):
+    run_dir, export = tmp_path / "run", tmp_path / "export"
+    overrides = [f"--config.weights={tiny_base_dir}", f"--config.run_dir={run_dir}", "--config.phase0.steps=3", "--config.log_every=1"]
+    shown = execute(notebook, tmp_path, monkeypatch, CONFIG="configs/quickstart.py:phase0", OVERRIDES=overrides, EXPORT=str(export))
+    assert f"{ROOT}, cpu, Python" in shown and "no HF_TOKEN" in shown
+    assert "clean" in shown and "phase0/train: training lora" in shown, shown  # the table of the data, the run
+    assert f"What the run in {run_dir} did" in shown and "<b>phase0/train</b>: loss" in shown and "<polyline points=" in shown
+    assert "MB" in shown and (export / "model.safetensors").is_file() and (export / "tokenizer.json").is_file()
+
+
+def test_a_failure_stops_the_notebook_with_its_meaning(notebook, tmp_path, monkeypatch):
+    from nbclient.exceptions import CellExecutionError
+
+    with pytest.raises(CellExecutionError, match="medkor data ended with exit code 2: the config or the command is wrong"):
+        execute(notebook, tmp_path, monkeypatch, CONFIG="configs/nowhere.py")
