@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from medkor_jax.bench.counts import matrix_sizes
 from medkor_jax.model.attention import n_scores
-from medkor_jax.model.config import LOCAL, ModelConfig
+from medkor_jax.model.config import GLOBAL, LOCAL, ModelConfig
 from medkor_jax.model.params import ADAPTABLE
 from medkor_jax.plan.stages import READ, SCORE, STEP, WRITE, Program, Trees
 
@@ -29,10 +29,22 @@ def hand_flops(program: Program, config: ModelConfig) -> float:
 
 
 def drawn_share(program: Program, config: ModelConfig) -> float:
-    """Returns at what share of the places where each-layer training can compare, a step does."""
+    """Returns how often the program's conditionals take their costlier branch.
+
+    In each-layer training: at what share of the places where it can compare, a step does. In decoding: the share of layers
+    that look at the whole cache.
+    """
+    if program.kind == WRITE:
+        kinds = _kinds(program, config)
+        return kinds.count(GLOBAL) / len(kinds)
     n = n_places(program, config)
     layers = program.spec.retention.layers
     return 1.0 if program.reference is None else min(layers or n, n) / n
+
+
+def _kinds(program: Program, config: ModelConfig) -> tuple[str, ...]:
+    front, back = program.trees.expand
+    return config.layer_kinds[:1] * front + config.layer_kinds + config.layer_kinds[-1:] * back
 
 
 def n_places(program: Program, config: ModelConfig) -> int:
@@ -93,8 +105,7 @@ def _read(program: Program, config: ModelConfig) -> float:
 
 
 def _write(program: Program, config: ModelConfig) -> float:
-    front, back = program.trees.expand
-    kinds = config.layer_kinds[:1] * front + config.layer_kinds + config.layer_kinds[-1:] * back
+    kinds = _kinds(program, config)
     slots = sum(min(config.sliding_window, program.room) if kind == LOCAL else program.room for kind in kinds)
     layers = len(kinds) * _matrices(config) + config.n_layers * _adapters(config, program.trees)
     attention = 4 * slots * config.n_heads * config.head_dim

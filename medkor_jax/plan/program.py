@@ -3,7 +3,7 @@
     cost = read_program(compiled.as_text())
     cost.flops; cost.main_bytes; cost.wire_bytes["all-gather"]
 
-A loop counts as often as it runs, a conditional at its costliest branch. A collective that runs beside computation is
+A loop counts as often as it runs, a conditional at its costliest branch unless it is known how often that is taken. A collective that runs beside computation is
 printed in each of the fused computations it runs beside, always with its own channel: it is counted once for each
 channel in each loop. The compiler's own totals are not used: they take a sharded loop's body once.
 
@@ -70,8 +70,9 @@ class Cost:
 def read_program(text: str, *, open_trips: float | None = None, drawn: float = 1.0) -> Cost:
     """Returns the cost of a compiled program's text.
 
-    open_trips: how often a loop runs whose end is not in the text (decoding stops when every row is done). drawn: how
-    often a conditional's work is done, where its other branch does none (each-layer training draws its layers).
+    open_trips: how often a loop runs whose end is not in the text (decoding stops when every row is done). drawn: at what
+    share of all times a conditional takes its costliest branch, and else its cheapest: each-layer training draws its layers,
+    and one layer in six looks at the whole cache.
 
     Raises: ValueError if a loop that works does not say how often, and `open_trips` is None.
     """
@@ -132,10 +133,12 @@ class _Walk:
     def _branches(self, conditional: Instruction, in_memory: bool) -> Cost:
         names = [name.strip(" %") for name in conditional.attribute("branch_computations").strip("{}").split(",") if name]
         names = names or [conditional.called(f"{which}_computation") for which in ("true", "false")]
-        branches = [self._of(name, in_memory) for name in names]
-        costliest = max(branches, key=lambda branch: (branch.flops, branch.main_bytes))
-        idle = costliest.has_work and not all(branch.has_work for branch in branches)
-        return costliest.within(conditional.name, self._drawn if idle else 1.0)
+        work = lambda name: (self._of(name, in_memory).flops, self._of(name, in_memory).main_bytes)  # noqa: E731
+        least, *_, most = sorted(names, key=work)
+        both = self._of(most, in_memory).within(f"{conditional.name}/{most}", self._drawn)
+        if self._drawn < 1:
+            both += self._of(least, in_memory).within(f"{conditional.name}/{least}", 1 - self._drawn)
+        return both
 
     def _trips(self, computation: Computation, loop: Instruction) -> int | None:
         """Returns how often the loop runs: as it is printed, else from a counter that is compared with a constant."""

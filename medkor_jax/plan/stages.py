@@ -145,8 +145,9 @@ def abstract_params(config: ModelConfig, trees: Trees, param_dtype: str) -> Para
     base = abstract_base(config, jnp.dtype(param_dtype))
     params, lora = Params(base), trees.lora
     if lora is not None:
-        make = functools.partial(make_lora, base, rank=lora.rank, targets=lora.targets)
-        params = params.replace(lora=jax.eval_shape(make, jax.random.key(0)), lora_scale=lora.scale)
+        # the key is made within: outside it would be an array on a chip that is not there
+        made = jax.eval_shape(lambda: make_lora(base, jax.random.key(0), rank=lora.rank, targets=lora.targets))
+        params = params.replace(lora=made, lora_scale=lora.scale)
     if trees.lang:
         params = params.replace(lang=jax.eval_shape(lambda: make_language(config, kind=trees.lang)))
     if any(trees.expand):

@@ -2,17 +2,23 @@
 
     jaxpr_flops(jax.make_jaxpr(step)(state, frozen, reference, batch))       # over all devices together
 
-Every dot_general counts 2 m k n, a scan as often as it runs, a conditional at its costliest branch. What no output needs
-is not counted, as no compiler would compute it. Sizes are those of the whole batch: a chip's share is one part of n
-where every product is spread over all n.
+Every dot_general counts 2 m k n, a scan as often as it runs, a conditional at its costliest branch. As any compiler does,
+what no output needs is left out, and what is computed twice from the same values counts once (a layer that is computed
+again for its gradient holds products that its attention, computed again within it, asks for once more). Sizes are those of
+the whole batch: a chip's share is one part of n where every product is spread over all n.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
-from typing import Any, Iterable
+from typing import Any, Sequence
 
 from jax.extend import core
+
+# Those that only run what they hold; others hold a jaxpr for each element (a scatter how it adds, a sort how it compares).
+_CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
 
 
 def jaxpr_flops(jaxpr: Any, *, open_trips: float | None = None, drawn: float = 1.0) -> float:
@@ -20,38 +26,105 @@ def jaxpr_flops(jaxpr: Any, *, open_trips: float | None = None, drawn: float = 1
 
     Raises: ValueError on a loop without a known end, if `open_trips` is None and it multiplies.
     """
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    total, needed = 0.0, {v for v in jaxpr.outvars if isinstance(v, core.Var)}
-    for equation in reversed(jaxpr.eqns):
-        if not needed.intersection(equation.outvars) and not equation.effects:
-            continue
-        needed |= {v for v in equation.invars if isinstance(v, core.Var)}
-        total += _equation_flops(equation, open_trips, drawn)
-    return total
+    values = _Values(open_trips, drawn)
+    inputs = [values.fresh() for _ in _open(jaxpr).invars]
+    return values.flops_behind(values.run(jaxpr, inputs))
 
 
-def _equation_flops(equation: Any, open_trips: float | None, drawn: float) -> float:
-    name, parameters = equation.primitive.name, equation.params
-    inside = lambda jaxpr: jaxpr_flops(jaxpr, open_trips=open_trips, drawn=drawn)  # noqa: E731
-    if name == "dot_general":
-        (contracted, _), _ = parameters["dimension_numbers"]
-        left, out = equation.invars[0].aval, equation.outvars[0].aval
-        return 2.0 * math.prod(out.shape) * math.prod(left.shape[i] for i in contracted)
-    if name == "scan":
-        return parameters["length"] * inside(parameters["jaxpr"])
-    if name == "while":
-        body = inside(parameters["body_jaxpr"])
-        if body and open_trips is None:
-            raise ValueError("a while loop with matrix products has no known end; say open_trips")
-        return body * (open_trips or 0.0)
-    if name == "cond":
-        branches = [inside(branch) for branch in parameters["branches"]]
-        return max(branches) * (1.0 if min(branches) or not max(branches) else drawn)
-    if name == "conv_general_dilated":
-        raise ValueError("a convolution in the model: nothing here counts one")
-    return sum(map(inside, _jaxprs(parameters.values())))
+@dataclasses.dataclass(frozen=True)
+class _Node:
+    flops: float
+    inputs: tuple[int, ...]
 
 
-def _jaxprs(values: Iterable[Any]) -> list[Any]:
+class _Values:
+    """Numbers every value of a jaxpr, those within calls too; the same operation on the same values has the same number."""
+
+    def __init__(self, open_trips: float | None, drawn: float) -> None:
+        self._open_trips, self._drawn = open_trips, drawn
+        self._numbers, self._nodes = itertools.count(), {}
+        self._known: dict[Any, list[int]] = {}
+
+    def fresh(self) -> int:
+        return next(self._numbers)
+
+    def run(self, jaxpr: Any, inputs: Sequence[int]) -> list[int]:
+        """Returns the numbers of the jaxpr's outputs for those of its inputs."""
+        plain, constants = _open(jaxpr), getattr(jaxpr, "consts", ())
+        of = dict(zip(plain.invars, inputs, strict=True))
+        of |= {variable: self._named(("constant", id(constant))) for variable, constant in zip(plain.constvars, constants)}
+
+        def number(atom: Any) -> int:
+            return self._named(("literal", str(atom), str(atom.aval))) if isinstance(atom, core.Literal) else of[atom]
+
+        for equation in plain.eqns:
+            of |= dict(zip(equation.outvars, self._apply(equation, [number(atom) for atom in equation.invars]), strict=True))
+        return [number(atom) for atom in plain.outvars]
+
+    def flops_behind(self, outputs: Sequence[int]) -> float:
+        """Returns the FLOPs of everything that the numbered values need."""
+        total, waiting, seen = 0.0, list(outputs), set()
+        while waiting:
+            node = self._nodes.get(waiting.pop())
+            if node is not None and id(node) not in seen:
+                seen.add(id(node))
+                total += node.flops
+                waiting += node.inputs
+        return total
+
+    def _named(self, key: Any) -> int:
+        return self._known.setdefault(key, [self.fresh()])[0]
+
+    def _apply(self, equation: Any, inputs: list[int]) -> list[int]:
+        parameters = equation.params
+        name = equation.primitive.name
+        flops = self._own_flops(name, equation)
+        called = _jaxprs(parameters.values()) if name in _CALLS else []
+        if called:
+            if parameters.get("prevent_cse"):  # the compiler is told not to see that these are the same
+                inputs = [self._node(("held apart", self.fresh(), i), 0.0, [number], 1)[0] for i, number in enumerate(inputs)]
+            return self.run(called[0], inputs)
+        told = tuple(sorted((key, str(value)) for key, value in parameters.items() if not _jaxprs([value])))
+        key = (name, told, tuple(inputs), tuple(str(variable.aval) for variable in equation.outvars))
+        if name in ("scan", "while", "cond"):
+            key = (name, self.fresh())
+        return self._node(key, flops or 0.0, inputs, len(equation.outvars))
+
+    def _node(self, key: Any, flops: float, inputs: list[int], n_outputs: int) -> list[int]:
+        if key not in self._known:
+            self._known[key] = [self.fresh() for _ in range(n_outputs)]
+            self._nodes |= dict.fromkeys(self._known[key], _Node(flops, tuple(inputs)))
+        return self._known[key]
+
+    def _own_flops(self, name: str, equation: Any) -> float | None:
+        """Returns the FLOPs of an equation that is counted as one, None if it is a call to look into or has none."""
+        parameters = equation.params
+        if name == "dot_general":
+            (contracted, _), _ = parameters["dimension_numbers"]
+            left, out = equation.invars[0].aval, equation.outvars[0].aval
+            return 2.0 * math.prod(out.shape) * math.prod(left.shape[i] for i in contracted)
+        if name == "scan":
+            return parameters["length"] * self._inside(parameters["jaxpr"])
+        if name == "while":
+            body = self._inside(parameters["body_jaxpr"])
+            if body and self._open_trips is None:
+                raise ValueError("a while loop with matrix products has no known end; say open_trips")
+            return body * (self._open_trips or 0.0)
+        if name == "cond":
+            branches = [self._inside(branch) for branch in parameters["branches"]]
+            return self._drawn * max(branches) + (1 - self._drawn) * min(branches)
+        if name == "conv_general_dilated":
+            raise ValueError("a convolution in the model: nothing here counts one")
+        return None
+
+    def _inside(self, jaxpr: Any) -> float:
+        return jaxpr_flops(jaxpr, open_trips=self._open_trips, drawn=self._drawn)
+
+
+def _open(jaxpr: Any) -> Any:
+    return getattr(jaxpr, "jaxpr", jaxpr)
+
+
+def _jaxprs(values: Any) -> list[Any]:
     """Returns the jaxprs among an equation's parameters: of a jit, a remat, a custom derivative."""
-    return [value for value in values if hasattr(getattr(value, "jaxpr", value), "eqns")]
+    return [value for value in values if hasattr(_open(value), "eqns")]
