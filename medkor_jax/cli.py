@@ -129,9 +129,9 @@ def make_parser() -> argparse.ArgumentParser:
 
     plan = _command(commands, "plan", _plan, "what every stage of a config needs on a machine: memory, time, money")
     plan.add_argument("--config", required=True, help="a config file; override keys as --config.phase3.steps=100")
-    plan.add_argument("--topology", required=True, help="v5e:4x4, v6e:2x4, v5p:2x2x2, gpu:8x80GB, cpu:8, or auto: the smallest that fits")
+    plan.add_argument("--topology", default="", help="v5e:4x4, v6e:2x4, v5p:2x2x2, gpu:8x80GB, cpu:8, or auto: the smallest that fits (default: the config's)")
     plan.add_argument("--model", default="", help="a preset such as medgemma-27b-text, or weights (default: the config's)")
-    plan.add_argument("--price", type=above_zero, metavar="USD", help="of one chip for one hour")
+    plan.add_argument("--price", default="", metavar="USD", help="of one chip for one hour, 1.2, or by kind: v5e=1.2,v6e=2.7,gpu=2.5")
     plan.add_argument("--json", action="store_true")
 
     waive = _command(commands, "waive", _waive, "let the next phase start although a verdict failed, with a reason")

@@ -274,7 +274,8 @@ class Recipe:
     final: exams put to the last phase's model alone, once, when all is done.
     max_translation_tokens: the longest translation written of a held-out pair.
     remat: what the backward pass makes again to save memory, see `model.remat`; chunk: positions whose logits exist at
-    once. Neither changes a result. allow_leaks: leaks the user knows of, by their printed key.
+    once; mesh: how devices share the work. None of them changes a result. topology: the machine that these are chosen for, which
+    `medkor plan` takes if it is given none; nothing else reads it. allow_leaks: leaks the user knows of, by their printed key.
     """
 
     run_dir: str
@@ -292,6 +293,7 @@ class Recipe:
     chunk: Annotated[int, ">= 1"] = 256
     route: str = "token"
     mesh: MeshShape = MeshShape()
+    topology: str = ""
     reasoning: ReasoningFormat = ReasoningFormat()
     seed: Annotated[int, ">= 0"] = 0
     allow_leaks: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import math
 import os
 import re
 import time
@@ -25,7 +26,7 @@ from medkor_jax.model.config import ModelConfig
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.plan.handcount import drawn_share, hand_flops
 from medkor_jax.plan.program import Cost, read_program
-from medkor_jax.plan.stages import TOKENS_PER_RUN, WRITE, Program, traceable
+from medkor_jax.plan.stages import WRITE, Program, traceable
 from medkor_jax.plan.topology import CHIPS, GIB, Topology
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
@@ -66,7 +67,7 @@ def prepare(topology: Topology) -> None:
             f"planning for {topology.name} needs the TPU compiler, which is not installed: pip install 'medkor-jax[plan]' (or plan "
             "for gpu:NxMGB, by arithmetic)"
         )
-    if topology.kind == "cpu":
+    if topology.kind not in CHIPS:
         with contextlib.suppress(RuntimeError):  # too late to ask for devices: `machine` says so if there are too few
             jax.config.update("jax_num_cpu_devices", topology.n_chips)
 
@@ -93,28 +94,48 @@ def machine(topology: Topology, shape: MeshShape) -> Iterator[Mesh]:
         yield mesh
 
 
+@dataclasses.dataclass(frozen=True)
+class Started:
+    """A program that was lowered and waits for its compiler."""
+
+    program: Program
+    config: ModelConfig
+    lowered: Any
+    common: dict[str, Any]
+    memory: dict[str, float]
+    drawn: float
+
+
 def compile_program(program: Program, config: ModelConfig, mesh: Mesh, topology: Topology) -> Found:
     """Returns what `program` needs and does on a chip of `mesh`, which is in force."""
-    began = time.perf_counter()
+    return finish(start(program, config, mesh, topology))
+
+
+def start(program: Program, config: ModelConfig, mesh: Mesh, topology: Topology) -> Started:
+    """Returns the program lowered for `mesh`, which is in force; `finish` may then run in another thread."""
     asked = traceable(program, config, mesh)
     memory = {name: sharded_bytes(part) for name, part in asked.parts.items()}
-    hand = hand_flops(program, config) / mesh.size
-    common = dict(hand=hand, how="compiled", memory_limit=topology.chip.memory_bytes)
+    common = dict(hand=hand_flops(program, config) / mesh.size, how="compiled", memory_limit=topology.chip.memory_bytes)
+    return Started(program, config, asked.lower(), common, memory, drawn_share(program, config))
+
+
+def finish(started: Started) -> Found:
+    began, memory = time.perf_counter(), dict(started.memory)
     try:
-        compiled = asked.lower().compile()
+        compiled = started.lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if not (used := _used(str(error))):
             raise
         memory["total"] = used
-        return Found(memory, Cost(), seconds=time.perf_counter() - began, refused=_refusal(str(error)), **common)
+        return Found(memory, Cost(), seconds=time.perf_counter() - began, refused=_refusal(str(error)), **started.common)
     sizes = compiled.memory_analysis()
     memory |= {
         "arguments": sizes.argument_size_in_bytes, "temporary": sizes.temp_size_in_bytes,
         "not aliased": sizes.output_size_in_bytes - sizes.alias_size_in_bytes, "program": sizes.generated_code_size_in_bytes,
     }  # fmt: skip
     memory["total"] = sum(memory[name] for name in ("arguments", "temporary", "not aliased", "program"))
-    cost = read_program(compiled.as_text(), open_trips=1.0 if program.kind == WRITE else None, drawn=drawn_share(program, config))
-    return Found(memory, cost, seconds=time.perf_counter() - began, **common)
+    cost = read_program(compiled.as_text(), open_trips=1.0 if started.program.kind == WRITE else None, drawn=started.drawn)
+    return Found(memory, cost, seconds=time.perf_counter() - began, **started.common)
 
 
 def sharded_bytes(tree: Any) -> float:
@@ -123,15 +144,8 @@ def sharded_bytes(tree: Any) -> float:
     for leaf in jax.tree.leaves(tree):
         sharding = getattr(leaf, "sharding", None)
         shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
-        total += int(jax.numpy.dtype(leaf.dtype).itemsize) * _product(shape)
+        total += leaf.dtype.itemsize * math.prod(shape)
     return total
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result
 
 
 def _used(message: str) -> float:
@@ -143,6 +157,3 @@ def _used(message: str) -> float:
 def _refusal(message: str) -> str:
     found = re.search(r"Used [\d.]+[KMGT]? of [\d.]+[KMGT]? hbm[^\n]*", message)
     return found[0] if found else message.splitlines()[0]
-
-
-__all__ = ["Found", "TOKENS_PER_RUN", "compile_program", "machine", "prepare", "sharded_bytes"]

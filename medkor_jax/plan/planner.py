@@ -15,7 +15,9 @@ from typing import Callable, Sequence
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.parallel.mesh import MeshShape, check_batch
 from medkor_jax.phases import Recipe
-from medkor_jax.plan.compiling import Found, compile_program, machine, prepare
+from medkor_jax.plan.compiling import Found, machine, prepare
+from medkor_jax.plan.measuring import measure_all
+from medkor_jax.plan.search import first_that_fits
 from medkor_jax.plan.stages import STEP, PlannedStage, Program, planned_stages
 from medkor_jax.plan.topology import Topology
 
@@ -111,7 +113,9 @@ class Plan:
 def make_plan(
     recipe: Recipe, model: str, config: ModelConfig, topology: Topology, *, price: float | None = None, say: Callable[[str], None] = print
 ) -> Plan:
-    """Returns the plan of every stage of the phases to run. say: told what is compiled, and how long that took.
+    """Returns the plan of every stage of the phases to run; where it does not fit, with the first change that makes it fit.
+
+    say: told what is compiled, and how long that took.
 
     Raises: ValueError if the machine, its mesh or a batch cannot be; ModuleNotFoundError without a compiler for it.
     """
@@ -119,24 +123,20 @@ def make_plan(
     stages = planned_stages(recipe, config)
     if not stages:
         raise ValueError(f"no phase of {', '.join(recipe.run)} trains anything: there is nothing to plan")
-    found = _compile(recipe.mesh, programs_of(stages), config, topology, say)
-    return Plan(model, topology, recipe.mesh, tuple(StageCost(stage, tuple(found[run.program] for run in stage.runs), topology) for stage in stages), price)
+    programs = programs_of(stages)
+    with machine(topology, recipe.mesh) as mesh:
+        for program in programs:
+            check_batch(program.rows, program.spec.microbatches if program.kind == STEP else 1, mesh)
+        found = measure_all(programs, config, mesh, topology, say)
+    costs = tuple(StageCost(stage, tuple(found[run.program] for run in stage.runs), topology) for stage in stages)
+    plan = Plan(model, topology, recipe.mesh, costs, price)
+    if plan.fits:
+        return plan
+    failing = [program for program in programs if not found[program].fits]
+    change, tried = first_that_fits(failing, recipe.mesh, config, topology, say)
+    return dataclasses.replace(plan, change=change.words if change else "", tried=tuple(tried))
 
 
 def programs_of(stages: Sequence[PlannedStage]) -> list[Program]:
+    """Returns every program of the stages once."""
     return list(dict.fromkeys(run.program for stage in stages for run in stage.runs))
-
-
-def _compile(
-    shape: MeshShape, programs: Sequence[Program], config: ModelConfig, topology: Topology, say: Callable[[str], None]
-) -> dict[Program, Found]:
-    found = {}
-    with machine(topology, shape) as mesh:
-        for program in programs:
-            if program.kind == STEP:
-                check_batch(program.rows, program.spec.microbatches, mesh)
-        for number, program in enumerate(programs, 1):
-            found[program] = compile_program(program, config, mesh, topology)
-            trained = f" of {'+'.join(program.trained)}" if program.trained else ""
-            say(f"compiled {number} of {len(programs)}, {program.kind}{trained}, {found[program].seconds:.0f} s")
-    return found

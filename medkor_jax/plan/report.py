@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from medkor_jax.plan.auto import Choice
 from medkor_jax.plan.compiling import Found
 from medkor_jax.plan.planner import Plan, StageCost
 from medkor_jax.plan.topology import GIB
@@ -14,7 +15,12 @@ from medkor_jax.plan.topology import GIB
 _PARTS = ("weights", "adapters", "optimizer", "cache", "batch")
 
 
-def table(plan: Plan) -> str:
+def table(plan: Plan | Choice) -> str:
+    """Returns a plan, or a choice of machines, for people."""
+    return choice_table(plan) if isinstance(plan, Choice) else plan_table(plan)
+
+
+def plan_table(plan: Plan) -> str:
     """Returns the plan in words and columns, a line a stage and below it a line for each further program it runs."""
     chip, lines = plan.topology.chip, [_head(plan)]
     columns = f"{'stage':<28}{'memory':>9}{'of which temporary':>20}{'TFLOP':>9}{'x hand':>8}{'HBM GB':>8}{'ICI GB':>8}{'least s':>9} {'wall':<5}{'Mtok/day':>9}{'hours':>8}"
@@ -67,7 +73,10 @@ def _verdict(plan: Plan) -> str:
     return f"Fits. All stages with every remedy once: at least {plan.hours:.1f} hours{money}."
 
 
-def to_json(plan: Plan) -> dict[str, Any]:
+def to_json(plan: Plan | Choice) -> dict[str, Any]:
+    """Returns a plan, or a choice of machines, for programs: bytes, FLOPs and seconds of one chip."""
+    if isinstance(plan, Choice):
+        return choice_json(plan)
     return {
         "model": plan.model, "topology": plan.topology.name, "chips": plan.topology.n_chips,
         "mesh": dict(zip(("data", "fsdp", "tensor"), plan.mesh.resolve(plan.topology.n_chips))),
@@ -94,3 +103,35 @@ def _found_json(found: Found) -> dict[str, Any]:
         "hand_flops": found.hand, "main_memory_bytes": cost.main_bytes, "interconnect_bytes": cost.wire_bytes,
         "kernels_not_seen": [kernel.where for kernel in cost.kernels],
     }  # fmt: skip
+
+
+def choice_table(choice: Choice) -> str:
+    """Returns every machine that was tried, a line each, and which to take."""
+    lines = [f"{choice.model}, all weights sharded over all chips", f"{'machine':<14}{'GiB a chip':>11}{'of':>8}{'least hours':>13}{'USD':>9}  "]
+    for one in choice.candidates:
+        if one.plan is None:
+            lines.append(f"{one.topology.name:<14}{'-':>11}{one.topology.chip.memory_bytes / GIB:>8.1f}{'-':>13}{'-':>9}  {one.how}")
+            continue
+        money = "-" if one.plan.money is None else f"{one.plan.money:,.0f}"
+        memory = f"{one.most_bytes / GIB:>11.1f}{one.topology.chip.memory_bytes / GIB:>8.1f}"
+        lines.append(f"{one.topology.name:<14}{memory}{one.plan.hours:>13.1f}{money:>9}  {'fits' if one.fits else 'does not fit'}, {one.how}")
+    if choice.smallest is None:
+        return "\n".join([*lines, "Nothing here fits."])
+    lines.append(f"Smallest: {choice.smallest.topology.name}.")
+    if choice.cheapest is not None:
+        lines.append(f"Cheapest: {choice.cheapest.topology.name}, at least {choice.cheapest.plan.money:,.0f} USD at the prices given.")
+    else:
+        lines.append("No price was given: --price v5e=1.2,gpu=2.5 says which is cheapest.")
+    return "\n".join(lines)
+
+
+def choice_json(choice: Choice) -> dict[str, Any]:
+    machines = [
+        {
+            "topology": one.topology.name, "chips": one.topology.n_chips, "fits": one.fits, "how": one.how,
+            "least_hours": one.plan and one.plan.hours, "usd": one.plan and one.plan.money, "most_bytes": one.plan and one.most_bytes,
+        }
+        for one in choice.candidates
+    ]  # fmt: skip
+    name = lambda one: one and one.topology.name  # noqa: E731
+    return {"model": choice.model, "machines": machines, "smallest": name(choice.smallest), "cheapest": name(choice.cheapest)}
