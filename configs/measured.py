@@ -22,7 +22,7 @@ def get_config(argument="data"):
     config = pipeline.get_config(run=("phase0", "phase1", "phase2", "phase3"))
     config.run_dir, config.weights = "runs/measured" + (f"-{retention}" if retention else ""), "embedded"
     config.dtype = config.param_dtype = "float32"
-    config.remat, config.log_every, config.watch_tokens, config.drop_bad = False, 4, 2000, True
+    config.remat, config.log_every, config.watch_tokens, config.drop_bad = "none", 4, 2000, True
 
     def text(name, path, language, licence, **rest):
         return {name: dict(kind="text", path=f"{data}/{path}", language=language, licence=licence, **rest)}

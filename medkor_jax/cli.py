@@ -146,6 +146,13 @@ def make_parser() -> argparse.ArgumentParser:
     bench.add_argument("--repeats", type=whole(1), default=5)
     bench.add_argument("--out", default="", help="write the figures as JSON here")
 
+    plan = _command(commands, "plan", _plan, "what every stage of a config needs on a machine: memory, time, money")
+    plan.add_argument("--config", required=True, help="a config file; override keys as --config.phase3.steps=100")
+    plan.add_argument("--topology", default="", help="v5e:4x4, v6e:2x4, v5p:2x2x2, gpu:8x80GB, cpu:8, or auto: the smallest that fits (default: the config's)")
+    plan.add_argument("--model", default="", help="a preset such as medgemma-27b-text, or weights (default: the config's)")
+    plan.add_argument("--price", default="", metavar="USD", help="of one chip for one hour, 1.2, or by kind: v5e=1.2,v6e=2.7,gpu=2.5")
+    plan.add_argument("--json", action="store_true")
+
     waive = _command(commands, "waive", _waive, "let the next phase start although a verdict failed, with a reason")
     waive.add_argument("verdict", help="path of a verdict.json")
     waive.add_argument("--reason", required=True)
@@ -294,6 +301,15 @@ def _bench(arguments, _) -> None:
 
     cases = [case for case in arguments.cases.split(",") if case]
     print(bench.run(arguments.weights, cases, repeats=arguments.repeats, out=arguments.out).table())
+
+
+def _plan(arguments, overrides) -> int:
+    from medkor_jax.plan import report
+    from medkor_jax.plan.command import plan_config
+
+    plan = plan_config(arguments.config, overrides, topology=arguments.topology, model=arguments.model, price=arguments.price)
+    print(json.dumps(report.to_json(plan)) if arguments.json else report.table(plan))
+    return 0 if plan.fits else 1
 
 
 def _waive(arguments, _) -> None:

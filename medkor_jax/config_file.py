@@ -43,6 +43,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
         config = values.config
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         said = str(error.args[0]) if error.args else repr(error)  # str() of a KeyError is quoted
+        if "field 'remat'" in said and "<class 'bool'>" in said:  # what older config files say; the type is checked where they say it
+            said = 'remat is a name now: "full" for what was True, "none" for what was False'
         raise ConfigError(f"{path}: {' '.join(said.split())}") from error
     if left:
         raise ConfigError(f"not understood: {' '.join(left)}; overrides read --config.phase3.steps=100")
@@ -106,6 +108,12 @@ def build(kind: type, raw: Mapping[str, Any], path: str = "config") -> Any:
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated and callable(check := arguments[1]):
+        try:
+            check(value)
+        except ValueError as error:
+            raise ConfigError(f"{path.rpartition('.')[0]}: {error}") from error
+        return _convert(arguments[0], value, path)
     if origin is Annotated:
         value = _convert(arguments[0], value, path)
         if not all(_holds(value, rule) for rule in arguments[1:]):

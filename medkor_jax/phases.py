@@ -6,7 +6,7 @@
 Every phase is the same engine with another `Phase`: which trees it adds, what its training stage reads and
 trains, which gate must open, and which remedy stage follows while it stays closed. Checks that need no
 files and no devices happen while building, so a wrong config fails in a second. A number says beside its type what
-it may be ("> 0"); `config_file` holds a config to it.
+it may be ("> 0"), a name the function that checks it; `config_file` holds a config to both.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from medkor_jax.eval.exam import MAX_REASONING_TOKENS
 from medkor_jax.eval.gate import Gate
 from medkor_jax.eval.scores import MODES
 from medkor_jax.gate_rules import check_gate
+from medkor_jax.model.remat import check_remat
 from medkor_jax.parallel.mesh import MeshShape
 from medkor_jax.train.groups import RolloutSettings
 from medkor_jax.train.policy import PolicyLoss
@@ -272,7 +273,9 @@ class Recipe:
     texts that nothing trains on; the loss is taken over the first `watch_tokens` tokens of each (0: all).
     final: exams put to the last phase's model alone, once, when all is done.
     max_translation_tokens: the longest translation written of a held-out pair.
-    chunk: positions whose logits exist at once. allow_leaks: leaks the user knows of, by their printed key.
+    remat: what the backward pass makes again to save memory, see `model.remat`; chunk: positions whose logits exist at
+    once; mesh: how devices share the work. None of them changes a result. topology: the machine that these are chosen for, which
+    `medkor plan` takes if it is given none; nothing else reads it. allow_leaks: leaks the user knows of, by their printed key.
     """
 
     run_dir: str
@@ -286,10 +289,11 @@ class Recipe:
     max_translation_tokens: Annotated[int, ">= 1"] = 256
     dtype: str = "bfloat16"
     param_dtype: str = "bfloat16"
-    remat: bool = True
+    remat: Annotated[str, check_remat] = "gate_up"
     chunk: Annotated[int, ">= 1"] = 256
     route: str = "token"
     mesh: MeshShape = MeshShape()
+    topology: str = ""
     reasoning: ReasoningFormat = ReasoningFormat()
     seed: Annotated[int, ">= 0"] = 0
     allow_leaks: tuple[str, ...] = ()

@@ -22,7 +22,7 @@ def stage_plan(recipe: Recipe, corpora: Corpora, phase: Phase, stage: Stage, nam
         name=f"{phase.name}/{name}",
         directory=pathlib.Path(recipe.run_dir) / phase.name / name,
         trees=stage.trees,
-        spec=_spec(recipe, stage, seed_of(recipe.seed, phase.name, name)),
+        spec=step_spec(recipe, stage, seed_of(recipe.seed, phase.name, name)),
         schedule=Schedule(stage.steps, stage.warmup_steps, stage.final_share, stage.clip_norm),
         groups=stage.groups_in_force(),
         train=train,
@@ -42,7 +42,8 @@ def stage_plan(recipe: Recipe, corpora: Corpora, phase: Phase, stage: Stage, nam
     )
 
 
-def _spec(recipe: Recipe, stage: Stage, seed: int) -> StepSpec:
+def step_spec(recipe: Recipe, stage: Stage, seed: int) -> StepSpec:
+    """Returns what a step of the stage computes."""
     policy = stage.reward.policy()
     return StepSpec(
         dtype=recipe.dtype, next_token_weight=stage.next_token_weight if policy is None else 0.0, policy=policy,

@@ -73,6 +73,13 @@ def test_overrides_reach_nested_keys():
     assert recipe.phases[2].train.steps == load_recipe(QUICKSTART).phases[2].train.steps != 7
 
 
+def test_a_config_file_that_still_says_true_or_false_is_told_the_names(tmp_path):
+    file = tmp_path / "old.py"
+    file.write_text("from configs import quickstart\ndef get_config():\n    c = quickstart.get_config()\n    c.remat = True\n    return c\n")
+    with pytest.raises(ConfigError, match='remat is a name now: "full" for what was True, "none" for what was False$'):
+        load_recipe(str(file))
+
+
 def test_overriding_one_load_leaves_the_next_alone():
     load_config(QUICKSTART, ["--config.seed=5"])
     assert load_config(QUICKSTART).seed == 0
@@ -87,6 +94,9 @@ def test_overriding_one_load_leaves_the_next_alone():
         ("--config.phase3.gate.reading=exact", "reading is 'exact'"),
         ("--conf.phase3.steps=7", "not understood: --conf.phase3.steps=7"),
         ("phase3.steps=7", "overrides read --config.phase3.steps=100"),
+        ("--config.remat=gates", "remat is 'gates'; expected one of none, gate_up, all_but_down, full; nearest: 'gate_up'"),
+        ("--config.remat=True", 'use "full"'),
+        ("--config.remat=False", 'use "none"'),
     ],
 )
 def test_a_wrong_override_is_a_config_error(override, words):

@@ -28,7 +28,7 @@ def exam(split, limit, **more):
 def config(tiny_base_dir, tmp_path_factory):
     return dict(
         run_dir=str(tmp_path_factory.mktemp("final") / "run"), weights=str(tiny_base_dir), run=("phase0",), dtype="float32",
-        param_dtype="float32", remat=False, exams=dict(english=exam("valid", 8)), final=dict(last=exam("test", 12)), phase0=PHASE,
+        param_dtype="float32", remat="none", exams=dict(english=exam("valid", 8)), final=dict(last=exam("test", 12)), phase0=PHASE,
     )  # fmt: skip
 
 

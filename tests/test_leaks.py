@@ -26,7 +26,7 @@ def stage(data):
 
 def make_config(run_dir, weights, data, **more):
     return dict(
-        run_dir=str(run_dir), weights=str(weights), run=("phase0",), dtype="float32", param_dtype="float32", remat=False,
+        run_dir=str(run_dir), weights=str(weights), run=("phase0",), dtype="float32", param_dtype="float32", remat="none",
         exams=dict(english=dict(source=dict(path="embedded", split="valid", language="en", limit=20), batch_size=8)),
         phase0=dict(lora=LORA, trees=("lora",), exam="english", gate=OPEN, **stage(data)),
     ) | more  # fmt: skip

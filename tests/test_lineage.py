@@ -53,7 +53,7 @@ def make_config(run_dir, weights, data):
     )  # fmt: skip
     lora = dict(rank=2, alpha=4.0, targets=("q",))
     return dict(
-        run_dir=str(run_dir), weights=str(weights), run=PHASES, dtype="float32", param_dtype="float32", remat=False,
+        run_dir=str(run_dir), weights=str(weights), run=PHASES, dtype="float32", param_dtype="float32", remat="none",
         exams=dict(english=dict(source=dict(path=str(data / "exam.jsonl"), language="en"), batch_size=8)),
         watch=dict(held=dict(kind="text", path=str(data / "watch.jsonl"), language="en")), watch_tokens=64,
         phase0=dict(exam="english", gate=gate, lora=lora, trees=("lora",), merge=True, **stage),
@@ -95,7 +95,7 @@ TABLE = {
     Recipe: {
         "run_dir": None, "run": (("phase2",), DONE), "phases": None, "exams": None, "final": (dict(last=dict(source=dict(path="embedded", language="en", split="test"))), DONE),
         "weights": None, "watch": ({}, JUDGED), "watch_tokens": (32, JUDGED), "max_translation_tokens": (9, DONE), "dtype": ("bfloat16", STALE),
-        "param_dtype": ("bfloat16", STALE), "remat": (True, DONE), "chunk": (64, DONE), "route": ("document", STALE),
+        "param_dtype": ("bfloat16", STALE), "remat": ("full", DONE), "chunk": (64, DONE), "route": ("document", STALE),
         "mesh": (dict(data=2, fsdp=2), DONE), "reasoning": (dict(opening="[", closing="]"), DONE), "seed": (1, STALE),
         "allow_leaks": (("x ~ y",), DONE), "drop_bad": (True, DONE), "log_every": (3, DONE),
     },

@@ -135,7 +135,7 @@ def tiny_config(run_dir, weights):
     )  # fmt: skip
     lora = dict(rank=2, alpha=4.0, targets=("q",))
     return dict(
-        run_dir=str(run_dir), weights=str(weights), run=("phase0", "phase1"), dtype="float32", param_dtype="float32", remat=False,
+        run_dir=str(run_dir), weights=str(weights), run=("phase0", "phase1"), dtype="float32", param_dtype="float32", remat="none",
         exams=dict(english=dict(source=dict(path="embedded", language="en", split="valid", limit=20), batch_size=8)),
         watch=dict(held=dict(kind="text", path="embedded", language="en", subset="test", limit=4)), watch_tokens=64,
         phase0=dict(exam="english", gate=gate, lora=lora, trees=("lora",), merge=True, **stage),

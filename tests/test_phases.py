@@ -216,6 +216,12 @@ def config_with(path, value):
     return config
 
 
+@pytest.mark.parametrize("wrong, words", [(True, 'use "full"'), (False, 'use "none"'), ("some", "expected one of none, "), (None, "is None; expected"), (3, "is 3; exp")])
+def test_remat_is_one_of_its_names(wrong, words):
+    with pytest.raises(ConfigError, match=f"^config: remat .*{words}"):
+        make_recipe(config_with(("remat",), wrong))
+
+
 @pytest.mark.parametrize("path, value", [("run", "phase0"), ("phase0.trees", "lora"), ("phase0.data", "x.jsonl"), ("phase0.gate", 3), ("exams", ["x"]), ("phase0", 1)])
 def test_what_is_no_list_or_mapping_is_refused_by_name(path, value):
     with pytest.raises(ConfigError, match=f"{path.split('.')[-1]} is .*; expected"):

@@ -24,10 +24,10 @@ from jax.sharding import PartitionSpec
 
 from medkor_jax.model import attention
 from medkor_jax.model.config import ModelConfig
-from medkor_jax.model.layers import PRODUCT, Adapters, Attend, Block, Rope, make_rope, rms_norm
+from medkor_jax.model.layers import Adapters, Attend, Block, Rope, make_rope, rms_norm
 from medkor_jax.model.params import ADAPTABLE, FRONT, LOCAL, SIDES, LayerPlan, Params, Tree, head_table, make_plan, n_edge_blocks
+from medkor_jax.model.remat import ATTENDED, policy
 
-_ATTENDED = "attended"
 BATCH_AXES = ("data", "fsdp")  # mesh axes over which the batch is spread, when a mesh is set
 
 
@@ -104,22 +104,21 @@ def forward(
     inputs: Inputs,
     *,
     dtype: Any,
-    remat: bool = False,
+    remat: str = "none",
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """Returns the hidden states after the final norm, [B, T, D] in `dtype`.
 
-    remat: keep only each layer's input for the backward pass and compute the layer again.
+    remat: what the backward pass makes again of each layer, by the name of a policy (`model.remat`).
     dropout: on the adapters' inputs (added layers have none); needs `dropout_key`.
     """
     x = embed(params, config, inputs.tokens, inputs.langs, dtype)
     view = make_view(config, inputs.positions, inputs.segments, inputs.branches)
 
     def body(x: jax.Array, layer: LayerInputs) -> tuple[jax.Array, None]:
-        return run_layer(config, view, layer, x, params.lora_scale, dropout), None
+        return run_layer(config, view, layer, x, params.lora_scale, dropout, remat), None
 
-    body = jax.checkpoint(body) if remat else body
     front, back = (edge_inputs(params, config, side) for side in SIDES)
     for stack in (*front, layer_inputs(params, config, dropout_key), *back):
         x, _ = jax.lax.scan(body, x, stack)
@@ -155,21 +154,25 @@ def edge_inputs(params: Params, config: ModelConfig, side: str) -> list[LayerInp
 
 
 def run_layer(
-    config: ModelConfig, view: View, layer: LayerInputs, x: jax.Array, lora_scale: float, dropout: float = 0.0
+    config: ModelConfig,
+    view: View,
+    layer: LayerInputs,
+    x: jax.Array,
+    lora_scale: float,
+    dropout: float = 0.0,
+    remat: str = "none",
 ) -> jax.Array:
-    """Returns the residual stream [B, T, D] after one layer of the uncached model."""
+    """Returns the residual stream [B, T, D] after one layer of the uncached model. remat: as in `forward`."""
     rope, mask = view.of_layer(layer.plan.is_local)
     adapters = Adapters(layer.lora, layer.key, lora_scale, dropout) if layer.lora else None
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return checkpoint_name(attention.attend(q, k, v, mask), _ATTENDED)
+        return checkpoint_name(attention.attend(q, k, v, mask), ATTENDED)
 
-    # Scores and everything elementwise are cheaper to compute again than to write and read: a third of the memory.
-    keep = jax.checkpoint_policies.save_only_these_names(PRODUCT, _ATTENDED)
-    run = jax.checkpoint(
-        lambda x, base, adapters: run_block(config, base, rope, attend, x, adapters), policy=keep, prevent_cse=False
-    )
-    return run(x, layer.base, adapters)
+    def run(x: jax.Array, base: Tree, adapters: Adapters | None) -> jax.Array:
+        return run_block(config, base, rope, attend, x, adapters)
+
+    return jax.checkpoint(run, policy=policy(remat), prevent_cse=False)(x, layer.base, adapters)
 
 
 def project_logits(base: Tree, hidden: jax.Array) -> jax.Array:

@@ -23,8 +23,6 @@ from medkor_jax.model.config import ModelConfig
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(q [B,T,N,H] scaled, k [B,T,K,H], v [B,T,K,H]) -> [B,T,N*H]"""
 
-PRODUCT = "product"  # name of what adapted_matmul returns, for rematerialisation policies
-
 
 @struct.dataclass
 class Adapters:
@@ -42,19 +40,20 @@ class Adapters:
 def adapted_matmul(x: jax.Array, w: jax.Array, name: str, adapters: Adapters | None) -> jax.Array:
     """Returns x @ w, plus scale * (x @ A) @ B where `name` has an adapter.
 
-    x: [B, T, in]; w: [in, out]. Weights are cast to x's dtype; the product accumulates as the backend does.
+    x: [B, T, in]; w: [in, out]. Weights are cast to x's dtype; the product accumulates as the backend does. `name` is
+    also what the product is called in `remat`'s policies.
     Source: Hu et al. 2021 (arXiv:2106.09685), eq. 3.
     """
     y = jnp.einsum("bti,io->bto", x, w.astype(x.dtype))
     if adapters is None or name not in adapters.matrices:
-        return checkpoint_name(y, PRODUCT)
+        return checkpoint_name(y, name)
     pair = adapters.matrices[name]
     if adapters.dropout > 0.0 and adapters.key is not None:
         key = jax.random.fold_in(adapters.key, _NAME_SALT[name])
         keep = jax.random.bernoulli(key, 1.0 - adapters.dropout, x.shape)
         x = jnp.where(keep, x / (1.0 - adapters.dropout), 0).astype(x.dtype)
     low = jnp.einsum("bti,ir->btr", x, pair["a"].astype(x.dtype))
-    return checkpoint_name(y + adapters.scale * _expand(low, pair["b"].astype(x.dtype)), PRODUCT)
+    return checkpoint_name(y + adapters.scale * _expand(low, pair["b"].astype(x.dtype)), name)
 
 
 def merged_matrix(w: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:

@@ -87,7 +87,7 @@ def each_layer(
     layer_weights: jax.Array,
     *,
     dtype: Any,
-    remat: bool = False,
+    remat: str = "none",
     chunk: int = 256,
     temperature: float = 1.0,
     dropout: float = 0.0,
@@ -113,11 +113,7 @@ def each_layer(
         return cross_entropy(lens(student), table, lens(teacher), weights, chunk=chunk, temperature=temperature)
 
     def run_student(x: jax.Array, layer: LayerInputs) -> jax.Array:
-        return run_layer(config, view, layer, x, params.lora_scale, dropout)
-
-    # only the student's layer is worth computing again: the head already left its gradient behind, and the
-    # teacher has no backward pass
-    run_student = jax.checkpoint(run_student) if remat else run_student
+        return run_layer(config, view, layer, x, params.lora_scale, dropout, remat)
 
     def run_teacher(x: jax.Array, layer: LayerInputs) -> jax.Array:
         return jax.lax.stop_gradient(run_layer(config, view, layer, x, reference.lora_scale))

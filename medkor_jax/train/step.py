@@ -23,6 +23,7 @@ from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.decode import replicate
 from medkor_jax.model.forward import Inputs, forward
 from medkor_jax.model.params import Params, Tree, head_table
+from medkor_jax.model.remat import check_remat
 from medkor_jax.train.losses import LossSums, cross_entropy, gather_positions, token_losses
 from medkor_jax.train.policy import PolicyLoss, PolicySums, policy_sums
 from medkor_jax.train.retention import Retention, choose_layers, choose_positions, each_layer, n_compared
@@ -43,19 +44,21 @@ class State:
 @dataclasses.dataclass(frozen=True)
 class StepSpec:
     """What a step computes. dtype: of activations; chunk: positions whose logits exist at once
-    on one part of the batch axes. policy: the loss of sampled answers, in place of next-token loss."""
+    on one part of the batch axes. remat: what the backward pass makes again, see `model.remat`. policy: the loss of
+    sampled answers, in place of next-token loss."""
 
     dtype: str = "float32"
     next_token_weight: float = 1.0
     policy: PolicyLoss | None = None
     retention: Retention = Retention()
     microbatches: int = 1
-    remat: bool = False
+    remat: str = "none"
     dropout: float = 0.0
     chunk: int = 256
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_remat(self.remat)
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype {self.dtype!r}: expected 'float32' or 'bfloat16' (float16 overflows in Gemma)")
         if self.policy is not None and (self.next_token_weight > 0 or self.dropout > 0):

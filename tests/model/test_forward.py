@@ -12,6 +12,7 @@ from medkor_jax.model.config import LOCAL, preset
 from medkor_jax.model.forward import Inputs, LayerInputs, embed, forward, layer_inputs, make_view, project_logits, run_layer
 from medkor_jax.model.layers import rms_norm
 from medkor_jax.model.params import ADAPTABLE, LayerPlan, Params, abstract_base
+from medkor_jax.model.remat import KEPT
 
 C = preset("tiny")
 hidden_of = jax.jit(forward, static_argnames=("config", "dtype", "remat", "dropout"))
@@ -48,7 +49,7 @@ def test_scan_equals_a_loop_over_layers(params, inputs):
 
 
 @pytest.mark.parametrize(("front", "back"), [(2, 1), (0, 2)])
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "full"])
 def test_scan_equals_a_loop_with_layers_added_at_both_ends(params, inputs, make_blocks, front, back, remat):
     """Dropout and adapters fall on the base's layers alone, with the keys they have in the model without the others."""
     expand = make_blocks(params.base, front, back)
@@ -117,7 +118,7 @@ def test_later_tokens_change_nothing_before_them(params, inputs):
 
 
 @pytest.mark.parametrize("is_expanded", [False, True])
-def test_remat_equals_not_in_value_and_gradient(params, inputs, make_blocks, is_expanded):
+def test_every_remat_policy_gives_the_same_value_and_gradient_in_less_memory(params, inputs, make_blocks, is_expanded):
     trees = {"lora": params.lora} | ({"expand": make_blocks(params.base)} if is_expanded else {})
 
     def loss(trees, remat):
@@ -125,12 +126,22 @@ def test_remat_equals_not_in_value_and_gradient(params, inputs, make_blocks, is_
         return jnp.sum(jnp.sin(hidden))
 
     value_and_grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    kept, remat = (value_and_grad.lower(trees, remat).compile() for remat in (False, True))
-    (plain, plain_gradient), (again, gradient) = kept(trees), remat(trees)
-    np.testing.assert_allclose(again, plain, rtol=1e-5)
-    for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(plain_gradient)):
-        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
-    assert remat.memory_analysis().temp_size_in_bytes < 0.6 * kept.memory_analysis().temp_size_in_bytes
+    compiled = {remat: value_and_grad.lower(trees, remat).compile() for remat in KEPT}
+    plain, plain_gradient = compiled["none"](trees)
+    for remat in KEPT:
+        again, gradient = compiled[remat](trees)
+        np.testing.assert_allclose(again, plain, rtol=1e-6, err_msg=remat)
+        for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(plain_gradient), strict=True):
+            np.testing.assert_allclose(one, other, atol=2e-6 * np.abs(other).max(), err_msg=remat)
+    used = [c.memory_analysis().temp_size_in_bytes for c in compiled.values()]
+    flops = [c.cost_analysis()["flops"] for c in compiled.values()]
+    assert used == sorted(used, reverse=True) and used[-1] < 0.6 * used[0]
+    assert flops == sorted(flops) and len(set(flops)) == len(KEPT)
+
+
+def test_an_unknown_remat_policy_is_refused_before_anything_is_compiled(params, inputs):
+    with pytest.raises(ValueError, match=r"'gate'.* none, gate_up, all_but_down, full; nearest: 'gate_up'"):
+        forward(params, C, inputs, dtype=jnp.float32, remat="gate")
 
 
 def test_an_added_layer_costs_the_memory_of_a_layer(make_blocks, make_batch):
@@ -142,7 +153,7 @@ def test_an_added_layer_costs_the_memory_of_a_layer(make_blocks, make_batch):
     stack = sum(leaf.size * 4 for leaf in jax.tree.leaves(params.base["layers"]))
 
     def loss(expand, params):
-        return jnp.sum(forward(params.replace(expand=expand), config, inputs, dtype=jnp.float32, remat=True))
+        return jnp.sum(forward(params.replace(expand=expand), config, inputs, dtype=jnp.float32, remat="full"))
 
     used = jax.jit(jax.grad(loss)).lower(expand, params).compile().memory_analysis().temp_size_in_bytes
     assert used < 0.3 * stack

@@ -97,7 +97,7 @@ def compile_step(case: str, model: str, batch_size: int, mesh):
     batch = {name: jax.ShapeDtypeStruct((batch_size, n), dtype) for name, (n, dtype) in shapes.items()}
     frozen = lay(frozen, shard_tree(frozen, mesh))
     reference = Params(frozen.base) if case == "retention" else None
-    step = make_step(config, StepSpec(dtype="bfloat16", remat=True, **loss), optimizer, shardings)
+    step = make_step(config, StepSpec(dtype="bfloat16", remat="gate_up", **loss), optimizer, shardings)
     yield case, step.lower(lay(state, shardings), frozen, reference, lay(batch, batch_sharding(mesh))).compile()
 
 

@@ -221,7 +221,7 @@ def test_how_memory_is_saved_may_change_under_a_stage(run, plan, disturb):
     disturb(6, power_cut)
     with contextlib.suppress(OSError):
         run(plan)
-    run(dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, remat=True, chunk=128)))
+    run(dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, remat="full", chunk=128)))
 
 
 def test_a_damaged_checkpoint_is_never_trained_on(run, plan, disturb, uninterrupted):

@@ -102,7 +102,7 @@ def test_loss_gradient_and_what_is_watched_equal_those_of_whole_logits(whole, pa
     ("changed", "shape", "n_devices"),
     [
         (dict(microbatches=4), MeshShape(), 1),
-        (dict(remat=True), MeshShape(data=4), 4),
+        (dict(remat="full"), MeshShape(data=4), 4),
         (dict(microbatches=2), MeshShape(data=1, fsdp=2, tensor=2), 4),
     ],
     ids=["4 microbatches", "4 devices, remat", "fsdp x tensor, 2 microbatches"],
@@ -117,7 +117,7 @@ def test_the_same_step_however_it_is_cut(run, whole, params, changed, shape, n_d
 
 
 def test_the_behaviour_scored_apart_is_the_policy_at_its_first_update(run, params, batch):
-    spec = dataclasses.replace(SPEC, remat=True, policy=dataclasses.replace(POLICY, kl_weight=0.0))
+    spec = dataclasses.replace(SPEC, remat="full", policy=dataclasses.replace(POLICY, kl_weight=0.0))
     nats = np.asarray(make_scoring(C, spec)(params, batch))
     np.testing.assert_allclose(-nats, naive_log_p(params.lora, params, batch), atol=1e-5 * np.abs(nats).max())
     _, metrics = run(spec, batch=batch | {"behaviour_nats": nats})

@@ -35,7 +35,7 @@ def teacher(student, make_adapters):
 
 
 @functools.partial(jax.jit, static_argnames=("temperature", "remat"))
-def compare(student, teacher, batch, layer_weights, temperature=2.0, remat=False):
+def compare(student, teacher, batch, layer_weights, temperature=2.0, remat="none"):
     """Returns ((total loss, (hidden, total, per layer)), gradient in the student's small trees)."""
 
     def loss(trees):
@@ -91,7 +91,7 @@ def compare_naively(student, teacher, batch, temperature=2.0):
 
 @pytest.mark.parametrize(
     ("of_student", "of_teacher", "remat"),
-    [((0, 0), (0, 0), False), ((0, 0), (0, 0), True), ((2, 1), (0, 0), True), ((1, 0), (0, 0), False), ((1, 1), (0, 2), False)],
+    [((0, 0), (0, 0), "none"), ((0, 0), (0, 0), "full"), ((0, 0), (0, 0), "all_but_down"), ((2, 1), (0, 0), "gate_up"), ((1, 1), (0, 2), "none")],
 )
 def test_all_layers_equal_the_naive_in_value_and_gradient(student, teacher, batch, make_blocks, of_student, of_teacher, remat):
     """Sides: how many layers each model has in front and behind; the base's are compared with their own counterparts."""
@@ -179,13 +179,13 @@ def test_hidden_states_are_not_kept_for_every_layer(student, make_batch):
     batch = make_batch(C, rows=8, length=256, loss_positions=4)
     one_stream = L * 8 * 256 * C.d_model * 4
     attention = 8 * 256 * 256 * C.n_heads * 4  # scores of one layer
-    used = _lowered(batch, student, 2, True).memory_analysis().temp_size_in_bytes
+    used = _lowered(batch, student, 2, "full").memory_analysis().temp_size_in_bytes
     assert used < one_stream + 6 * attention
 
 
 def test_remat_does_not_compute_the_head_or_the_reference_again(student, batch):
     """Remat adds less than the student's own forward pass; the head alone is more than that here."""
-    flops = [_lowered(batch, student, 2, remat).cost_analysis()["flops"] for remat in (False, True)]
+    flops = [_lowered(batch, student, 2, remat).cost_analysis()["flops"] for remat in ("none", "full")]
     plain = jax.jit(lambda p, i: forward(p, C, i, dtype=jnp.float32)).lower(student, Inputs.of(batch))
     assert flops[1] - flops[0] < 1.1 * plain.compile().cost_analysis()["flops"]
 

@@ -103,11 +103,11 @@ def assert_same(one, other, params):
     ("changed", "shape", "n_devices"),
     [
         (dict(microbatches=4), MeshShape(), 1),
-        (dict(remat=True), MeshShape(), 1),
+        (dict(remat="gate_up"), MeshShape(), 1),
         (dict(), MeshShape(data=4), 4),
-        (dict(microbatches=2, remat=True), MeshShape(data=1, fsdp=2, tensor=2), 4),
+        (dict(microbatches=2, remat="full"), MeshShape(data=1, fsdp=2, tensor=2), 4),
     ],
-    ids=["4 microbatches", "remat", "4 devices", "fsdp x tensor, 2 microbatches, remat"],
+    ids=["4 microbatches", "gate_up", "4 devices", "fsdp x tensor, 2 microbatches, full remat"],
 )
 def test_the_same_step_however_it_is_cut(run, whole, params, changed, shape, n_devices):
     assert_same(run(dataclasses.replace(BOTH, **changed), shape, n_devices), whole, params)
@@ -116,10 +116,10 @@ def test_the_same_step_however_it_is_cut(run, whole, params, changed, shape, n_d
 @pytest.mark.parametrize(
     ("changed", "shape", "n_devices"),
     [
-        (dict(microbatches=4, remat=True), MeshShape(), 1),
+        (dict(microbatches=4, remat="all_but_down"), MeshShape(), 1),
         (dict(microbatches=2), MeshShape(data=1, fsdp=2, tensor=2), 4),
     ],
-    ids=["4 microbatches, remat", "fsdp x tensor, 2 microbatches"],
+    ids=["4 microbatches, all_but_down", "fsdp x tensor, 2 microbatches"],
 )
 def test_added_layers_learn_the_same_however_the_step_is_cut(run, whole_expanded, expanded, changed, shape, n_devices):
     drawn = np.isfinite(whole_expanded[1][0]["layer_kl_nats"])
@@ -219,7 +219,7 @@ def test_a_step_lowers_from_shapes_alone_and_returns_what_learns_in_place(params
     batch |= {"loss_positions": i32((8, 5)), "targets": i32((8, 5)), "loss_weights": f32((8, 5))}
     with jax.set_mesh(mesh), jax.numpy_dtype_promotion("strict"):
         state = jax.eval_shape(functools.partial(make_state, adam), trainable)
-        spec = StepSpec(dtype="bfloat16", retention=Retention(weight=1.0), microbatches=2, remat=True, dropout=0.1)
+        spec = StepSpec(dtype="bfloat16", retention=Retention(weight=1.0), microbatches=2, remat="gate_up", dropout=0.1)
         lowered = make_step(C, spec, adam, shard_tree(state, mesh)).lower(state, frozen, Params(frozen.base), batch)
         out_state, metrics = lowered.out_info
     as_shapes = functools.partial(jax.tree.map, lambda x: (x.shape, x.dtype))
@@ -249,7 +249,7 @@ def test_a_donated_state_is_gone(params):
 
 @pytest.mark.parametrize(
     ("wrong", "named"),
-    [({"dtype": "float16"}, "float16 overflows"), ({"next_token_weight": 0.0}, "nothing would be learnt")],
+    [({"dtype": "float16"}, "float16 overflows"), ({"next_token_weight": 0.0}, "nothing would be learnt"), ({"remat": True}, 'use "full"')],
 )
 def test_impossible_steps_are_refused(wrong, named):
     with pytest.raises(ValueError, match=named):

@@ -1,0 +1,159 @@
+"""One program compiled for a machine that is not there: what a chip would hold and do.
+
+    with machine(topology, MeshShape(fsdp=-1)) as mesh:
+        found = compile_program(program, config, mesh, topology)
+    found.memory["total"], found.cost.flops, found.fits
+
+A TPU slice is compiled for by its own compiler (libtpu). `cpu:N` is compiled for N devices of this host. GPUs are not
+compiled for (`arithmetic`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+import time
+from typing import Any, Iterator
+
+import jax
+from jax.sharding import Mesh
+
+from medkor_jax.model.config import ModelConfig
+from medkor_jax.parallel.mesh import MeshShape, make_mesh
+from medkor_jax.plan.handcount import drawn_share, hand_flops
+from medkor_jax.plan.program import Cost, read_program
+from medkor_jax.plan.stages import WRITE, Program, traceable
+from medkor_jax.plan.topology import CHIPS, GIB, Topology
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What one program is on a machine, all of it of one chip.
+
+    memory: bytes by what they are; "total" is all of it. cost: of one run (of one token, for the program that writes).
+    hand: useful FLOPs by hand. how: "compiled" or "by arithmetic". refused: what the compiler said if it did not fit.
+    """
+
+    memory: dict[str, float]
+    cost: Cost
+    hand: float
+    how: str
+    seconds: float
+    memory_limit: float
+    refused: str = ""
+
+    @property
+    def fits(self) -> bool:
+        return not self.refused and self.memory["total"] <= self.memory_limit
+
+
+def prepare(topology: Topology) -> None:
+    """Sets the process up to compile for a machine it does not have. Call before anything touches a device.
+
+    Raises: ModuleNotFoundError without the TPU's compiler.
+    """
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "")
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # nothing compiled here can be run here
+    if topology.kind in CHIPS and importlib.util.find_spec("libtpu") is None:
+        raise ModuleNotFoundError(
+            f"planning for {topology.name} needs the TPU compiler, which is not installed: pip install 'medkor-jax[plan]' (or plan "
+            "for gpu:NxMGB, by arithmetic)"
+        )
+    if topology.kind not in CHIPS:
+        with contextlib.suppress(RuntimeError):  # too late to ask for devices: `machine` says so if there are too few
+            jax.config.update("jax_num_cpu_devices", topology.n_chips)
+
+
+@contextlib.contextmanager
+def machine(topology: Topology, shape: MeshShape) -> Iterator[Mesh]:
+    """Yields the mesh of the machine, in force.
+
+    Raises: ValueError if there is no such slice, or the mesh does not use all of it.
+    """
+    if topology.kind in CHIPS:
+        from jax.experimental import topologies
+
+        try:
+            devices = topologies.get_topology_desc(topology.name, "tpu").devices
+        except Exception as error:  # a bare RuntimeError of the library, without a type of its own
+            raise ValueError(f"the TPU compiler knows no slice {topology.name!r}: {str(error).splitlines()[0]}") from error
+    else:
+        devices = jax.devices("cpu")[: topology.n_chips]
+        if len(devices) < topology.n_chips:
+            raise ValueError(f"{topology.name} needs {topology.n_chips} devices of this host and the process was started with {len(devices)}")
+    mesh = make_mesh(shape, devices)
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Started:
+    """A program that was lowered and waits for its compiler."""
+
+    program: Program
+    config: ModelConfig
+    lowered: Any
+    common: dict[str, Any]
+    memory: dict[str, float]
+    drawn: float
+
+
+def compile_program(program: Program, config: ModelConfig, mesh: Mesh, topology: Topology) -> Found:
+    """Returns what `program` needs and does on a chip of `mesh`, which is in force."""
+    return finish(start(program, config, mesh, topology))
+
+
+def start(program: Program, config: ModelConfig, mesh: Mesh, topology: Topology) -> Started:
+    """Returns the program lowered for `mesh`, which is in force; `finish` may then run in another thread."""
+    asked = traceable(program, config, mesh)
+    memory = {name: sharded_bytes(part) for name, part in asked.parts.items()}
+    common = dict(hand=hand_flops(program, config) / mesh.size, how="compiled", memory_limit=topology.chip.memory_bytes)
+    return Started(program, config, asked.lower(), common, memory, drawn_share(program, config))
+
+
+def finish(started: Started) -> Found:
+    began, memory = time.perf_counter(), dict(started.memory)
+    try:
+        compiled = started.lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if not (used := _used(str(error))):
+            raise
+        memory["total"] = used
+        return Found(memory, Cost(), seconds=time.perf_counter() - began, refused=_refusal(str(error)), **started.common)
+    sizes = compiled.memory_analysis()
+    memory |= {
+        "arguments": sizes.argument_size_in_bytes, "temporary": sizes.temp_size_in_bytes,
+        "not aliased": sizes.output_size_in_bytes - sizes.alias_size_in_bytes, "program": sizes.generated_code_size_in_bytes,
+    }  # fmt: skip
+    memory["total"] = sum(memory[name] for name in ("arguments", "temporary", "not aliased", "program"))
+    cost = read_program(compiled.as_text(), open_trips=1.0 if started.program.kind == WRITE else None, drawn=started.drawn)
+    return Found(memory, cost, seconds=time.perf_counter() - began, **started.common)
+
+
+def sharded_bytes(tree: Any) -> float:
+    """Returns the bytes of a tree of abstract arrays on one device."""
+    total = 0.0
+    for leaf in jax.tree.leaves(tree):
+        sharding = getattr(leaf, "sharding", None)
+        shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
+        total += leaf.dtype.itemsize * math.prod(shape)
+    return total
+
+
+def _used(message: str) -> float:
+    """Returns the bytes that the compiler says it would have needed, 0 if its complaint is another."""
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+    return float(found[1]) * _UNITS[found[2]] if found else 0.0
+
+
+def _refusal(message: str) -> str:
+    found = re.search(r"Used [\d.]+[KMGT]? of [\d.]+[KMGT]? hbm[^\n]*", message)
+    return found[0] if found else message.splitlines()[0]

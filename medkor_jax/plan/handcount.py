@@ -1,0 +1,112 @@
+"""Useful FLOPs of a program by hand, over all chips together: what its compiled form is held against.
+
+    hand_flops(program, config)
+
+As `bench.counts`, for everything that a phase can train. With N = B T tokens, W, A the parameters of a layer's matrices and
+of its adapters, E those of the matrices of added layers, S scores a head, P positions that meet the head:
+
+    layer, in training   4 N W   forward and the gradient in its input      adapters 4 N A, and 2 N A more where they train
+    layer, forward only  2 N W + 2 N A
+    added layer          6 N E   forward, input, weights; 4 where it is frozen
+    attention            12 S N_h H in training, 4 forward only, each row
+    head                 4 P D V in training, 2 forward only; each-layer: 6 at each layer drawn (student, its gradient, teacher)
+
+Layers count whole, also the first; what is computed again counts nothing.
+"""
+
+from __future__ import annotations
+
+from medkor_jax.bench.counts import matrix_sizes
+from medkor_jax.model.attention import n_scores
+from medkor_jax.model.config import GLOBAL, LOCAL, ModelConfig
+from medkor_jax.model.params import ADAPTABLE
+from medkor_jax.plan.stages import READ, SCORE, STEP, WRITE, Program, Trees
+
+
+def hand_flops(program: Program, config: ModelConfig) -> float:
+    """Returns the useful FLOPs of one run of the program (of one token a row, for the one that writes)."""
+    return {STEP: _step, SCORE: _score, READ: _read, WRITE: _write}[program.kind](program, config)
+
+
+def drawn_share(program: Program, config: ModelConfig) -> float:
+    """Returns how often the program's conditionals take their costlier branch.
+
+    In each-layer training: at what share of the places where it can compare, a step does. In decoding: the share of layers
+    that look at the whole cache.
+    """
+    if program.kind == WRITE:
+        kinds = _kinds(program, config)
+        return kinds.count(GLOBAL) / len(kinds)
+    n = n_places(program, config)
+    layers = program.spec.retention.layers
+    return 1.0 if program.reference is None else min(layers or n, n) / n
+
+
+def _kinds(program: Program, config: ModelConfig) -> tuple[str, ...]:
+    front, back = program.trees.expand
+    return config.layer_kinds[:1] * front + config.layer_kinds + config.layer_kinds[-1:] * back
+
+
+def n_places(program: Program, config: ModelConfig) -> int:
+    has_back = program.trees.expand[1] or (program.reference is not None and program.reference.expand[1])
+    return config.n_layers + bool(has_back)
+
+
+def _matrices(config: ModelConfig) -> int:
+    return sum(i * o for i, o in matrix_sizes(config))
+
+
+def _adapters(config: ModelConfig, trees: Trees) -> int:
+    if trees.lora is None:
+        return 0
+    sizes = dict(zip(ADAPTABLE, matrix_sizes(config)))
+    return trees.lora.rank * sum(sum(sizes[name]) for name in trees.lora.targets)
+
+
+def _attention(config: ModelConfig, rows: int, length: int, factor: int) -> float:
+    return factor * rows * n_scores(length) * config.n_heads * config.head_dim
+
+
+def _trained(config: ModelConfig, program: Program) -> float:
+    """Returns forward and backward of all layers."""
+    n, edges = program.rows * program.length, sum(program.trees.expand)
+    of_adapters = 6 if "lora" in program.trained else 4
+    of_edges = 6 if "expand" in program.trained else 4
+    layer = 4 * n * _matrices(config) + of_adapters * n * _adapters(config, program.trees)
+    attention = _attention(config, program.rows, program.length, 12)
+    return config.n_layers * (layer + attention) + edges * (of_edges * n * _matrices(config) + attention)
+
+
+def _forward(config: ModelConfig, trees: Trees, rows: int, length: int) -> float:
+    layers, n = config.n_layers + sum(trees.expand), rows * length
+    attention = _attention(config, rows, length, 4)
+    return layers * (2 * n * _matrices(config) + attention) + config.n_layers * 2 * n * _adapters(config, trees)
+
+
+def _step(program: Program, config: ModelConfig) -> float:
+    head = program.rows * config.d_model * config.vocab_size
+    retention, flops = program.spec.retention, _trained(config, program)
+    if program.spec.next_token_weight > 0 or program.spec.policy is not None:
+        flops += 4 * program.positions * head
+    if program.reference is not None:
+        flops += _forward(config, program.reference, program.rows, program.length)
+        compared = drawn_share(program, config) * n_places(program, config)
+        flops += 6 * compared * (min(retention.positions, program.positions) or program.positions) * head
+    return flops
+
+
+def _score(program: Program, config: ModelConfig) -> float:
+    head = 2 * program.rows * program.positions * config.d_model * config.vocab_size
+    return _forward(config, program.trees, program.rows, program.length) + head
+
+
+def _read(program: Program, config: ModelConfig) -> float:
+    return _forward(config, program.trees, program.rows, program.length) + 2 * program.rows * config.d_model * config.vocab_size
+
+
+def _write(program: Program, config: ModelConfig) -> float:
+    kinds = _kinds(program, config)
+    slots = sum(min(config.sliding_window, program.room) if kind == LOCAL else program.room for kind in kinds)
+    layers = len(kinds) * _matrices(config) + config.n_layers * _adapters(config, program.trees)
+    attention = 4 * slots * config.n_heads * config.head_dim
+    return program.rows * (2 * layers + attention + 2 * config.d_model * config.vocab_size)
