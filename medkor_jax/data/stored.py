@@ -171,13 +171,17 @@ class StoredExamples(Sequence):
         try:
             return self._read(index)
         except DamagedError:
-            if self._remake is None:
-                raise
-            content, directory = self.digest, self._remake()
-            self._open(directory)
-            if self.digest != content:
-                raise DamagedError(f"what was kept of {self.name!r} is damaged, and its source is not what it was; start again") from None
+            self.repair()
             return self._read(index)
+
+    def repair(self) -> None:
+        """Makes the directory anew. Raises: DamagedError if that gives other documents, or cannot be."""
+        if self._remake is None:
+            raise DamagedError(f"{self.directory} is damaged; delete it, and it is made anew")
+        content = self.digest
+        self._open(self._remake())
+        if self.digest != content:
+            raise DamagedError(f"what was kept of {self.name!r} was damaged, and its source is not what it was; start again")
 
     def texts(self, start: int, stop: int) -> bytes:
         """Returns the bytes of the documents start, start + 1, ..., end to end (`row_ends`). Raises: DamagedError."""

@@ -22,10 +22,13 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from medkor_jax.data.exams import Question
 from medkor_jax.data.language import has_hangul
 from medkor_jax.data.likeness import Document, content_key
 from medkor_jax.data.rendering import numbers_in
+from medkor_jax.data.stored import LANGUAGES
 
 SHARE = 0.8  # of the marks of both: all numbers, and the terms of the Korean one
 WEIGHT = 7.0  # least weight of the marks that both have
@@ -63,6 +66,16 @@ class Translations:
         sizes = [size for _, _, size in judged]
         self._languages = {question.language for question in self._judged.values()}
         self._sizes = (min(sizes) / SIZES[1], max(sizes) * SIZES[1]) if sizes else (0, 0)
+
+    def near(self, sizes: np.ndarray, languages: np.ndarray) -> np.ndarray:
+        """Returns the places of the texts that could be translations by size and language: `find` looks at no others.
+
+        sizes: [n], in letters; languages: [n], places in `stored.LANGUAGES`.
+        """
+        if not self._judged:
+            return np.zeros(0, np.int64)
+        is_other = np.array([self._languages != {language} for language in LANGUAGES])
+        return np.flatnonzero((self._sizes[0] <= sizes) & (sizes <= self._sizes[1]) & is_other[languages])
 
     def find(self, documents: Sequence[Document], sizes: Sequence[int]) -> Iterator[tuple[int, int, str, float]]:
         """Yields (place in `documents`, judged question, way it was found, similarity). sizes: of the documents, in letters."""
