@@ -11,6 +11,7 @@ in the order and the chunks in which all of them would be. It keeps nothing on d
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -20,7 +21,7 @@ from medkor_jax.data import likeness
 from medkor_jax.data.exams import Question
 from medkor_jax.data.likeness import QUESTION_CANDIDATE, TEXT_CANDIDATE, Form, Index, form_of, letters, text_form
 from medkor_jax.data.rows import Example
-from medkor_jax.data.sieve import Block, Sieve
+from medkor_jax.data.sieve import Block, Rule, Sieve, rules_of
 from medkor_jax.data.translated import Translations
 from medkor_jax.data.translation import Pair, both_ways, pair_of
 
@@ -100,7 +101,11 @@ class Search:
 
     def sieve(self, sample: Block) -> Sieve:
         """Returns what tells texts that can hold something that is judged from those that cannot, see `sieve`."""
-        return Sieve([(sought.form, share) for sought, share in zip(self._sought, self._shares)], sample)
+        return Sieve(self._rules, sample)
+
+    @functools.cached_property
+    def _rules(self) -> list[list[Rule]]:
+        return [rules_of(sought.form, share) for sought, share in zip(self._sought, self._shares)]
 
     def suspects(self, blocks: Iterator[tuple[int, Block]], documents: Sequence[Example], sieve: Sieve) -> Iterator[int]:
         """Yields the places of the texts that may hold something that is judged; the others hold nothing.

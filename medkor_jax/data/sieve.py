@@ -1,7 +1,7 @@
 """Which of very many texts can hold anything that is judged, so that the others need not be compared.
 
-    sieve = Sieve(sought, translations, sample=texts[:500])
-    sieve.pass_through(Block.of(examples))          # places in the block; `leakage` compares those
+    sieve = Sieve([rules_of(form, share) for form in judged], Block.of(examples[::100]))
+    sieve.pass_through(Block.of(examples))          # places in the block; `leak_search` compares those
 
 Everything that `likeness.match` finds in a text shares with it, of the n runs of letters of its stem, all of them or the share
 NEAR_CONTAINED. So of any n - need + k of those runs at least k are there, and the k and the runs can be chosen: the rarest ones, as a
@@ -51,7 +51,7 @@ class Block:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rule:
+class Rule:
     """What a text that holds the form has: at least `need` of the runs with these keys. keys: distinct uint32."""
 
     keys: np.ndarray
@@ -59,10 +59,9 @@ class _Rule:
 
 
 class Sieve:
-    """Forms that are sought in texts, each with the share of its sampled runs that makes a candidate (`likeness.Index`)."""
+    """Forms that are sought in texts, by the rules of each (`rules_of`). sample: some of the texts, which tell what is rare in them."""
 
-    def __init__(self, sought: Sequence[tuple[Form, float]], sample: Block) -> None:
-        rules = [_rules(form, share) for form, share in sought]
+    def __init__(self, rules: Sequence[Sequence[Rule]], sample: Block) -> None:
         known = np.unique(np.concatenate([rule.keys for of_form in rules for rule in of_form] or [np.zeros(0, np.uint32)]))
         shares = self._shares(known, sample)
         owners, runs, self._least = [], [], []
@@ -117,8 +116,11 @@ class Sieve:
         return (np.bincount(run, minlength=len(known)) + 0.5) / (n + 1)
 
 
-def _rules(form: Form, least_share: float) -> list[_Rule]:
-    """Returns what a text has that `likeness.match` finds the form in, each rule by itself; [] if only a text of one run has it."""
+def rules_of(form: Form, least_share: float) -> list[Rule]:
+    """Returns what a text has that `likeness.match` finds the form in, each rule by itself; [] if only a text of one run has it.
+
+    least_share: of its sampled runs, which makes a candidate (`likeness.Index`).
+    """
     rules = []
     n = len(form.runs)
     if len(form.stem) >= SHINGLE:
@@ -131,14 +133,14 @@ def _rules(form: Form, least_share: float) -> list[_Rule]:
     return rules
 
 
-def _rule(text: str, runs: np.ndarray, need: int) -> _Rule:
+def _rule(text: str, runs: np.ndarray, need: int) -> Rule:
     """Returns the rule that `need` of these runs of the text are there."""
     keys = _keys_of(np.frombuffer(text.encode("utf-32-le"), np.uint32))[np.isin(hashed_runs(text), runs)]
     keys = np.unique(keys)
-    return _Rule(keys, need - (len(runs) - len(keys)))  # two runs of one key count once
+    return Rule(keys, need - (len(runs) - len(keys)))  # two runs of one key count once
 
 
-def _choose(rule: _Rule, shares: np.ndarray) -> tuple[float, np.ndarray, int]:
+def _choose(rule: Rule, shares: np.ndarray) -> tuple[float, np.ndarray, int]:
     """Returns (which share of the texts has them by chance, the runs to look for, how many of them must be there): few and rare ones."""
     order = np.argsort(shares, kind="stable")
     keys, expected = rule.keys[order], np.cumsum(shares[order])
