@@ -1,10 +1,12 @@
 """What a file, or a list of rows, holds: as a digest that changes with any of it and with nothing else.
 
     file_digest(path)           # SHA-256 in hex; hashed once, remembered by size and times
+    fresh_digest(path)          # the same, hashed by this process itself
     content_digest(examples)    # every row counts, whatever file they came from
 
 A digest of a file is remembered under `cache_directory()`, one small file each, so that several processes may ask at
-once. A file written within the last seconds is hashed again: two versions can bear one time stamp.
+once. A file written within the last seconds is hashed again: two versions can bear one time stamp. What is trained on is
+hashed by every process that starts (2 GB take one to six seconds): a file system may keep times coarsely or set them back.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 
 _BLOCK_BYTES = 8 * 2**20
 _TOO_YOUNG_SECONDS = 2.0
+_fresh: dict[tuple, str] = {}  # by path, size, times and inode: what this process has hashed itself
 
 
 def cache_directory() -> pathlib.Path:
@@ -29,7 +32,18 @@ def cache_directory() -> pathlib.Path:
 
 def file_digest(path: str | os.PathLike) -> str:
     """Returns the SHA-256 of the file's bytes, in hex."""
-    return remembered([path], "bytes", lambda: _hash(path))
+    return remembered([path], "bytes", lambda: hash_file(path))
+
+
+def fresh_digest(path: str | os.PathLike) -> str:
+    """Returns what `file_digest` does, without trusting what another process said of the file."""
+    s = os.stat(path)
+    if time.time() - max(s.st_mtime, s.st_ctime) < _TOO_YOUNG_SECONDS:
+        return hash_file(path)
+    stamp = (str(pathlib.Path(path).resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
+    if stamp not in _fresh:
+        _fresh[stamp] = hash_file(path)
+    return _fresh[stamp]
 
 
 def files_digest(paths: Iterable[pathlib.Path], root: pathlib.Path) -> str:
@@ -72,7 +86,8 @@ def content_digest(rows: Sequence[Any]) -> str:
     return sha.hexdigest()
 
 
-def _hash(path: str | os.PathLike) -> str:
+def hash_file(path: str | os.PathLike) -> str:
+    """Returns the SHA-256 of the file's bytes as they are now, in hex."""
     sha = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(_BLOCK_BYTES):

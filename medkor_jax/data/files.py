@@ -64,7 +64,7 @@ def read_file(
             if suffix == ".csv":
                 yield from _read_csv(file, tally)
             elif suffix == ".jsonl":
-                yield from _read_jsonl(file)
+                yield from read_jsonl(file)
             elif suffix == ".json":
                 yield from _read_json(file, tally)
             elif suffix == ".tsv" or has_tabs:
@@ -227,13 +227,15 @@ def _read_tabs(file: io.TextIOBase, tally: Tally, columns: Sequence[tuple[str, .
         yield {TEXT: "\t".join(row), CELLS: row} if isinstance(row, list) and any(map(str.strip, row)) else row or None
 
 
-def _read_jsonl(file: io.TextIOBase) -> Iterator[Row | str | None]:
+def read_jsonl(file: io.TextIOBase) -> Iterator[Row | str | None]:
+    """Yields the rows of JSON Lines, as `read_file` does."""
     for line in lines_of(file):
         if not line.strip():
             yield None  # counted, so that numbers stay line numbers
             continue
         try:
-            row = json.loads(line, object_pairs_hook=_fields)
+            # json.loads would build a decoder for each line; of a line that begins with a mark it has something to say.
+            row = _DECODER.decode(line) if line[0] != "\ufeff" else json.loads(line)
         except json.JSONDecodeError as error:
             yield f"not JSON: {error.msg} at character {error.pos}"
         except _TwiceError as error:
@@ -255,6 +257,9 @@ def _fields(pairs: list[tuple[str, Any]]) -> Row:
     return fields
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_fields)
+
+
 def _read_json(file: io.TextIOBase, tally: Tally) -> Iterator[Row | str | None]:
     text = file.read()
     try:
@@ -270,7 +275,7 @@ def _read_json(file: io.TextIOBase, tally: Tally) -> Iterator[Row | str | None]:
         if not is_lines:
             raise UnreadableFile(f"cannot be read: {error}") from error
         tally.say("the file is JSON Lines by what it holds, an object a line, and is read so")
-        yield from _read_jsonl(io.StringIO(text, newline="\n"))
+        yield from read_jsonl(io.StringIO(text, newline="\n"))
         return
     yield from _rows_of_json(value, tally)
 

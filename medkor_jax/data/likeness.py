@@ -192,6 +192,11 @@ def _overlap(ours: np.ndarray, theirs: np.ndarray) -> _Overlap:
     return _Overlap(shared / (len(ours) + len(theirs) - shared), shared / len(theirs), min(len(ours), len(theirs)))
 
 
+def sampled_runs(runs: np.ndarray) -> np.ndarray:
+    """Returns the runs of smallest hash. runs: sorted."""
+    return runs[:_SAMPLE_RUNS]
+
+
 class Index:
     """A sample of the runs of each judged document, and which documents hold each.
 
@@ -200,7 +205,7 @@ class Index:
     """
 
     def __init__(self, documents: Sequence[np.ndarray], least_shares: Sequence[float]):
-        samples = [runs[:_SAMPLE_RUNS] for runs in documents]  # runs are sorted
+        samples = [sampled_runs(runs) for runs in documents]
         self._sizes = np.array([len(sample) for sample in samples])
         self._least = self._sizes * np.array(least_shares)
         runs, owners = np.concatenate(samples), np.repeat(np.arange(len(samples)), self._sizes)
@@ -227,10 +232,15 @@ class Index:
 
 def _runs(text: str) -> np.ndarray:
     """Returns the distinct runs of SHINGLE letters, hashed and sorted, uint64; a shorter text is one run."""
+    return np.unique(hashed_runs(text))
+
+
+def hashed_runs(text: str) -> np.ndarray:
+    """Returns the hash of each run of SHINGLE letters in turn, uint64; a shorter text is one run."""
     units = np.frombuffer(text.ljust(SHINGLE, "\0").encode("utf-32-le"), np.uint32).astype(np.uint64)
     count = len(units) - SHINGLE + 1
     hashed = np.zeros(count, np.uint64)
     for i in range(SHINGLE):
         hashed = (hashed ^ units[i:i + count]) * np.uint64(0x9E3779B97F4A7C15)
         hashed ^= hashed >> np.uint64(29)  # spreads the high bits, so that order by hash is random order
-    return np.unique(hashed)
+    return hashed

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,14 @@ class Tally:
     def count(self, what: str, n: int = 1) -> None:
         """Adds to how often `what` was met: "questions whose ..."."""
         self._counts[what] += n
+
+    def add(self, said: dict[str, Any]) -> None:
+        """Takes what another tally met after this one, as its `to_json` says it."""
+        self._said |= dict.fromkeys(said["said"])
+        self._counts.update(said["counts"])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"said": list(self._said), "counts": dict(self._counts)}
 
     def notes(self) -> list[Note]:
         """Returns what was met so far."""

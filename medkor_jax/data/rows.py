@@ -122,7 +122,7 @@ class BadDataError(ValueError):
     """Rows that cannot be used. `bad` holds all of them, the message the first few."""
 
     def __init__(self, bad: Sequence[BadRow], advice: str = "correct them, or go on without them with --drop-bad"):
-        self.bad = list(bad)
+        self.bad, self.advice = list(bad), advice
         lines = [f"  {b}" for b in self.bad[:SHOWN_BAD_ROWS]]
         if len(self.bad) > SHOWN_BAD_ROWS:
             lines.append(f"  ... and {len(self.bad) - SHOWN_BAD_ROWS} more")
@@ -191,10 +191,11 @@ def read_rows(
         rows = load_hub(source)
     else:
         raise _unreadable(source, "no such file. Expected 'embedded', a file, a directory or a hub id (owner/name)")
-    yield from itertools.islice(_numbered(rows, tally), source.limit or None)
+    yield from itertools.islice(numbered(rows, tally), source.limit or None)
 
 
-def _numbered(rows: Iterable[Row | str | None], tally: Tally) -> Iterator[tuple[int, Row | str]]:
+def numbered(rows: Iterable[Row | str | None], tally: Tally) -> Iterator[tuple[int, Row | str]]:
+    """Yields the rows with their numbers, blank ones counted and passed over."""
     for number, row in enumerate(rows, start=1):
         if row is None:
             tally.count("blank lines passed over")
@@ -291,11 +292,13 @@ def text_language(text: str) -> str:
     A fifth and not one: English reasoning quotes Korean terms, and Korean exams quote English ones.
     """
     hangul = count_hangul(text)
-    return "ko" if hangul and hangul * 5 >= sum(map(str.isalpha, text)) else "en"
+    if not hangul or hangul * 5 >= len(text):  # most texts need no count of their letters
+        return "ko" if hangul else "en"
+    return "ko" if hangul * 5 >= sum(map(str.isalpha, text)) else "en"
 
 
 def count_hangul(text: str) -> int:
-    return len(_HANGUL.findall(text))
+    return 0 if text.isascii() else len(_HANGUL.findall(text))
 
 
 def composed(text: str) -> str:

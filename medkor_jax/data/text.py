@@ -13,18 +13,22 @@ text. Both may be cut at the end of a row. What it does not do: clean, filter or
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from medkor_jax.data import rows
-from medkor_jax.data.notes import Note
+from medkor_jax.data.notes import Note, Tally
 from medkor_jax.data.rows import BadRow, BadRowReason, Example, Row, Source
 
 TEXT_COLUMNS = ((rows.TEXT,), ("question", "answer"), ("input", "output"), ("content",))
 CHAT_COLUMNS = (("question", "answer"), ("input", "output"), ("instruction", "output"), ("prompt", "response"))
 
 
-def load(source: Source) -> Iterator[Example | BadRow | Note]:
+def load(
+    source: Source, numbered: Iterable[tuple[int, Row | str]] | None = None, tally: Tally | None = None
+) -> Iterator[Example | BadRow | Note]:
     """Yields one Example for each row, or what is wrong with it; then what was noted.
+
+    numbered, tally: the rows to read, by default all of the source, and where what they are like is counted.
 
     Raises: BadDataError if the columns are not there.
     """
@@ -38,7 +42,7 @@ def load(source: Source) -> Iterator[Example | BadRow | Note]:
         language = source.language or rows.text_language("".join(text for text, _ in parts))
         return Example(f"{source.name}/{number - 1}", parts, language, splittable=True)
 
-    yield from rows.convert_rows(source, convert, columns=TEXT_COLUMNS if source.kind == "text" else CHAT_COLUMNS)
+    yield from rows.convert_rows(source, convert, numbered, tally=tally, columns=TEXT_COLUMNS if source.kind == "text" else CHAT_COLUMNS)
 
 
 def _embedded(source: Source) -> Iterator[Example]:

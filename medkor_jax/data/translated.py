@@ -17,20 +17,25 @@ training.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from medkor_jax.data.exams import Question
 from medkor_jax.data.language import has_hangul
 from medkor_jax.data.likeness import Document, content_key
 from medkor_jax.data.rendering import numbers_in
+from medkor_jax.data.stored import LANGUAGES
 
 SHARE = 0.8  # of the marks of both: all numbers, and the terms of the Korean one
 WEIGHT = 7.0  # least weight of the marks that both have
 SHARE_OF_TEXT, WEIGHT_OF_TEXT = 0.85, 12.0  # the same of a text, of which there are many, and few are questions
 SIZES = (0.8, 2.2)  # English letters for one Korean one, a syllable counted two: 0.82 to 2.53 in the 290, 98 % in these
+_RARE = 2.0  # least weight of a mark that few texts have
 _TERM = re.compile(r"[A-Za-z][A-Za-z0-9]+")
 _UNITS = frozenset("mg dl mmhg cm mm ml min kg iu meq ug ng pg fl mol mmol umol cells mosm hr sec day ph mcg".split())
 
@@ -51,18 +56,34 @@ class Translations:
         self._judged = {owner: question for owner, question, _ in judged}
         self._origins: dict[str, list[int]] = defaultdict(list)
         self._numbers: dict[tuple, list[int]] = defaultdict(list)
-        self._marks = {owner: marks_of(question, size) for owner, question, size in judged}
-        self._holders: dict[tuple[str, str], list[int]] = defaultdict(list)  # by language and mark
-        for owner, question in self._judged.items():
+        marks = [marks_of(question, size) for _, question, size in judged]
+        holders: dict[tuple[str, str], list[int]] = defaultdict(list)  # by language and mark: places in `judged`
+        for place, (owner, question, _) in enumerate(judged):
             for key in _keys(question):
                 self._origins[key].append(owner)
-            if place := _place(question):
-                self._numbers[place].append(owner)
-            for mark in filter(_is_rare, self._marks[owner].numbers | self._marks[owner].terms):
-                self._holders[question.language, mark].append(owner)
+            if numbered := _place(question):
+                self._numbers[numbered].append(owner)
+            for mark in marks[place].numbers | marks[place].terms:
+                holders[question.language, mark].append(place)
+        self._holders = {key: np.array(places) for key, places in holders.items()}
+        self._owners = np.array([owner for owner, *_ in judged], np.int64)
+        self._is_korean = np.array([question.language == "ko" for _, question, _ in judged], np.bool_)
+        self._size_of = np.array([size for *_, size in judged], np.float64)
+        self._weight_of_numbers = np.array([_weigh(one.numbers) for one in marks])
+        self._weight_of_terms = np.array([_weigh(one.terms) for one in marks])
         sizes = [size for _, _, size in judged]
         self._languages = {question.language for question in self._judged.values()}
         self._sizes = (min(sizes) / SIZES[1], max(sizes) * SIZES[1]) if sizes else (0, 0)
+
+    def near(self, sizes: np.ndarray, languages: np.ndarray) -> np.ndarray:
+        """Returns the places of the texts that could be translations by size and language: `find` looks at no others.
+
+        sizes: [n], in letters; languages: [n], places in `stored.LANGUAGES`.
+        """
+        if not self._judged:
+            return np.zeros(0, np.int64)
+        is_other = np.array([self._languages != {language} for language in LANGUAGES])
+        return np.flatnonzero((self._sizes[0] <= sizes) & (sizes <= self._sizes[1]) & is_other[languages])
 
     def find(self, documents: Sequence[Document], sizes: Sequence[int]) -> Iterator[tuple[int, int, str, float]]:
         """Yields (place in `documents`, judged question, way it was found, similarity). sizes: of the documents, in letters."""
@@ -92,20 +113,37 @@ class Translations:
         is_near = self._sizes[0] <= size <= self._sizes[1]
         if not is_near or self._languages == {document.language} or not _may_ask(document):
             return
+        is_korean = document.language == "ko"
+        other = "en" if is_korean else "ko"
+        korean, english = (size, self._size_of) if is_korean else (self._size_of, size)
+        ratio = english / np.maximum(korean, 1e-9)  # of a question without letters: far too large
+        could_be = (self._is_korean != is_korean) & (SIZES[0] <= ratio) & (ratio <= SIZES[1])
+        if not could_be.any():
+            return
         ours = marks_of(document, size)
         least_share, least_weight = (SHARE, WEIGHT) if isinstance(document, Question) else (SHARE_OF_TEXT, WEIGHT_OF_TEXT)
-        other = "en" if document.language == "ko" else "ko"
-        shared: Counter[int] = Counter()
-        for mark in filter(_is_rare, ours.numbers | ours.terms):
-            for owner in self._holders.get((other, mark), ()):
-                shared[owner] += weight_of(mark)
-        for owner, weight in shared.items():
-            judged = self._judged[owner]
-            if weight >= least_weight / 2:
-                korean, english = (self._marks[owner], ours) if judged.language == "ko" else (ours, self._marks[owner])
-                similarity = likeness_of_marks(korean, english, least_weight)
-                if similarity >= least_share:
-                    yield owner, similarity
+        numbers, terms = (
+            [(self._holders[other, mark], weight_of(mark)) for mark in of_kind if (other, mark) in self._holders]
+            for of_kind in (ours.numbers, ours.terms)
+        )
+        rare = self._shared([one for one in (*numbers, *terms) if one[1] >= _RARE])
+        could_be &= rare >= least_weight / 2
+        if not could_be.any():
+            return
+        of_numbers, of_terms = self._shared(numbers), self._shared(terms)
+        both = of_numbers + of_terms
+        whole = self._weight_of_numbers + _weigh(ours.numbers) - of_numbers + (_weigh(ours.terms) if is_korean else self._weight_of_terms)
+        for place in np.flatnonzero(could_be & (both >= least_weight)):
+            similarity = float(both[place] / whole[place])
+            if similarity >= least_share:
+                yield int(self._owners[place]), similarity
+
+    def _shared(self, held: Sequence[tuple[np.ndarray, float]]) -> np.ndarray:
+        """Returns [judged]: the weight of the marks in `held` that each has. All weights are halves: no sum is rounded."""
+        if not held:
+            return np.zeros(len(self._owners))
+        places, weights = np.concatenate([places for places, _ in held]), [weight for _, weight in held]
+        return np.bincount(places, np.repeat(weights, [len(places) for places, _ in held]), len(self._owners))
 
 
 def marks_of(document: Document, size: int) -> Marks:
@@ -114,24 +152,12 @@ def marks_of(document: Document, size: int) -> Marks:
     return Marks(frozenset(number.replace(",", ".") for number in numbers_in(text)), terms, size)
 
 
-def likeness_of_marks(korean: Marks, english: Marks, least_weight: float) -> float:
-    """Returns the share of the marks that both have; 0 where they weigh too little, or one is no translation by its length."""
-    if not korean.size or not SIZES[0] <= english.size / korean.size <= SIZES[1]:
-        return 0.0
-    both = _weigh(korean.numbers & english.numbers) + _weigh(korean.terms & english.terms)
-    return both / (_weigh(korean.numbers | english.numbers) + _weigh(korean.terms)) if both >= least_weight else 0.0
-
-
+@functools.lru_cache(2**18)
 def weight_of(mark: str) -> float:
     """Returns how much a mark tells: a number by its digits, a term by whether it is a unit or an abbreviation."""
     if mark[0].isdigit():
         return {1: 1.0, 2: 2.5}.get(sum(map(str.isdigit, mark)), 4.0)
     return 0.5 if mark in _UNITS else 2.0 if len(mark) == 2 else 4.0
-
-
-def _is_rare(mark: str) -> bool:
-    """Whether few texts have the mark: those are looked at for the others."""
-    return weight_of(mark) >= 2.0
 
 
 def _may_ask(document: Document) -> bool:

@@ -15,7 +15,7 @@ import dataclasses
 import itertools
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from medkor_jax.data import rows
 from medkor_jax.data.files import UnreadableFile, lines_of, open_text
@@ -37,12 +37,16 @@ class Pair:
     ko: str
 
 
-def load(source: Source) -> Iterator[Example | BadRow | Note]:
+def load(
+    source: Source, numbered: Iterable[tuple[int, Row | str]] | None = None, tally: Tally | None = None
+) -> Iterator[Example | BadRow | Note]:
     """Yields two Examples for each pair, into Korean first, or what is wrong with the pair; then what was noted.
+
+    numbered, tally: the rows to read, by default all of the source, and where what they are like is counted.
 
     Raises: BadDataError if the columns or the twin file are not there, or the twin files differ in length.
     """
-    for item in _read(source):
+    for item in _read(source, numbered, tally):
         yield from [item] if isinstance(item, BadRow | Note) else both_ways(item)
 
 
@@ -81,13 +85,15 @@ def pair_of(example: Example) -> Pair | None:
     return None
 
 
-def _read(source: Source) -> Iterator[Pair | BadRow | Note]:
+def _read(
+    source: Source, numbered: Iterable[tuple[int, Row | str]] | None = None, tally: Tally | None = None
+) -> Iterator[Pair | BadRow | Note]:
     if source.path == rows.EMBEDDED:
         from medkor_jax.data import embedded
 
         yield from itertools.starmap(Pair, itertools.islice(embedded.pairs(source.subset or "all"), source.limit or None))
         return
-    numbered, tally = None, Tally()
+    tally = tally or Tally()
     if twins := twin_files(source):
         numbered = _read_twins(source, twins, tally)
         source = dataclasses.replace(source, path=str(twins[0]))  # which reports then name

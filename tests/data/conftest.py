@@ -22,3 +22,11 @@ def write_jsonl(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """What a test keeps of its sources lies apart from a user's, and another run of the tests does not find it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDKOR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

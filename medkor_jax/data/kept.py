@@ -1,0 +1,119 @@
+"""What was made once of data and is found again: directories in the cache, each named by all that it was made from.
+
+    place = keep("rows", key_of(source, file_digest), lambda directory: write_files(directory))
+
+An entry is made beside its place and renamed, so it is there whole or not at all; it lists its files with size and SHA-256,
+and one that does not hold to its list is made anew. Processes that want the same entry wait for the one that makes it
+(a file lock: also over a file system that several hosts share). A key holds the code of this package too (`code_digest`), so what
+older code made is never taken for the present one's. Nothing is ever deleted but what is damaged: to clean, delete the directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from medkor_jax.data.contents import cache_directory, hash_file
+
+LIST = "files.json"
+CHECKED_BY_ROW = ".texts"  # files of this suffix bear a checksum for each row: here only their size is looked at
+
+
+class CacheError(OSError):
+    """What has to be kept cannot be written."""
+
+
+def keep(kind: str, key: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
+    """Returns the directory of an entry; make(directory) fills it where there is none, or a damaged one.
+
+    Raises: CacheError, and whatever `make` raises, which leaves nothing behind.
+    """
+    place = cache_directory() / kind / key
+    if is_whole(place):
+        return place
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(place.with_name(f"{key}.lock")):
+            if is_whole(place):  # another process has made it meanwhile
+                return place
+            for left in (place, *place.parent.glob(f"{key}.*.part")):
+                shutil.rmtree(left, ignore_errors=True)
+            _make(place, make)
+    except OSError as error:
+        if error.filename is not None and not str(error.filename).startswith(str(cache_directory())):
+            raise  # a file that was to be read
+        raise CacheError(
+            f"cannot keep what was read in {place.parent}: {error}. It needs about as much room as the source; set MEDKOR_CACHE to a "
+            "directory that has it"
+        ) from error
+    return place
+
+
+def discard(place: pathlib.Path) -> None:
+    """Takes an entry away that was found to be damaged, so that it is made anew."""
+    (place / LIST).unlink(missing_ok=True)
+
+
+def is_whole(place: pathlib.Path) -> bool:
+    """Whether the entry is there and its files are those that were written."""
+    try:
+        said = json.loads((place / LIST).read_text(encoding="ascii"))
+        if said["checksum"] != _checksum(said["files"]):
+            return False
+        return all(_said_of(place / name) == tuple(was) for name, was in said["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def size_bytes(place: pathlib.Path) -> int:
+    return sum(file.stat().st_size for file in place.iterdir())
+
+
+@functools.cache
+def code_digest() -> str:
+    """Returns the SHA-256 of the code that reads and compares: of every module beside this one."""
+    sha = hashlib.sha256()
+    for file in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+        sha.update(file.name.encode() + file.read_bytes())
+    return sha.hexdigest()
+
+
+def key_of(*parts: Any) -> str:
+    """Returns the name of an entry that is made from these parts, by this code."""
+    return hashlib.sha256(repr((code_digest(), *parts)).encode("utf-8", "surrogatepass")).hexdigest()[:40]
+
+
+def _make(place: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
+    beside = place.with_name(f"{place.name}.{os.getpid()}.part")
+    beside.mkdir()
+    try:
+        make(beside)
+        files = {file.name: list(_said_of(file)) for file in sorted(beside.iterdir())}
+        (beside / LIST).write_text(json.dumps({"files": files, "checksum": _checksum(files)}), encoding="ascii")
+        os.rename(beside, place)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _said_of(file: pathlib.Path) -> tuple[int, str]:
+    return file.stat().st_size, "" if file.suffix == CHECKED_BY_ROW else hash_file(file)
+
+
+def _checksum(files: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+    """Holds the lock while the block runs; the system gives it back if this process dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
