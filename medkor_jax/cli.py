@@ -140,6 +140,10 @@ def make_parser() -> argparse.ArgumentParser:
     translate.add_argument("--drop-bad", action="store_true")
     _add_place(translate)
 
+    flight = _command(commands, "preflight", _preflight, "find now, on all hosts, what would stop a run of this config later")
+    flight.add_argument("--config", required=True)
+    _add_place(flight)
+
     bench = _command(commands, "bench", _bench, "measure speed and memory beside transformers with PEFT")
     bench.add_argument("--weights", default="embedded", help=WEIGHTS)
     bench.add_argument("--cases", default="", help="comma-separated; default: all")
@@ -294,6 +298,16 @@ def _data_translate(arguments, _) -> None:
         drop_bad=arguments.drop_bad, on_progress=lambda done, total: say(f"translated {done} of {total}"),
     )  # fmt: skip
     say(done.table())
+
+
+def _preflight(arguments, overrides) -> int:
+    from medkor_jax.config_file import load_recipe
+    from medkor_jax.parallel.hosts import say
+    from medkor_jax.preflight import preflight
+
+    report = preflight(load_recipe(arguments.config, overrides))
+    say(report.table())
+    return 0 if report.is_clear else 1
 
 
 def _bench(arguments, _) -> None:

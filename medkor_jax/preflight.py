@@ -25,21 +25,22 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medkor_jax.corpora import Corpora, uses_of
-from medkor_jax.data.contents import file_digest
+from medkor_jax.data.contents import file_digest, files_digest
 from medkor_jax.data.rows import EMBEDDED, is_hub_id
 from medkor_jax.io import weights as all_weights
 from medkor_jax.named_model import open_model
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.mesh import AXES, check_batch, make_mesh
-from medkor_jax.phases import Recipe
+from medkor_jax.phases import Recipe, Stage
 from medkor_jax.plan.arithmetic import estimate
 from medkor_jax.plan.compiling import sharded_bytes
-from medkor_jax.plan.stages import STEP, Program, abstract_params, planned_stages, traceable
+from medkor_jax.plan.stages import STEP, Program, Trees, abstract_params, planned_stages
 from medkor_jax.plan.topology import Chip, Topology
 from medkor_jax.readiness import checks
 
 _PACKAGES = ("medkor-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
 _REDUCED_BYTES = 2**24  # of each device's part in the all-reduce that is timed
+_SAID = "hold; `medkor data check` says what they can tell"
 _MOMENTS = 2  # that the optimizer keeps of each trained weight
 
 
@@ -89,8 +90,10 @@ def _findings(recipe: Recipe) -> Iterator[Finding]:
         yield _found("disk", lambda: _disk(recipe))
         yield _found("memory", lambda: _memory(recipe, made))
         corpora = Corpora(recipe.drop_bad, recipe.reasoning, say=False)
-        for name, check in checks(recipe, corpora, made).items():
-            yield _found(name, lambda check=check: check() or "holds")
+        asked = checks(recipe, corpora, made)
+        for name in [name for name in asked if "/" not in name]:
+            yield _found(name, lambda name=name: (asked[name]() and _SAID) or "holds")
+        yield _found("batches", lambda: _batches({name: check for name, check in asked.items() if "/" in name}))
 
 
 def _found(what: str, look: Callable[[], str]) -> Finding:
@@ -113,15 +116,9 @@ def _versions() -> str:
         except importlib.metadata.PackageNotFoundError:
             mine[name] = "not installed as a package"
     source = pathlib.Path(__file__).parent
-    mine["code"] = hosts_digest(sorted(source.rglob("*.py")), source)
+    mine["code"] = files_digest(source.rglob("*.py"), source)[:12]
     hosts.require_same("versions", mine)
     return ", ".join(f"{name} {version}" for name, version in mine.items() if name in ("python", "jax", "code"))
-
-
-def hosts_digest(files: list[pathlib.Path], root: pathlib.Path) -> str:
-    from medkor_jax.data.contents import files_digest
-
-    return files_digest(files, root)[:12]
 
 
 def _devices(recipe: Recipe) -> str:
@@ -220,7 +217,7 @@ def _disk(recipe: Recipe) -> str:
     """Compares what the checkpoints of all phases take with what is free where the run directory is."""
     config = open_model(recipe.weights).config
     needed = 0.0
-    merged = abstract_params(config, _no_trees(recipe, config), recipe.param_dtype)
+    merged = abstract_params(config, Trees(), recipe.param_dtype)
     for phase in recipe.in_force:
         needed += phase.merge * sharded_bytes(merged.base)
     for planned in planned_stages(recipe, config):
@@ -237,15 +234,15 @@ def _disk(recipe: Recipe) -> str:
     return said
 
 
-def _no_trees(recipe: Recipe, config):
-    from medkor_jax.plan.stages import Trees
-
-    return Trees()
-
-
-def _stage(recipe: Recipe, name: str):
+def _stage(recipe: Recipe, name: str) -> Stage:
     phase, which = name.split("/")
     return getattr(next(p for p in recipe.phases if p.name == phase), which)
+
+
+def _batches(stages: dict[str, Callable[[], str | None]]) -> str:
+    for check in stages.values():
+        check()
+    return f"the data of {len(stages)} stages fit their batches"
 
 
 def _existing(path: pathlib.Path) -> pathlib.Path:
