@@ -197,9 +197,9 @@ def _weights(name: str) -> str:
 def _hub_trouble(name: str, kind: str) -> str:
     """Returns what keeps this host from fetching `name`; "" if nothing does, or it is cached."""
     import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
-    cached = pathlib.Path(huggingface_hub.constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "snapshots"
+    cached = pathlib.Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "snapshots"
     if cached.is_dir() and any(cached.iterdir()):
         return ""
     try:
@@ -214,24 +214,27 @@ def _hub_trouble(name: str, kind: str) -> str:
 
 
 def _disk(recipe: Recipe) -> str:
-    """Compares what the checkpoints of all phases take with what is free where the run directory is."""
-    config = open_model(recipe.weights).config
-    needed = 0.0
-    merged = abstract_params(config, Trees(), recipe.param_dtype)
-    for phase in recipe.in_force:
-        needed += phase.merge * sharded_bytes(merged.base)
-    for planned in planned_stages(recipe, config):
-        step = next(run.program for run in planned.runs if run.program.kind == STEP)
-        params = abstract_params(config, step.trees, step.param_dtype)
-        trained = sum(sharded_bytes(getattr(params, name)) for name in step.trained)
-        stage = _stage(recipe, planned.name)
-        kept = stage.keep_last + (1 if stage.validate_every else 0) + 1  # one more while it is written
-        needed += trained * (1 + _MOMENTS) * kept + sharded_bytes((params.lora, params.lang, params.expand))
-    free = shutil.disk_usage(_existing(pathlib.Path(recipe.run_dir))).free
+    needed, place = needed_bytes(recipe), pathlib.Path(recipe.run_dir).absolute()
+    free = shutil.disk_usage(_existing(place)).free
     said = f"{needed / 1e9:.1f} GB for checkpoints, adapters and merged bases, {free / 1e9:.1f} GB free"
     if needed > free:
-        raise ValueError(f"{said} at {pathlib.Path(recipe.run_dir).absolute()}: name a run_dir with more room")
+        raise ValueError(f"{said} at {place}: name a run_dir with more room")
     return said
+
+
+def needed_bytes(recipe: Recipe) -> float:
+    """Returns what the phases to run write: every stage's checkpoints with optimizer state (one more while it is written),
+    every phase's adapters, and merged bases."""
+    config = open_model(recipe.weights).config
+    base = sharded_bytes(abstract_params(config, Trees(), recipe.param_dtype).base)
+    needed = float(sum(base for phase in recipe.in_force if phase.merge))
+    for planned in planned_stages(recipe, config):
+        step = next(run.program for run in planned.runs if run.program.kind == STEP)
+        params, stage = abstract_params(config, step.trees, step.param_dtype), _stage(recipe, planned.name)
+        trained = sum(sharded_bytes(getattr(params, name)) for name in step.trained)
+        kept = stage.keep_last + (1 if stage.validate_every else 0) + 1
+        needed += trained * (1 + _MOMENTS) * kept + sharded_bytes((params.lora, params.lang, params.expand))
+    return needed
 
 
 def _stage(recipe: Recipe, name: str) -> Stage:
