@@ -109,4 +109,4 @@ def test_the_command_ends_with_1_where_something_would_fail(config, tmp_path, ca
     file.write_text(f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({config!r})\n")
     assert cli.main(["preflight", "--config", str(file)]) == 1
     said = capsys.readouterr().out
-    assert "devices        FAILS  batch_size 6" in said and said.endswith("this run would not get through\n")
+    assert "devices   FAILS  batch_size 6" in said and said.endswith("this run would not get through\n")
