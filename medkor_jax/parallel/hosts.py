@@ -315,8 +315,8 @@ def _fail(error: BaseException, code: int) -> None:
     if not type(error).__module__.startswith("medkor_jax"):
         time.sleep(_NEWS_S)
     _peers.fail(f"failed at {_where or 'the start'}: {type(error).__name__}: {str(error).strip()[:2000]}", code)
+    _peers.see_others_off()
     if _service:
-        time.sleep(1.0)  # the others are ending; then nobody needs it
         _service.close()
 
 

@@ -29,6 +29,7 @@ SILENCE_S = 45.0
 _BEAT_S = 5.0
 _RETRY_S = 0.25
 _OWN_WORDS_S = 2.0
+_SEE_OFF_S = 30.0
 _MOST = 2**28  # bytes of one message; more is no message of ours
 
 
@@ -99,6 +100,12 @@ class Peers:
         self.is_ending = True
         self._outgoing.put({"kind": "bye"})
         self._flush()
+
+    def see_others_off(self) -> None:
+        """Returns when every other process has ended or left; on process 0, which what they need rests on."""
+        deadline = time.monotonic() + _SEE_OFF_S
+        while self._hub and self._hub.n_here > 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def _flush(self) -> None:
         written = threading.Event()
@@ -174,11 +181,17 @@ class _Hub:
         self._sockets: dict[int, socket.socket] = {}
         self._hosts: dict[int, str] = {}
         self._left: set[int] = set()
+        self._closed: set[int] = set()
         self._at: dict[int, dict[int, tuple[str, Any]]] = {}
         self._frozen: dict[int, tuple[int, int]] | None = None
         self._is_over = False
         self._server = _listener(place.port + 1)
         threading.Thread(target=self._gather, name="hub-gather", daemon=True).start()
+
+    @property
+    def n_here(self) -> int:
+        """How many processes are still connected."""
+        return self._place.processes - len(self._closed)
 
     def settle(self) -> None:
         """Gives the last messages time to leave before the process does."""
@@ -261,6 +274,7 @@ class _Hub:
                 said = None
             with self._lock:
                 if said is None:
+                    self._closed.add(process)
                     if process not in self._left:
                         self._end(process, _VANISHED, 1)
                     return
