@@ -15,13 +15,13 @@ import time
 
 from medkor_jax.parallel.cluster import ClusterError
 
-LINGER_S = 5.0
+LINGER_S = 3.0
 HEARTBEAT_S = 100
 _FAREWELL = "bye"
 
 
 class Service:
-    """The child process that serves; `close` ends it at once, the death of this process ends it after `LINGER_S`."""
+    """The child process that serves; `close` ends it at once, the end of this process ends it `LINGER_S` later."""
 
     def __init__(self, port: int, processes: int) -> None:
         _wait_until_free(port)
@@ -35,6 +35,7 @@ class Service:
             raise ClusterError(f"jax's coordination service does not start on port {port}: {said[-1] if said else 'no word'}; give another port")
 
     def close(self) -> None:
+        """Ends it. This process's own client has to be shut down before."""
         try:
             self._child.communicate(_FAREWELL, timeout=10)
         except (subprocess.TimeoutExpired, OSError):
@@ -43,7 +44,7 @@ class Service:
 
 def _wait_until_free(port: int) -> None:
     """Waits for the service of a run that was killed a moment ago. gRPC itself would share the port with it, and mix the two."""
-    deadline = time.monotonic() + 3 * LINGER_S
+    deadline = time.monotonic() + 5 * LINGER_S
     while True:
         try:
             with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as probe:

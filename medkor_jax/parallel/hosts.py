@@ -315,9 +315,7 @@ def _fail(error: BaseException, code: int) -> None:
     if not type(error).__module__.startswith("medkor_jax"):
         time.sleep(_NEWS_S)
     _peers.fail(f"failed at {_where or 'the start'}: {type(error).__name__}: {str(error).strip()[:2000]}", code)
-    _peers.see_others_off()
-    if _service:
-        _service.close()
+    _peers.see_others_off()  # the service stays: this process's own client aborts without it
 
 
 def _as_raised(module: str, name: str, words: str) -> Exception:
