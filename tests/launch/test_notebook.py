@@ -1,6 +1,7 @@
 """launch/notebook.ipynb, run from its first cell to its last on the CPU with a tiny model."""
 
 import ast
+import json
 import pathlib
 import sys
 
@@ -28,8 +29,7 @@ def test_it_is_valid_has_no_outputs_and_names_configs_that_are_there(notebook):
         if cell.cell_type == "code":
             ast.parse(cell.source)
             assert not cell.outputs and cell.execution_count is None
-    values = {}
-    exec(parameters(notebook).source, values)
+    values = {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(parameters(notebook).source).body}
     assert (ROOT / values["CONFIG"].split(":")[0]).is_file()
     assert set(values) >= {"CONFIG", "OVERRIDES", "SOURCE", "ASK", "EXPORT", "UPLOAD_TO"}
 
@@ -42,9 +42,8 @@ def execute(notebook, directory, monkeypatch, **values):
     # The kernel of this interpreter, whatever kernels the user has.
     kernels = directory / "jupyter/kernels/python3"
     kernels.mkdir(parents=True)
-    (kernels / "kernel.json").write_text(
-        '{"argv": ["%s", "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "x", "language": "python"}' % sys.executable
-    )
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (kernels / "kernel.json").write_text(json.dumps(dict(argv=argv, display_name="x", language="python")))
     for name, value in {
         "JUPYTER_PATH": str(directory / "jupyter"), "IPYTHONDIR": str(directory / "ipython"), "JAX_PLATFORMS": "cpu",
         "JUPYTER_RUNTIME_DIR": str(directory / "runtime"), "JUPYTER_PLATFORM_DIRS": "1",
