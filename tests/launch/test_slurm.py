@@ -1,5 +1,6 @@
 """launch/slurm.sbatch under a real SLURM of one node, started here from Debian's packages (slurm-wlm, munge)."""
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -189,15 +190,9 @@ def test_a_job_that_is_cancelled_saves_and_is_not_queued_again(tasks):
 
 
 def test_the_quick_start_really_runs(slurm, tiny_base_dir, tmp_path):
-    really_runs(slurm, tiny_base_dir, tmp_path / "run", tasks=1)
-
-
-def test_the_quick_start_really_runs_in_two_tasks(slurm, tiny_base_dir, tmp_path):
-    pytest.importorskip("medkor_jax.parallel.hosts", reason="`medkor run` knows one process only")
-    really_runs(slurm, tiny_base_dir, tmp_path / "run", tasks=2)
-
-
-def really_runs(slurm, tiny_base_dir, run_dir, tasks):
+    """In two tasks, where `medkor run` knows several processes."""
+    tasks = 2 if importlib.util.find_spec("medkor_jax.parallel.hosts") else 1
+    run_dir = tmp_path / "run"
     slurm.place.medkor()
     # named one by one: what a job inherits is what its submitter had
     env = {name: slurm.place.env[name] for name in ("PYTHONPATH", "JAX_PLATFORMS", "JAX_ENABLE_COMPILATION_CACHE")}
