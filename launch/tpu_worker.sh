@@ -35,9 +35,14 @@ mount_storage() {
             ;;
         esac
     fi
-    mkdir -p "$place/data" "$place/runs"
-    ln -sfn "$place/data" data
-    ln -sfn "$place/runs" runs
+    for name in data runs; do
+        if [ -d $name ] && [ ! -L $name ]; then
+            echo "tpu_worker.sh: $PWD/$name is from a run without STORAGE; move it into the storage or away" >&2
+            exit 2
+        fi
+        mkdir -p "$place/$name"
+        ln -sfn "$place/$name" $name
+    done
 }
 
 install_gcsfuse() {

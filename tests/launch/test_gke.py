@@ -105,8 +105,13 @@ cd "$FAKE"
 echo "kubectl $*" >>calls
 case "$1 $2" in
 "get jobset")
-    [ -e state ] || exit 1
-    case $* in *jsonpath*) read -r first <state; printf '%s' "${first#running}"; sed -i 1d state; [ -s state ] || echo "$first" >state ;; esac ;;
+    [ -e state ] || exit 0
+    read -r first <state
+    [ "$first" != away ] || { sed -i 1d state; echo "no route to the cluster" >&2; exit 1; }
+    case $* in
+    *jsonpath*) printf '%s' "${first#running}"; sed -i 1d state; [ -s state ] || echo "$first" >state ;;
+    *) echo jobset/medkor ;;
+    esac ;;
 "delete jobset") rm -f state ;;
 "apply -f") cat >applied; printf 'running\nrunning\n%s\n' "$ENDS" >state ;;
 "logs --follow") echo "a step" ;;
@@ -135,10 +140,17 @@ def test_it_applies_follows_until_the_end_and_says_how_it_ended(ends, code, clus
 
 
 def test_one_that_runs_is_followed_and_not_replaced(cluster):
-    (cluster.directory / "state").write_text("running\nrunning\nCompleted\n")
+    (cluster.directory / "state").write_text("running\naway\nrunning\nCompleted\n")  # once the cluster does not answer
     done = cluster.run("gke.sh", *ARGUMENTS)
     assert done.returncode == 0 and "runs already; it is followed" in done.stdout
     assert not {"kubectl apply", "kubectl delete", "docker build"} & set(calls(cluster))
+
+
+def test_a_cluster_that_does_not_answer_is_given_nothing(cluster):
+    (cluster.directory / "state").write_text("away\n")
+    done = cluster.run("gke.sh", *ARGUMENTS)
+    assert done.returncode == 1 and "no route to the cluster" in done.stderr
+    assert not {"kubectl apply", "docker build"} & set(calls(cluster))
 
 
 def test_one_that_has_ended_is_replaced(cluster):

@@ -50,6 +50,11 @@ def test_one_process_is_medkor_itself(local):
     assert local.run("local.sh", QUICKSTART, DO_0="exit 3").returncode == 3
 
 
+def test_one_of_several_machines_is_told_its_place_by_hand(local):
+    place = dict(MEDKOR_COORDINATOR="10.0.0.1:8476", MEDKOR_PROCESSES="4", MEDKOR_PROCESS_ID="2")
+    assert local.run("local.sh", QUICKSTART, **place).stdout.startswith("process 2 of 4 at 10.0.0.1:8476, ")
+
+
 def test_several_processes_know_each_other_and_their_devices(local):
     done = local.run("local.sh", QUICKSTART, "--restart", "phase1", PROCESSES="3", DEVICES="2", XLA_FLAGS="--mine")
     assert done.returncode == 0, done.stderr

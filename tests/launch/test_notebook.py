@@ -2,7 +2,10 @@
 
 import ast
 import json
+import os
 import pathlib
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -32,6 +35,28 @@ def test_it_is_valid_has_no_outputs_and_names_configs_that_are_there(notebook):
     values = {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(parameters(notebook).source).body}
     assert (ROOT / values["CONFIG"].split(":")[0]).is_file()
     assert set(values) >= {"CONFIG", "OVERRIDES", "SOURCE", "ASK", "EXPORT", "UPLOAD_TO"}
+
+
+def test_the_stop_button_lets_it_save(notebook, tmp_path):
+    """The kernel gets SIGINT; medkor gets SIGTERM, once."""
+    (tmp_path / "medkor_jax").mkdir()
+    (tmp_path / "medkor_jax/__init__.py").touch()
+    (tmp_path / "medkor_jax/cli.py").write_text(
+        "import signal, sys, time\n"
+        "for number in (signal.SIGINT, signal.SIGTERM):\n"
+        "    signal.signal(number, lambda number, _: (print('got', number), time.sleep(0.5), sys.exit(143)))\n"
+        "print('a step')\n"
+        "time.sleep(60)\n"
+    )
+    (cell,) = [cell for cell in notebook.cells if "def medkor(" in cell.source]
+    before = f"import os, pathlib, signal, subprocess, sys\ncheckout = pathlib.Path({str(tmp_path)!r})\n"
+    command = [sys.executable, "-u", "-c", f"{before}{cell.source}\nmedkor('run')"]
+    kernel = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=tmp_path)
+    assert kernel.stdout.readline() == "a step\n"
+    os.killpg(kernel.pid, signal.SIGINT)  # as a notebook server does
+    out, err = kernel.communicate(timeout=30)
+    assert out.count("got") == 1 and f"got {signal.SIGTERM.value}" in out
+    assert "RuntimeError: medkor run ended with exit code 143: stopped and saved; run this cell again to go on" in err
 
 
 def execute(notebook, directory, monkeypatch, **values):
