@@ -60,7 +60,8 @@ fi
 
 if [ "$processes" = 1 ]; then
     is_dry || exec medkor run --config "$config" "$@"
-    give env ${JAX_PLATFORMS:+"JAX_PLATFORMS=$JAX_PLATFORMS"} ${XLA_FLAGS:+"XLA_FLAGS=$XLA_FLAGS"} medkor run --config "$config" "$@"
+    give env ${JAX_PLATFORMS:+"JAX_PLATFORMS=$JAX_PLATFORMS"} ${XLA_FLAGS:+"XLA_FLAGS=$XLA_FLAGS"} \
+        medkor run --config "$config" "$@"
     exit
 fi
 

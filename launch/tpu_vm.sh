@@ -52,9 +52,11 @@ worker() { # worker WORKER VERB...: what tpu_worker.sh does there
     on "$place" "bash medkor/launch/tpu_worker.sh$(printf ' %q' "$@")"
 }
 
-node_state() { gcloud compute tpus tpu-vm describe "$name" "${where[@]}" '--format=value(state)' 2>/dev/null || true; }
-queue_state() { gcloud compute tpus queued-resources describe "$name" "${where[@]}" '--format=value(state.state)' 2>/dev/null || true; }
-n_hosts() { gcloud compute tpus tpu-vm describe "$name" "${where[@]}" '--format=value(networkEndpoints[].ipAddress)' | tr ';' '\n' | wc -l; }
+of_node() { gcloud compute tpus tpu-vm describe "$name" "${where[@]}" "--format=value($1)"; }
+of_queue() { gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value($1)"; }
+node_state() { of_node state 2>/dev/null || true; }
+queue_state() { of_queue state.state 2>/dev/null || true; }
+n_hosts() { of_node 'networkEndpoints[].ipAddress' | tr ';' '\n' | wc -l; }
 request() { give gcloud compute tpus queued-resources create "$name" "--node-id=$name" "${where[@]}" "${wanted[@]}"; }
 delete() { give gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force; }
 

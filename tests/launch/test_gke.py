@@ -72,17 +72,22 @@ def test_config_data_run_directory_and_token_come_in(place):
     assert env["HF_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": "huggingface", "key": "token", "optional": True}
 
 
-@pytest.mark.parametrize("topology, hosts, chips", [("2x2", 1, 4), ("2x4", 1, 8), ("4x4", 4, 4), ("8x16", 32, 4), ("2x2x2", 2, 4)])
+@pytest.mark.parametrize(
+    "topology, hosts, chips", [("2x2", 1, 4), ("2x4", 1, 8), ("4x4", 4, 4), ("8x16", 32, 4), ("2x2x2", 2, 4)]
+)
 def test_a_topology_has_its_hosts_and_chips(topology, hosts, chips, place):
     found = jobset(place, TOPOLOGY=topology, SLICES="2", ACCELERATOR="tpu-x")
     (job,) = found["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
     assert (job["replicas"], spec["parallelism"], spec["completions"], spec["completionMode"]) == (2, hosts, hosts, "Indexed")
     assert pod(found)["containers"][0]["resources"]["limits"] == {"google.com/tpu": chips}
-    assert pod(found)["nodeSelector"] == {"cloud.google.com/gke-tpu-accelerator": "tpu-x", "cloud.google.com/gke-tpu-topology": topology}
+    label = "cloud.google.com/gke-tpu-"
+    assert pod(found)["nodeSelector"] == {label + "accelerator": "tpu-x", label + "topology": topology}
 
 
-@pytest.mark.parametrize("env, words", [(dict(TOPOLOGY="16"), "expected 2x4, 4x4"), (dict(TOPOLOGY="2x4", CHIPS="3"), "no multiple of CHIPS=3")])
+@pytest.mark.parametrize("env, words", [
+    (dict(TOPOLOGY="16"), "expected 2x4, 4x4"), (dict(TOPOLOGY="2x4", CHIPS="3"), "no multiple of CHIPS=3"),
+])  # fmt: skip
 def test_a_topology_that_is_none_is_refused(env, words, place):
     done = place.run("gke.sh", *ARGUMENTS, DRY_RUN="1", IMAGE=IMAGE, **env)
     assert done.returncode == 2 and words in done.stderr and not done.stdout

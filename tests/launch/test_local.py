@@ -16,7 +16,8 @@ from medkor_jax.train.metrics import read_metrics
 QUICKSTART = "configs/quickstart.py"
 # A stand-in for medkor. Each process says what it was told, then does what DO_<its id> says.
 TOLD = """
-echo "process ${MEDKOR_PROCESS_ID:-} of ${MEDKOR_PROCESSES:-} at ${MEDKOR_COORDINATOR:-}, cuda ${CUDA_VISIBLE_DEVICES:-}, xla ${XLA_FLAGS:-}: $*"
+place="process ${MEDKOR_PROCESS_ID:-} of ${MEDKOR_PROCESSES:-} at ${MEDKOR_COORDINATOR:-}"
+echo "$place, cuda ${CUDA_VISIBLE_DEVICES:-}, xla ${XLA_FLAGS:-}: $*"
 n=0; trap 'echo "signal $((n += 1))"; sleep 0.5; exit 143' TERM INT
 echo started >"$STARTED.${MEDKOR_PROCESS_ID:-0}"
 do=DO_${MEDKOR_PROCESS_ID:-0}; eval "${!do:-}"

@@ -51,7 +51,8 @@ def test_the_stop_button_lets_it_save(notebook, tmp_path):
     (cell,) = [cell for cell in notebook.cells if "def medkor(" in cell.source]
     before = f"import os, pathlib, signal, subprocess, sys\ncheckout = pathlib.Path({str(tmp_path)!r})\n"
     command = [sys.executable, "-u", "-c", f"{before}{cell.source}\nmedkor('run')"]
-    kernel = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=tmp_path)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    kernel = subprocess.Popen(command, start_new_session=True, cwd=tmp_path, **pipes)
     assert kernel.stdout.readline() == "a step\n"
     os.killpg(kernel.pid, signal.SIGINT)  # as a notebook server does
     out, err = kernel.communicate(timeout=30)
@@ -76,7 +77,8 @@ def execute(notebook, directory, monkeypatch, **values):
         monkeypatch.setenv(name, value)
     for name in ("HF_TOKEN", "XLA_FLAGS"):
         monkeypatch.delenv(name, raising=False)
-    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "launch")}}).execute()
+    stands = {"metadata": {"path": str(ROOT / "launch")}}
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=stands).execute()
     text = []
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
@@ -86,8 +88,10 @@ def execute(notebook, directory, monkeypatch, **values):
 
 def test_it_runs_looks_asks_and_exports(notebook, tiny_base_dir, tmp_path, monkeypatch):
     run_dir, export = tmp_path / "run", tmp_path / "export"
-    overrides = [f"--config.weights={tiny_base_dir}", f"--config.run_dir={run_dir}", "--config.phase0.steps=3", "--config.log_every=1"]
-    shown = execute(notebook, tmp_path, monkeypatch, CONFIG="configs/quickstart.py:phase0", OVERRIDES=overrides, EXPORT=str(export))
+    values = dict(weights=tiny_base_dir, run_dir=run_dir, log_every=1) | {"phase0.steps": 3}
+    overrides = [f"--config.{key}={value}" for key, value in values.items()]
+    told = dict(CONFIG="configs/quickstart.py:phase0", OVERRIDES=overrides, EXPORT=str(export))
+    shown = execute(notebook, tmp_path, monkeypatch, **told)
     assert f"{ROOT}, cpu, Python" in shown and "no HF_TOKEN" in shown
     assert "clean" in shown and "phase0/train: training lora" in shown, shown  # the table of the data, the run
     assert f"What the run in {run_dir} did" in shown and "<b>phase0/train</b>: loss" in shown and "<polyline points=" in shown
