@@ -50,12 +50,17 @@ fill CLAIM "${CLAIM:-medkor}"
 fill RESTARTS "${RESTARTS:-10}"
 fill ARGUMENTS "$arguments"
 
-# "" where there is none, "running", "Completed" or "Failed".
+# "none", "running", "Completed", "Failed", or "unknown" where the cluster does not answer.
 state() {
-    kubectl get jobset "$name" >/dev/null 2>&1 || return 0
-    local ended
-    ended=$(kubectl get jobset "$name" -o 'jsonpath={.status.terminalState}')
-    echo "${ended:-running}"
+    local found ended
+    if ! found=$(kubectl get jobset "$name" --ignore-not-found -o name) ||
+        ! ended=$(kubectl get jobset "$name" --ignore-not-found -o 'jsonpath={.status.terminalState}'); then
+        echo unknown
+    elif [ -z "$found" ]; then
+        echo none
+    else
+        echo "${ended:-running}"
+    fi
 }
 
 submit() {
@@ -80,13 +85,16 @@ if is_dry; then
     give kubectl logs --follow "--selector=$first" --tail=-1
     exit
 fi
-if [ "$(state)" = running ]; then echo "gke.sh: $name runs already; it is followed"; else submit; fi
-while [ "$(state)" = running ]; do
+case $(state) in
+unknown) exit 1 ;; # kubectl has said why
+running) echo "gke.sh: $name runs already; it is followed" ;;
+*) submit ;;
+esac
+while ended=$(state) && [[ $ended == running || $ended == unknown ]]; do
     if kubectl wait pod "--selector=$first" --for=condition=Ready --timeout=60s >/dev/null 2>&1; then
         kubectl logs --follow "--selector=$first" --tail=-1 || true
     fi
     sleep "${PAUSE:-10}"
 done
-ended=$(state)
-echo "gke.sh: $name: ${ended:-gone}"
+echo "gke.sh: $name: $ended"
 [ "$ended" = Completed ]

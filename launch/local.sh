@@ -8,7 +8,7 @@
 # Runs in this checkout: `data/` and `runs/` of a config are those beside launch/. Settings, all environment variables:
 #   EXTRAS             what .venv is made with (default: cuda, tpu or nothing, by what the host has, and the embedded
 #                      model); EXTRAS=none makes nothing and takes the `medkor` on PATH
-#   MEDKOR_COORDINATOR HOST:PORT where several processes meet (default: a free port of 127.0.0.1)
+#   MEDKOR_COORDINATOR HOST:PORT where several processes meet, this port and the next (default: free ones of 127.0.0.1)
 #   LOGS               directory for what processes other than 0 print (default: runs/logs/...)
 #   GRACE              seconds the others have once a process has failed, before they are stopped (default: 90)
 #   DRY_RUN=1          print the commands, do nothing
@@ -60,14 +60,29 @@ fi
 
 if [ "$processes" = 1 ]; then
     is_dry || exec medkor run --config "$config" "$@"
-    give env ${JAX_PLATFORMS:+"JAX_PLATFORMS=$JAX_PLATFORMS"} ${XLA_FLAGS:+"XLA_FLAGS=$XLA_FLAGS"} medkor run --config "$config" "$@"
+    give env ${JAX_PLATFORMS:+"JAX_PLATFORMS=$JAX_PLATFORMS"} ${XLA_FLAGS:+"XLA_FLAGS=$XLA_FLAGS"} \
+        medkor run --config "$config" "$@"
     exit
 fi
 
+# The port and the one after it are medkor's.
 free_port() {
     local python
     python=$(command -v python || command -v python3)
-    "$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+    "$python" - <<'PYTHON'
+import socket
+
+while True:
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0))
+        port = first.getsockname()[1]
+        try:
+            second.bind(("127.0.0.1", port + 1))
+        except (OSError, OverflowError):
+            continue
+    print(port)
+    break
+PYTHON
 }
 coordinator=${MEDKOR_COORDINATOR:-127.0.0.1:$(free_port)}
 logs=${LOGS:-runs/logs/$(date +%Y%m%d-%H%M%S)-$$}

@@ -23,4 +23,5 @@ read -ra more <<<"$spot ${INFRA:+--infra $INFRA} ${SKY_FLAGS:-}"
 arguments=""
 [ $# = 0 ] || arguments=$(printf '%q ' "$@")
 give sky jobs launch --yes --name "${NAME:-medkor}" --gpus "$accelerators" --num-nodes "${NODES:-1}" "${more[@]}" \
-    --env "CONFIG=$config" --env "ARGUMENTS=$arguments" --env "BUCKET=$BUCKET" --env "EXTRAS=${EXTRAS:-$extras}" launch/skypilot.yaml
+    --env "CONFIG=$config" --env "ARGUMENTS=$arguments" --env "BUCKET=$BUCKET" --env "EXTRAS=${EXTRAS:-$extras}" \
+    launch/skypilot.yaml

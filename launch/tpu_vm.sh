@@ -9,7 +9,7 @@
 #   TYPE               accelerator type (default: v5litepod-8)      RUNTIME   its software (default: by TYPE)
 #   SPOT=1             preemptible: cheaper; taken away, it is made again and the run goes on
 #   CREATE_FLAGS       more of `gcloud compute tpus queued-resources create`, such as "--reserved --network=N"
-#   SSH_FLAGS          more of `gcloud compute tpus tpu-vm ssh` and `scp`, such as "--tunnel-through-iap"
+#   SSH_FLAGS          more of `gcloud compute tpus tpu-vm ssh` and `scp`, such as "--internal-ip"
 #   STORAGE            gs://BUCKET (made with a hierarchical namespace) or HOST:/EXPORT (NFS, such as Filestore), mounted
 #                      on every host; `data/` and `runs/` of a config are there. Required for more than one host; without
 #                      it a run is on the machine's own disk, and is lost with it
@@ -37,7 +37,7 @@ runtime=${RUNTIME:-$runtime}
 # Never empty, as bash before 4.4 takes an empty array for an unset one.
 read -ra where <<<"--zone=$ZONE --quiet ${PROJECT:+--project=$PROJECT}"
 read -ra reach <<<"${where[*]} ${SSH_FLAGS:-}"
-read -ra wanted <<<"--accelerator-type=$type --runtime-version=$runtime ${SPOT:+--spot} ${CREATE_FLAGS:-}"
+read -ra wanted <<<"--accelerator-type=$type --runtime-version=$runtime $([ "${SPOT:-}" != 1 ] || echo --spot) ${CREATE_FLAGS:-}"
 lost=75 # no exit code of medkor: the machine went away, or could not be set up
 bundle=$(mktemp -d)
 trap 'rm -rf "$bundle"' EXIT
@@ -52,9 +52,11 @@ worker() { # worker WORKER VERB...: what tpu_worker.sh does there
     on "$place" "bash medkor/launch/tpu_worker.sh$(printf ' %q' "$@")"
 }
 
-node_state() { gcloud compute tpus tpu-vm describe "$name" "${where[@]}" '--format=value(state)' 2>/dev/null || true; }
-queue_state() { gcloud compute tpus queued-resources describe "$name" "${where[@]}" '--format=value(state.state)' 2>/dev/null || true; }
-n_hosts() { gcloud compute tpus tpu-vm describe "$name" "${where[@]}" '--format=value(networkEndpoints[].ipAddress)' | tr ';' '\n' | wc -l; }
+of_node() { gcloud compute tpus tpu-vm describe "$name" "${where[@]}" "--format=value($1)"; }
+of_queue() { gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value($1)"; }
+node_state() { of_node state 2>/dev/null || true; }
+queue_state() { of_queue state.state 2>/dev/null || true; }
+n_hosts() { of_node 'networkEndpoints[].ipAddress' | tr ';' '\n' | wc -l; }
 request() { give gcloud compute tpus queued-resources create "$name" "--node-id=$name" "${where[@]}" "${wanted[@]}"; }
 delete() { give gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force; }
 
@@ -84,8 +86,10 @@ prepare() {
     [ -n "${STORAGE:-}" ] || echo "tpu_vm.sh: no STORAGE: the run is on the disk of $name, and lost with it" >&2
     install -m 600 /dev/null "$bundle/medkor-token"
     is_dry || printf '%s' "${HF_TOKEN:-}" >"$bundle/medkor-token"
-    git ls-files -co --exclude-standard -z >"$bundle/files"
-    give tar --null "--files-from=$bundle/files" --ignore-failed-read -czf "$bundle/medkor.tar.gz" &&
+    git ls-files -co --exclude-standard -z | while IFS= read -rd '' path; do
+        [ ! -e "$path" ] || printf '%s\0' "$path" # git names what was deleted, too
+    done >"$bundle/files"
+    give tar --null "--files-from=$bundle/files" -czf "$bundle/medkor.tar.gz" &&
         give gcloud compute tpus tpu-vm scp "$bundle/medkor.tar.gz" "$bundle/medkor-token" "$name:" "${reach[@]}" --worker=all &&
         on all "mkdir -p medkor && tar -xzf medkor.tar.gz -C medkor" && worker all prepare "${STORAGE:-}"
 }
@@ -109,7 +113,7 @@ follow() {
     done
 }
 
-if [ -n "${STOP:-}" ]; then
+if [ "${STOP:-}" = 1 ]; then
     worker all stop
     exit
 fi
@@ -120,7 +124,7 @@ if is_dry; then
     prepare
     worker all start "$config" "$@"
     follow
-    [ -z "${DELETE:-}" ] || delete
+    [ "${DELETE:-}" != 1 ] || delete
     exit
 fi
 
@@ -152,7 +156,7 @@ while :; do
         echo "tpu_vm.sh: $name is ${state:-gone}; it is made again, and the run goes on from what was saved" >&2
     fi
 done
-if [ -n "${DELETE:-}" ]; then
+if [ "${DELETE:-}" = 1 ]; then
     delete
 else
     echo "$name costs until it is deleted: gcloud compute tpus queued-resources delete $name --zone=$ZONE --force"

@@ -22,7 +22,8 @@ mount_storage() {
         case $1 in
         gs://*)
             command -v gcsfuse >/dev/null || install_gcsfuse
-            sudo gcsfuse --implicit-dirs --rename-dir-limit=100000 -o allow_other --uid="$(id -u)" --gid="$(id -g)" "${1#gs://}" "$place"
+            sudo gcsfuse --implicit-dirs --rename-dir-limit=100000 -o allow_other --uid="$(id -u)" --gid="$(id -g)" \
+                "${1#gs://}" "$place"
             ;;
         [!/]*:/[!/]*)
             command -v mount.nfs >/dev/null || { sudo apt-get update -qq && sudo apt-get install -y -qq nfs-common; }
@@ -35,9 +36,14 @@ mount_storage() {
             ;;
         esac
     fi
-    mkdir -p "$place/data" "$place/runs"
-    ln -sfn "$place/data" data
-    ln -sfn "$place/runs" runs
+    for name in data runs; do
+        if [ -d $name ] && [ ! -L $name ]; then
+            echo "tpu_worker.sh: $PWD/$name is from a run without STORAGE; move it into the storage or away" >&2
+            exit 2
+        fi
+        mkdir -p "$place/$name"
+        ln -sfn "$place/$name" $name
+    done
 }
 
 install_gcsfuse() {
@@ -67,8 +73,11 @@ start)
     environment
     rm -f "$kept/code" "$kept/pid"
     # shellcheck disable=SC2016 # for the shell that outlives this one
-    setsid bash -c 'kept=$1; shift; medkor run --config "$@" & echo $! >"$kept/pid"; wait $! && code=0 || code=$?; echo $code >"$kept/code"' \
-        medkor "$kept" "${@:2}" </dev/null >>"$kept/log" 2>&1 &
+    outlive='kept=$1 code=0; shift
+        medkor run --config "$@" & echo $! >"$kept/pid"
+        wait $! || code=$?
+        echo $code >"$kept/code"'
+    setsid bash -c "$outlive" medkor "$kept" "${@:2}" </dev/null >>"$kept/log" 2>&1 &
     until [ -s "$kept/pid" ] || [ -s "$kept/code" ]; do sleep 0.1; done
     ;;
 follow)

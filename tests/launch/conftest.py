@@ -42,7 +42,8 @@ class Place:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             process.kill()
-            raise AssertionError(f"{script} has not ended after {timeout} s:\n" + "\n".join(map(str, process.communicate()))) from None
+            said = "\n".join(map(str, process.communicate()))
+            raise AssertionError(f"{script} has not ended after {timeout} s:\n{said}") from None
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def dry(self, script: str, *arguments: str, **env: str) -> list[str]:

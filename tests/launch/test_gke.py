@@ -72,17 +72,22 @@ def test_config_data_run_directory_and_token_come_in(place):
     assert env["HF_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": "huggingface", "key": "token", "optional": True}
 
 
-@pytest.mark.parametrize("topology, hosts, chips", [("2x2", 1, 4), ("2x4", 1, 8), ("4x4", 4, 4), ("8x16", 32, 4), ("2x2x2", 2, 4)])
+@pytest.mark.parametrize(
+    "topology, hosts, chips", [("2x2", 1, 4), ("2x4", 1, 8), ("4x4", 4, 4), ("8x16", 32, 4), ("2x2x2", 2, 4)]
+)
 def test_a_topology_has_its_hosts_and_chips(topology, hosts, chips, place):
     found = jobset(place, TOPOLOGY=topology, SLICES="2", ACCELERATOR="tpu-x")
     (job,) = found["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
     assert (job["replicas"], spec["parallelism"], spec["completions"], spec["completionMode"]) == (2, hosts, hosts, "Indexed")
     assert pod(found)["containers"][0]["resources"]["limits"] == {"google.com/tpu": chips}
-    assert pod(found)["nodeSelector"] == {"cloud.google.com/gke-tpu-accelerator": "tpu-x", "cloud.google.com/gke-tpu-topology": topology}
+    label = "cloud.google.com/gke-tpu-"
+    assert pod(found)["nodeSelector"] == {label + "accelerator": "tpu-x", label + "topology": topology}
 
 
-@pytest.mark.parametrize("env, words", [(dict(TOPOLOGY="16"), "expected 2x4, 4x4"), (dict(TOPOLOGY="2x4", CHIPS="3"), "no multiple of CHIPS=3")])
+@pytest.mark.parametrize("env, words", [
+    (dict(TOPOLOGY="16"), "expected 2x4, 4x4"), (dict(TOPOLOGY="2x4", CHIPS="3"), "no multiple of CHIPS=3"),
+])  # fmt: skip
 def test_a_topology_that_is_none_is_refused(env, words, place):
     done = place.run("gke.sh", *ARGUMENTS, DRY_RUN="1", IMAGE=IMAGE, **env)
     assert done.returncode == 2 and words in done.stderr and not done.stdout
@@ -105,8 +110,13 @@ cd "$FAKE"
 echo "kubectl $*" >>calls
 case "$1 $2" in
 "get jobset")
-    [ -e state ] || exit 1
-    case $* in *jsonpath*) read -r first <state; printf '%s' "${first#running}"; sed -i 1d state; [ -s state ] || echo "$first" >state ;; esac ;;
+    [ -e state ] || exit 0
+    read -r first <state
+    [ "$first" != away ] || { sed -i 1d state; echo "no route to the cluster" >&2; exit 1; }
+    case $* in
+    *jsonpath*) printf '%s' "${first#running}"; sed -i 1d state; [ -s state ] || echo "$first" >state ;;
+    *) echo jobset/medkor ;;
+    esac ;;
 "delete jobset") rm -f state ;;
 "apply -f") cat >applied; printf 'running\nrunning\n%s\n' "$ENDS" >state ;;
 "logs --follow") echo "a step" ;;
@@ -135,10 +145,17 @@ def test_it_applies_follows_until_the_end_and_says_how_it_ended(ends, code, clus
 
 
 def test_one_that_runs_is_followed_and_not_replaced(cluster):
-    (cluster.directory / "state").write_text("running\nrunning\nCompleted\n")
+    (cluster.directory / "state").write_text("running\naway\nrunning\nCompleted\n")  # once the cluster does not answer
     done = cluster.run("gke.sh", *ARGUMENTS)
     assert done.returncode == 0 and "runs already; it is followed" in done.stdout
     assert not {"kubectl apply", "kubectl delete", "docker build"} & set(calls(cluster))
+
+
+def test_a_cluster_that_does_not_answer_is_given_nothing(cluster):
+    (cluster.directory / "state").write_text("away\n")
+    done = cluster.run("gke.sh", *ARGUMENTS)
+    assert done.returncode == 1 and "no route to the cluster" in done.stderr
+    assert not {"kubectl apply", "docker build"} & set(calls(cluster))
 
 
 def test_one_that_has_ended_is_replaced(cluster):

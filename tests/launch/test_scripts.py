@@ -61,7 +61,9 @@ def test_what_a_launcher_cannot_guess_is_asked_for(launcher, setting, place):
     assert done.returncode != 0 and f"set {setting} to" in done.stderr and not done.stdout
 
 
-@pytest.mark.parametrize("codes, expected", [("0 0", 0), ("0 143", 143), ("143 1", 1), ("3 0", 3), ("1 137", 137), ("2 143 3", 2)])
+@pytest.mark.parametrize(
+    "codes, expected", [("0 0", 0), ("0 143", 143), ("143 1", 1), ("3 0", 3), ("1 137", 137), ("2 143 3", 2)]
+)
 def test_the_worst_exit_code_is_the_one_that_says_most(codes, expected):
     script = f'set -- configs/quickstart.py; source launch/arguments.sh; worst {codes}'
     assert int(subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout) == expected

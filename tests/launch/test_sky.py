@@ -14,7 +14,8 @@ TASK = yaml.safe_load((ROOT / "launch/skypilot.yaml").read_text(encoding="utf-8"
 def test_the_task_has_keys_that_skypilot_knows():
     """sky/utils/schemas.py of SkyPilot 0.14: those of a task, of its resources, and of job_recovery."""
     assert set(TASK) <= {
-        "name", "workdir", "num_nodes", "resources", "file_mounts", "setup", "run", "envs", "secrets", "config", "volumes"}  # fmt: skip
+        "name", "workdir", "num_nodes", "resources", "file_mounts", "setup", "run", "envs", "secrets", "config",
+        "volumes"}  # fmt: skip
     assert set(TASK["resources"]) <= {
         "infra", "accelerators", "accelerator_args", "cpus", "memory", "instance_type", "use_spot", "disk_size", "disk_tier",
         "network_tier", "image_id", "ports", "labels", "autostop", "any_of", "ordered", "job_recovery"}  # fmt: skip
@@ -46,7 +47,8 @@ def node(place):
     work = place.directory / "sky_workdir"
     (work / "launch").mkdir(parents=True)
     (work / "launch/environment.sh").write_text('echo "environment $1 by $PYTHON"\n')
-    place.command("medkor", 'echo "$MEDKOR_COORDINATOR $MEDKOR_PROCESSES $MEDKOR_PROCESS_ID ${HF_TOKEN-unset}"; printf "<%s>" "$@"; exit 3')
+    told = 'echo "$MEDKOR_COORDINATOR $MEDKOR_PROCESSES $MEDKOR_PROCESS_ID ${HF_TOKEN-unset}"'
+    place.command("medkor", f'{told}; printf "<%s>" "$@"; exit 3')
     place.work = work
     return place
 

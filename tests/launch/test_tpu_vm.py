@@ -41,7 +41,11 @@ MEDKOR = r"""
 cd "$FAKE"
 echo "$HOST: $*" >>started
 echo "first line of $HOST"
-if [ -e preempt ] && [ "$HOST" = host-0 ]; then rm preempt; sleep 0.5; echo "$PREEMPTED_AS" >node; echo "$QUEUED_AS" >queue; kill -KILL $$; fi
+if [ -e preempt ] && [ "$HOST" = host-0 ]; then
+    rm preempt; sleep 0.5
+    echo "$PREEMPTED_AS" >node; echo "$QUEUED_AS" >queue
+    kill -KILL $$
+fi
 [ -z "${SLOW:-}" ] || { trap 'echo saved; exit 143' TERM; for i in $(seq 300); do sleep 0.1; done; }
 sleep 0.5
 echo "last line of $HOST"
@@ -81,22 +85,27 @@ TOLD = "run --config configs/quickstart.py:phase1 --config.run_dir=runs/a b"
 
 
 def test_a_dry_run_shows_the_whole_way(place):
-    env = dict(ZONE="us-x", TYPE="v6e-16", SPOT="1", STORAGE="10.0.0.2:/medkor", DELETE="1", CREATE_FLAGS="--network=n", PROJECT="p")
+    env = dict(ZONE="us-x", PROJECT="p", TYPE="v6e-16", SPOT="1", DELETE="1")
+    env |= dict(STORAGE="10.0.0.2:/medkor", CREATE_FLAGS="--network=n")
     commands = place.dry("tpu_vm.sh", *ARGUMENTS, **env)
     steps = [" ".join(shlex.split(line)[:5]) for line in commands]
     assert [step.split()[3:] for step in steps if step.startswith("gcloud compute tpus")] == [
         ["queued-resources", "create"], ["tpu-vm", "scp"], ["tpu-vm", "ssh"], ["tpu-vm", "ssh"], ["tpu-vm", "ssh"],
         ["tpu-vm", "ssh"], ["queued-resources", "delete"]]  # fmt: skip
     create = shlex.split(commands[0])
-    assert {"--accelerator-type=v6e-16", "--runtime-version=v2-alpha-tpuv6e", "--spot", "--network=n", "--zone=us-x", "--project=p"} <= set(create)
-    remote = [re.search(r"--command=(.*)", word)[1] for line in commands for word in shlex.split(line) if word.startswith("--command=")]
+    machine = {"--accelerator-type=v6e-16", "--runtime-version=v2-alpha-tpuv6e", "--spot"}
+    assert machine | {"--network=n", "--zone=us-x", "--project=p"} <= set(create)
+    words = [word for line in commands for word in shlex.split(line)]
+    remote = [word.removeprefix("--command=") for word in words if word.startswith("--command=")]
     assert [shlex.split(command)[1:] for command in remote[1:]] == [
         ["medkor/launch/tpu_worker.sh", "prepare", "10.0.0.2:/medkor"],
         ["medkor/launch/tpu_worker.sh", "start", "configs/quickstart.py:phase1", "--config.run_dir=runs/a b"],
         ["medkor/launch/tpu_worker.sh", "follow", "1"]]  # fmt: skip
 
 
-@pytest.mark.parametrize("type_, runtime", [("v5litepod-8", "v2-alpha-tpuv5-lite"), ("v5p-8", "v2-alpha-tpuv5"), ("v4-8", "tpu-ubuntu2204-base")])
+@pytest.mark.parametrize("type_, runtime", [
+    ("v5litepod-8", "v2-alpha-tpuv5-lite"), ("v5p-8", "v2-alpha-tpuv5"), ("v4-8", "tpu-ubuntu2204-base"),
+])  # fmt: skip
 def test_each_kind_of_tpu_has_its_software(type_, runtime, place):
     assert f"--runtime-version={runtime}" in place.dry("tpu_vm.sh", *ARGUMENTS, ZONE="us-x", TYPE=type_)[0]
     assert "--runtime-version=other" in place.dry("tpu_vm.sh", *ARGUMENTS, ZONE="us-x", TYPE=type_, RUNTIME="other")[0]
