@@ -3,10 +3,11 @@
     python -m medkor_jax.bench.text_source /tmp/su/text.jsonl --megabytes 2000
     python -m medkor_jax.bench.startup /tmp/su/text.jsonl --cache /tmp/su/cache
 
-Each start is `pipeline.Run` in a process of its own: it trains on the source, an exam judges, leaks are refused. The model is a
-random one of seven layers with the embedded tokenizer (so that the time is that of the data), or `--weights embedded`. Time counts from
-the start of the interpreter to the line that the first step writes. Memory is the resident size of all processes together, looked at
-ten times a second. The operating system may hold the source in memory: said beside the times is how much the start read from disk.
+Each start is `medkor run` anew: it trains on the source, an exam judges, leaks are refused. The model is a random one of seven
+layers with the embedded tokenizer (so that the time is that of the data), or `--weights embedded`. Time counts from the start of
+the interpreter to the line that the first step writes. Memory is the resident size of all processes together, looked at ten times
+a second; CPU seconds are those of all of them, which say more where the machine is busy. The operating system may hold the source in
+memory: beside the times stands how much was read from disk.
 """
 
 from __future__ import annotations
@@ -37,34 +38,30 @@ def measure(source: pathlib.Path, exam: pathlib.Path, *, cache: pathlib.Path, we
         weights = weights or _make_tiny(place / "base")
         found = []
         for n in range(starts):
-            settings = place / f"{n}.json"
-            settings.write_text(json.dumps({"source": str(source), "exam": str(exam), "weights": weights, "run_dir": str(place / f"run{n}")}))
-            found.append(_watch(settings, place / f"run{n}", cache))
+            run_dir, config = place / f"run{n}", place / f"start{n}.py"
+            config.write_text(_config(str(source.resolve()), str(exam.resolve()), weights, str(run_dir)), encoding="utf-8")
+            found.append(_watch(config, run_dir, cache))
         return found
 
 
-def run_once(path: str) -> None:
-    """Trains one step on the source, as `medkor run` does. Runs in a process of its own."""
-    from medkor_jax.config_file import make_recipe
-    from medkor_jax.pipeline import Run
-
-    asked = json.loads(pathlib.Path(path).read_text())
-    Run(make_recipe({
-        "run_dir": asked["run_dir"], "weights": asked["weights"], "run": ("phase0",), "dtype": "float32", "param_dtype": "float32",
-        "remat": False,
-        "exams": {"judged": {"source": {"path": asked["exam"]}, "batch_size": 16}},
+def _config(source: str, exam: str, weights: str, run_dir: str) -> str:
+    """Returns the text of a config file that trains one step on the source."""
+    config = {
+        "run_dir": run_dir, "weights": weights, "run": ("phase0",), "dtype": "float32", "param_dtype": "float32", "remat": False,
+        "exams": {"judged": {"source": {"path": exam}, "batch_size": 16}},
         "phase0": {
             "lora": {"rank": 2, "alpha": 4.0, "targets": ("q", "down")}, "trees": ("lora",), "exam": "judged",
             "gate": {"reading": "absolute", "threshold": 1.0, "on_failure": "continue", "allow_chance": True},
-            "data": {"text": {"kind": "text", "path": asked["source"]}}, "steps": 1, "batch_size": 4, "seq_len": 256, "warmup_steps": 0,
+            "data": {"text": {"kind": "text", "path": source}}, "steps": 1, "batch_size": 4, "seq_len": 256, "warmup_steps": 0,
             "groups": {"lora": {"pattern": "lora/.*", "learning_rate": 1e-3}},
         },
-    })).all()  # fmt: skip
+    }  # fmt: skip
+    return f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({config!r})\n"
 
 
-def _watch(settings: pathlib.Path, run_dir: pathlib.Path, cache: pathlib.Path) -> dict[str, Any]:
+def _watch(config: pathlib.Path, run_dir: pathlib.Path, cache: pathlib.Path) -> dict[str, Any]:
     first_step = run_dir / "phase0" / "train" / "metrics.jsonl"
-    command = [sys.executable, "-c", f"from medkor_jax.bench.startup import run_once; run_once({str(settings)!r})"]
+    command = [sys.executable, "-m", "medkor_jax.cli", "run", "--config", str(config)]
     root = str(pathlib.Path(__file__).parents[2])
     environment = os.environ | {"MEDKOR_CACHE": str(cache), "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     peak = together = read = 0
@@ -80,13 +77,13 @@ def _watch(settings: pathlib.Path, run_dir: pathlib.Path, cache: pathlib.Path) -
                 peak, together = max(peak, *sizes), max(together, sum(sizes))
                 read = max(read, _read_bytes(process.pid))
                 time.sleep(_LOOK_SECONDS)
-            seconds = time.perf_counter() - began
+            seconds, cpu_seconds = time.perf_counter() - began, _cpu_seconds(process.pid)
         finally:
             process.kill()
             process.wait()
     kept = sum(file.stat().st_size for kind in ("rows", "compared") for file in (cache / kind).rglob("*") if file.is_file())
     return {
-        "seconds_to_first_step": round(seconds, 1), "peak_gb_all_processes": round(together / 1e9, 2), "peak_gb_largest": round(peak / 1e9, 2),
+        "seconds_to_first_step": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1), "peak_gb_all_processes": round(together / 1e9, 2), "peak_gb_largest": round(peak / 1e9, 2),
         "read_from_disk_gb": round(read / 1e9, 2), "kept_gb": round(kept / 1e9, 2),
     }  # fmt: skip
 
@@ -107,6 +104,15 @@ def _resident_bytes(pid: int) -> int:
         return int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
         return 0
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Returns what the process, and those it has started that have ended, took of the CPUs."""
+    try:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _read_bytes(pid: int) -> int:
