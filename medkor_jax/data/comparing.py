@@ -47,11 +47,12 @@ def places_to_compare(search: Search, documents: Sequence[Trained]) -> np.ndarra
 
 def compare_part(task: dict[str, Any]) -> list[int] | None:
     """Returns the places from start to stop in which something is found, None if what is stored is damaged. Runs in a process of its own."""
-    search, documents, sieve = _opened(task["judged"], task["directory"])
     try:
+        search, documents, sieve = _opened(task["judged"], task["directory"])
         found = search.suspects(_stored_blocks(documents, task["start"], task["stop"]), documents, sieve)
         return [place for place in found if search.holds(documents[place])]
     except DamagedError:
+        _opened.cache_clear()
         return None
 
 
@@ -73,6 +74,7 @@ def _kept(search: Search, documents: StoredExamples) -> np.ndarray:
         else:
             raise DamagedError(f"{documents.directory} is damaged as soon as it is made; is its disk sound?")
         judged.unlink()
+        _opened.cache_clear()  # if it was done in this process
         np.save(directory / "places.npy", np.array([place for part in found for place in part], np.int64))
 
     return np.load(keep("compared", key_of(documents.digest, said), make) / "places.npy")
