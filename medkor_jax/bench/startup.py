@@ -28,7 +28,7 @@ _LOOK_SECONDS = 0.1
 
 
 def measure(source: pathlib.Path, exam: pathlib.Path, *, cache: pathlib.Path, weights: str = "", starts: int = 2) -> list[dict[str, Any]]:
-    """Returns, for each start in turn, the seconds to the first step and the peak of resident memory. Empties `cache` before the first.
+    """Returns, for each start in turn, the seconds to the first step and the peak of resident memory. Empties `cache` first.
 
     Raises: RuntimeError with what the run said, if one ends before its first step.
     """
@@ -83,7 +83,8 @@ def _watch(config: pathlib.Path, run_dir: pathlib.Path, cache: pathlib.Path) -> 
             process.wait()
     kept = sum(file.stat().st_size for kind in ("rows", "compared") for file in (cache / kind).rglob("*") if file.is_file())
     return {
-        "seconds_to_first_step": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1), "peak_gb_all_processes": round(together / 1e9, 2), "peak_gb_largest": round(peak / 1e9, 2),
+        "seconds_to_first_step": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1),
+        "peak_gb_all_processes": round(together / 1e9, 2), "peak_gb_largest": round(peak / 1e9, 2),
         "read_from_disk_gb": round(read / 1e9, 2), "kept_gb": round(kept / 1e9, 2),
     }  # fmt: skip
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from medkor_jax.data import exams, reasoning, rows, text, translation
 from medkor_jax.data.contents import cache_directory, fresh_digest

@@ -21,7 +21,11 @@ from medkor_jax.data.sources import load_examples
 from medkor_jax.data.translated import Translations, marks_of
 from medkor_jax.data.translation import Pair
 
-ASKED = Question("asked", "e", None, "ko", "45세 남자가 Metformin 850 mg, Empagliflozin 25 mg, NT-proBNP 1250, BUN 45, pH 7.25에서 입원하였다. 진단은?", ("가", "나"), 0)
+ASKED = Question(
+    "asked", "e", None, "ko",
+    "45세 남자가 Metformin 850 mg, Empagliflozin 25 mg, NT-proBNP 1250, BUN 45, pH 7.25에서 입원하였다. 진단은?", ("가", "나"), 0,
+)  # fmt: skip
+SAID = "A 45-year-old man on Metformin 850 mg and Empagliflozin 25 mg: NT-proBNP 1250, BUN 45, pH 7.25. What is it?"
 
 
 def judged():
@@ -52,7 +56,7 @@ def trained(n=1500):
             )  # fmt: skip
             if one is ASKED:
                 said, language = [], "en"
-                words = "A 45-year-old man on Metformin 850 mg and Empagliflozin 25 mg: NT-proBNP 1250, BUN 45, pH 7.25. What is it?" + " word" * rng.choice((0, 90))
+                words = SAID + " word" * rng.choice((0, 90))
             if rng.random() < 0.5:
                 words = words.replace(rng.choice(words.split()), "바뀐", 1)
             said.insert(len(said) // 2, words)

@@ -103,6 +103,22 @@ def test_processes_that_want_the_same_entry_wait_for_one_and_go_on_where_it_dies
         other.wait()
 
 
+def test_without_locks_the_work_may_be_done_twice_and_nothing_else(monkeypatch):
+    def no_lock(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(kept.fcntl, "flock", no_lock)
+
+    def slow(directory):
+        keep("rows", "k", maker("theirs"))  # another process comes and is quicker
+        maker("ours")(directory)
+
+    place = keep("rows", "k", slow)
+    assert (place / "a.npy").read_text("utf-8") == "theirs" and kept.is_whole(place)
+    (place / "a.npy").write_text("mad", "utf-8")
+    assert kept.is_whole(keep("rows", "k", maker())) and len(list(place.parent.glob("*.part"))) == 0
+
+
 def test_a_key_changes_with_every_part_and_with_the_code(monkeypatch):
     assert key_of("a", 1) == key_of("a", 1) != key_of("a", 2)
     before = key_of("a")

@@ -1,3 +1,4 @@
+import dataclasses
 import random
 
 import numpy as np
@@ -10,8 +11,10 @@ from medkor_jax.data.likeness import QUESTION_CANDIDATE, TEXT_CANDIDATE, form_of
 from medkor_jax.data.rows import Example
 from medkor_jax.data.sieve import Block, Sieve, _keys_of, _Letters, rules_of
 
-ODD = ["", "?", "_", "a", "네.", "Ａ_b-１ 가.", "İstanbul STRASSE ß", "ﬁbrosis", "e\u0301é", "\u1112\u1161\u11ab글", "18 µg/kg ≥ 38.5 °C", "①②", "🩺 x",
-       "a\0b\0c defgh", "Sjögren’s – “quoted”", "ΑΣ ΣΑΣ", "ǅ ŉ ΐ", "x" * 3000, "\u2126 \u212a 金"]  # fmt: skip
+ODD = [
+    "", "?", "_", "a", "네.", "Ａ_b-１ 가.", "İstanbul STRASSE ß", "ﬁbrosis", "e\u0301é", "\u1112\u1161\u11ab글", "18 µg/kg ≥ 38.5 °C", "①②",
+    "🩺 x", "a\0b\0c defgh", "Sjögren’s – “quoted”", "ΑΣ ΣΑΣ", "ǅ ŉ ΐ", "x" * 3000, "\u2126 \u212a 金",
+]  # fmt: skip
 
 
 def text(words, name="t", language="ko"):
@@ -52,18 +55,21 @@ def test_whatever_matches_passes(language):
     """Judged questions, texts and short ones; texts made of them with ever more changes, to both sides of the bound."""
     rng = random.Random(0)
     questions = embedded.questions("train", language)[:60]
-    says_nothing = [Question(f"n{i}", "e", None, language, "옳은 것은?" if i % 2 else "Which is correct?", q.options, q.answer) for i, q in enumerate(questions[:10])]
-    short = [Question(f"s{i}", "e", None, language, "왜?", tuple(f"{o} {i}" for o in q.options), q.answer) for i, q in enumerate(questions[:5])]
-    judged = [*questions, *says_nothing, *short, *(text(t, f"w{i}") for i, (_, t) in enumerate(embedded.texts(language)[:30])), text("네."), text("Why not")]
+    says_nothing = [
+        dataclasses.replace(one, id=f"n{i}", question="옳은 것은?" if i % 2 else "Which is correct?") for i, one in enumerate(questions[:10])
+    ]
+    short = [dataclasses.replace(one, id=f"s{i}", question="왜?") for i, one in enumerate(questions[:5])]
+    watched = [text(t, f"w{i}") for i, (_, t) in enumerate(embedded.texts(language)[:30])]
+    judged = [*questions, *says_nothing, *short, *watched, text("네."), text("Why not")]
     forms = [form_of("j", one) for one in judged]
     texts = []
     for one in judged:
         words = (prompt(one) if rng.random() < 0.5 else one.question) if isinstance(one, Question) else one.parts[0][0]
         texts += [text(edited(rng, words, n)) for n in (0, 1, 2, 3, 5, 8, max(1, len(words) // 50), max(1, len(words) // 20))]
     texts += [text(words) for words in ODD]
-    sieve = Sieve([rules_of(form, QUESTION_CANDIDATE if form.is_question else TEXT_CANDIDATE) for form in forms], Block.of(texts[::9]))
-    passed, _ = sieve.pass_through(Block.of(texts))
-    index = likeness.Index([form.telling_runs for form in forms], [QUESTION_CANDIDATE if form.is_question else TEXT_CANDIDATE for form in forms])
+    shares = [QUESTION_CANDIDATE if form.is_question else TEXT_CANDIDATE for form in forms]
+    passed, _ = Sieve(list(map(rules_of, forms, shares)), Block.of(texts[::9])).pass_through(Block.of(texts))
+    index = likeness.Index([form.telling_runs for form in forms], shares)
     ours = [form_of("t", one) for one in texts]
     holds = {o for o, t in index.candidates([form.all_runs for form in ours]) if match(ours[o], forms[t])}
     assert holds <= set(passed.tolist()) and len(holds) > 150
