@@ -111,6 +111,15 @@ def test_stored_sources_give_the_same_leaks_and_are_compared_once(stored, monkey
     assert [leak.trained_source for leak in find_leaks([("other", rows)], judged())] == ["other"] * len(leaks)
 
 
+def test_a_judged_source_may_be_stored_too(stored):
+    watched = [Example(f"w/{i}", ((text, True),), "ko", True) for i, (_, text) in enumerate(embedded.texts("ko", "test"))]
+    rows, judged_rows = stored(trained(400)), stored(watched, "w.jsonl")
+    leaks = find_leaks([("s", rows)], [("watch", judged_rows), *judged()])
+    assert leaks == compared_whole([("s", list(rows))], [("watch", list(judged_rows)), *judged()]) and leaks[0].judged_source == "watch"
+    shorter = find_leaks([("s", rows)], [("watch", stored(watched[:2], "w.jsonl")), *judged()])
+    assert len(shorter) < len(leaks)
+
+
 def test_what_changes_on_either_side_is_compared_again(stored, monkeypatch):
     examples, exam = trained(300), judged()
     asked = "Which of the cranial nerves carries taste from the front of the tongue?"
