@@ -15,10 +15,12 @@ from collections.abc import Callable, Sequence
 from medkor_jax.data.check import FEWSHOT, JUDGED, TRAINED, Use, leaks_of, loader_of
 from medkor_jax.data.contents import content_digest
 from medkor_jax.data.exams import Question
+from medkor_jax.data.kept import size_bytes
 from medkor_jax.data.leakage import Leak, unexcused
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import Example, Loaded, Source
 from medkor_jax.data.sources import OF_QUESTIONS, load_examples, load_questions
+from medkor_jax.data.stored import StoredExamples
 from medkor_jax.data.translation import Pair, load_pairs
 from medkor_jax.io.models import Model
 from medkor_jax.named_model import open_model
@@ -140,6 +142,9 @@ def documents_read(
 
 
 def _say(source: Source, loaded: Loaded) -> None:
+    if isinstance(loaded.rows, StoredExamples):
+        place = loaded.rows.directory
+        print(f"{source.name}: {len(loaded.rows):,} documents, kept in {place} ({size_bytes(place) / 1e9:.2f} GB; may be deleted)")
     for note in loaded.notes:
         say(f"{source.name}: {note}")
     if loaded.bad:

@@ -29,14 +29,23 @@ _COMMON = (
 _ROOTS = (
     "card hepat nephr gastr neur derm hem oste myel pulmon encephal thyr pancreat splen cyst col enter rhin ot ophthalm arthr "
     "angi aden lip glyc immun bacter vir myc onc tox pharmac cyt hist ureter prostat mast chol phleb arter ven lymph").split()
-_BEFORE = "a an anti auto bi brady contra dys ecto endo epi hyper hypo inter intra macro micro para peri poly post pre pseudo sub tachy".split()
-_AFTER = "itis osis oma emia uria pathy ectomy ostomy oscopy algia plasty genic logic lysis megaly penia plegia rrhea sclerosis trophy ia ic al".split()
-_SIGNS = ("18 µg/kg", "38.5 °C", "≥ 140/90 mmHg", "5–10 mg", "β-blocker", "the patient’s", "α₁-antitrypsin", "Sjögren", "Guillain–Barré", "ﬁbrosis")
+_BEFORE = (
+    "a an anti auto bi brady contra dys ecto endo epi hyper hypo inter intra macro micro para peri poly post pre pseudo sub "
+    "tachy").split()
+_AFTER = (
+    "itis osis oma emia uria pathy ectomy ostomy oscopy algia plasty genic logic lysis megaly penia plegia rrhea sclerosis "
+    "trophy ia ic al").split()
+_SIGNS = (
+    "18 µg/kg", "38.5 °C", "≥ 140/90 mmHg", "5–10 mg", "β-blocker", "the patient’s", "α₁-antitrypsin", "Sjögren",
+    "Guillain–Barré", "ﬁbrosis",
+)  # fmt: skip
 
 
 def rows(seed: int = 0) -> Iterator[str]:
     """Yields texts without end."""
-    english, korean = ([s for _, text in embedded.texts(code, "train") for s in re.split(r"(?<=[.다])\s+", text)] for code in ("en", "ko"))
+    english, korean = (
+        [said for _, text in embedded.texts(code, "train") for said in re.split(r"(?<=[.다])\s+", text)] for code in ("en", "ko")
+    )
     for pool in itertools.count():
         rng = random.Random(f"{seed} {pool}")
         phrases = _phrases(rng)
@@ -88,7 +97,10 @@ def _sentence(rng: random.Random, phrases: list[str], n_phrases: int) -> str:
 
 
 def _phrases(rng: random.Random) -> list[str]:
-    terms = [rng.choice(_BEFORE) * (rng.random() < 0.4) + rng.choice(_ROOTS) + "o" * (rng.random() < 0.3) + rng.choice(_AFTER) for _ in range(6000)]
+    terms = [
+        rng.choice(_BEFORE) * (rng.random() < 0.4) + rng.choice(_ROOTS) + "o" * (rng.random() < 0.3) + rng.choice(_AFTER)
+        for _ in range(6000)
+    ]
     ranks = [1 / (rank + 8) for rank in range(len(_COMMON))]
     made = []
     for _ in range(_PHRASES):

@@ -17,9 +17,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from medkor_jax.data.contents import content_digest
 from medkor_jax.data.packing import ROUTES, Batch, Encoded, PackedRows, encode, find_too_long
 from medkor_jax.data.rows import BadDataError, BadRow, Example, Source
+from medkor_jax.data.stored import StoredExamples
 
 if TYPE_CHECKING:
     from medkor_jax.data.tokenizer import Tokenizer
@@ -178,7 +181,10 @@ def _loss_positions(sources: Sequence[Sequence[Example]], tokenizer: Tokenizer, 
         sample = [encode(examples[i], tokenizer) for i in range(0, len(examples), max(1, len(examples) // _SAMPLE))]
         share = sum(e.loss.sum() for e in sample) / sum(len(e.tokens) + 1 for e in sample)
         needed = max(needed, 1.25 * share * seq_len)
-        for example in examples:
+        asked = range(len(examples))
+        if isinstance(examples, StoredExamples):  # what their sizes tell needs no reading
+            asked = np.flatnonzero(examples.loss_bytes + 1 > needed).tolist()
+        for example in map(examples.__getitem__, asked):
             if sum(len(text.encode()) for text, has_loss in example.parts if has_loss) + 1 > needed:  # else it has fewer
                 encoded = encode(example, tokenizer)
                 if len(encoded.tokens) < seq_len:

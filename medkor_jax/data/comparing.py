@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from medkor_jax.data import workers
+from medkor_jax.data.contents import content_digest
 from medkor_jax.data.exams import Question
 from medkor_jax.data.kept import keep, key_of
 from medkor_jax.data.leak_search import Judged, Search, Trained
@@ -47,20 +48,19 @@ def places_to_compare(search: Search, documents: Sequence[Trained]) -> np.ndarra
 
 def compare_part(task: dict[str, Any]) -> list[int] | None:
     """Returns the places from start to stop in which something is found, None if what is stored is damaged. Runs in a process of its own."""
-    search, documents, sieve = _opened(task["judged"], task["directory"])
     try:
+        search, documents, sieve = _opened(task["judged"], task["directory"])
         found = search.suspects(_stored_blocks(documents, task["start"], task["stop"]), documents, sieve)
         return [place for place in found if search.holds(documents[place])]
     except DamagedError:
+        _opened.cache_clear()
         return None
 
 
 def _kept(search: Search, documents: StoredExamples) -> np.ndarray:
-    said = [[name, *map(_to_json, judged)] for name, judged in search.judged]
-
     def make(directory: pathlib.Path) -> None:
         judged = directory / "judged.json"
-        judged.write_text(json.dumps(said), encoding="utf-8")
+        judged.write_text(json.dumps([_said(*one) for one in search.judged]), encoding="utf-8")
         for _ in range(2):
             tasks = [
                 {"judged": str(judged), "directory": str(documents.directory), "start": start, "stop": stop}
@@ -73,9 +73,11 @@ def _kept(search: Search, documents: StoredExamples) -> np.ndarray:
         else:
             raise DamagedError(f"{documents.directory} is damaged as soon as it is made; is its disk sound?")
         judged.unlink()
+        _opened.cache_clear()  # if it was done in this process
         np.save(directory / "places.npy", np.array([place for part in found for place in part], np.int64))
 
-    return np.load(keep("compared", key_of(documents.digest, said), make) / "places.npy")
+    key = key_of(documents.digest, [content_digest(judged) for _, judged in search.judged])
+    return np.load(keep("compared", key, make) / "places.npy")
 
 
 @functools.lru_cache(maxsize=1)
@@ -84,7 +86,7 @@ def _opened(judged: str, directory: str) -> tuple[Search, StoredExamples, Sieve]
     said = json.loads(pathlib.Path(judged).read_text(encoding="utf-8"))
     documents = StoredExamples(pathlib.Path(directory), "")
     sample = Block.of([documents[i] for i in _spread(len(documents))])
-    search = Search([(name, list(map(_from_json, ones))) for name, *ones in said])
+    search = Search([(one["name"], _judged(one)) for one in said])
     return search, documents, search.sieve(sample)
 
 
@@ -112,6 +114,19 @@ def _cuts(ends: np.ndarray, size: int, start: int, stop: int) -> Iterator[tuple[
         end = min(stop, max(start + 1, int(np.searchsorted(ends, ends[start] + size))))
         yield start, end
         start = end
+
+
+def _said(name: str, judged: Sequence[Judged]) -> dict[str, Any]:
+    """Returns one judged source as JSON; of one that is stored, where it lies."""
+    if isinstance(judged, StoredExamples):
+        return {"name": name, "source": judged.name, "directory": str(judged.directory)}
+    return {"name": name, "documents": [_to_json(document) for document in judged]}
+
+
+def _judged(said: dict[str, Any]) -> Sequence[Judged]:
+    if "directory" in said:
+        return StoredExamples(pathlib.Path(said["directory"]), said["source"])
+    return [_from_json(document) for document in said["documents"]]
 
 
 def _to_json(document: Judged) -> list[Any]:

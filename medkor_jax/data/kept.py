@@ -4,7 +4,7 @@
 
 An entry is made beside its place and renamed, so it is there whole or not at all; it lists its files with size and SHA-256,
 and one that does not hold to its list is made anew. Processes that want the same entry wait for the one that makes it
-(a file lock: also over a file system that several hosts share). A key holds the code of this package too (`code_digest`), so what
+(a file lock: also over a file system that several hosts share, where that has locks). A key holds the code of this package too (`code_digest`), so what
 older code made is never taken for the present one's. Nothing is ever deleted but what is damaged: to clean, delete the directory.
 """
 
@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,10 +42,10 @@ def keep(kind: str, key: str, make: Callable[[pathlib.Path], None]) -> pathlib.P
         return place
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(place.with_name(f"{key}.lock")):
+        with _locked(place.with_name(f"{key}.lock")) as is_alone:
             if is_whole(place):  # another process has made it meanwhile
                 return place
-            for left in (place, *place.parent.glob(f"{key}.*.part")):
+            for left in (place, *place.parent.glob(f"{key}.*.part")) if is_alone else ():
                 shutil.rmtree(left, ignore_errors=True)
             _make(place, make)
     except OSError as error:
@@ -92,13 +93,18 @@ def key_of(*parts: Any) -> str:
 
 
 def _make(place: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
-    beside = place.with_name(f"{place.name}.{os.getpid()}.part")
+    beside = place.with_name(f"{place.name}.{uuid.uuid4().hex[:12]}.part")
     beside.mkdir()
     try:
         make(beside)
         files = {file.name: list(_said_of(file)) for file in sorted(beside.iterdir())}
         (beside / LIST).write_text(json.dumps({"files": files, "checksum": _checksum(files)}), encoding="ascii")
-        os.rename(beside, place)
+        try:
+            os.rename(beside, place)
+        except OSError:
+            if not is_whole(place):  # where no lock could be had, another process may have been as quick
+                shutil.rmtree(place, ignore_errors=True)
+                os.rename(beside, place)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -112,8 +118,13 @@ def _checksum(files: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-    """Holds the lock while the block runs; the system gives it back if this process dies."""
+def _locked(path: pathlib.Path) -> Iterator[bool]:
+    """Holds the lock while the block runs; the system gives it back if this process dies. Yields whether there is one: some
+    file systems have no locks, and there several processes may do the same work."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            yield False
+        else:
+            yield True

@@ -13,13 +13,14 @@ What it does not do: choose which document comes next (`batches`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medkor_jax.data.language import ENGLISH, KOREAN, token_languages
 from medkor_jax.data.rows import BadRow, Example
+from medkor_jax.data.stored import StoredExamples
 
 if TYPE_CHECKING:
     from medkor_jax.data.tokenizer import Tokenizer
@@ -54,12 +55,18 @@ def encode(example: Example, tokenizer: Tokenizer) -> Encoded:
 
 
 def find_too_long(
-    name: str, examples: Iterable[Example], tokenizer: Tokenizer, *, seq_len: int, loss_positions: int
+    name: str, examples: Sequence[Example], tokenizer: Tokenizer, *, seq_len: int, loss_positions: int
 ) -> dict[int, BadRow]:
     """Returns {index: why} for the examples that may not be cut and fit no row. name: of their source."""
     found = {}
-    for index, example in enumerate(examples):
-        if example.splittable or _surely_fits(example, min(seq_len, loss_positions)):
+    room = min(seq_len, loss_positions)
+    if isinstance(examples, StoredExamples):  # what their sizes tell needs no reading
+        asked = np.flatnonzero(~examples.is_splittable & (np.diff(examples.row_ends) + 2 > room)).tolist()
+    else:
+        asked = range(len(examples))
+    for index in asked:
+        example = examples[index]
+        if example.splittable or _surely_fits(example, room):
             continue
         encoded = encode(example, tokenizer)
         length, losses = len(encoded.tokens) + 1, int(encoded.loss.sum())

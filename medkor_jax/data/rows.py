@@ -310,7 +310,7 @@ def composed(text: str) -> str:
 
 def _composed(row: Row, tally: Tally) -> Row:
     """Returns the row with all its texts and names composed, counting what that changed."""
-    found: set[str] = set()
+    found: dict[str, None] = {}  # in the order in which it was met, whoever reads
 
     def of(value: Any) -> Any:
         if isinstance(value, str):
@@ -318,11 +318,11 @@ def _composed(row: Row, tally: Tally) -> Row:
                 return value
             plain = composed(value)
             if plain != value.replace(_MARK, ""):
-                found.add("rows in decomposed form (macOS writes Hangul so), read as composed (NFC)")
+                found.setdefault("rows in decomposed form (macOS writes Hangul so), read as composed (NFC)")
             if _MARK in value:
-                found.add("rows with a byte order mark inside, read without it")
+                found.setdefault("rows with a byte order mark inside, read without it")
             if _LONE_CARRIAGE_RETURN.search(value):
-                found.add("rows with a carriage return inside a line, kept as it is")
+                found.setdefault("rows with a carriage return inside a line, kept as it is")
             return plain
         if isinstance(value, dict):
             return {of(name): of(inner) for name, inner in value.items()}

@@ -222,8 +222,9 @@ _NO_LETTERS = bytes(value for value in range(256) if value > 127 or not _LETTER.
 def _is_letter() -> np.ndarray:
     """[code points] bool: what `likeness.normalise` keeps."""
     found = np.zeros(sys.maxunicode + 1, np.bool_)
-    for match in _LETTER.finditer("".join(map(chr, range(sys.maxunicode + 1)))):
-        found[match.start() : match.end()] = True
+    for start in range(0, len(found), 2**16):
+        for match in _LETTER.finditer("".join(map(chr, range(start, min(start + 2**16, len(found)))))):
+            found[start + match.start() : start + match.end()] = True
     return found
 
 

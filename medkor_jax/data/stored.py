@@ -35,7 +35,7 @@ _COLUMNS = {
 }  # fmt: skip
 
 
-class DamagedError(OSError):
+class DamagedError(RuntimeError):
     """A row on disk is not the one that was written."""
 
 

@@ -102,7 +102,7 @@ def _ask(process: subprocess.Popen, task: Any, said) -> Any:
     if not line:
         code = process.wait()
         said.seek(0)
-        tail = "".join(said.readlines()[-6:]).strip()
+        tail = (said.read().strip().splitlines() or [""])[-1]
         killed = " (killed; most likely out of memory: set MEDKOR_WORKERS to fewer)" if code == -9 else ""
         raise WorkerError(f"a process that reads data ended with {code}{killed}. {tail}")
     return json.loads(line)
