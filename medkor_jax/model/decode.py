@@ -22,13 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.sharding import PartitionSpec
 
 from medkor_jax.model import cache as kv
 from medkor_jax.model.cached_forward import read_prompt, read_token
 from medkor_jax.model.completion import NOTHING, Completion, Row
 from medkor_jax.model.config import ModelConfig
-from medkor_jax.model.forward import project_logits, spread
+from medkor_jax.model.forward import project_logits
+from medkor_jax.model.layout import replicate, spread
 from medkor_jax.model.params import Params
 from medkor_jax.model.prompts import Prompt, Routing, bucket, pad_prompts
 from medkor_jax.model.sampling import Sampling, choose_tokens, restrict
@@ -251,9 +251,3 @@ def _choose(
         n_new=state.n_new + 1,
     )
     return state, emitted, nats
-
-
-def replicate(x: jax.Array) -> jax.Array:
-    """Returns x whole on every device, so that every process can read it."""
-    is_meshless = jax.sharding.get_abstract_mesh().empty
-    return x if is_meshless else jax.lax.with_sharding_constraint(x, PartitionSpec())

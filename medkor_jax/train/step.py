@@ -20,8 +20,8 @@ import optax
 from flax import struct
 
 from medkor_jax.model.config import ModelConfig
-from medkor_jax.model.decode import replicate
 from medkor_jax.model.forward import Inputs, forward
+from medkor_jax.model.layout import replicate
 from medkor_jax.model.params import Params, Tree, head_table
 from medkor_jax.model.remat import check_remat
 from medkor_jax.train.losses import LossSums, cross_entropy, gather_positions, token_losses
@@ -179,7 +179,7 @@ def _sums(params, reference, config, spec, batch, layer_weights, key) -> _Sums:
     if spec.retention.weight > 0:
         hidden, retained, per_layer = each_layer(
             params, reference, config, Inputs.of(batch), batch["retain_positions"], batch["retain_weights"],
-            layer_weights, chunk=spec.chunk, temperature=spec.retention.temperature, **common,
+            layer_weights, n_drawn=spec.retention.layers, chunk=spec.chunk, temperature=spec.retention.temperature, **common,
         )  # fmt: skip
     else:
         hidden = forward(params, config, Inputs.of(batch), **common)
