@@ -111,7 +111,7 @@ class _Walk:
             return self._loop(computation, instruction, in_memory)
         if opcode == "conditional":
             return self._branches(instruction, in_memory)
-        if sent := collective_of(self._module, computation, instruction):
+        if sent := collective_of(self._module, computation, instruction, in_memory):
             key = instruction.attribute("channel_id") or instruction.name
             return Cost(collectives={(key,): sent})
         if opcode == "custom-call" and KERNELS.search(instruction.attributes):
