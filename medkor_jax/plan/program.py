@@ -27,10 +27,12 @@ KERNELS = re.compile(r'custom_call_target="(tpu_custom_call|__cublas[^"]*|__cudn
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A custom call whose inside is not in the text. times: how often it runs; where: the name of the code that asked for it."""
+    """A custom call whose inside is not in the text. times: how often it runs; where: the name of the code that asked for it;
+    target: what is called; shapes: of its results, as sizes."""
 
-    instruction: Instruction
+    target: str
     where: str
+    shapes: tuple[tuple[int, ...], ...]
     times: float = 1.0
 
 
@@ -114,9 +116,10 @@ class _Walk:
         if sent := collective_of(self._module, computation, instruction, in_memory):
             key = instruction.attribute("channel_id") or instruction.name
             return Cost(collectives={(key,): sent})
-        if opcode == "custom-call" and KERNELS.search(instruction.attributes):
+        if opcode == "custom-call" and (target := KERNELS.search(instruction.attributes)):
             where = re.search(r'op_name="([^"]*)"', instruction.attributes)
-            return Cost(main_bytes=moved, kernels=(Kernel(instruction, where[1] if where else ""),))
+            kernel = Kernel(target[1], where[1] if where else "", tuple(shape.sizes for shape in instruction.shapes))
+            return Cost(main_bytes=moved, kernels=(kernel,))
         return Cost(main_bytes=moved)
 
     def _loop(self, computation: Computation, loop: Instruction, in_memory: bool) -> Cost:
