@@ -30,7 +30,8 @@ from medkor_jax.eval.exam import Continuation
 from medkor_jax.model.completion import LENGTH
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.decode import Decoder, replicate
-from medkor_jax.model.forward import Inputs, forward, project_logits, spread
+from medkor_jax.model.forward import Inputs, forward, project_logits
+from medkor_jax.model.layout import spread
 from medkor_jax.model.params import Params, head_table
 from medkor_jax.model.prompts import Prompt, bucket, make_routing, pad_branches, pad_prompts
 

@@ -24,7 +24,8 @@ import numpy as np
 
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.model.config import ModelConfig
-from medkor_jax.model.forward import Inputs, batch_ways, forward, project_logits
+from medkor_jax.model.forward import Inputs, forward, project_logits
+from medkor_jax.model.layout import batch_ways
 from medkor_jax.model.params import Params
 from medkor_jax.model.prompts import Routing
 

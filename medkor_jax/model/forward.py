@@ -13,22 +13,20 @@ the base's inside jit would copy the model.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec
 
 from medkor_jax.model import attention
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.layers import Adapters, Attend, Block, Rope, make_rope, rms_norm
+from medkor_jax.model.layout import spread
 from medkor_jax.model.params import ADAPTABLE, FRONT, LOCAL, SIDES, LayerPlan, Params, Tree, head_table, make_plan, n_edge_blocks
 from medkor_jax.model.remat import ATTENDED, policy
 
-BATCH_AXES = ("data", "fsdp")  # mesh axes over which the batch is spread, when a mesh is set
 
 
 @struct.dataclass
@@ -179,17 +177,3 @@ def project_logits(base: Tree, hidden: jax.Array) -> jax.Array:
     """Returns float32 logits [..., V] of hidden states [..., D] through the head (`head_table`)."""
     table = head_table(base).astype(hidden.dtype)
     return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
-
-
-def batch_ways() -> int:
-    """Returns over how many parts `spread` lays a batch: 1 without a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-
-
-def spread(x: jax.Array) -> jax.Array:
-    """Returns x with its first axis laid over the batch axes of the mesh in force (none: unchanged)."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *[None] * (x.ndim - 1)))

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from flax import struct
 
-from medkor_jax.model.forward import Inputs, batch_ways
+from medkor_jax.model.forward import Inputs
+from medkor_jax.model.layout import batch_ways
 
 MIN_BUCKET = 32
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from medkor_jax.model.forward import batch_ways, spread
+from medkor_jax.model.layout import BATCH_AXES, batch_ways, lay, spread, ways
 
 
 @struct.dataclass
@@ -83,12 +83,12 @@ def gather_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _token_losses(hidden, table, targets, chunk, temperature):
-    losses, _ = _scan_chunks(hidden, table, targets, chunk, temperature, with_pull=False)
+    losses, _ = _walk(hidden, table, targets, chunk, temperature, with_pull=False)
     return losses
 
 
 def _forward(hidden, table, targets, chunk, temperature):
-    return _scan_chunks(hidden, table, targets, chunk, temperature, with_pull=True)
+    return _walk(hidden, table, targets, chunk, temperature, with_pull=True)
 
 
 def _backward(chunk, temperature, pull, cotangents):
@@ -100,73 +100,101 @@ def _backward(chunk, temperature, pull, cotangents):
 _token_losses.defvjp(_forward, _backward)
 
 
-def _scan_chunks(hidden, table, targets, chunk, temperature, *, with_pull):
+def _walk(hidden, table, targets, chunk, temperature, *, with_pull):
     """Returns ((nats, entropy, correct), pull = d nats / d hidden [B, M, D] or None), a chunk of M at a time."""
     b, m, _ = hidden.shape
-    one_chunk = _tokens_chunk if targets.ndim == 2 else _teacher_chunk
     size = max(1, min(m, chunk * batch_ways() // b))
     pad = -m % size
     fold = lambda x: jnp.moveaxis(  # noqa: E731  [B, M, ...] -> [M/size, B, size, ...], the batch axis kept whole
         jnp.pad(x, ((0, 0), (0, pad), *[(0, 0)] * (x.ndim - 2))).reshape(b, -1, size, *x.shape[2:]), 1, 0
     )
     unfold = lambda x: jnp.moveaxis(x, 0, 1).reshape(b, m + pad, *x.shape[3:])[:, :m]  # noqa: E731
-
-    def body(_, chunks):
-        return None, one_chunk(*map(spread, chunks), table, temperature, with_pull)
-
-    _, (losses, pull) = jax.lax.scan(body, None, (fold(hidden), fold(targets)))
-    return jax.tree.map(unfold, (losses, pull))
+    walk = _against_tokens if targets.ndim == 2 else _against_teacher
+    return jax.tree.map(unfold, walk(fold(hidden), fold(targets), table, temperature, with_pull))
 
 
-def _tokens_chunk(hidden, targets, table, temperature, with_pull):
+def _against_tokens(hidden, targets, table, temperature, with_pull):
     """Against token ids: one walk over blocks of the vocabulary, the sum of exponentials rescaled as a larger logit
     turns up, so that a block's logits are used while they are in cache.
 
-    Block i is rows i, i + n, ..: under a table sharded over V every block has its part on every device.
+    hidden: [chunks, B, size, D]. Every block meets all chunks before the next one: a table that is sharded over D is
+    gathered once, a block at a time. Each part of a table sharded over V (axis t) has its part of every block and sums
+    for itself, up to the end: nothing else crosses the devices.
     Source: Milakov & Gimelshein 2018 (arXiv:1805.02867), online softmax.
     """
-    n_blocks = _n_blocks(table.shape[0])
-    blocks = table.reshape(-1, n_blocks, table.shape[1])
+    parts = ways("tensor") if table.shape[0] % ways("tensor") == 0 else 1
+    n_blocks = _n_blocks(table.shape[0] // parts)
+    blocks = table.reshape(parts, n_blocks, -1, table.shape[1])
+    rows = blocks.shape[2]
+    part, block_of, row = targets // (n_blocks * rows), targets // rows % n_blocks, targets % rows
+    over_v = "tensor" if parts > 1 else None
 
-    def body(i, carry):
-        highest, z, target_logit, expected = carry
-        block = jax.lax.dynamic_index_in_dim(blocks, i, axis=1, keepdims=False)
-        logits = _logits(hidden, block, temperature)
+    def meet(block, i, hidden, state, part, block_of, row):
+        """Returns the sums of one chunk [t, B, size] after block i [t, rows, D]."""
+        highest, z, target_logit, expected = state
+        logits = _logits("bmd,tvd->tbmv", hidden, block, temperature)
         before, highest = highest, jnp.maximum(highest, jnp.max(logits, axis=-1))
         shrink, e = jnp.exp(before - highest), jnp.exp(logits - highest[..., None])
-        here = jnp.take_along_axis(logits, targets[..., None] // n_blocks, axis=-1)[..., 0]
-        target_logit = jnp.where(targets % n_blocks == i, here, target_logit)
+        here = jnp.take_along_axis(logits, row[None, ..., None], axis=-1)[..., 0]
+        is_here = (block_of == i) & (part == jnp.arange(parts)[:, None, None])
         if with_pull:
             expected = expected * shrink[..., None] + jnp.einsum(
-                "bmv,vd->bmd", e.astype(hidden.dtype), block.astype(hidden.dtype), preferred_element_type=jnp.float32
+                "tbmv,tvd->tbmd", e.astype(hidden.dtype), block.astype(hidden.dtype), preferred_element_type=jnp.float32
             )
-        return highest, z * shrink + jnp.sum(e, axis=-1), target_logit, expected
+        return highest, z * shrink + jnp.sum(e, axis=-1), jnp.where(is_here, here, target_logit), expected
 
-    zero = jnp.zeros(targets.shape, jnp.float32)
-    expected = jnp.zeros(hidden.shape, jnp.float32) if with_pull else None
-    start = (jnp.full_like(zero, jnp.finfo(jnp.float32).min), zero, zero, expected)
-    highest, z, target_logit, expected = jax.lax.fori_loop(0, n_blocks, body, start)
+    def over_blocks(i, state):
+        block = lay(jax.lax.dynamic_index_in_dim(blocks, i, axis=1, keepdims=False), over_v, None, None)
+
+        def over_chunks(c, state):
+            at = lambda x: spread(jax.lax.dynamic_index_in_dim(x, c, keepdims=False))  # noqa: E731
+            one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, c, keepdims=False), state)
+            one = meet(block, i, at(hidden), one, at(part), at(block_of), at(row))
+            return jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, c, 0), state, one)
+
+        return jax.lax.fori_loop(0, hidden.shape[0], over_chunks, state)
+
+    sums = lambda value, like: lay(  # noqa: E731  [chunks, t, B, size, ...]
+        jnp.full((like.shape[0], parts, *like.shape[1:]), value, jnp.float32), None, over_v, BATCH_AXES, *[None] * (like.ndim - 2)
+    )
+    start = sums(jnp.finfo(jnp.float32).min, targets), sums(0.0, targets), sums(0.0, targets), sums(0.0, hidden) if with_pull else None
+    highest_of_parts, z, target_logit, expected = jax.lax.fori_loop(0, n_blocks, over_blocks, start)
+    highest = jnp.max(highest_of_parts, axis=1)
+    shrink = jnp.exp(highest_of_parts - highest[:, None])
+    z, target_logit = jnp.sum(z * shrink, axis=1), jnp.sum(target_logit, axis=1)
     nll = highest + jnp.log(z) - target_logit
     losses = (nll, jnp.zeros_like(nll), (target_logit == highest).astype(jnp.float32))
     if not with_pull:
         return losses, None
     # d nll / d hidden = (sum_v softmax(logits)_v table_v - table_target) / temperature
-    pull = expected / z[..., None] - table[targets].astype(jnp.float32)
+    pull = jnp.sum(expected * shrink[..., None], axis=1) / z[..., None] - table[targets].astype(jnp.float32)
     return losses, (pull / temperature).astype(hidden.dtype)
 
 
-def _n_blocks(vocab_size):
-    """Returns how many blocks of a multiple of 64 rows the vocabulary is walked in, at most 64."""
-    whole = vocab_size // 64 if vocab_size % 64 == 0 else 1
+def _n_blocks(n_rows):
+    """Returns how many blocks of a multiple of 64 rows a vocabulary is walked in, at most 64."""
+    whole = n_rows // 64 if n_rows % 64 == 0 else 1
     return max(n for n in range(1, 65) if whole % n == 0)
 
 
+def _against_teacher(hidden, targets, table, temperature, with_pull):
+    """Against the distributions of a teacher's hidden states: the difference of two of them is what pulls, so both are
+    needed whole and chunks come first; a table sharded over D is gathered before, once for all chunks."""
+    parts = ways("tensor") if table.shape[0] % ways("tensor") == 0 else 1
+    table = lay(table, "tensor" if parts > 1 else None, None)
+
+    def body(_, chunks):
+        return None, _teacher_chunk(*map(spread, chunks), table, temperature, with_pull)
+
+    return jax.lax.scan(body, None, (hidden, targets))[1]
+
+
 def _teacher_chunk(hidden, targets, table, temperature, with_pull):
-    """Against the distribution of a teacher's hidden states `targets`."""
-    logits = _logits(hidden, table, temperature)
+    """Returns (losses, pull) of one chunk [B, size, D] against the hidden states `targets`."""
+    logits = _logits("bmd,vd->bmv", hidden, table, temperature)
     highest = jnp.max(logits, axis=-1)
     log_z = highest + jnp.log(jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1))
-    teacher = _logits(targets, table, temperature)
+    teacher = _logits("bmd,vd->bmv", targets, table, temperature)
     log_p = jax.nn.log_softmax(teacher, axis=-1)
     p = jnp.exp(log_p)
     nll = log_z - jnp.sum(p * logits, axis=-1)
@@ -183,6 +211,6 @@ def _teacher_chunk(hidden, targets, table, temperature, with_pull):
     return losses, (pull / temperature).astype(hidden.dtype)
 
 
-def _logits(hidden, table, temperature):
-    logits = jnp.einsum("bmd,vd->bmv", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+def _logits(sizes, hidden, table, temperature):
+    logits = jnp.einsum(sizes, hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
     return logits if temperature == 1.0 else logits / temperature

@@ -4,9 +4,10 @@
     hidden, sums = each_layer(params, reference, config, inputs, positions, weights, chosen, ...)
 
 At a layer, both models' residual streams go through the final norm and the head (a "logit lens"), and
-the loss is the cross entropy between the two distributions. Both models are scanned together and the
-loss is summed on the way, so no layer's hidden states are kept. The reference is the model that phase 1
-accepted: the same base, with its own small adapter tree.
+the loss is the cross entropy between the two distributions. Both models are scanned together; of the drawn layers
+what the head will read, a few positions, is put aside on the way, and all of it meets the head at once: its table
+is read (where it is sharded, gathered) once a step, and no layer's hidden states are kept whole. The reference is
+the model that phase 1 accepted: the same base, with its own small adapter tree.
 
 Layers that were added in front run first, so each layer of the base meets its own counterpart in the longer
 model. Where one of the two models has layers added behind, their outputs after those are compared too, as one
@@ -26,8 +27,9 @@ import jax.numpy as jnp
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.forward import Inputs, LayerInputs, edge_inputs, embed, layer_inputs, make_view, run_layer
 from medkor_jax.model.layers import rms_norm
+from medkor_jax.model.layout import BATCH_AXES, lay
 from medkor_jax.model.params import BACK, FRONT, Params, head_table, n_edge_blocks
-from medkor_jax.train.losses import LossSums, cross_entropy, gather_positions
+from medkor_jax.train.losses import LossSums, gather_positions, token_losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,7 @@ def each_layer(
     layer_weights: jax.Array,
     *,
     dtype: Any,
+    n_drawn: int = 0,
     remat: str = "none",
     chunk: int = 256,
     temperature: float = 1.0,
@@ -96,7 +99,8 @@ def each_layer(
     """Returns (final hidden states [B, T, D], sums over chosen layers, sums of each layer [n_compared]).
 
     positions, weights: [B, P], where in T the distributions are compared. layer_weights: [n_compared] from
-    `choose_layers`; layers of weight 0 cost no head. params.base and reference.base are the same arrays.
+    `choose_layers`, and n_drawn, how many of them are not 0 at most (0: all): the head is computed for so many.
+    params.base and reference.base are the same arrays.
     """
     n = n_compared(config, params, reference)
     if layer_weights.shape != (n,):
@@ -104,13 +108,13 @@ def each_layer(
     student = embed(params, config, inputs.tokens, inputs.langs, dtype)
     teacher = embed(reference, config, inputs.tokens, inputs.langs, dtype)
     view = make_view(config, inputs.positions, inputs.segments)
-    table, final_norm = head_table(params.base), params.base["final_norm"]
+    final_norm = params.base["final_norm"]
+    k = min(n_drawn or n, n)
+    is_drawn = layer_weights > 0
+    slots = jnp.where(is_drawn, jnp.cumsum(is_drawn) - 1, k)  # where in `kept` a place stands; k: thrown away
 
-    def lens(x: jax.Array) -> jax.Array:
-        return rms_norm(gather_positions(x, positions), final_norm, config.rms_eps)
-
-    def compare(student: jax.Array, teacher: jax.Array) -> LossSums:
-        return cross_entropy(lens(student), table, lens(teacher), weights, chunk=chunk, temperature=temperature)
+    def keep(kept: jax.Array, x: jax.Array, slot: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(kept, gather_positions(x, positions), slot, 0)
 
     def run_student(x: jax.Array, layer: LayerInputs) -> jax.Array:
         return run_layer(config, view, layer, x, params.lora_scale, dropout, remat)
@@ -118,15 +122,10 @@ def each_layer(
     def run_teacher(x: jax.Array, layer: LayerInputs) -> jax.Array:
         return jax.lax.stop_gradient(run_layer(config, view, layer, x, reference.lora_scale))
 
-    def compare_if_drawn(student: jax.Array, teacher: jax.Array, layer_weight: jax.Array) -> LossSums:
-        zero = jnp.zeros((), jnp.float32)
-        nothing = LossSums(zero, zero, zero, zero)
-        return jax.lax.cond(layer_weight > 0, compare, lambda *_: nothing, student, teacher)
-
     def body(carry, layer):
-        of_student, of_teacher, layer_weight = layer
-        student, teacher = run_student(carry[0], of_student), run_teacher(carry[1], of_teacher)
-        return (student, teacher), compare_if_drawn(student, teacher, layer_weight)
+        (student, teacher, of_students, of_teachers), (for_student, for_teacher, slot) = carry, layer
+        student, teacher = run_student(student, for_student), run_teacher(teacher, for_teacher)
+        return (student, teacher, keep(of_students, student, slot), keep(of_teachers, teacher, slot)), None
 
     def run_edges(student: jax.Array, teacher: jax.Array, side: str) -> tuple[jax.Array, jax.Array]:
         for stack in edge_inputs(params, config, side):
@@ -135,13 +134,27 @@ def each_layer(
             teacher, _ = jax.lax.scan(lambda x, layer: (run_teacher(x, layer), None), teacher, stack)
         return student, teacher
 
-    both = run_edges(student, teacher, FRONT)
-    own = layer_weights[: config.n_layers]
-    layers = (layer_inputs(params, config, dropout_key), layer_inputs(reference, config, None), own)
-    both, per_layer = jax.lax.scan(body, both, layers)
-    student, teacher = run_edges(*both, BACK)
+    student, teacher = run_edges(student, teacher, FRONT)
+    nothing = lay(jnp.zeros((k + 1, *positions.shape, config.d_model), dtype), None, BATCH_AXES, None, None)
+    layers = (layer_inputs(params, config, dropout_key), layer_inputs(reference, config, None), slots[: config.n_layers])
+    (student, teacher, of_students, of_teachers), _ = jax.lax.scan(body, (student, teacher, nothing, nothing), layers)
+    student, teacher = run_edges(student, teacher, BACK)
     if n > config.n_layers:
-        at_the_end = compare_if_drawn(student, teacher, layer_weights[-1])
-        per_layer = jax.tree.map(lambda each, last: jnp.append(each, last), per_layer, at_the_end)
-    total = jax.tree.map(lambda x: jnp.sum(x * layer_weights), per_layer)
-    return rms_norm(student, final_norm, config.rms_eps), total, per_layer
+        of_students, of_teachers = keep(of_students, student, slots[-1]), keep(of_teachers, teacher, slots[-1])
+
+    def lens(kept: jax.Array) -> jax.Array:
+        """[k + 1, B, P, D] -> [B, k P, D]: what the head reads, of all drawn places at once."""
+        kept = jnp.moveaxis(kept[:k], 0, 1)
+        return rms_norm(kept.reshape(kept.shape[0], -1, config.d_model), final_norm, config.rms_eps)
+
+    each = token_losses(lens(of_students), head_table(params.base), lens(of_teachers), chunk=chunk, temperature=temperature)
+    weights = jax.lax.stop_gradient(weights.astype(jnp.float32))
+
+    def of_places(x: jax.Array) -> jax.Array:
+        """[B, k P] -> [n]: the weighted sum at each place, 0 where it was not drawn."""
+        sums = jnp.sum(x.reshape(x.shape[0], k, -1) * weights[:, None], axis=(0, 2))
+        return jnp.append(sums, 0.0)[slots]
+
+    per_place = LossSums(of_places(each.nats), of_places(each.entropy), of_places(each.correct), jnp.where(is_drawn, jnp.sum(weights), 0.0))
+    total = jax.tree.map(lambda x: jnp.sum(x * layer_weights), per_place)
+    return rms_norm(student, final_norm, config.rms_eps), total, per_place

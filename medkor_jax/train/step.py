@@ -179,7 +179,7 @@ def _sums(params, reference, config, spec, batch, layer_weights, key) -> _Sums:
     if spec.retention.weight > 0:
         hidden, retained, per_layer = each_layer(
             params, reference, config, Inputs.of(batch), batch["retain_positions"], batch["retain_weights"],
-            layer_weights, chunk=spec.chunk, temperature=spec.retention.temperature, **common,
+            layer_weights, n_drawn=spec.retention.layers, chunk=spec.chunk, temperature=spec.retention.temperature, **common,
         )  # fmt: skip
     else:
         hidden = forward(params, config, Inputs.of(batch), **common)

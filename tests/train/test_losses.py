@@ -1,8 +1,11 @@
+import re
+
 import jax
 import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.train.losses import cross_entropy, gather_positions, token_losses
@@ -162,8 +165,10 @@ def test_the_chunk_is_counted_on_each_part_of_the_batch():
     def n_chunks(mesh):
         with jax.set_mesh(mesh):
             lowered = jax.jit(lambda h: cross_entropy(h, TABLE, np.zeros((8, 16), np.int32), np.ones((8, 16)), chunk=8).loss)
-            scan = next(e for e in _equations(lowered.trace(jnp.ones((8, 16, D))).jaxpr.jaxpr) if e.primitive.name == "scan")
-        return scan.params["length"]
+            scans = [e for e in _equations(lowered.trace(jnp.ones((8, 16, D))).jaxpr.jaxpr) if e.primitive.name == "scan"]
+        blocks, chunks = (scan.params["length"] for scan in scans)
+        assert blocks == 1  # 50 rows are no multiple of 64
+        return chunks
 
     assert n_chunks(make_mesh(MeshShape(), jax.devices()[:1])) == 16
     assert n_chunks(make_mesh(MeshShape(2, 2, 1), jax.devices())) == 4
@@ -174,6 +179,52 @@ def _equations(jaxpr):
         yield equation
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
             yield from _equations(inner)
+
+
+@pytest.mark.parametrize("shape", [MeshShape(2, 2, 1), MeshShape(1, 4, 1), MeshShape(1, 2, 2), MeshShape(1, 1, 4)], ids=str)
+@pytest.mark.parametrize("teacher", [False, True], ids=["ids", "teacher"])
+def test_a_sharded_table_gives_the_same_and_is_gathered_once(shape, teacher):
+    """4 chunks and, against ids, 4 blocks of the vocabulary; what each device receives of the table is the table, once."""
+    b, m, d, v = 8, 16, 32, 256
+    rng = np.random.default_rng(1)
+    normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+    hidden, table, weights = normal(b, m, d), normal(v, d), rng.random((b, m)).astype(np.float32)
+    targets = normal(b, m, d) if teacher else rng.integers(0, v, (b, m)).astype(np.int32)
+
+    def lowered(mesh):
+        axes = dict(zip(("data", "fsdp", "tensor"), (shape.data, shape.fsdp, shape.tensor)))
+        lie = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))  # noqa: E731
+        batch, chunk = ("data", "fsdp"), b * m // 4 // (axes["data"] * axes["fsdp"] if mesh.size > 1 else 1)
+        arguments = lie(hidden, batch), lie(table, "tensor", "fsdp"), lie(targets, batch), lie(weights, batch)
+
+        def loss(h, t, y, w):
+            sums = cross_entropy(h, t, y, w, chunk=chunk)
+            return sums.loss, sums
+
+        with jax.set_mesh(mesh):
+            compiled = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(*arguments).compile()
+            return compiled(*arguments), compiled.as_text()
+
+    (found, gradient), text = lowered(make_mesh(shape, jax.devices()))
+    (expected, expected_gradient), _ = lowered(make_mesh(MeshShape(), jax.devices()[:1]))
+    np.testing.assert_allclose(jax.tree.leaves(found), jax.tree.leaves(expected), rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5 * np.abs(expected_gradient).max())
+    of_table = gathered_elements(text, d)
+    assert of_table == (v // shape.tensor * d if shape.fsdp > 1 else 0)
+
+
+def gathered_elements(text, d, name="", times=1):
+    """Returns how many elements the all-gathers of arrays [.., d] give, those in loops as often as they run."""
+    bodies = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) \([^\n]*\{\n(.*?)^\}", text, re.M | re.S))
+    total = 0
+    for line in bodies[name or re.search(r"^ENTRY %?([\w.-]+)", text, re.M)[1]].splitlines():
+        if found := re.search(r"= \w+\[([\d,]+)\]\S* all-gather(?:-start)?\(", line):
+            sizes = [int(n) for n in found[1].split(",")]
+            total += times * np.prod(sizes) * (sizes[-1] == d)
+        if " while(" in line:
+            inner, n = re.search(r"body=%?([\w.-]+)", line)[1], re.search(r'known_trip_count":\{"n":"(\d+)"', line)[1]
+            total += gathered_elements(text, d, inner, times * int(n))
+    return total
 
 
 def test_gather_takes_each_rows_own_positions():

@@ -34,14 +34,14 @@ def teacher(student, make_adapters):
     return Params(student.base, lora=make_adapters(student.base, seed=1, rank=2, targets=("q", "up")), lora_scale=1.5)
 
 
-@functools.partial(jax.jit, static_argnames=("temperature", "remat"))
-def compare(student, teacher, batch, layer_weights, temperature=2.0, remat="none"):
+@functools.partial(jax.jit, static_argnames=("temperature", "remat", "n_drawn"))
+def compare(student, teacher, batch, layer_weights, temperature=2.0, remat="none", n_drawn=0):
     """Returns ((total loss, (hidden, total, per layer)), gradient in the student's small trees)."""
 
     def loss(trees):
         hidden, total, per_layer = each_layer(
             student.replace(**trees), teacher, C, Inputs.of(batch), batch["loss_positions"], batch["loss_weights"],
-            layer_weights, dtype=jnp.float32, chunk=9, temperature=temperature, remat=remat,
+            layer_weights, dtype=jnp.float32, chunk=9, temperature=temperature, remat=remat, n_drawn=n_drawn,
         )  # fmt: skip
         return total.loss, (hidden, total, per_layer)
 
@@ -123,6 +123,18 @@ def test_only_drawn_layers_count_and_the_others_report_nothing(student, teacher,
     np.testing.assert_allclose(total.weight, every.weight, rtol=1e-6)
 
 
+@pytest.mark.parametrize("per_step", [1, 3])
+def test_the_head_is_computed_for_as_many_places_as_are_drawn(student, teacher, batch, per_step):
+    """The same numbers and gradients as with room for all, at the price of per_step of them."""
+    weights = choose_layers(jax.random.key(2), L, per_step)
+    few, all_places = (compare(student, teacher, batch, weights, n_drawn=n) for n in (per_step, 0))
+    for one, other in zip(jax.tree.leaves(few), jax.tree.leaves(all_places), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
+    flops = [compare.lower(student, teacher, batch, weights, n_drawn=n).compile().cost_analysis()["flops"] for n in (per_step, 2 * per_step)]
+    head = 6 * batch["loss_positions"].size * C.d_model * C.vocab_size  # both models' logits, and what pulls
+    assert flops[1] - flops[0] == pytest.approx(per_step * head, rel=0.2)
+
+
 def test_a_fresh_expansion_is_compared_as_if_it_were_not_there(student, teacher, batch):
     """The place at the end then says what the last layer of the base says, and can be drawn alone."""
     (_, (hidden, _, plain)), _ = compare(student, teacher, batch, ALL)
@@ -171,7 +183,7 @@ def test_the_reference_gets_no_gradient(student, teacher, batch):
 
 def _lowered(batch, params, per_step, remat):
     weights = choose_layers(jax.random.key(0), L, per_step)
-    return compare.lower(params, params, batch, weights, 2.0, remat).compile()
+    return compare.lower(params, params, batch, weights, 2.0, remat, per_step).compile()
 
 
 def test_hidden_states_are_not_kept_for_every_layer(student, make_batch):

@@ -1,0 +1,39 @@
+"""Where activations lie on the mesh in force, told to the compiler; without a mesh everything here changes nothing.
+
+    x = spread(x)                                # first axis over the batch axes
+    block = lay(block, "tensor", None, None)     # gathered from wherever it lay, but for the tensor axis
+
+Weights and batches are laid out by `parallel.mesh`, which is not known here: these are its axes' names.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+from jax.sharding import PartitionSpec
+
+BATCH_AXES = ("data", "fsdp")  # mesh axes over which the batch is spread
+
+
+def ways(*axes: str) -> int:
+    """Returns into how many parts these axes of the mesh divide together: 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
+
+
+def batch_ways() -> int:
+    """Returns over how many parts `spread` lays a batch: 1 without a mesh."""
+    return ways(*BATCH_AXES)
+
+
+def spread(x: jax.Array) -> jax.Array:
+    """Returns x with its first axis laid over the batch axes of the mesh in force (none: unchanged)."""
+    return lay(x, BATCH_AXES, *[None] * (x.ndim - 1))
+
+
+def lay(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
+    """Returns x with each dimension over the mesh axes named for it, whole in those that are None."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
