@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.plan import kept
-from medkor_jax.plan.handcount import drawn_share, hand_flops
+from medkor_jax.plan.handcount import costly_share, hand_flops, kernel_flops
 from medkor_jax.plan.program import Cost, read_program
 from medkor_jax.plan.stages import WRITE, Program, traceable
 from medkor_jax.plan.topology import CHIPS, GIB, Topology
@@ -99,12 +99,13 @@ def machine(topology: Topology, shape: MeshShape) -> Iterator[Mesh]:
 class Started:
     """A program that was lowered and waits for its compiler."""
 
+    program: Program
     lowered: Any
     topology: Topology
     memory: dict[str, float]
     hand: float
     open_trips: float | None
-    drawn: float
+    costly_share: float
 
 
 def compile_program(program: Program, config: ModelConfig, mesh: Mesh, topology: Topology) -> Found:
@@ -117,18 +118,23 @@ def start(program: Program, config: ModelConfig, mesh: Mesh, topology: Topology)
     asked = traceable(program, config, mesh)
     memory = {name: sharded_bytes(part) for name, part in asked.parts.items()}
     hand = hand_flops(program, config) / mesh.size
-    return Started(asked.lower(), topology, memory, hand, 1.0 if program.kind == WRITE else None, drawn_share(program, config))
+    return Started(program, asked.lower(), topology, memory, hand, 1.0 if program.kind == WRITE else None, costly_share(program, config))
 
 
 def finish(started: Started) -> Found:
     """Returns what the compiler says of the program; from the disk, if it was asked this before (`kept`)."""
     began = time.perf_counter()
-    key = kept.key_of(started.lowered.as_text(), started.topology.name, started.open_trips, started.drawn)
+    key = kept.key_of(started.lowered.as_text(), started.topology.name, started.open_trips, started.costly_share)
     if (said := kept.read(key)) is None:
         said = _compile(started)
         kept.write(key, said)
     memory, seconds = {**started.memory, **said["memory"]}, time.perf_counter() - began
-    return Found(memory, said["cost"], started.hand, "compiled", seconds, started.topology.chip.memory_bytes, said["refused"])
+    seen = [(kernel, kernel_flops(kernel, started.program)) for kernel in said["cost"].kernels]
+    cost = dataclasses.replace(
+        said["cost"], flops=said["cost"].flops + sum(flops or 0.0 for _, flops in seen),
+        kernels=tuple(kernel for kernel, flops in seen if flops is None),
+    )  # fmt: skip
+    return Found(memory, cost, started.hand, "compiled", seconds, started.topology.chip.memory_bytes, said["refused"])
 
 
 def _compile(started: Started) -> dict[str, Any]:
@@ -144,7 +150,7 @@ def _compile(started: Started) -> dict[str, Any]:
         "not aliased": sizes.output_size_in_bytes - sizes.alias_size_in_bytes, "program": sizes.generated_code_size_in_bytes,
     }  # fmt: skip
     memory["total"] = sum(memory.values())
-    return {"memory": memory, "cost": read_program(compiled.as_text(), open_trips=started.open_trips, drawn=started.drawn), "refused": ""}
+    return {"memory": memory, "cost": read_program(compiled.as_text(), open_trips=started.open_trips, costly_share=started.costly_share), "refused": ""}
 
 
 def sharded_bytes(tree: Any) -> float:

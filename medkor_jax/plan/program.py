@@ -69,21 +69,20 @@ class Cost:
         return Cost(self.flops * times, self.main_bytes * times, collectives, kernels)
 
 
-def read_program(text: str, *, open_trips: float | None = None, drawn: float = 1.0) -> Cost:
+def read_program(text: str, *, open_trips: float | None = None, costly_share: float = 1.0) -> Cost:
     """Returns the cost of a compiled program's text.
 
-    open_trips: how often a loop runs whose end is not in the text (decoding stops when every row is done). drawn: at what
-    share of all times a conditional takes its costliest branch, and else its cheapest: each-layer training draws its layers,
-    and one layer in six looks at the whole cache.
+    open_trips: how often a loop runs whose end is not in the text (decoding stops when every row is done). costly_share: at what
+    share of all times a conditional takes its costliest branch, and else its cheapest: one layer in six looks at everything.
 
     Raises: ValueError if a loop that works does not say how often, and `open_trips` is None.
     """
-    return _Walk(parse(text), open_trips, drawn).total()
+    return _Walk(parse(text), open_trips, costly_share).total()
 
 
 class _Walk:
-    def __init__(self, module: Module, open_trips: float | None, drawn: float) -> None:
-        self._module, self._open_trips, self._drawn = module, open_trips, drawn
+    def __init__(self, module: Module, open_trips: float | None, costly_share: float) -> None:
+        self._module, self._open_trips, self._costly_share = module, open_trips, costly_share
         self._of = functools.cache(self._cost)
 
     def total(self) -> Cost:
@@ -138,9 +137,9 @@ class _Walk:
         names = names or [conditional.called(f"{which}_computation") for which in ("true", "false")]
         work = lambda name: (self._of(name, in_memory).flops, self._of(name, in_memory).main_bytes)  # noqa: E731
         least, *_, most = sorted(names, key=work)
-        both = self._of(most, in_memory).within(f"{conditional.name}/{most}", self._drawn)
-        if self._drawn < 1:
-            both += self._of(least, in_memory).within(f"{conditional.name}/{least}", 1 - self._drawn)
+        both = self._of(most, in_memory).within(f"{conditional.name}/{most}", self._costly_share)
+        if self._costly_share < 1:
+            both += self._of(least, in_memory).within(f"{conditional.name}/{least}", 1 - self._costly_share)
         return both
 
     def _trips(self, computation: Computation, loop: Instruction) -> int | None:

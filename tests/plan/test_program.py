@@ -46,7 +46,7 @@ def test_a_conditional_counts_its_costliest_branch_or_as_often_as_it_is_taken():
 
     text = text_of(drawn, (8, D), (D, D), (10,))
     assert read_program(text).flops == 10 * 2 * 2 * 8 * D * D
-    assert read_program(text, drawn=0.25).flops == pytest.approx(0.25 * 10 * 2 * 2 * 8 * D * D)
+    assert read_program(text, costly_share=0.25).flops == pytest.approx(0.25 * 10 * 2 * 2 * 8 * D * D)
 
 
 def test_a_loop_without_an_end_needs_to_be_told():

@@ -9,7 +9,7 @@ from medkor_jax.model.config import preset
 from medkor_jax.parallel.mesh import MeshShape
 from medkor_jax.phases import LoraRecipe
 from medkor_jax.plan.compiling import compile_program, machine, prepare
-from medkor_jax.plan.handcount import drawn_share
+from medkor_jax.plan.handcount import costly_share
 from medkor_jax.plan.stages import READ, STEP, WRITE, Program, Trees, traceable
 from medkor_jax.plan.topology import GIB, parse_topology
 from medkor_jax.plan.trace import jaxpr_work
@@ -50,7 +50,7 @@ def test_4b_fits_eight_v5e_chips(name, shape):
     with machine(topology, shape) as mesh:
         found = compile_program(program, CONFIG, mesh, topology)
         open_trips = 1.0 if program.kind == WRITE else None
-        work = jaxpr_work(traceable(program, CONFIG, mesh).jaxpr(), open_trips=open_trips, drawn=drawn_share(program, CONFIG))
+        work = jaxpr_work(traceable(program, CONFIG, mesh).jaxpr(), open_trips=open_trips, costly_share=costly_share(program, CONFIG))
     print(name, {part: round(n / GIB, 2) for part, n in found.memory.items()}, found.cost.flops / found.hand, found.cost.wire_bytes)
     assert found.fits, found.refused or found.memory
     assert found.cost.flops == pytest.approx(work.flops / mesh.size, rel=0.01)
