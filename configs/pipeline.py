@@ -51,3 +51,25 @@ def get_config(run=ALL):
         # what comes after the last phase to run needs no data yet
         config.update({name: phases[name] for name in ALL[: ALL.index(run[-1]) + 1]})
     return config
+
+
+def on_machine(topology, weights, *, mesh, rows, remat="gate_up", chunk=256, last=ALL[-1]):
+    """Returns the config of all phases up to `last` for one machine: its choices laid over every phase.
+
+    What a phase learns from is its own file's business; what is set here changes no result beyond rounding. `medkor plan
+    --config FILE` says what each stage then needs of the machine.
+
+    topology: as `medkor plan` names it. rows: of the training batch that one device holds at once; the rest of its share
+    comes in further microbatches. Only this model is a candidate: another would be another machine's.
+    """
+    config = get_config(ALL[: ALL.index(last) + 1])
+    config.topology, config.weights, config.remat, config.chunk = topology, weights, remat, chunk
+    config.mesh.update(mesh)
+    ways = config.mesh.data * config.mesh.fsdp
+    for name in config.run:
+        for stage in (config[name], config[name].remedy):
+            if stage.steps:
+                stage.microbatches = max(1, stage.batch_size // (ways * rows))
+    if "phase1" in config:
+        config.phase1.candidates = ("phase0",)
+    return config

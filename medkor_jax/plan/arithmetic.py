@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.plan.compiling import Found, sharded_bytes
-from medkor_jax.plan.handcount import drawn_share, hand_flops
+from medkor_jax.plan.handcount import costly_share, hand_flops
 from medkor_jax.plan.program import Cost
 from medkor_jax.plan.stages import STEP, WRITE, Program, Traceable, traceable
 from medkor_jax.plan.topology import Topology
@@ -37,7 +37,7 @@ def estimate(program: Program, config: ModelConfig, mesh: Mesh, topology: Topolo
     began = time.perf_counter()
     asked = traceable(program, config, mesh)
     jaxpr = asked.jaxpr()
-    work = jaxpr_work(jaxpr, open_trips=1.0 if program.kind == WRITE else None, drawn=drawn_share(program, config))
+    work = jaxpr_work(jaxpr, open_trips=1.0 if program.kind == WRITE else None, costly_share=costly_share(program, config))
     memory = {name: sharded_bytes(part) for name, part in asked.parts.items()}
     memory["arguments"] = sum(memory.values())
     memory["temporary"] = peak_bytes(jaxpr) / mesh.size + _gathered(asked, mesh)

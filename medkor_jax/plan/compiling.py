@@ -24,7 +24,8 @@ from jax.sharding import Mesh
 
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
-from medkor_jax.plan.handcount import drawn_share, hand_flops
+from medkor_jax.plan import kept
+from medkor_jax.plan.handcount import costly_share, hand_flops, kernel_flops
 from medkor_jax.plan.program import Cost, read_program
 from medkor_jax.plan.stages import WRITE, Program, traceable
 from medkor_jax.plan.topology import CHIPS, GIB, Topology
@@ -99,11 +100,12 @@ class Started:
     """A program that was lowered and waits for its compiler."""
 
     program: Program
-    config: ModelConfig
     lowered: Any
-    common: dict[str, Any]
+    topology: Topology
     memory: dict[str, float]
-    drawn: float
+    hand: float
+    open_trips: float | None
+    costly_share: float
 
 
 def compile_program(program: Program, config: ModelConfig, mesh: Mesh, topology: Topology) -> Found:
@@ -115,27 +117,40 @@ def start(program: Program, config: ModelConfig, mesh: Mesh, topology: Topology)
     """Returns the program lowered for `mesh`, which is in force; `finish` may then run in another thread."""
     asked = traceable(program, config, mesh)
     memory = {name: sharded_bytes(part) for name, part in asked.parts.items()}
-    common = dict(hand=hand_flops(program, config) / mesh.size, how="compiled", memory_limit=topology.chip.memory_bytes)
-    return Started(program, config, asked.lower(), common, memory, drawn_share(program, config))
+    hand = hand_flops(program, config) / mesh.size
+    return Started(program, asked.lower(), topology, memory, hand, 1.0 if program.kind == WRITE else None, costly_share(program, config))
 
 
 def finish(started: Started) -> Found:
-    began, memory = time.perf_counter(), dict(started.memory)
+    """Returns what the compiler says of the program; from the disk, if it was asked this before (`kept`)."""
+    began = time.perf_counter()
+    key = kept.key_of(started.lowered.as_text(), started.topology.name, started.open_trips, started.costly_share)
+    if (said := kept.read(key)) is None:
+        said = _compile(started)
+        kept.write(key, said)
+    memory, seconds = {**started.memory, **said["memory"]}, time.perf_counter() - began
+    seen = [(kernel, kernel_flops(kernel, started.program)) for kernel in said["cost"].kernels]
+    cost = dataclasses.replace(
+        said["cost"], flops=said["cost"].flops + sum(flops or 0.0 for _, flops in seen),
+        kernels=tuple(kernel for kernel, flops in seen if flops is None),
+    )  # fmt: skip
+    return Found(memory, cost, started.hand, "compiled", seconds, started.topology.chip.memory_bytes, said["refused"])
+
+
+def _compile(started: Started) -> dict[str, Any]:
     try:
         compiled = started.lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if not (used := _used(str(error))):
             raise
-        memory["total"] = used
-        return Found(memory, Cost(), seconds=time.perf_counter() - began, refused=_refusal(str(error)), **started.common)
+        return {"memory": {"total": used}, "cost": Cost(), "refused": _refusal(str(error))}
     sizes = compiled.memory_analysis()
-    memory |= {
+    memory = {
         "arguments": sizes.argument_size_in_bytes, "temporary": sizes.temp_size_in_bytes,
         "not aliased": sizes.output_size_in_bytes - sizes.alias_size_in_bytes, "program": sizes.generated_code_size_in_bytes,
     }  # fmt: skip
-    memory["total"] = sum(memory[name] for name in ("arguments", "temporary", "not aliased", "program"))
-    cost = read_program(compiled.as_text(), open_trips=1.0 if started.program.kind == WRITE else None, drawn=started.drawn)
-    return Found(memory, cost, seconds=time.perf_counter() - began, **started.common)
+    memory["total"] = sum(memory.values())
+    return {"memory": memory, "cost": read_program(compiled.as_text(), open_trips=started.open_trips, costly_share=started.costly_share), "refused": ""}
 
 
 def sharded_bytes(tree: Any) -> float:

@@ -20,6 +20,7 @@ from medkor_jax.bench.counts import matrix_sizes
 from medkor_jax.model.attention import n_scores
 from medkor_jax.model.config import GLOBAL, LOCAL, ModelConfig
 from medkor_jax.model.params import ADAPTABLE
+from medkor_jax.plan.program import Kernel
 from medkor_jax.plan.stages import READ, SCORE, STEP, WRITE, Program, Trees
 
 
@@ -28,18 +29,11 @@ def hand_flops(program: Program, config: ModelConfig) -> float:
     return {STEP: _step, SCORE: _score, READ: _read, WRITE: _write}[program.kind](program, config)
 
 
-def drawn_share(program: Program, config: ModelConfig) -> float:
-    """Returns how often the program's conditionals take their costlier branch.
-
-    In each-layer training: at what share of the places where it can compare, a step does. In decoding: the share of layers
-    that look at the whole cache.
-    """
-    if program.kind == WRITE:
-        kinds = _kinds(program, config)
-        return kinds.count(GLOBAL) / len(kinds)
-    n = n_places(program, config)
-    layers = program.spec.retention.layers
-    return 1.0 if program.reference is None else min(layers or n, n) / n
+def costly_share(program: Program, config: ModelConfig) -> float:
+    """Returns how often the program's conditionals take their costlier branch: they choose between the two kinds of layers,
+    and what looks at everything costs more than what looks at a window."""
+    kinds = _kinds(program, config)
+    return kinds.count(GLOBAL) / len(kinds)
 
 
 def _kinds(program: Program, config: ModelConfig) -> tuple[str, ...]:
@@ -90,7 +84,7 @@ def _step(program: Program, config: ModelConfig) -> float:
         flops += 4 * program.positions * head
     if program.reference is not None:
         flops += _forward(config, program.reference, program.rows, program.length)
-        compared = drawn_share(program, config) * n_places(program, config)
+        compared = min(retention.layers or config.n_layers + 1, n_places(program, config))
         flops += 6 * compared * (min(retention.positions, program.positions) or program.positions) * head
     return flops
 
@@ -110,3 +104,29 @@ def _write(program: Program, config: ModelConfig) -> float:
     layers = len(kinds) * _matrices(config) + config.n_layers * _adapters(config, program.trees)
     attention = 4 * slots * config.n_heads * config.head_dim
     return program.rows * (2 * layers + attention + 2 * config.d_model * config.vocab_size)
+
+
+# Products of a score that each part of a fused attention makes: forward 2 (scores, values), the gradient of the queries 3 (scores
+# again, its gradient, queries), of keys and values 4, of all at once 5.
+_ATTENTION_PARTS = (("dkv", 4), ("dq", 3), ("bwd", 5), ("backward", 5), ("fwd", 2), ("forward", 2), ("", 2))
+_ATTENTION = ("splash", "flash", "attention", "fmha")
+
+
+def kernel_flops(kernel: Kernel, program: Program) -> float | None:
+    """Returns a chip's FLOPs of all runs of a kernel whose inside the compiler does not show, None if it is none we know.
+
+    Known are fused attentions, by the name of the code that asked for them: [.., T, H] comes out, and each of the T T / 2 scores
+    that a query may see is computed, as many products as the part makes. What a window hides is counted too.
+    """
+    name = f"{kernel.target} {kernel.where}".lower()
+    if not any(word in name for word in _ATTENTION):
+        return None
+    products = next(n for part, n in _ATTENTION_PARTS if part in name.rsplit("/", 1)[-1])
+    out = max(kernel.shapes, key=len)
+    if program.length not in out:
+        return None
+    t = program.length
+    heads = 1
+    for size in out:
+        heads *= size
+    return products * 2 * (heads / t) * (t * (t + 1) / 2) * kernel.times

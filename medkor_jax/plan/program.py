@@ -27,10 +27,12 @@ KERNELS = re.compile(r'custom_call_target="(tpu_custom_call|__cublas[^"]*|__cudn
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A custom call whose inside is not in the text. times: how often it runs; where: the name of the code that asked for it."""
+    """A custom call whose inside is not in the text. times: how often it runs; where: the name of the code that asked for it;
+    target: what is called; shapes: of its results, as sizes."""
 
-    instruction: Instruction
+    target: str
     where: str
+    shapes: tuple[tuple[int, ...], ...]
     times: float = 1.0
 
 
@@ -67,21 +69,20 @@ class Cost:
         return Cost(self.flops * times, self.main_bytes * times, collectives, kernels)
 
 
-def read_program(text: str, *, open_trips: float | None = None, drawn: float = 1.0) -> Cost:
+def read_program(text: str, *, open_trips: float | None = None, costly_share: float = 1.0) -> Cost:
     """Returns the cost of a compiled program's text.
 
-    open_trips: how often a loop runs whose end is not in the text (decoding stops when every row is done). drawn: at what
-    share of all times a conditional takes its costliest branch, and else its cheapest: each-layer training draws its layers,
-    and one layer in six looks at the whole cache.
+    open_trips: how often a loop runs whose end is not in the text (decoding stops when every row is done). costly_share: at what
+    share of all times a conditional takes its costliest branch, and else its cheapest: one layer in six looks at everything.
 
     Raises: ValueError if a loop that works does not say how often, and `open_trips` is None.
     """
-    return _Walk(parse(text), open_trips, drawn).total()
+    return _Walk(parse(text), open_trips, costly_share).total()
 
 
 class _Walk:
-    def __init__(self, module: Module, open_trips: float | None, drawn: float) -> None:
-        self._module, self._open_trips, self._drawn = module, open_trips, drawn
+    def __init__(self, module: Module, open_trips: float | None, costly_share: float) -> None:
+        self._module, self._open_trips, self._costly_share = module, open_trips, costly_share
         self._of = functools.cache(self._cost)
 
     def total(self) -> Cost:
@@ -111,12 +112,13 @@ class _Walk:
             return self._loop(computation, instruction, in_memory)
         if opcode == "conditional":
             return self._branches(instruction, in_memory)
-        if sent := collective_of(self._module, computation, instruction):
+        if sent := collective_of(self._module, computation, instruction, in_memory):
             key = instruction.attribute("channel_id") or instruction.name
             return Cost(collectives={(key,): sent})
-        if opcode == "custom-call" and KERNELS.search(instruction.attributes):
+        if opcode == "custom-call" and (target := KERNELS.search(instruction.attributes)):
             where = re.search(r'op_name="([^"]*)"', instruction.attributes)
-            return Cost(main_bytes=moved, kernels=(Kernel(instruction, where[1] if where else ""),))
+            kernel = Kernel(target[1], where[1] if where else "", tuple(shape.sizes for shape in instruction.shapes))
+            return Cost(main_bytes=moved, kernels=(kernel,))
         return Cost(main_bytes=moved)
 
     def _loop(self, computation: Computation, loop: Instruction, in_memory: bool) -> Cost:
@@ -135,9 +137,9 @@ class _Walk:
         names = names or [conditional.called(f"{which}_computation") for which in ("true", "false")]
         work = lambda name: (self._of(name, in_memory).flops, self._of(name, in_memory).main_bytes)  # noqa: E731
         least, *_, most = sorted(names, key=work)
-        both = self._of(most, in_memory).within(f"{conditional.name}/{most}", self._drawn)
-        if self._drawn < 1:
-            both += self._of(least, in_memory).within(f"{conditional.name}/{least}", 1 - self._drawn)
+        both = self._of(most, in_memory).within(f"{conditional.name}/{most}", self._costly_share)
+        if self._costly_share < 1:
+            both += self._of(least, in_memory).within(f"{conditional.name}/{least}", 1 - self._costly_share)
         return both
 
     def _trips(self, computation: Computation, loop: Instruction) -> int | None:

@@ -23,12 +23,13 @@ def table(plan: Plan | Choice) -> str:
 def plan_table(plan: Plan) -> str:
     """Returns the plan in words and columns, a line a stage and below it a line for each further program it runs."""
     chip, lines = plan.topology.chip, [_head(plan)]
-    columns = f"{'stage':<28}{'memory':>9}{'of which temporary':>20}{'TFLOP':>9}{'x hand':>8}{'HBM GB':>8}{'ICI GB':>8}{'least s':>9} {'wall':<5}{'Mtok/day':>9}{'hours':>8}"
-    lines.append(columns)
+    lines.append(_row("stage", "GiB", "temporary", "TFLOP", "x hand", "HBM GB", "ICI GB", "least s", "wall", "Mtok/day", "hours"))
     for cost in plan.stages:
         lines += _stage_lines(cost)
     lines.append("")
     lines += [f"{name}: {', '.join(stages)}" for name, stages in _notes(plan).items()]
+    if unseen := sorted({kernel.where for cost in plan.stages for found in cost.found for kernel in found.cost.kernels}):
+        lines.append(f"NOT COUNTED: the inside of {', '.join(unseen)}; FLOPs are too low by it.")
     lines.append(f"Memory is a chip's, of {chip.memory_bytes / GIB:.2f} GiB. Times are bounds from below: the slowest wall alone, at the published peaks.")
     lines.append(_verdict(plan))
     return "\n".join(lines)
@@ -41,19 +42,28 @@ def _head(plan: Plan) -> str:
     return f"{plan.model} on {t.name} ({t.n_chips} chips, mesh data x fsdp x tensor = {mesh}); {' and '.join(hows)}"
 
 
+_WIDTHS = (28, 8, 11, 8, 8, 9, 9, 9, 6, 10, 8)
+
+
+def _row(name: str, *cells: str) -> str:
+    return name.ljust(_WIDTHS[0]) + "".join(cell.rjust(width) for cell, width in zip(cells, _WIDTHS[1:]))
+
+
 def _stage_lines(cost: StageCost) -> list[str]:
-    lines, hours = [], cost.seconds / 3600
+    lines: list[str] = []
     for run, found, bound in zip(cost.stage.runs, cost.found, cost.bounds):
         is_first = not lines
         name = cost.stage.name if is_first else f"  {run.program.kind} x {run.per_update:g}"
-        ratio = found.cost.flops / found.hand if found.hand else 0.0
-        row = f"{name:<28}{found.memory['total'] / GIB:>9.2f}{found.memory.get('temporary', 0) / GIB:>20.2f}"
+        memory = (f"{found.memory['total'] / GIB:.2f}", f"{found.memory.get('temporary', 0) / GIB:.2f}")
         if found.refused:
-            lines.append(f"{row}  does not fit: {found.refused}")
+            lines.append(f"{_row(name, *memory)}  DOES NOT FIT: {found.refused}")
             continue
-        row += f"{found.cost.flops / 1e12:>9.3g}{ratio:>8.2f}{found.cost.main_bytes / 1e9:>8.3g}{sum(found.cost.wire_bytes.values()) / 1e9:>8.3g}{bound.least:>9.3g} {bound.wall:<5}"
-        row += f"{cost.tokens_per_day / 1e6:>9.0f}{hours:>8.1f}" if is_first else ""
-        lines.append(row + ("" if found.fits else "  DOES NOT FIT"))
+        numbers = (
+            f"{found.cost.flops / 1e12:.3g}", f"{found.cost.flops / found.hand:.2f}", f"{found.cost.main_bytes / 1e9:.3g}",
+            f"{sum(found.cost.wire_bytes.values()) / 1e9:.3g}", f"{bound.least:.3g}", bound.wall,
+        )  # fmt: skip
+        whole = (f"{cost.tokens_per_day / 1e6:.0f}", f"{cost.seconds / 3600:.1f}") if is_first else ()
+        lines.append(_row(name, *memory, *numbers, *whole) + ("" if found.fits else "  DOES NOT FIT"))
     return lines
 
 

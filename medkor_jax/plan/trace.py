@@ -37,12 +37,12 @@ class Work:
         return Work(self.flops * n, self.matrix_bytes * n, self.row_bytes * n)
 
 
-def jaxpr_work(jaxpr: Any, *, open_trips: float | None = None, drawn: float = 1.0) -> Work:
-    """Returns the work of all matrix products of a (closed) jaxpr. open_trips, drawn: as in `program.read_program`.
+def jaxpr_work(jaxpr: Any, *, open_trips: float | None = None, costly_share: float = 1.0) -> Work:
+    """Returns the work of all matrix products of a (closed) jaxpr. open_trips, costly_share: as in `program.read_program`.
 
     Raises: ValueError on a loop without a known end, if `open_trips` is None and it multiplies.
     """
-    values = _Values(open_trips, drawn)
+    values = _Values(open_trips, costly_share)
     inputs = [values.fresh() for _ in _open(jaxpr).invars]
     return values.work_behind(values.run(jaxpr, inputs))
 
@@ -56,8 +56,8 @@ class _Node:
 class _Values:
     """Numbers every value of a jaxpr, those within calls too; the same operation on the same values has the same number."""
 
-    def __init__(self, open_trips: float | None, drawn: float) -> None:
-        self._open_trips, self._drawn = open_trips, drawn
+    def __init__(self, open_trips: float | None, costly_share: float) -> None:
+        self._open_trips, self._costly_share = open_trips, costly_share
         self._numbers, self._nodes = itertools.count(), {}
         self._known: dict[Any, list[int]] = {}
 
@@ -130,13 +130,13 @@ class _Values:
             return body.times(self._open_trips or 0.0)
         if name == "cond":
             branches = [self._inside(branch) for branch in parameters["branches"]]
-            return max(branches).times(self._drawn) + min(branches).times(1 - self._drawn)
+            return max(branches).times(self._costly_share) + min(branches).times(1 - self._costly_share)
         if name == "conv_general_dilated":
             raise ValueError("a convolution in the model: nothing here counts one")
         return None
 
     def _inside(self, jaxpr: Any) -> Work:
-        return jaxpr_work(jaxpr, open_trips=self._open_trips, drawn=self._drawn)
+        return jaxpr_work(jaxpr, open_trips=self._open_trips, costly_share=self._costly_share)
 
 
 def n_bytes(aval: Any) -> int:

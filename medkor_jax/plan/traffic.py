@@ -48,8 +48,11 @@ def operand_shapes(computation: Computation, instruction: Instruction) -> list[S
     return [shape for name in instruction.operands if name in computation for shape in computation[name].shapes]
 
 
-def collective_of(module: Module, computation: Computation, instruction: Instruction) -> Collective | None:
-    """Returns what `instruction` sends, None if it is no collective or the end of one that was started elsewhere."""
+def collective_of(module: Module, computation: Computation, instruction: Instruction, in_memory: bool = True) -> Collective | None:
+    """Returns what `instruction` sends, None if it is no collective or the end of one that was started elsewhere.
+
+    in_memory: it reads and writes main memory itself; within a fusion, the fusion does.
+    """
     kind = instruction.opcode.removesuffix("-start")
     if kind not in KINDS:
         return None
@@ -67,7 +70,9 @@ def collective_of(module: Module, computation: Computation, instruction: Instruc
         "collective-permute": (given, given),
         "collective-broadcast": (given, given),
     }.get(kind, (given, given * share))
-    main = sum(s.main_bytes for s in inputs) + (0 if instruction.shapes[-1].space else received)
+    has_input = instruction.opcode.endswith("-start") and kind != "all-reduce"
+    outputs = instruction.shapes[len(inputs) :] if has_input else instruction.shapes
+    main = sum(s.main_bytes for s in (*inputs, *outputs)) if in_memory else 0.0
     return Collective(kind, whole, wire, main, n) if wire else None
 
 
@@ -113,6 +118,8 @@ def _fusion_bytes(module: Module, computation: Computation, fusion: Instruction)
         for name in instruction.operands:
             users.setdefault(name, []).append(instruction)
     parameters = {int(i.literal): i for i in inside.values() if i.opcode == "parameter"}
+    if "AsyncCollectiveStart" in root.attributes:  # its results are the input, the output, and flags
+        return sum(s.main_bytes for s in operand_shapes(computation, fusion)) + sum(s.main_bytes for s in fusion.shapes[1:])
     total = 0.0
     for number, name in enumerate(fusion.operands):
         shapes = computation[name].shapes if name in computation else ()

@@ -1,0 +1,70 @@
+"""The compiled program and the jaxpr agree on FLOPs, for everything a phase runs; so does the hand count where nothing is made again."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from medkor_jax.model.config import preset
+from medkor_jax.parallel.mesh import MeshShape, make_mesh
+from medkor_jax.phases import LoraRecipe
+from medkor_jax.plan.compiling import compile_program
+from medkor_jax.plan.handcount import costly_share, hand_flops
+from medkor_jax.plan.stages import READ, SCORE, STEP, Program, Trees, traceable
+from medkor_jax.plan.topology import parse_topology
+from medkor_jax.plan.trace import jaxpr_work
+from medkor_jax.train.policy import PolicyLoss
+from medkor_jax.train.retention import Retention
+from medkor_jax.train.step import StepSpec
+
+CONFIG = preset("tiny")
+ADAPTED, ALL = Trees(LoraRecipe(rank=2), "vector"), Trees(LoraRecipe(rank=2), "vector", (1, 1))
+TEXT = Program(STEP, ADAPTED, ("lora", "lang"), StepSpec("bfloat16", chunk=16), 8, 64, 32, "bfloat16")
+GRPO = dataclasses.replace(TEXT.spec, next_token_weight=0.0, policy=PolicyLoss())
+EACH_LAYER = dataclasses.replace(TEXT.spec, next_token_weight=0.0, retention=Retention(1.0, layers=2, positions=16))
+PROGRAMS = {
+    "text": dataclasses.replace(TEXT, trees=ALL, trained=("lora", "lang", "expand"), length=256),
+    "text, all made again": dataclasses.replace(TEXT, spec=dataclasses.replace(TEXT.spec, remat="full")),
+    "text, two microbatches": dataclasses.replace(TEXT, spec=dataclasses.replace(TEXT.spec, microbatches=2)),
+    "each layer": dataclasses.replace(TEXT, spec=EACH_LAYER, reference=Trees(LoraRecipe(rank=2))),
+    "each layer, layers added": dataclasses.replace(TEXT, trees=ALL, trained=("expand",), spec=EACH_LAYER, reference=Trees()),
+    "grpo": dataclasses.replace(TEXT, spec=GRPO),
+    "score": dataclasses.replace(TEXT, kind=SCORE, spec=GRPO, trained=()),
+    "read": dataclasses.replace(TEXT, kind=READ, spec=GRPO, trained=(), room=96),
+}
+SLOW = ("text", "text, two microbatches", "each layer, layers added", "grpo")
+
+
+@pytest.fixture(scope="module")
+def machine():
+    mesh = make_mesh(MeshShape(data=1, fsdp=-1))
+    with jax.set_mesh(mesh):
+        yield mesh, parse_topology(f"cpu:{mesh.size}")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in PROGRAMS])
+def test_the_compiled_program_has_the_flops_of_the_jaxpr(name, machine, monkeypatch, tmp_path):
+    mesh, topology = machine
+    monkeypatch.setenv("MEDKOR_CACHE", str(tmp_path))
+    program = PROGRAMS[name]
+    found = compile_program(program, CONFIG, mesh, topology)
+    traced = jaxpr_work(traceable(program, CONFIG, mesh).jaxpr(), costly_share=costly_share(program, CONFIG)).flops / mesh.size
+    assert found.cost.flops == pytest.approx(traced, rel=0.01)
+    assert hand_flops(program, CONFIG) / mesh.size <= 1.01 * found.cost.flops
+
+
+@pytest.mark.parametrize("name", ["score", "read"])
+def test_without_a_backward_pass_the_hand_count_is_the_programs(name, machine):
+    mesh, _ = machine
+    program = PROGRAMS[name]
+    assert jaxpr_work(traceable(program, CONFIG, mesh).jaxpr()).flops == hand_flops(program, CONFIG)
+
+
+def test_what_is_asked_for_twice_counts_once_and_what_nothing_needs_not_at_all():
+    import jax.numpy as jnp
+
+    a = jax.ShapeDtypeStruct((4, 8), jnp.float32)
+    b = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+    inner = jax.jit(lambda a, b: jnp.tanh(a @ b))
+    jaxpr = jax.make_jaxpr(lambda a, b: (inner(a, b) + jnp.tanh(a @ b), b @ b)[0])(a, b)
+    assert jaxpr_work(jaxpr).flops == 2 * 4 * 8 * 8
