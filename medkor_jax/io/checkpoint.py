@@ -23,6 +23,7 @@ import numpy as np
 from medkor_jax.io.files import checksum
 from medkor_jax.model.params import Tree, leaf_paths
 from medkor_jax.parallel import hosts
+from medkor_jax.parallel.gather import pieces
 
 
 class DamagedCheckpoint(ValueError):
@@ -65,7 +66,7 @@ def digest_tree(tree: Any) -> str:
     """
     sha = hashlib.sha256()
     leaves = {path: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for path, leaf in sorted(leaf_paths(tree).items())}
-    for (path, leaf), rows in zip(leaves.items(), hosts.pieces(list(leaves.values())), strict=True):
+    for (path, leaf), rows in zip(leaves.items(), pieces(list(leaves.values())), strict=True):
         sha.update(f"{path} {leaf.shape} {leaf.dtype}\n".encode())
         for part in rows:
             sha.update(np.ascontiguousarray(part).tobytes())

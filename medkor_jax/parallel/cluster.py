@@ -106,7 +106,10 @@ def _found(environment: Mapping[str, str]) -> Place | None:
 
 
 def _local_id(kind, environment: Mapping[str, str]) -> int | None:
-    """Returns which of this host's processes this is, where there are several: each takes one of its GPUs."""
+    """Returns which of this host's processes this is, where there are several: each takes one of its GPUs. None where it was
+    shown only its own (`--gpus-per-task`)."""
+    if "," not in environment.get("CUDA_VISIBLE_DEVICES", ","):
+        return None
     if (n := environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")).isdigit():
         return kind.get_local_process_id() if int(n) > 1 else None
     tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "")  # such as "2(x3),1"

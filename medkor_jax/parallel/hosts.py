@@ -5,28 +5,24 @@
         hosts.wait(path)                           # a barrier: afterwards all may read
         digest = hosts.first("digest", make)       # made by process 0, given to all
         hosts.say("phase0: ...")                   # printed once
-        whole = hosts.gather(tree)                 # what lies on several hosts, as NumPy arrays on each
-
-The only module that asks which process this is. Barriers and failures go over `peers`, arrays over jax. Every process runs
+    
+The only module that asks which process this is. Barriers and failures go over `peers`, arrays over jax (`gather`). Every process runs
 the same program on the same data, and so calls these in the same order; where one does not, it is found by name.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import os
 import pathlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from medkor_jax.parallel.cluster import ClusterError, Place, host_name
 from medkor_jax.parallel.coordination import HEARTBEAT_S, Service
@@ -35,7 +31,6 @@ from medkor_jax.parallel.peers import Peers
 WAIT_S = 300.0
 """How long the processes wait for each other at the start; MEDKOR_WAIT_S sets another limit."""
 
-GATHER_BYTES = 2**28  # of one tensor, whole on every device at once
 _SEEN_S = 20.0  # for a file on a shared disk to be seen by all hosts
 _NEWS_S = 5.0  # for the reason to arrive, where an error may only be what another's end looks like
 
@@ -171,42 +166,6 @@ def _is_seen(path: pathlib.Path) -> bool:
             os.listdir(path.parent)  # makes NFS look again
         time.sleep(0.1)
     return True
-
-
-def gather(tree: Any) -> Any:
-    """Returns the tree with NumPy leaves, whole on every process. All must call it; one program moves all that is spread."""
-    leaves, structure = jax.tree.flatten(tree)
-    spread = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable]
-    if spread:
-        whole = NamedSharding(leaves[spread[0]].sharding.mesh, PartitionSpec())
-        moved = _replicated(whole)([leaves[i] for i in spread])
-        leaves = [*leaves]
-        for i, leaf in zip(spread, moved):
-            leaves[i] = leaf.addressable_data(0)
-    return jax.tree.unflatten(structure, [np.asarray(leaf) for leaf in leaves])
-
-
-def pieces(leaves: list[Any]) -> Iterator[Iterable[np.ndarray]]:
-    """Yields for every leaf its rows in order, whole on every process, a few leaves or a part of one at a time.
-
-    Never is more than `GATHER_BYTES` of what several hosts hold on a device at once, however large a leaf is.
-    """
-    waiting, size = [], 0
-    for leaf in leaves:
-        if waiting and size + leaf.nbytes > GATHER_BYTES:
-            yield from ((array,) for array in gather(waiting))
-            waiting, size = [], 0
-        if leaf.nbytes <= GATHER_BYTES or getattr(leaf, "is_fully_addressable", True):
-            waiting, size = [*waiting, leaf], size + leaf.nbytes
-        else:
-            rows = max(1, GATHER_BYTES // (leaf.nbytes // leaf.shape[0]))
-            yield (gather(leaf[row : row + rows]) for row in range(0, leaf.shape[0], rows))
-    yield from ((array,) for array in gather(waiting))
-
-
-@functools.lru_cache(maxsize=8)
-def _replicated(whole: NamedSharding) -> Callable[[list[jax.Array]], list[jax.Array]]:
-    return jax.jit(lambda leaves: leaves, out_shardings=whole)
 
 
 @contextlib.contextmanager

@@ -60,6 +60,12 @@ def test_slurm_with_several_tasks_a_node_takes_one_gpu_each(cluster):
     assert cluster(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "2,1", "SLURM_LOCALID": "1"}).local_id == 1
 
 
+def test_a_task_that_is_shown_its_own_gpu_alone_takes_that(cluster):
+    several = {"SLURM_STEP_TASKS_PER_NODE": "2,1", "SLURM_LOCALID": "1"}
+    assert cluster(SLURM | several | {"CUDA_VISIBLE_DEVICES": "5"}).local_id is None
+    assert cluster(SLURM | several | {"CUDA_VISIBLE_DEVICES": "4,5"}).local_id == 1
+
+
 def test_one_task_of_slurm_is_one_process(cluster):
     assert cluster(SLURM | {"SLURM_NTASKS": "1"}) is None
 

@@ -14,6 +14,7 @@ import pytest
 
 from medkor_jax.io.checkpoint import abstract_like, restore_tree, stored_shapes
 from medkor_jax.model.params import leaf_paths
+from medkor_jax.named_model import open_model
 from medkor_jax.parallel.mesh import MeshShape, make_mesh, shard_tree
 from medkor_jax.train.metrics import read_metrics
 
@@ -110,6 +111,8 @@ def test_two_processes_give_what_one_gives(start, alone, tmp_path):
     rows = [row["step"] for row in read_metrics(tmp_path / "run/phase3/train")]
     assert rows == [1, 2, 3]  # written once
     assert not list(tmp_path.glob("run/.hosts-*"))
+    model = open_model(tmp_path / "run")  # by one process, which digests whole what two digested in pieces
+    assert model.load(np.float32, make_mesh(MeshShape(data=1), jax.devices()[:1])).expand
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from medkor_jax.parallel import peers as module
+from medkor_jax.parallel import hub, peers
 from medkor_jax.parallel.cluster import ClusterError, Place
 from medkor_jax.parallel.peers import Peers
 
@@ -90,7 +90,7 @@ def test_one_that_fails_ends_the_others_with_its_words_and_code(group, capsys):
 
 def test_what_fails_everywhere_is_said_by_each_itself(group, capsys):
     group.each(lambda p: p.fail("failed: ConfigError", 2))
-    assert not threading.Event().wait(module._OWN_WORDS_S + 0.5)
+    assert not threading.Event().wait(hub.MOMENT_S + 0.5)
     assert group.ended == [] and "ends too" not in capsys.readouterr().err
 
 
@@ -106,8 +106,9 @@ def test_one_that_vanishes_ends_the_others(group, gone, capsys):
 
 
 def test_one_that_is_silent_too_long_is_gone(monkeypatch):
-    monkeypatch.setattr(module, "SILENCE_S", 1.0)
-    monkeypatch.setattr(module, "_BEAT_S", 0.2)
+    for module in (hub, peers):
+        monkeypatch.setattr(module, "SILENCE_S", 1.0)
+        monkeypatch.setattr(module, "BEAT_S", 0.2)
     group = Group(2)
     group.all[1].is_ending = True
     assert not threading.Event().wait(2.0) and group.ended == []  # who beats, lives

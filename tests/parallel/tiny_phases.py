@@ -10,7 +10,7 @@ import threading
 
 from ml_collections import ConfigDict
 
-from medkor_jax.parallel import hosts
+from medkor_jax.parallel import gather, hosts
 from medkor_jax.train.rewards import Earned, Reward
 
 PHASES = ("phase0", "phase1", "phase2", "phase3", "phase4b", "phase5c", "phase5d")
@@ -18,6 +18,7 @@ PHASES = ("phase0", "phase1", "phase2", "phase3", "phase4b", "phase5c", "phase5d
 
 def get_config():
     _strike()
+    gather.GATHER_BYTES = 4096  # so that leaves of this model go in pieces, as those of a large one do
     Reward.score = _by_length
     text = {code: {"text": dict(kind="text", path="embedded", language=code, subset="train", limit=40)} for code in ("en", "ko")}
     # Rates at which rounding does not grow: Adam turns a gradient of nearly 0 into a whole step of either sign.
