@@ -31,7 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     from medkor_jax.parallel import hosts
 
     try:
-        with hosts.connected(_place(arguments), exit_code):
+        place = _place(arguments)
+        if place and arguments.alone:
+            if place.process_id:
+                print(f"medkor: process {place.process_id} of {place.processes} has nothing to do: {arguments.command} is done by process 0 alone")
+                return 0
+            place = None
+            if arguments.command == "export":  # it needs none, and one process of a pod cannot open its TPUs by itself
+                import jax
+
+                jax.config.update("jax_platforms", "cpu")
+        with hosts.connected(place, exit_code):
             return arguments.function(arguments, overrides) or 0
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError, RuntimeError, GateClosed) as error:
         if os.environ.get("MEDKOR_TRACEBACK") and exit_code(error) == 1:
@@ -106,6 +116,7 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("--text-only", action="store_true", help="hf only: leave out the vision tower of a multimodal base, which is carried on otherwise")
     export.add_argument("--shard-gb", type=above_zero, default=4.0, help="hf only: largest weight file (default 4)")
     export.add_argument("--base", default="", help="peft only: the checkpoint the adapter is for (default: the run's own, where it is one)")
+    _add_place(export, alone=True)
 
     ask = _command(commands, "ask", _ask, "put one question to a model and watch it answer")
     ask.add_argument("--weights", required=True, help=WEIGHTS)
@@ -156,6 +167,7 @@ def make_parser() -> argparse.ArgumentParser:
     plan.add_argument("--model", default="", help="a preset such as medgemma-27b-text, or weights (default: the config's)")
     plan.add_argument("--price", default="", metavar="USD", help="of one chip for one hour, 1.2, or by kind: v5e=1.2,v6e=2.7,gpu=2.5")
     plan.add_argument("--json", action="store_true")
+    _add_place(bench, alone=True)
 
     waive = _command(commands, "waive", _waive, "let the next phase start although a verdict failed, with a reason")
     waive.add_argument("verdict", help="path of a verdict.json")
@@ -169,7 +181,9 @@ def _command(commands, name, function, text) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_place(parser: argparse.ArgumentParser) -> None:
+def _add_place(parser: argparse.ArgumentParser, *, alone: bool = False) -> None:
+    """alone: of several processes, the first does it and the others end at once."""
+    parser.set_defaults(alone=alone)
     several = parser.add_argument_group("several processes", "found by themselves on TPU pods, SLURM, Open MPI and GKE; else all three, or MEDKOR_COORDINATOR, MEDKOR_PROCESSES, MEDKOR_PROCESS_ID")
     several.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0; the port after it is used as well")
     several.add_argument("--processes", type=whole(1))

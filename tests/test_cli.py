@@ -129,6 +129,12 @@ def test_no_command_is_bad_usage():
     assert ended.value.code == 2
 
 
+def test_an_export_by_several_processes_is_written_by_the_first(capsys, tmp_path):
+    place = ["--coordinator", "localhost:1", "--processes", "2", "--process-id", "1"]
+    assert cli.main(["export", "--weights", "nothing/there", "--to", "hf", "--out", str(tmp_path / "x"), *place]) == 0
+    assert "done by process 0 alone" in capsys.readouterr().out
+
+
 def test_a_closed_gate_has_a_code_of_its_own(monkeypatch, capsys):
     def closed(self):
         raise GateClosed("phase2: 3 of 40")

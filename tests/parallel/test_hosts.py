@@ -153,17 +153,20 @@ def _goes_on(start, one_phase, tmp_path, first, second):
     require_same(run, one_phase)
 
 
+slow = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("killed", "where", "after"),
     [
         (0, "phase0/train, step 2", 0.0),
-        (1, "phase0/train, step 2", 0.0),
         (1, "phase0/train, saving step 2", 0.02),
-        (0, "phase0/train, saving step 3", 0.02),
-        (0, "phase0, merging", 0.1),
         (1, "phase0, merging", 0.1),
         (0, "exam english", 0.0),
-        (1, "phase0, concluding", 0.0),
+        pytest.param(1, "phase0/train, step 2", 0.0, marks=slow),
+        pytest.param(0, "phase0/train, saving step 3", 0.02, marks=slow),
+        pytest.param(0, "phase0, merging", 0.1, marks=slow),
+        pytest.param(1, "phase0, concluding", 0.0, marks=slow),
     ],
 )
 def test_one_is_killed_and_the_other_says_so_and_the_pair_goes_on(start, one_phase, tmp_path, killed, where, after):
@@ -180,7 +183,7 @@ def test_one_is_killed_and_the_other_says_so_and_the_pair_goes_on(start, one_pha
     require_same(run, one_phase)
 
 
-@pytest.mark.parametrize("told", [0, 1])
+@pytest.mark.parametrize("told", [pytest.param(0, marks=slow), 1])
 def test_sigterm_to_one_saves_and_ends_both_with_the_same_step(start, one_phase, tmp_path, told):
     run = tmp_path / "run"
     codes, logs = ended(start(run, "--config.run=('phase0',)", strike={told: "phase0/train, step 1=SIGTERM"}))
