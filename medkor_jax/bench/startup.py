@@ -5,9 +5,9 @@
 
 Each start is `medkor run` anew: it trains on the source, an exam judges, leaks are refused. The model is a random one of seven
 layers with the embedded tokenizer (so that the time is that of the data), or `--weights embedded`. Time counts from the start of
-the interpreter to the line that the first step writes. Memory is the resident size of all processes together, looked at ten times
-a second; CPU seconds are those of all of them, which say more where the machine is busy. The operating system may hold the source in
-memory: beside the times stands how much was read from disk.
+the interpreter to the line that the first step writes. Memory is the resident size of all processes together, looked at ten
+times a second; CPU seconds are those of all of them, which say more where the machine is busy. The operating system may hold
+the source in memory: beside the times stands how much was read from disk.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from typing import Any
 _LOOK_SECONDS = 0.1
 
 
-def measure(source: pathlib.Path, exam: pathlib.Path, *, cache: pathlib.Path, weights: str = "", starts: int = 2) -> list[dict[str, Any]]:
+def measure(
+    source: pathlib.Path, exam: pathlib.Path, *, cache: pathlib.Path, weights: str = "", starts: int = 2
+) -> list[dict[str, Any]]:
     """Returns, for each start in turn, the seconds to the first step and the peak of resident memory. Empties `cache` first.
 
     Raises: RuntimeError with what the run said, if one ends before its first step.
@@ -63,7 +65,8 @@ def _watch(config: pathlib.Path, run_dir: pathlib.Path, cache: pathlib.Path) -> 
     first_step = run_dir / "phase0" / "train" / "metrics.jsonl"
     command = [sys.executable, "-m", "medkor_jax.cli", "run", "--config", str(config)]
     root = str(pathlib.Path(__file__).parents[2])
-    environment = os.environ | {"MEDKOR_CACHE": str(cache), "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"MEDKOR_CACHE": str(cache), "PYTHONPATH": paths}
     peak = together = read = 0
     with tempfile.TemporaryFile() as said:
         began = time.perf_counter()
@@ -137,7 +140,8 @@ def _make_tiny(directory: pathlib.Path) -> str:
     tokenizer = open_weights("embedded").tokenizer
     config = dataclasses.replace(preset("tiny"), vocab_size=tokenizer.vocab_size)
     rng = np.random.default_rng(0)
-    base = jax.tree.map(lambda leaf: (0.1 * rng.standard_normal(leaf.shape)).astype(np.float32), abstract_base(config, np.float32))
+    shapes = abstract_base(config, np.float32)
+    base = jax.tree.map(lambda leaf: (0.1 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes)
     directory.mkdir(parents=True)
     save_base(directory, base, config, tokenizer, {"made_by": "medkor_jax.bench.startup"})
     return str(directory)

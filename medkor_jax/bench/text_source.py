@@ -3,8 +3,8 @@
     python -m medkor_jax.bench.text_source /tmp/su/text.jsonl --megabytes 2000        # beside it: text.exam.jsonl
 
 Rows of 1 to 4 kB: paragraphs of made-up medical English and of sentences of the embedded texts, a tenth of them with Korean,
-a fifth with characters that are not ASCII (18 µg, 38 °C, a dash). The exam has 300 questions of the same words, vignettes and short
-ones. The seed decides every byte, whatever the size: a larger source begins with the smaller one. It teaches nothing.
+a fifth with characters that are not ASCII (18 µg, 38 °C, a dash). The exam has 300 questions of the same words, vignettes and
+short ones. The seed decides every byte, whatever the size: a larger source begins with the smaller one. It teaches nothing.
 """
 
 from __future__ import annotations
@@ -59,9 +59,12 @@ def questions(n: int, seed: int = 0) -> Iterator[dict[str, str]]:
     phrases = _phrases(rng)
     for i in range(n):
         length = rng.randint(5, 14) if i % 3 else 1
-        said = _sentence(rng, phrases, length) + f" Temperature is {rng.randint(360, 410) / 10} and pulse {rng.randint(50, 140)}/min." * (i % 3 > 0)
+        said = _sentence(rng, phrases, length)
+        if i % 3:
+            said += f" Temperature is {rng.randint(360, 410) / 10} and pulse {rng.randint(50, 140)}/min."
         options = [" ".join(rng.choice(phrases).split()[:3]) for _ in range(5)]
-        yield {"id": f"q{i}", "question": f"{said} Which of these is meant?", **dict(zip("ABCDE", options)), "answer": rng.choice("ABCDE")}
+        asked = f"{said} Which of these is meant?"
+        yield {"id": f"q{i}", "question": asked, **dict(zip("ABCDE", options)), "answer": rng.choice("ABCDE")}
 
 
 def write(path: pathlib.Path, megabytes: float, seed: int = 0, n_questions: int = 300) -> pathlib.Path:
@@ -113,7 +116,7 @@ def _phrases(rng: random.Random) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m medkor_jax.bench.text_source", description="Writes a text source and an exam.")
+    parser = argparse.ArgumentParser(prog="python -m medkor_jax.bench.text_source", description=__doc__.splitlines()[0])
     parser.add_argument("path", type=pathlib.Path)
     parser.add_argument("--megabytes", type=float, default=200)
     parser.add_argument("--seed", type=int, default=0)

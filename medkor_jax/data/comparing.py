@@ -2,9 +2,10 @@
 
     places_to_compare(Search(judged), stored_examples)      # [n] sorted, None: all of them
 
-Of stored rows (`stored`) that is found once by several processes and kept in the cache under the contents of both sides and the code
-that compares; where nothing changed, a start compares nothing. What is kept are the places of documents in which something is found:
-what a leak is called, and what the config excuses, is decided anew every time. Small sources are compared whole, middling ones sieved here.
+Of stored rows (`stored`) that is found once by several processes and kept in the cache under the contents of both sides and the
+code that compares; where nothing changed, a start compares nothing. What is kept are the places of documents in which something is
+found: what a leak is called, and what the config excuses, is decided anew every time. Small sources are compared whole, middling
+ones sieved here.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ def places_to_compare(search: Search, documents: Sequence[Trained]) -> np.ndarra
 
 
 def compare_part(task: dict[str, Any]) -> list[int] | None:
-    """Returns the places from start to stop in which something is found, None if what is stored is damaged. Runs in a process of its own."""
+    """Returns the places from start to stop in which something is found, None if what is stored is damaged.
+
+    Runs in a process of its own.
+    """
     try:
         search, documents, sieve = _opened(task["judged"], task["directory"])
         found = search.suspects(_stored_blocks(documents, task["start"], task["stop"]), documents, sieve)

@@ -76,7 +76,9 @@ class _Counted:
             yield row
 
 
-def _write(source: Source, directory: pathlib.Path, name: str, items: Iterable[Example | BadRow | Note], notes: list[str]) -> Segment:
+def _write(
+    source: Source, directory: pathlib.Path, name: str, items: Iterable[Example | BadRow | Note], notes: list[str]
+) -> Segment:
     """Returns the segment that was written; what was noted is added to `notes`."""
     writer, bad = RowsWriter(directory, name, source.name), []
     for item in items:

@@ -4,8 +4,9 @@
 
 An entry is made beside its place and renamed, so it is there whole or not at all; it lists its files with size and SHA-256,
 and one that does not hold to its list is made anew. Processes that want the same entry wait for the one that makes it
-(a file lock: also over a file system that several hosts share, where that has locks). A key holds the code of this package too (`code_digest`), so what
-older code made is never taken for the present one's. Nothing is ever deleted but what is damaged: to clean, delete the directory.
+(a file lock: also over a file system that several hosts share, where that has locks). A key holds the code of this package too
+(`code_digest`), so what older code made is never taken for the present one's. Nothing is ever deleted but what is damaged: to
+clean, delete the directory.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def keep(kind: str, key: str, make: Callable[[pathlib.Path], None]) -> pathlib.P
         if error.filename is not None and not str(error.filename).startswith(str(cache_directory())):
             raise  # a file that was to be read
         raise CacheError(
-            f"cannot keep what was read in {place.parent}: {error}. It needs about as much room as the source; set MEDKOR_CACHE to a "
-            "directory that has it"
+            f"cannot keep what was read in {place.parent}: {error}. It needs about as much room as the source; set MEDKOR_CACHE "
+            "to a directory that has it"
         ) from error
     return place
 

@@ -4,10 +4,10 @@
     sieve.pass_through(Block.of(examples))          # places in the block; `leak_search` compares those
 
 Everything that `likeness.match` finds in a text shares with it, of the n runs of letters of its stem, all of them or the share
-NEAR_CONTAINED. So of any n - need + k of those runs at least k are there, and the k and the runs can be chosen: the rarest ones, as a
-sample of the texts has them. That is looked for in all texts at once, by arithmetic on their letters. What passes may still hold
-nothing; what does not pass holds nothing (a test compares it with the comparison of everything). A few forms that this says nothing
-of are looked for by the runs that `likeness.Index` samples, which is what makes a candidate there.
+NEAR_CONTAINED. So of any n - need + k of those runs at least k are there, and the k and the runs can be chosen: the rarest ones,
+as a sample of the texts has them. That is looked for in all texts at once, by arithmetic on their letters. What passes may still
+hold nothing; what does not pass holds nothing (a test compares it with the comparison of everything). A few forms that this says
+nothing of are looked for by the runs that `likeness.Index` samples, which is what makes a candidate there.
 
 It decides nothing: not what is alike, and not what a leak is.
 """
@@ -59,7 +59,7 @@ class Rule:
 
 
 class Sieve:
-    """Forms that are sought in texts, by the rules of each (`rules_of`). sample: some of the texts, which tell what is rare in them."""
+    """Forms that are sought in texts, by the rules of each (`rules_of`). sample: some of the texts, which tell what is rare."""
 
     def __init__(self, rules: Sequence[Sequence[Rule]], sample: Block) -> None:
         known = np.unique(np.concatenate([rule.keys for of_form in rules for rule in of_form] or [np.zeros(0, np.uint32)]))
@@ -67,7 +67,8 @@ class Sieve:
         owners, runs, self._least = [], [], []
         for of_form in rules:
             if of_form:
-                _, chosen, least = min((_choose(rule, shares[np.searchsorted(known, rule.keys)]) for rule in of_form), key=lambda one: one[0])
+                choices = [_choose(rule, shares[np.searchsorted(known, rule.keys)]) for rule in of_form]
+                _, chosen, least = min(choices, key=lambda one: one[0])
                 runs.append(chosen)
                 owners.append(np.full(len(chosen), len(self._least)))
                 self._least.append(least)
@@ -141,7 +142,7 @@ def _rule(text: str, runs: np.ndarray, need: int) -> Rule:
 
 
 def _choose(rule: Rule, shares: np.ndarray) -> tuple[float, np.ndarray, int]:
-    """Returns (which share of the texts has them by chance, the runs to look for, how many of them must be there): few and rare ones."""
+    """Returns (share of texts that pass by chance, the runs to look for, how many of them must be there): few and rare ones."""
     order = np.argsort(shares, kind="stable")
     keys, expected = rule.keys[order], np.cumsum(shares[order])
     chance = 1.0
@@ -166,7 +167,8 @@ def _poisson_tail(mean: float, k: int) -> float:
 class _Letters:
     """The normalised texts (`likeness.normalise`), end to end in an order of their own.
 
-    letters: code points; ends: [n + 1]; places: [n], which text of the block each one is; sizes: [n], in letters, a syllable counts two.
+    letters: code points; ends: [n + 1]; places: [n], which text of the block each one is; sizes: [n], of the block's texts in
+    their own order, in letters, a syllable counts two.
     """
 
     letters: np.ndarray

@@ -82,7 +82,8 @@ class RowsWriter:
     def close(self) -> None:
         self._flush()
         self._file.close()
-        np.savez(self._place.with_suffix(".npz"), **{name: np.array(self._columns[name], kind) for name, kind in _COLUMNS.items()})
+        arrays = {name: np.array(self._columns[name], kind) for name, kind in _COLUMNS.items()}
+        np.savez(self._place.with_suffix(".npz"), **arrays)
 
     def _flush(self) -> None:
         self._file.write(self._waiting)

@@ -42,7 +42,8 @@ def load(
         language = source.language or rows.text_language("".join(text for text, _ in parts))
         return Example(f"{source.name}/{number - 1}", parts, language, splittable=True)
 
-    yield from rows.convert_rows(source, convert, numbered, tally=tally, columns=TEXT_COLUMNS if source.kind == "text" else CHAT_COLUMNS)
+    columns = TEXT_COLUMNS if source.kind == "text" else CHAT_COLUMNS
+    yield from rows.convert_rows(source, convert, numbered, tally=tally, columns=columns)
 
 
 def _embedded(source: Source) -> Iterator[Example]:

@@ -132,7 +132,8 @@ class Translations:
             return
         of_numbers, of_terms = self._shared(numbers), self._shared(terms)
         both = of_numbers + of_terms
-        whole = self._weight_of_numbers + _weigh(ours.numbers) - of_numbers + (_weigh(ours.terms) if is_korean else self._weight_of_terms)
+        whole = self._weight_of_numbers + _weigh(ours.numbers) - of_numbers
+        whole = whole + (_weigh(ours.terms) if is_korean else self._weight_of_terms)
         for place in np.flatnonzero(could_be & (both >= least_weight)):
             similarity = float(both[place] / whole[place])
             if similarity >= least_share:

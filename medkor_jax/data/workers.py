@@ -1,9 +1,10 @@
 """Work on data, shared out to processes of this machine, one for each CPU that this one may use.
 
-    run_all("medkor_jax.data.reading_parts:read_part", [{"start": 0, "stop": 1000}, ...])     # what it returned for each
+    run_all("medkor_jax.data.converting:read_part", [{"start": 0, "stop": 1000}, ...])     # what it returned for each
 
 A task and what comes of it are JSON; a process is a fresh interpreter that imports this package's data room and nothing else, so
-it is started from whatever runs here (a notebook, threads, an accelerator held). With one CPU, or one task, all is done in this process.
+it is started from whatever runs here (a notebook, threads, an accelerator held). With one CPU, or one task, all is done in
+this process.
 What it does not do: several hosts, order of work, or jobs that fail and are tried again.
 """
 
