@@ -124,7 +124,8 @@ def test_the_gpu_files_fit_by_arithmetic(name):
 
 
 def test_the_command_prints_a_table_or_json_and_says_by_its_code_whether_it_fits(capsys):
-    asked = ["plan", "--config", str(CONFIGS / "pipeline.py"), "--topology", "gpu:4x80GB", "--model", "tiny", "--config.run=('phase0',)", "--price", "gpu=2"]
+    asked = ["plan", "--config", str(CONFIGS / "pipeline.py"), "--config.run=('phase0',)", "--topology", "gpu:4x80GB", "--model", "tiny"]
+    asked += ["--price", "gpu=2"]
     assert cli.main([*asked, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     (stage,) = plan["stages"]
