@@ -30,6 +30,11 @@ from medkor_jax.plan.program import Cost, read_program
 from medkor_jax.plan.stages import WRITE, Program, traceable
 from medkor_jax.plan.topology import CHIPS, GIB, Topology
 
+# How libtpu says that a program needs more than there is: 0.0.52, and earlier ones. "G" is GiB.
+_REFUSALS = (
+    r"total memory required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)",
+    r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm",
+)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
 
@@ -89,7 +94,9 @@ def machine(topology: Topology, shape: MeshShape) -> Iterator[Mesh]:
     else:
         devices = jax.devices("cpu")[: topology.n_chips]
         if len(devices) < topology.n_chips:
-            raise ValueError(f"{topology.name} needs {topology.n_chips} devices of this host and the process was started with {len(devices)}")
+            raise ValueError(
+                f"{topology.name} needs {topology.n_chips} devices of this host and the process was started with {len(devices)}; unset XLA_FLAGS"
+            )
     mesh = make_mesh(shape, devices)
     with jax.set_mesh(mesh):
         yield mesh
@@ -143,7 +150,7 @@ def _compile(started: Started) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError as error:
         if not (used := _used(str(error))):
             raise
-        return {"memory": {"total": used}, "cost": Cost(), "refused": _refusal(str(error))}
+        return {"memory": {"total": used}, "cost": Cost(), "refused": f"the compiler needs {_refusal(str(error))}"}
     sizes = compiled.memory_analysis()
     memory = {
         "arguments": sizes.argument_size_in_bytes, "temporary": sizes.temp_size_in_bytes,
@@ -165,10 +172,13 @@ def sharded_bytes(tree: Any) -> float:
 
 def _used(message: str) -> float:
     """Returns the bytes that the compiler says it would have needed, 0 if its complaint is another."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
-    return float(found[1]) * _UNITS[found[2]] if found else 0.0
+    for form in _REFUSALS:
+        if found := re.search(form, message):
+            return float(found[1]) * _UNITS[found[2]]
+    return 0.0
 
 
 def _refusal(message: str) -> str:
-    found = re.search(r"Used [\d.]+[KMGT]? of [\d.]+[KMGT]? hbm[^\n]*", message)
-    return found[0] if found else message.splitlines()[0]
+    """Returns what the compiler said, without its codes and addresses."""
+    found = next(found for form in _REFUSALS if (found := re.search(form, message)))
+    return f"{found[1]}{found[2]}iB of {found[3]}{found[4]}iB"

@@ -43,7 +43,7 @@ def read(key: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     collectives = {tuple(one.pop("key")): Collective(**one) for one in said["cost"]["collectives"]}
-    kernels = tuple(Kernel(**one) for one in said["cost"]["kernels"])
+    kernels = tuple(Kernel(**one | {"shapes": tuple(map(tuple, one["shapes"]))}) for one in said["cost"]["kernels"])
     return said | {"cost": Cost(said["cost"]["flops"], said["cost"]["main_bytes"], collectives, kernels)}
 
 

@@ -3,9 +3,9 @@
     cost = read_program(compiled.as_text())
     cost.flops; cost.main_bytes; cost.wire_bytes["all-gather"]
 
-A loop counts as often as it runs, a conditional at its costliest branch unless it is known how often that is taken. A collective that runs beside computation is
-printed in each of the fused computations it runs beside, always with its own channel: it is counted once for each
-channel in each loop. The compiler's own totals are not used: they take a sharded loop's body once.
+A loop counts as often as it runs, a conditional at its costliest branch unless it is known how often that is taken. A
+collective that runs beside computation is printed in each of the fused computations it runs beside, always with its own
+channel: it is counted once for each channel in each loop. The compiler's own totals are not used: they take a sharded loop's body once.
 
 What it cannot see: inside of kernels given as a custom call; those are listed in `kernels`, for whoever knows them.
 """

@@ -27,10 +27,14 @@ def plan_table(plan: Plan) -> str:
     for cost in plan.stages:
         lines += _stage_lines(cost)
     lines.append("")
-    lines += [f"{name}: {', '.join(stages)}" for name, stages in _notes(plan).items()]
+    for note, stages in _notes(plan).items():
+        lines.append(f"Assumed: {note}; {', '.join(stages) if len(stages) < 4 else f'{len(stages)} of {len(plan.stages)} stages'}.")
     if unseen := sorted({kernel.where for cost in plan.stages for found in cost.found for kernel in found.cost.kernels}):
         lines.append(f"NOT COUNTED: the inside of {', '.join(unseen)}; FLOPs are too low by it.")
-    lines.append(f"Memory is a chip's, of {chip.memory_bytes / GIB:.2f} GiB. Times are bounds from below: the slowest wall alone, at the published peaks.")
+    lines.append(
+        f"All figures are a chip's; its memory is {chip.memory_bytes / GIB:.2f} GiB. Times are bounds from below: the slowest wall alone, at "
+        "the published peaks."
+    )
     lines.append(_verdict(plan))
     return "\n".join(lines)
 
@@ -39,7 +43,7 @@ def _head(plan: Plan) -> str:
     t = plan.topology
     hows = sorted({found.how for stage in plan.stages for found in stage.found})
     mesh = "x".join(str(n) for n in plan.mesh.resolve(t.n_chips))
-    return f"{plan.model} on {t.name} ({t.n_chips} chips, mesh data x fsdp x tensor = {mesh}); {' and '.join(hows)}"
+    return f"{plan.model} on {t.name} ({t.n_chips} device{'s' if t.n_chips > 1 else ''}, mesh data x fsdp x tensor = {mesh}); {' and '.join(hows)}"
 
 
 _WIDTHS = (28, 8, 11, 8, 8, 9, 9, 9, 6, 10, 8)
@@ -47,6 +51,10 @@ _WIDTHS = (28, 8, 11, 8, 8, 9, 9, 9, 6, 10, 8)
 
 def _row(name: str, *cells: str) -> str:
     return name.ljust(_WIDTHS[0]) + "".join(cell.rjust(width) for cell, width in zip(cells, _WIDTHS[1:]))
+
+
+def _number(x: float) -> str:
+    return f"{x:.0f}" if x >= 100 else f"{x:.3g}"
 
 
 def _stage_lines(cost: StageCost) -> list[str]:
@@ -59,8 +67,8 @@ def _stage_lines(cost: StageCost) -> list[str]:
             lines.append(f"{_row(name, *memory)}  DOES NOT FIT: {found.refused}")
             continue
         numbers = (
-            f"{found.cost.flops / 1e12:.3g}", f"{found.cost.flops / found.hand:.2f}", f"{found.cost.main_bytes / 1e9:.3g}",
-            f"{sum(found.cost.wire_bytes.values()) / 1e9:.3g}", f"{bound.least:.3g}", bound.wall,
+            _number(found.cost.flops / 1e12), f"{found.cost.flops / found.hand:.2f}", _number(found.cost.main_bytes / 1e9),
+            _number(sum(found.cost.wire_bytes.values()) / 1e9), _number(bound.least), bound.wall,
         )  # fmt: skip
         whole = (f"{cost.tokens_per_day / 1e6:.0f}", f"{cost.seconds / 3600:.1f}") if is_first else ()
         lines.append(_row(name, *memory, *numbers, *whole) + ("" if found.fits else "  DOES NOT FIT"))

@@ -20,8 +20,8 @@ GIB = 2**30
 class Chip:
     """flops: bfloat16 products a second; main_bytes_per_s: to and from its memory; link_bytes_per_s: one link, one way.
 
-    has_compiler: programs can be compiled for it where it is not. ring_from: the least length of a side of a slice at
-    which its ends are joined.
+    ring_from: the
+    least length of a side of a slice at which its ends are joined.
     """
 
     name: str
@@ -29,29 +29,27 @@ class Chip:
     flops: float
     main_bytes_per_s: float
     link_bytes_per_s: float
-    has_compiler: bool = True
-    n_dimensions: int = 2
     ring_from: int = 16
 
 
 # Source: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e} for FLOPs and memory rates; one link, one way, from "How to scale your
 # model" (jax-ml.github.io/scaling-book/tpus), table 1: 45, 90, 90 GB/s. Memory: what libtpu's compiler says a program may
-# have ("of 15.75G hbm").
+# have ("exceeds available HBM (15.75G)").
 CHIPS = {
     "v5e": Chip("v5e", 15.75 * GIB, 197e12, 819e9, 45e9),
-    "v5p": Chip("v5p", 95.74 * GIB, 459e12, 2765e9, 90e9, n_dimensions=3, ring_from=4),
-    "v6e": Chip("v6e", 31.25 * GIB, 918e12, 1640e9, 90e9),
+    "v5p": Chip("v5p", 95.73 * GIB, 459e12, 2765e9, 90e9, ring_from=4),
+    "v6e": Chip("v6e", 31.24 * GIB, 918e12, 1640e9, 90e9),
 }
 
 # Source: NVIDIA's data sheets, dense bfloat16, SXM parts; 900 GB/s of NVLink both ways are 450 one way. A process keeps about 3 % of the memory
 # for its context and libraries.
 GPU_SHARE = 0.97
 GPUS = {
-    80: Chip("gpu 80GB (H100)", 80e9 * GPU_SHARE, 989e12, 3350e9, 450e9, has_compiler=False),
-    40: Chip("gpu 40GB (A100)", 40e9 * GPU_SHARE, 312e12, 1555e9, 300e9, has_compiler=False),
-    24: Chip("gpu 24GB (L4)", 24e9 * GPU_SHARE, 121e12, 300e9, 32e9, has_compiler=False),
-    16: Chip("gpu 16GB (T4)", 16e9 * GPU_SHARE, 65e12, 300e9, 16e9, has_compiler=False),
-    141: Chip("gpu 141GB (H200)", 141e9 * GPU_SHARE, 989e12, 4800e9, 450e9, has_compiler=False),
+    80: Chip("gpu 80GB (H100)", 80e9 * GPU_SHARE, 989e12, 3350e9, 450e9),
+    40: Chip("gpu 40GB (A100)", 40e9 * GPU_SHARE, 312e12, 1555e9, 300e9),
+    24: Chip("gpu 24GB (L4)", 24e9 * GPU_SHARE, 121e12, 300e9, 32e9),
+    16: Chip("gpu 16GB (T4)", 16e9 * GPU_SHARE, 65e12, 300e9, 16e9),
+    141: Chip("gpu 141GB (H200)", 141e9 * GPU_SHARE, 989e12, 4800e9, 450e9),
 }
 
 AUTO = (
@@ -102,7 +100,7 @@ def parse_topology(text: str) -> Topology:
     if kind == "cpu" and (found := re.fullmatch(r"(\d+)(?:x(\d+)GB)?", size)):
         # of a CPU nothing is published that would bound a step: what a core of today multiplies and reads at best
         memory = int(found[2] or 4) * 1e9
-        return Topology(text, Chip("cpu", memory, 2e12, 50e9, 10e9, has_compiler=False), (int(found[1]),))
+        return Topology(text, Chip("cpu", memory, 2e12, 50e9, 10e9), (int(found[1]),))
     raise ValueError(
         f"topology {text!r} is not understood; expected a TPU slice such as v5e:4x4, v6e:2x4 or v5p:2x2x2, GPUs such as gpu:8x80GB, "
         "cpu:8, or auto"

@@ -3,10 +3,10 @@
     work = jaxpr_work(jax.make_jaxpr(step)(state, frozen, reference, batch))       # over all devices together
     work.flops, work.matrix_bytes, work.row_bytes
 
-Every dot_general counts 2 m k n and the bytes of its factors and its result, a scan as often as it runs, a conditional at its costliest branch. As any compiler does,
-what no output needs is left out, and what is computed twice from the same values counts once (a layer that is computed
-again for its gradient holds products that its attention, computed again within it, asks for once more). Sizes are those of
-the whole batch: a chip's share is one part of n where every product is spread over all n.
+Every dot_general counts 2 m k n and the bytes of its factors and its result, a scan as often as it runs, a conditional at
+its costliest branch. As any compiler does, what no output needs is left out, and what is computed twice from the same values
+counts once (a layer that is computed again for its gradient holds products that its attention, computed again within it,
+asks for once more). Sizes are those of the whole batch: a chip's share is one part of n where every product is spread over n.
 """
 
 from __future__ import annotations

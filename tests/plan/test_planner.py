@@ -14,7 +14,7 @@ from medkor_jax.config_file import load_recipe
 from medkor_jax.model.config import preset
 from medkor_jax.parallel.mesh import MeshShape
 from medkor_jax.phases import ConfigError, LoraRecipe
-from medkor_jax.plan import report, search
+from medkor_jax.plan import auto, report, search
 from medkor_jax.plan.command import config_of, plan_config, read_prices
 from medkor_jax.plan.compiling import Found
 from medkor_jax.plan.handcount import kernel_flops
@@ -124,7 +124,8 @@ def test_the_gpu_files_fit_by_arithmetic(name):
 
 
 def test_the_command_prints_a_table_or_json_and_says_by_its_code_whether_it_fits(capsys):
-    asked = ["plan", "--config", str(CONFIGS / "pipeline.py"), "--topology", "gpu:4x80GB", "--model", "tiny", "--config.run=('phase0',)", "--price", "gpu=2"]
+    asked = ["plan", "--config", str(CONFIGS / "pipeline.py"), "--config.run=('phase0',)", "--topology", "gpu:4x80GB", "--model", "tiny"]
+    asked += ["--price", "gpu=2"]
     assert cli.main([*asked, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     (stage,) = plan["stages"]
@@ -154,3 +155,18 @@ def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_compiled()
     recipe = load_recipe(str(CONFIGS / "pipeline.py"), ["--config.run=('phase0',)", "--config.phase0.batch_size=6"])
     with pytest.raises(ValueError, match="not a multiple of"):
         make_plan(recipe, "tiny", preset("tiny"), parse_topology("gpu:4x80GB"))
+
+
+def test_auto_takes_the_fewest_devices_that_fit_and_the_least_money(monkeypatch):
+    """Two rows fit each of these but the last, over which they cannot be divided."""
+    monkeypatch.setattr(auto, "AUTO", ("gpu:1x80GB", "gpu:1x16GB", "gpu:2x16GB", "gpu:4x16GB"))
+    recipe = load_recipe(str(CONFIGS / "pipeline.py"), ["--config.run=('phase0',)", "--config.phase0.batch_size=2"])
+    choice = auto.choose(recipe, "tiny", preset("tiny"), prices={"gpu": 1.0}, say=print)
+    assert choice.smallest.topology.name == "gpu:1x16GB" and choice.fits
+    by_name = {one.topology.name: one for one in choice.candidates}
+    assert by_name["gpu:4x16GB"].plan is None and "cannot be divided" in by_name["gpu:4x16GB"].how
+    money = {name: one.plan.money for name, one in by_name.items() if one.plan}
+    assert choice.cheapest.topology.name == min(money, key=money.get)
+    assert "Smallest: gpu:1x16GB." in report.table(choice) and report.to_json(choice)["smallest"] == "gpu:1x16GB"
+    none = auto.choose(recipe, "27b", dataclasses.replace(preset("tiny"), d_ff=400_000_000), prices={}, say=print)
+    assert none.smallest is None and "Nothing here fits." in report.table(none)
