@@ -26,4 +26,5 @@ def test_4b_fits_eight_v5e_chips(mesh):
     print(*rows, sep="\n")
     assert [row["case"] for row in rows] == ["text", "retention", "grpo", "read prompts", "write tokens"]
     for row in rows:
+        assert (row["fused"] > 0) == (row["case"] != "write tokens"), row
         assert sum(row[name] for name in ("arguments_gib", "temporary_gib", "not_aliased_gib")) < V5E_GIB, row
