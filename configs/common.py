@@ -81,7 +81,7 @@ def get_config():
     return ConfigDict(dict(
         run_dir="runs/medkor", weights="google/medgemma-4b-it", run=(), exams={}, final={}, watch={}, watch_tokens=65536,
         topology="", max_translation_tokens=256,
-        dtype="bfloat16", param_dtype="bfloat16", remat="gate_up", chunk=256, route="token",
+        dtype="bfloat16", param_dtype="bfloat16", remat="gate_up", attention="auto", chunk=256, route="token",
         mesh=dict(data=-1, fsdp=1, tensor=1), reasoning=dict(opening="<R>", closing="<R/>"), seed=0, allow_leaks=(), drop_bad=False, log_every=10,
     ))  # fmt: skip
 

@@ -145,7 +145,7 @@ def _say(source: Source, loaded: Loaded) -> None:
     if isinstance(loaded.rows, StoredExamples):
         place = loaded.rows.directory
         size = f"{size_bytes(place) / 1e9:.2f} GB"
-        print(f"{source.name}: {len(loaded.rows):,} documents, kept in {place} ({size}, which may be deleted)")
+        say(f"{source.name}: {len(loaded.rows):,} documents, kept in {place} ({size}, which may be deleted)")
     for note in loaded.notes:
         say(f"{source.name}: {note}")
     if loaded.bad:

@@ -26,6 +26,7 @@ from medkor_jax.eval.exam import MAX_REASONING_TOKENS
 from medkor_jax.eval.gate import Gate
 from medkor_jax.eval.scores import MODES
 from medkor_jax.gate_rules import check_gate
+from medkor_jax.model.kernel import check_attention
 from medkor_jax.model.remat import check_remat
 from medkor_jax.parallel.mesh import MeshShape
 from medkor_jax.train.groups import RolloutSettings
@@ -274,8 +275,9 @@ class Recipe:
     final: exams put to the last phase's model alone, once, when all is done.
     max_translation_tokens: the longest translation written of a held-out pair.
     remat: what the backward pass makes again to save memory, see `model.remat`; chunk: positions whose logits exist at
-    once; mesh: how devices share the work. None of them changes a result. topology: the machine that these are chosen for, which
-    `medkor plan` takes if it is given none; nothing else reads it. allow_leaks: leaks the user knows of, by their printed key.
+    once; attention: which kernel, see `model.kernel`; mesh: how devices share the work. None of them changes a result but by rounding.
+    topology: the machine that these are chosen for, which `medkor plan` takes if it is given none; nothing else reads it.
+    allow_leaks: leaks the user knows of, by their printed key.
     """
 
     run_dir: str
@@ -290,6 +292,7 @@ class Recipe:
     dtype: str = "bfloat16"
     param_dtype: str = "bfloat16"
     remat: Annotated[str, check_remat] = "gate_up"
+    attention: Annotated[str, check_attention] = "auto"
     chunk: Annotated[int, ">= 1"] = 256
     route: str = "token"
     mesh: MeshShape = MeshShape()

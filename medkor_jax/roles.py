@@ -17,7 +17,7 @@ TRAINED, JUDGED, NOTHING, ELSEWHERE = "trained", "judged", "nothing", "elsewhere
 ROLES: dict[str, dict[str, str]] = {
     "Recipe": dict(
         run_dir=NOTHING, weights=ELSEWHERE, run=NOTHING, phases=ELSEWHERE, exams=ELSEWHERE, final=ELSEWHERE, watch=ELSEWHERE,
-        watch_tokens=ELSEWHERE, max_translation_tokens=ELSEWHERE, dtype=TRAINED, param_dtype=TRAINED, remat=NOTHING,
+        watch_tokens=ELSEWHERE, max_translation_tokens=ELSEWHERE, dtype=TRAINED, param_dtype=TRAINED, remat=NOTHING, attention=NOTHING,
         chunk=NOTHING, route=TRAINED, mesh=NOTHING, topology=NOTHING, reasoning=ELSEWHERE, seed=TRAINED, allow_leaks=NOTHING,
         drop_bad=ELSEWHERE, log_every=NOTHING,
     ),

@@ -48,5 +48,5 @@ def step_spec(recipe: Recipe, stage: Stage, seed: int) -> StepSpec:
     return StepSpec(
         dtype=recipe.dtype, next_token_weight=stage.next_token_weight if policy is None else 0.0, policy=policy,
         retention=stage.retention,
-        microbatches=stage.microbatches, remat=recipe.remat, dropout=stage.dropout, chunk=recipe.chunk, seed=seed,
+        microbatches=stage.microbatches, remat=recipe.remat, attention=recipe.attention, dropout=stage.dropout, chunk=recipe.chunk, seed=seed,
     )  # fmt: skip

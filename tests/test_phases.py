@@ -222,6 +222,12 @@ def test_remat_is_one_of_its_names(wrong, words):
         make_recipe(config_with(("remat",), wrong))
 
 
+@pytest.mark.parametrize("wrong", ["flash", True, None, 3])
+def test_attention_is_one_of_its_names(wrong):
+    with pytest.raises(ConfigError, match=f"^config: attention is {wrong!r}; expected one of auto, plain, blocked, splash; nearest: "):
+        make_recipe(config_with(("attention",), wrong))
+
+
 @pytest.mark.parametrize("path, value", [("run", "phase0"), ("phase0.trees", "lora"), ("phase0.data", "x.jsonl"), ("phase0.gate", 3), ("exams", ["x"]), ("phase0", 1)])
 def test_what_is_no_list_or_mapping_is_refused_by_name(path, value):
     with pytest.raises(ConfigError, match=f"{path.split('.')[-1]} is .*; expected"):

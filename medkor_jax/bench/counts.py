@@ -11,8 +11,8 @@ adapters' two factors, N_h H the width of all query heads; a product of [m, k] a
 
     matrices    4 N W              forward, and the gradient in their input (they are frozen: none in the weights)
     adapters    6 N (A + C)        forward, input, weights
-    attention   12 B S N_h H       S scores a head, those of masked blocks left out (`attention.n_scores`): scores and
-                                   values forward (4), twice that backward
+    attention   12 B S N_h H       S scores a head, those of masked blocks left out (`kernel.n_scores`; a local layer's
+                                   are fewer): scores and values forward (4), twice that backward
     head        4 P D V            logits, and the gradient in the hidden states, formed in the forward pass
 
 Layers count L times, also the first (a scan cannot leave out what only its first turn does not need). What the backward pass computes again (attention scores, the adapters' low
@@ -25,8 +25,9 @@ import functools
 import math
 import re
 
-from medkor_jax.model.attention import n_scores
-from medkor_jax.model.config import ModelConfig
+from medkor_jax.model.config import LOCAL, ModelConfig
+from medkor_jax.model.kernel import choose, n_scores
+from medkor_jax.model.layout import platform
 
 RECOMPUTED_SHARE = 0.1
 
@@ -54,9 +55,12 @@ def step_flops(config: ModelConfig, batch_size: int, seq_len: int, loss_position
     n = batch_size * seq_len
     matrices = 4 * n * sum(i * o for i, o in matrix_sizes(config))
     adapters = 6 * n * rank * sum(i + o for i, o in matrix_sizes(config))
-    attention = 12 * batch_size * n_scores(seq_len) * config.n_heads * config.head_dim
+    kernel = choose("auto", t=seq_len, head_dim=config.head_dim, platform=platform())
+    windows = [config.sliding_window if kind == LOCAL else None for kind in config.layer_kinds]
+    scores = sum(n_scores(kernel, seq_len, window) for window in windows)  # of all layers
+    attention = 12 * batch_size * scores * config.n_heads * config.head_dim
     head = 4 * batch_size * loss_positions * config.d_model * config.vocab_size
-    return config.n_layers * (matrices + adapters + attention) + head
+    return config.n_layers * (matrices + adapters) + attention + head
 
 
 def compiled_matmul_flops(hlo: str) -> int:

@@ -3,13 +3,15 @@
     out = attend(q, k, v, mask)        # mask [B, T, S] True where a query may look
 
 Softmax is float32 whatever the inputs are. What may be seen (causal, window, document) is decided by
-`visible`, as data, so one code path serves local and global layers under one scan.
+`visible`, as data, so one code path serves local and global layers under one scan. Long rows have better ones, which
+leave out what a window hides: `kernel` chooses.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 QUERY_BLOCK = 1024  # longer sequences are computed this many queries at a time: scores are [B,N,block,S]
 CAUSAL_BLOCK = 256  # shorter ones skip more keys, and make products too small to be quick
@@ -17,16 +19,25 @@ CAUSAL_BLOCK = 256  # shorter ones skip more keys, and make products too small t
 _HIDDEN = jnp.finfo(jnp.float32).min
 
 
-def visible(positions: jax.Array, segments: jax.Array, window: int | None, branches: jax.Array | None = None) -> jax.Array:
-    """Returns [B, T, T] bool: same document, not later, and less than `window` back (None: no limit).
+@struct.dataclass
+class Seen:
+    """What decides who sees whom: positions, segments, branches [B, T] int32.
 
-    Positions and segment ids are [B, T]; segment 0 is padding and is seen by padding alone. branches: [B, T],
-    continuations of one document that share what stands before them; each sees itself and branch 0.
+    Segment 0 is padding and is seen by padding alone. branches: continuations of one document that share what stands
+    before them; each sees itself and branch 0. None: there are none.
     """
-    distance = positions[:, :, None] - positions[:, None, :]
-    mask = (distance >= 0) & (segments[:, :, None] == segments[:, None, :])
-    if branches is not None:
-        mask &= (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
+
+    positions: jax.Array
+    segments: jax.Array
+    branches: jax.Array | None = None
+
+
+def visible(of_queries: Seen, of_keys: Seen, window: int | None) -> jax.Array:
+    """Returns [B, T, S] bool: same document, not later, and less than `window` back (None: no limit)."""
+    distance = of_queries.positions[:, :, None] - of_keys.positions[:, None, :]
+    mask = (distance >= 0) & (of_queries.segments[:, :, None] == of_keys.segments[:, None, :])
+    if of_queries.branches is not None:
+        mask &= (of_keys.branches[:, None, :] == 0) | (of_queries.branches[:, :, None] == of_keys.branches[:, None, :])
     return mask if window is None else mask & (distance < window)
 
 
@@ -50,7 +61,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], t, -1)
 
 
-def n_scores(t: int) -> int:
+def causal_scores(t: int) -> int:
     """Returns how many scores `attend` computes for each head of a sequence of t tokens, those it then hides included."""
     return CAUSAL_BLOCK * sum(_causal_ends(t)) or t * t
 
@@ -63,10 +74,10 @@ def _causal_ends(t: int) -> range:
 
 @jax.custom_vjp
 def _attend_block(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    return _attend_forward(q, k, v, mask)[0]
+    return attend_forward(q, k, v, mask)[0]
 
 
-def _attend_forward(q, k, v, mask):
+def attend_forward(q, k, v, mask):
     """Queries of a group stand below one another (X = G*T), so that each key head is one matrix product.
 
     Keeps q, k, v and the weights for the backward pass, which puts the smaller operand of each product first:
@@ -83,7 +94,7 @@ def _attend_forward(q, k, v, mask):
     return _unfold_heads(out, t).reshape(b, t, n * h), (q, k, v, weights)
 
 
-def _attend_backward(kept, cotangent):
+def attend_backward(kept, cotangent):
     q, k, v, weights = kept
     b, kv, x, h = q.shape
     t = cotangent.shape[1]
@@ -97,7 +108,7 @@ def _attend_backward(kept, cotangent):
     return _unfold_heads(d_q, t), jnp.transpose(d_k, (0, 3, 1, 2)), jnp.transpose(d_v, (0, 3, 1, 2)), None
 
 
-_attend_block.defvjp(_attend_forward, _attend_backward)
+_attend_block.defvjp(attend_forward, attend_backward)
 
 
 def _fold_heads(x: jax.Array, kv: int) -> jax.Array:

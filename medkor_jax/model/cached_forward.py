@@ -15,7 +15,8 @@ from typing import Any, Callable
 import jax
 import jax.numpy as jnp
 
-from medkor_jax.model import attention, cache as kv
+from medkor_jax.model import cache as kv
+from medkor_jax.model.attention import Seen
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.forward import LayerInputs, edge_inputs, embed, layer_inputs, make_view, run_block
 from medkor_jax.model.layers import Adapters, Rope, make_rope, rms_norm
@@ -30,15 +31,14 @@ def read_prompt(
     tokens, langs: [B, T], padded on the right; lengths: [B]; size: tokens a row that the cache has room for.
     """
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    view = make_view(config, positions, (positions < lengths[:, None]).astype(jnp.int32))
+    view = make_view(config, Seen(positions, (positions < lengths[:, None]).astype(jnp.int32)))
 
     def attend(cache, layer, q, k, v):
-        _, mask = view.of_layer(layer.is_local)
-        return attention.attend(q, k, v, mask), kv.store_prompt(cache, layer, k, v)
+        return view.attend(q, k, v, layer.is_local), kv.store_prompt(cache, layer, k, v)
 
     x = embed(params, config, tokens, langs, dtype)
     cache = kv.make_cache(config, layer_kinds(params, config), lengths, size=size, dtype=dtype)
-    x, cache = _run_layers(params, config, x, cache, lambda is_local: view.of_layer(is_local)[0], attend)
+    x, cache = _run_layers(params, config, x, cache, view.rope, attend)
     x = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)[:, 0]
     return rms_norm(x, params.base["final_norm"], config.rms_eps), cache
 

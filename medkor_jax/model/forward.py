@@ -20,13 +20,13 @@ import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
-from medkor_jax.model import attention
+from medkor_jax.model.attention import Seen, attend, visible
 from medkor_jax.model.config import ModelConfig
+from medkor_jax.model.kernel import attend_by_kind, choose
 from medkor_jax.model.layers import Adapters, Attend, Block, Rope, make_rope, rms_norm
-from medkor_jax.model.layout import spread
+from medkor_jax.model.layout import platform, spread
 from medkor_jax.model.params import ADAPTABLE, FRONT, LOCAL, SIDES, LayerPlan, Params, Tree, head_table, make_plan, n_edge_blocks
 from medkor_jax.model.remat import ATTENDED, policy
-
 
 
 @struct.dataclass
@@ -47,30 +47,42 @@ class Inputs:
     def of(cls, batch: Mapping[str, jax.Array]) -> Inputs:
         return cls(batch["tokens"], batch["positions"], batch["segment_ids"], batch["langs"])
 
+    @property
+    def seen(self) -> Seen:
+        return Seen(self.positions, self.segments, self.branches)
+
 
 @struct.dataclass
 class View:
-    """What each kind of layer sees of a batch: rotary tables and [B, T, S] masks."""
+    """What each kind of layer sees of a batch: rotary tables, who sees whom, and for "plain" that as [B, T, S] masks."""
 
     rope_local: Rope
     rope_global: Rope
-    mask_local: jax.Array
-    mask_global: jax.Array
+    seen: Seen
+    masks: tuple[jax.Array, jax.Array] | None
+    window: int = struct.field(pytree_node=False)
+    kernel: str = struct.field(pytree_node=False)
 
-    def of_layer(self, is_local: jax.Array) -> tuple[Rope, jax.Array]:
-        pick = lambda a, b: jnp.where(is_local, a, b)  # noqa: E731
-        return jax.tree.map(pick, self.rope_local, self.rope_global), pick(self.mask_local, self.mask_global)
+    def rope(self, is_local: jax.Array) -> Rope:
+        return jax.tree.map(lambda a, b: jnp.where(is_local, a, b), self.rope_local, self.rope_global)
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, is_local: jax.Array) -> jax.Array:
+        if self.masks is None:
+            return attend_by_kind(self.kernel, q, k, v, self.seen, is_local, self.window)
+        return attend(q, k, v, jnp.where(is_local, *self.masks))
 
 
-def make_view(config: ModelConfig, positions: jax.Array, segments: jax.Array, branches: jax.Array | None = None) -> View:
-    def mask(window: int | None) -> jax.Array:
-        return attention.visible(positions, segments, window, branches)
-
+def make_view(config: ModelConfig, seen: Seen, attention: str = "auto") -> View:
+    """attention: a name that `kernel.choose` knows."""
+    t, has_branches = seen.positions.shape[1], seen.branches is not None
+    kernel = choose(attention, t=t, head_dim=config.head_dim, platform=platform(), has_branches=has_branches)
     return View(
-        rope_local=make_rope(positions, config.head_dim, config.rope_base_local, 1.0),
-        rope_global=make_rope(positions, config.head_dim, config.rope_base_global, config.rope_scaling_global),
-        mask_local=mask(config.sliding_window),
-        mask_global=mask(None),
+        rope_local=make_rope(seen.positions, config.head_dim, config.rope_base_local, 1.0),
+        rope_global=make_rope(seen.positions, config.head_dim, config.rope_base_global, config.rope_scaling_global),
+        seen=seen,
+        masks=(visible(seen, seen, config.sliding_window), visible(seen, seen, None)) if kernel == "plain" else None,
+        window=config.sliding_window,
+        kernel=kernel,
     )
 
 
@@ -103,16 +115,18 @@ def forward(
     *,
     dtype: Any,
     remat: str = "none",
+    attention: str = "auto",
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """Returns the hidden states after the final norm, [B, T, D] in `dtype`.
 
     remat: what the backward pass makes again of each layer, by the name of a policy (`model.remat`).
+    attention: which kernel computes it, by name (`model.kernel`).
     dropout: on the adapters' inputs (added layers have none); needs `dropout_key`.
     """
     x = embed(params, config, inputs.tokens, inputs.langs, dtype)
-    view = make_view(config, inputs.positions, inputs.segments, inputs.branches)
+    view = make_view(config, inputs.seen, attention)
 
     def body(x: jax.Array, layer: LayerInputs) -> tuple[jax.Array, None]:
         return run_layer(config, view, layer, x, params.lora_scale, dropout, remat), None
@@ -161,11 +175,12 @@ def run_layer(
     remat: str = "none",
 ) -> jax.Array:
     """Returns the residual stream [B, T, D] after one layer of the uncached model. remat: as in `forward`."""
-    rope, mask = view.of_layer(layer.plan.is_local)
+    is_local = layer.plan.is_local
+    rope = view.rope(is_local)
     adapters = Adapters(layer.lora, layer.key, lora_scale, dropout) if layer.lora else None
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return checkpoint_name(attention.attend(q, k, v, mask), ATTENDED)
+        return checkpoint_name(view.attend(q, k, v, is_local), ATTENDED)
 
     def run(x: jax.Array, base: Tree, adapters: Adapters | None) -> jax.Array:
         return run_block(config, base, rope, attend, x, adapters)

@@ -22,6 +22,15 @@ def ways(*axes: str) -> int:
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
 
 
+def platform() -> str:
+    """Returns "cpu", "gpu" or "tpu": of the mesh in force, which may be of devices that are not here, else of this process."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    if device is None:
+        return jax.default_backend()
+    kind = device.device_kind.lower()
+    return "tpu" if "tpu" in kind else "cpu" if "cpu" in kind else "gpu"
+
+
 def batch_ways() -> int:
     """Returns over how many parts `spread` lays a batch: 1 without a mesh."""
     return ways(*BATCH_AXES)

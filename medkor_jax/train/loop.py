@@ -258,7 +258,7 @@ def _require_finite(plan: StagePlan, number: int, loss: Any, checkpoints: StageC
 
 def _claim(plan: StagePlan, trained: Any) -> None:
     """Writes what this stage is, or checks that an earlier start of it was the same."""
-    spec = {name: value for name, value in dataclasses.asdict(plan.spec).items() if name not in ("remat", "chunk")}
+    spec = {name: value for name, value in dataclasses.asdict(plan.spec).items() if name not in ("remat", "chunk", "attention")}
     said = {
         "trees": sorted(plan.trees), "spec": spec, "schedule": dataclasses.asdict(plan.schedule),
         "groups": [dataclasses.asdict(group) for group in plan.groups], "batch_size": plan.batch_size,

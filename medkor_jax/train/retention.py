@@ -91,6 +91,7 @@ def each_layer(
     dtype: Any,
     n_drawn: int = 0,
     remat: str = "none",
+    attention: str = "auto",
     chunk: int = 256,
     temperature: float = 1.0,
     dropout: float = 0.0,
@@ -107,7 +108,7 @@ def each_layer(
         raise ValueError(f"layer_weights has shape {layer_weights.shape}; these models are compared at {n} places")
     student = embed(params, config, inputs.tokens, inputs.langs, dtype)
     teacher = embed(reference, config, inputs.tokens, inputs.langs, dtype)
-    view = make_view(config, inputs.positions, inputs.segments)
+    view = make_view(config, inputs.seen, attention)
     final_norm = params.base["final_norm"]
     k = min(n_drawn or n, n)
     is_drawn = layer_weights > 0

@@ -21,6 +21,7 @@ from flax import struct
 
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.forward import Inputs, forward
+from medkor_jax.model.kernel import check_attention
 from medkor_jax.model.layout import replicate
 from medkor_jax.model.params import Params, Tree, head_table
 from medkor_jax.model.remat import check_remat
@@ -44,7 +45,8 @@ class State:
 @dataclasses.dataclass(frozen=True)
 class StepSpec:
     """What a step computes. dtype: of activations; chunk: positions whose logits exist at once
-    on one part of the batch axes. remat: what the backward pass makes again, see `model.remat`. policy: the loss of
+    on one part of the batch axes. remat: what the backward pass makes again, see `model.remat`;
+    attention: which kernel, see `model.kernel`. policy: the loss of
     sampled answers, in place of next-token loss."""
 
     dtype: str = "float32"
@@ -53,12 +55,14 @@ class StepSpec:
     retention: Retention = Retention()
     microbatches: int = 1
     remat: str = "none"
+    attention: str = "auto"
     dropout: float = 0.0
     chunk: int = 256
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_remat(self.remat)
+        check_attention(self.attention)
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype {self.dtype!r}: expected 'float32' or 'bfloat16' (float16 overflows in Gemma)")
         if self.policy is not None and (self.next_token_weight > 0 or self.dropout > 0):
@@ -132,7 +136,7 @@ def make_evaluation(config: ModelConfig, spec: StepSpec) -> Callable[[Params, Ba
 
     @jax.jit
     def evaluate(params: Params, batch: Batch) -> LossSums:
-        hidden = forward(params, config, Inputs.of(batch), dtype=jnp.dtype(spec.dtype))
+        hidden = forward(params, config, Inputs.of(batch), dtype=jnp.dtype(spec.dtype), attention=spec.attention)
         return _next_token(hidden, params, batch, spec)
 
     return evaluate
@@ -143,7 +147,7 @@ def make_scoring(config: ModelConfig, spec: StepSpec) -> Callable[[Params, Batch
 
     @jax.jit
     def score(params: Params, batch: Batch) -> jax.Array:
-        hidden = forward(params, config, Inputs.of(batch), dtype=jnp.dtype(spec.dtype))
+        hidden = forward(params, config, Inputs.of(batch), dtype=jnp.dtype(spec.dtype), attention=spec.attention)
         return replicate(_token_nats(hidden, params, batch, spec))
 
     return score
@@ -173,7 +177,7 @@ def _token_nats(hidden: jax.Array, params: Params, batch: Batch, spec: StepSpec)
 
 
 def _sums(params, reference, config, spec, batch, layer_weights, key) -> _Sums:
-    common = dict(dtype=jnp.dtype(spec.dtype), remat=spec.remat, dropout=spec.dropout)
+    common = dict(dtype=jnp.dtype(spec.dtype), remat=spec.remat, attention=spec.attention, dropout=spec.dropout)
     common["dropout_key"] = key if spec.dropout > 0 else None
     retained = per_layer = next_token = policy = None
     if spec.retention.weight > 0:

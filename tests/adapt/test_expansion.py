@@ -157,7 +157,7 @@ def shares(params, config, inputs):
 
     @jax.jit
     def measure(params):
-        view = make_view(config, inputs.positions, inputs.segments)
+        view = make_view(config, inputs.seen)
 
         def run(x, layer):
             return run_layer(config, view, layer, x, params.lora_scale), None

@@ -80,4 +80,4 @@ def test_scores_are_counted_as_attend_computes_them(t):
     heads, size = 4, 16
     q, mask = jax.ShapeDtypeStruct((2, t, heads, size), jnp.float32), jax.ShapeDtypeStruct((2, t, t), bool)
     compiled = jax.jit(attention.attend).lower(q, q, q, mask).compile()
-    assert counts.compiled_matmul_flops(compiled.as_text()) == 2 * 2 * 2 * attention.n_scores(t) * heads * size
+    assert counts.compiled_matmul_flops(compiled.as_text()) == 2 * 2 * 2 * attention.causal_scores(t) * heads * size

@@ -9,7 +9,8 @@ from medkor_jax.model import attention
 def test_visible_is_causal_windowed_and_within_the_document():
     positions = jnp.array([[0, 1, 2, 0, 1, 0]])
     segments = jnp.array([[1, 1, 1, 2, 2, 0]])
-    mask = attention.visible(positions, segments, 2)
+    seen = attention.Seen(positions, segments)
+    mask = attention.visible(seen, seen, 2)
     expected = [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -19,12 +20,13 @@ def test_visible_is_causal_windowed_and_within_the_document():
         [0, 0, 0, 0, 0, 1],  # padding sees itself, so its softmax is over something
     ]
     np.testing.assert_array_equal(mask[0], np.array(expected, bool))
-    assert attention.visible(positions, segments, None)[0, 2, 0]
+    assert attention.visible(seen, seen, None)[0, 2, 0]
 
 
 def test_branches_see_their_trunk_and_themselves():
     positions, branches = jnp.array([[0, 1, 2, 2, 3]]), jnp.array([[0, 0, 1, 2, 2]])
-    mask = attention.visible(positions, jnp.ones_like(positions), None, branches)
+    seen = attention.Seen(positions, jnp.ones_like(positions), branches)
+    mask = attention.visible(seen, seen, None)
     expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
     np.testing.assert_array_equal(mask[0], np.array(expected, bool))
 

@@ -37,7 +37,7 @@ def inputs(make_batch):
 
 def test_scan_equals_a_loop_over_layers(params, inputs):
     """The loop asks the config, not the plan, which layers are local, so a wrong plan shows."""
-    view = make_view(C, inputs.positions, inputs.segments)
+    view = make_view(C, inputs.seen)
     layers = layer_inputs(params, C, None)
     one = jax.jit(lambda layer, x: run_layer(C, view, layer, x, params.lora_scale))
     x = embed(params, C, inputs.tokens, inputs.langs, jnp.float32)
@@ -53,7 +53,7 @@ def test_scan_equals_a_loop_over_layers(params, inputs):
 def test_scan_equals_a_loop_with_layers_added_at_both_ends(params, inputs, make_blocks, front, back, remat):
     """Dropout and adapters fall on the base's layers alone, with the keys they have in the model without the others."""
     expand = make_blocks(params.base, front, back)
-    view = make_view(C, inputs.positions, inputs.segments)
+    view = make_view(C, inputs.seen)
     key = jax.random.key(3)
     own = layer_inputs(params, C, key)
     one = jax.jit(lambda layer, x: run_layer(C, view, layer, x, params.lora_scale, 0.3))
