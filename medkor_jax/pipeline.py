@@ -204,7 +204,7 @@ class Run:
         hosts.at(f"{phase.name}, merging")
         made_of = checksum([standing.base.digest, digest_tree(params.lora), params.lora_scale, recipe.param_dtype])
         directory = self.directory / "bases" / f"{phase.name}-{made_of[:12]}"
-        if hosts.first(f"is {directory} merged", (directory / "lineage.json").is_file):
+        if hosts.first(f"is {directory.name} merged", (directory / "lineage.json").is_file):
             base = open_base(directory)
             merged = base.load(jnp.dtype(recipe.param_dtype), shard_tree(params.base, self.mesh))
             say(f"{phase.name}: merged before, {directory}")
@@ -268,7 +268,7 @@ def restart(recipe: Recipe, names: Sequence[str]) -> list[pathlib.Path]:
             raise ConfigError(f"--restart {name}: no such phase in this config; nearest: {near[0] if near else 'none'!r}. It has {', '.join(known)}")
     moved = []
     for directory in (pathlib.Path(recipe.run_dir) / name for name in names):
-        if aside := hosts.first(f"restart {directory}", lambda directory=directory: _move_aside(directory)):
+        if aside := hosts.first(f"restart {directory.name}", lambda directory=directory: _move_aside(directory)):
             moved.append(pathlib.Path(aside))
     return moved
 

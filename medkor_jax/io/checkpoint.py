@@ -134,7 +134,7 @@ class StageCheckpoints:
 
         Raises: DamagedCheckpoint if it cannot be read or is not what `save` wrote.
         """
-        step = hosts.first(f"latest step of {self._manager.directory}", self._manager.latest_step) if step is None else step
+        step = hosts.first("the latest step", self._manager.latest_step) if step is None else step
         if step is None:
             return None
         args = self._ocp.args.Composite(

@@ -24,7 +24,7 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
     misses what is there now.
     """
     path = pathlib.Path(path)
-    hosts.wait(f"before {path}")
+    hosts.wait(f"before {path.name}")
     if hosts.is_first():
         _write(path, text)
     hosts.wait(path)

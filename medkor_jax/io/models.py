@@ -179,7 +179,7 @@ def open_base(directory: pathlib.Path) -> Weights:
 
     def make_digest() -> str:
         # The files are those that were written, or else (saved once more) they hold the same tensors.
-        files = hosts.first(f"files of {directory}", lambda: _tree_files_digest(directory))
+        files = hosts.first(f"files of {directory.name}", lambda: _tree_files_digest(directory))
         if files != said["files_digest"] and digest_tree(read(said["dtype"])) != said["leaves_digest"]:
             raise WeightsError(
                 f"{directory}: its weights were replaced or damaged since they were written. Put them back, or run the phases again"

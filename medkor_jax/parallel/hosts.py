@@ -75,7 +75,7 @@ def wait(name: Any) -> None:
     """Returns when every process is here. name: of what they wait for, the same on all; a path that process 0 wrote is
     then seen by all, also over a network disk that is slow to show a new file."""
     if _peers and not _is_alone:
-        _peers.exchange(str(name), None)
+        _peers.exchange(_spelt(name), None)
         if isinstance(name, pathlib.Path):
             _is_seen(name)
 
@@ -96,7 +96,7 @@ def first(name: Any, make: Callable[[], T]) -> T:
         except Exception as caught:
             error = caught
     said = {"made": made, "error": error and [type(error).__module__, type(error).__qualname__, str(error)]}
-    found = _peers.exchange(str(name), said if is_first() else None)[0]
+    found = _peers.exchange(_spelt(name), said if is_first() else None)[0]
     if error is not None:
         raise error
     if found["error"]:
@@ -287,6 +287,11 @@ def _as_raised(module: str, name: str, words: str) -> Exception:
         return made if isinstance(made, Exception) and str(made) == words else RuntimeError(words)
     except Exception:
         return RuntimeError(words)
+
+
+def _spelt(name: Any) -> str:
+    """Returns the name as all hosts spell it: they may have mounted a disk at different places."""
+    return name.name if isinstance(name, pathlib.Path) else str(name)
 
 
 def _host(process: int) -> str:
