@@ -3,7 +3,8 @@
     hand_flops(program, config)
 
 As `bench.counts`, for everything that a phase can train. With N = B T tokens, W, A the parameters of a layer's matrices and
-of its adapters, E those of the matrices of added layers, S scores a head, P positions that meet the head:
+of its adapters, E those of the matrices of added layers, S the keys that a row's queries see (causal, within the window), P positions
+that meet the head:
 
     layer, in training   4 N W   forward and the gradient in its input      adapters 4 N A, and 2 N A more where they train
     layer, forward only  2 N W + 2 N A
@@ -17,7 +18,6 @@ Layers count whole, also the first; what is computed again counts nothing.
 from __future__ import annotations
 
 from medkor_jax.bench.counts import matrix_sizes
-from medkor_jax.model.attention import n_scores
 from medkor_jax.model.config import GLOBAL, LOCAL, ModelConfig
 from medkor_jax.model.params import ADAPTABLE
 from medkor_jax.plan.program import Kernel
@@ -32,12 +32,12 @@ def hand_flops(program: Program, config: ModelConfig) -> float:
 def costly_share(program: Program, config: ModelConfig) -> float:
     """Returns how often the program's conditionals take their costlier branch: they choose between the two kinds of layers,
     and what looks at everything costs more than what looks at a window."""
-    kinds = _kinds(program, config)
+    kinds = _kinds(program.trees, config)
     return kinds.count(GLOBAL) / len(kinds)
 
 
-def _kinds(program: Program, config: ModelConfig) -> tuple[str, ...]:
-    front, back = program.trees.expand
+def _kinds(trees: Trees, config: ModelConfig) -> tuple[str, ...]:
+    front, back = trees.expand
     return config.layer_kinds[:1] * front + config.layer_kinds + config.layer_kinds[-1:] * back
 
 
@@ -57,33 +57,42 @@ def _adapters(config: ModelConfig, trees: Trees) -> int:
     return trees.lora.rank * sum(sum(sizes[name]) for name in trees.lora.targets)
 
 
-def _attention(config: ModelConfig, rows: int, length: int, factor: int) -> float:
-    return factor * rows * n_scores(length) * config.n_heads * config.head_dim
+def visible_scores(length: int, window: int | None) -> int:
+    """Returns how many keys all queries of a row see together: each itself and what is before it, within the window."""
+    w = length if window is None else min(window, length)
+    return w * (w + 1) // 2 + (length - w) * w
 
 
-def _trained(config: ModelConfig, program: Program) -> float:
+def _attention(program: Program, config: ModelConfig, trees: Trees, factor: int) -> float:
+    """Returns the attention of all layers of a model with these trees."""
+    windows = [config.sliding_window if kind == LOCAL else None for kind in _kinds(trees, config)]
+    scores = sum(visible_scores(program.length, window) for window in windows)
+    return factor * program.rows * scores * config.n_heads * config.head_dim
+
+
+def _trained(program: Program, config: ModelConfig) -> float:
     """Returns forward and backward of all layers."""
     n, edges = program.rows * program.length, sum(program.trees.expand)
     of_adapters = 6 if "lora" in program.trained else 4
     of_edges = 6 if "expand" in program.trained else 4
     layer = 4 * n * _matrices(config) + of_adapters * n * _adapters(config, program.trees)
-    attention = _attention(config, program.rows, program.length, 12)
-    return config.n_layers * (layer + attention) + edges * (of_edges * n * _matrices(config) + attention)
+    added = edges * of_edges * n * _matrices(config)
+    return config.n_layers * layer + added + _attention(program, config, program.trees, 12)
 
 
-def _forward(config: ModelConfig, trees: Trees, rows: int, length: int) -> float:
-    layers, n = config.n_layers + sum(trees.expand), rows * length
-    attention = _attention(config, rows, length, 4)
-    return layers * (2 * n * _matrices(config) + attention) + config.n_layers * 2 * n * _adapters(config, trees)
+def _forward(program: Program, config: ModelConfig, trees: Trees) -> float:
+    layers, n = config.n_layers + sum(trees.expand), program.rows * program.length
+    matrices = 2 * n * (layers * _matrices(config) + config.n_layers * _adapters(config, trees))
+    return matrices + _attention(program, config, trees, 4)
 
 
 def _step(program: Program, config: ModelConfig) -> float:
     head = program.rows * config.d_model * config.vocab_size
-    retention, flops = program.spec.retention, _trained(config, program)
+    retention, flops = program.spec.retention, _trained(program, config)
     if program.spec.next_token_weight > 0 or program.spec.policy is not None:
         flops += 4 * program.positions * head
     if program.reference is not None:
-        flops += _forward(config, program.reference, program.rows, program.length)
+        flops += _forward(program, config, program.reference)
         compared = min(retention.layers or config.n_layers + 1, n_places(program, config))
         flops += 6 * compared * (min(retention.positions, program.positions) or program.positions) * head
     return flops
@@ -91,15 +100,15 @@ def _step(program: Program, config: ModelConfig) -> float:
 
 def _score(program: Program, config: ModelConfig) -> float:
     head = 2 * program.rows * program.positions * config.d_model * config.vocab_size
-    return _forward(config, program.trees, program.rows, program.length) + head
+    return _forward(program, config, program.trees) + head
 
 
 def _read(program: Program, config: ModelConfig) -> float:
-    return _forward(config, program.trees, program.rows, program.length) + 2 * program.rows * config.d_model * config.vocab_size
+    return _forward(program, config, program.trees) + 2 * program.rows * config.d_model * config.vocab_size
 
 
 def _write(program: Program, config: ModelConfig) -> float:
-    kinds = _kinds(program, config)
+    kinds = _kinds(program.trees, config)
     slots = sum(min(config.sliding_window, program.room) if kind == LOCAL else program.room for kind in kinds)
     layers = len(kinds) * _matrices(config) + config.n_layers * _adapters(config, program.trees)
     attention = 4 * slots * config.n_heads * config.head_dim

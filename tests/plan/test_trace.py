@@ -9,7 +9,7 @@ from medkor_jax.model.config import preset
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.phases import LoraRecipe
 from medkor_jax.plan.compiling import compile_program
-from medkor_jax.plan.handcount import costly_share, hand_flops
+from medkor_jax.plan.handcount import costly_share, hand_flops, visible_scores
 from medkor_jax.plan.stages import READ, SCORE, STEP, Program, Trees, traceable
 from medkor_jax.plan.topology import parse_topology
 from medkor_jax.plan.trace import jaxpr_work
@@ -54,10 +54,19 @@ def test_the_compiled_program_has_the_flops_of_the_jaxpr(name, machine, monkeypa
 
 
 @pytest.mark.parametrize("name", ["score", "read"])
-def test_without_a_backward_pass_the_hand_count_is_the_programs(name, machine):
+def test_without_a_backward_pass_all_above_the_hand_count_are_hidden_scores(name, machine):
     mesh, _ = machine
     program = PROGRAMS[name]
-    assert jaxpr_work(traceable(program, CONFIG, mesh).jaxpr()).flops == hand_flops(program, CONFIG)
+    t, kinds = program.length, CONFIG.layer_kinds
+    seen = sum(visible_scores(t, CONFIG.sliding_window if kind == "local" else None) for kind in kinds)
+    hidden = 4 * program.rows * (len(kinds) * t * t - seen) * CONFIG.n_heads * CONFIG.head_dim
+    assert jaxpr_work(traceable(program, CONFIG, mesh).jaxpr()).flops == hand_flops(program, CONFIG) + hidden
+
+
+def test_a_query_sees_itself_what_is_before_it_and_no_further_than_the_window():
+    for length, window in ((7, None), (7, 3), (3, 7), (1, 1)):
+        seen = sum(1 for t in range(length) for s in range(t + 1) if window is None or t - s < window)
+        assert visible_scores(length, window) == seen
 
 
 def test_what_is_asked_for_twice_counts_once_and_what_nothing_needs_not_at_all():
