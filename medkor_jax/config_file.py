@@ -43,7 +43,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
         config = values.config
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         said = str(error.args[0]) if error.args else repr(error)  # str() of a KeyError is quoted
-        if "field 'remat'" in said and "<class 'bool'>" in said:  # what older config files say; the type is checked where they say it
+        if "field 'remat'" in said and "<class 'bool'>" in said:  # what older config files say; checked where they say it
             said = 'remat is a name now: "full" for what was True, "none" for what was False'
         raise ConfigError(f"{path}: {' '.join(said.split())}") from error
     if left:

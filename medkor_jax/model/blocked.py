@@ -92,7 +92,8 @@ _attend.defvjp(_forward, _backward)
 def _block(i, width, slides, window, q, k, v, seen):
     """Returns (queries, keys, values, mask, place of the first key) of block i."""
     start = jnp.clip((i + 1) * BLOCK - width, 0, k.shape[1] - width) if slides else jnp.zeros_like(i)
-    of_queries, of_keys = (jax.tree.map(lambda x: _cut(x, *span), seen) for span in ((i * BLOCK, BLOCK), (start, width)))  # noqa: B023
+    of_queries = jax.tree.map(lambda x: _cut(x, i * BLOCK, BLOCK), seen)
+    of_keys = jax.tree.map(lambda x: _cut(x, start, width), seen)
     mask = visible(of_queries, of_keys, window)
     return _cut(q, i * BLOCK, BLOCK), _cut(k, start, width), _cut(v, start, width), mask, start
 

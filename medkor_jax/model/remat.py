@@ -35,7 +35,8 @@ KEPT: dict[str, tuple[str, ...]] = {
 def check_remat(name: Any) -> None:
     """Raises: ValueError unless `name` is a policy's; a boolean is told what it was."""
     if str(name) in ("True", "False"):
-        raise ValueError(f'remat is {name}; it is a name now: use "{"full" if str(name) == "True" else "none"}" (or one of {_names()})')
+        was = "full" if str(name) == "True" else "none"
+        raise ValueError(f'remat is {name}; it is a name now: use "{was}" (or one of {_names()})')
     if not isinstance(name, str) or name not in KEPT:
         near = difflib.get_close_matches(str(name), KEPT, n=1, cutoff=0.0)[0]
         raise ValueError(f"remat is {name!r}; expected one of {_names()}; nearest: {near!r}")

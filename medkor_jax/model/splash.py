@@ -67,7 +67,9 @@ def _attend_here(q, k, v, segments, *, window, interpret):
     blocks = splash.BlockSizes(
         block_q=size, block_kv=size, block_q_dkv=size, block_kv_dkv=size, block_q_dq=size, block_kv_dq=size
     )  # fmt: skip
-    kernel = splash.make_splash_mha(masks.MultiHeadMask([mask] * n), head_shards=1, q_seq_shards=1, block_sizes=blocks, interpret=interpret)
+    kernel = splash.make_splash_mha(
+        masks.MultiHeadMask([mask] * n), head_shards=1, q_seq_shards=1, block_sizes=blocks, interpret=interpret
+    )
     heads_first = lambda x: x.swapaxes(1, 2)  # noqa: E731
     out = jax.vmap(kernel)(*map(heads_first, (q, k, v)), splash.SegmentIds(segments, segments))
     return heads_first(out).reshape(b, t, n * h)

@@ -157,7 +157,8 @@ def _against_tokens(hidden, targets, table, temperature, with_pull):
     sums = lambda value, like: lay(  # noqa: E731  [chunks, t, B, size, ...]
         jnp.full((like.shape[0], parts, *like.shape[1:]), value, jnp.float32), None, over_v, BATCH_AXES, *[None] * (like.ndim - 2)
     )
-    start = sums(jnp.finfo(jnp.float32).min, targets), sums(0.0, targets), sums(0.0, targets), sums(0.0, hidden) if with_pull else None
+    expected = sums(0.0, hidden) if with_pull else None
+    start = sums(jnp.finfo(jnp.float32).min, targets), sums(0.0, targets), sums(0.0, targets), expected
     highest_of_parts, z, target_logit, expected = jax.lax.fori_loop(0, n_blocks, over_blocks, start)
     highest = jnp.max(highest_of_parts, axis=1)
     shrink = jnp.exp(highest_of_parts - highest[:, None])

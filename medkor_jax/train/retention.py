@@ -156,6 +156,7 @@ def each_layer(
         sums = jnp.sum(x.reshape(x.shape[0], k, -1) * weights[:, None], axis=(0, 2))
         return jnp.append(sums, 0.0)[slots]
 
-    per_place = LossSums(of_places(each.nats), of_places(each.entropy), of_places(each.correct), jnp.where(is_drawn, jnp.sum(weights), 0.0))
+    sums = map(of_places, (each.nats, each.entropy, each.correct))
+    per_place = LossSums(*sums, jnp.where(is_drawn, jnp.sum(weights), 0.0))
     total = jax.tree.map(lambda x: jnp.sum(x * layer_weights), per_place)
     return rms_norm(student, final_norm, config.rms_eps), total, per_place
