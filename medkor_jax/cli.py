@@ -76,6 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--restart", metavar="PHASE", action="append", default=[], help="move this phase's directory aside and run it anew")
     run.add_argument("--accept-changed", action="store_true", help="keep finished phases although data or settings they were trained with have changed; recorded")
     run.add_argument("--drop-bad", action="store_true", help="go on without rows that cannot be read, and list them")
+    run.add_argument("--preflight", action="store_true", help="look first at what would stop the run, as medkor preflight does, and start only if nothing would")
     _add_place(run)
 
     evaluate = _command(commands, "eval", _eval, "put an exam, or pairs of sentences to translate, to any weights")
@@ -190,16 +191,19 @@ def _add_place(parser: argparse.ArgumentParser, *, alone: bool = False) -> None:
     several.add_argument("--process-id", type=whole(0))
 
 
-def _run(arguments, overrides) -> None:
+def _run(arguments, overrides) -> int:
     from medkor_jax import pipeline
     from medkor_jax.config_file import load_recipe
     from medkor_jax.parallel.hosts import say
 
     overrides = [*overrides, *(["--config.drop_bad=True"] if arguments.drop_bad else [])]
     recipe = load_recipe(arguments.config, overrides)
+    if arguments.preflight and (code := _preflight(arguments, overrides)):
+        return code
     for aside in pipeline.restart(recipe, arguments.restart):
         say(f"earlier results are now in {aside}")
     pipeline.Run(recipe, accept_changed=arguments.accept_changed).all()
+    return 0
 
 
 def _eval(arguments, _) -> None:

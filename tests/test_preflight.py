@@ -108,5 +108,6 @@ def test_the_command_ends_with_1_where_something_would_fail(config, tmp_path, ca
     file = tmp_path / "config.py"
     file.write_text(f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({config!r})\n")
     assert cli.main(["preflight", "--config", str(file)]) == 1
+    assert cli.main(["run", "--config", str(file), "--preflight"]) == 1 and not (tmp_path / "run/phase0").exists()
     said = capsys.readouterr().out
     assert "devices   FAILS  batch_size 6" in said and said.endswith("this run would not get through\n")
