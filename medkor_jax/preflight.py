@@ -259,7 +259,7 @@ def _memory(recipe: Recipe, mesh: Mesh) -> str:
     """The largest program of any stage, by arithmetic, against what a device says it has."""
     config = open_model(recipe.weights).config
     limit, said_by = _device_memory()
-    chip = Chip(jax.devices()[0].device_kind, limit, 1.0, 1.0, 1.0, has_compiler=False)
+    chip = Chip(jax.devices()[0].device_kind, limit, 1.0, 1.0, 1.0)
     topology = Topology("here", chip, (mesh.size,))
     largest, worst = 0.0, ""
     with jax.set_mesh(mesh):
