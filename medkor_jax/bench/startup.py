@@ -49,7 +49,7 @@ def measure(
 def _config(source: str, exam: str, weights: str, run_dir: str) -> str:
     """Returns the text of a config file that trains one step on the source."""
     config = {
-        "run_dir": run_dir, "weights": weights, "run": ("phase0",), "dtype": "float32", "param_dtype": "float32", "remat": False,
+        "run_dir": run_dir, "weights": weights, "run": ("phase0",), "dtype": "float32", "param_dtype": "float32", "remat": "none",
         "exams": {"judged": {"source": {"path": exam}, "batch_size": 16}},
         "phase0": {
             "lora": {"rank": 2, "alpha": 4.0, "targets": ("q", "down")}, "trees": ("lora",), "exam": "judged",
