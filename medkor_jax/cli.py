@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import sys
+import traceback
 from typing import Callable, Sequence
 
 WEIGHTS = "embedded, a directory, a .gguf file, a hub id, a run, or random:PRESET such as random:gemma3-4b"
@@ -48,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"medkor: {hosts.signed(str(error))}", file=sys.stderr)
         return hosts.leave(exit_code(error))
+    except BaseException:
+        if hosts.n_processes() > 1:
+            traceback.print_exc()
+            hosts.leave(1)
+        raise
 
 
 def exit_code(error: BaseException) -> int:

@@ -5,7 +5,7 @@
         hosts.wait(path)                           # a barrier: afterwards all may read
         digest = hosts.first("digest", make)       # made by process 0, given to all
         hosts.say("phase0: ...")                   # printed once
-    
+
 The only module that asks which process this is. Barriers and failures go over `peers`, arrays over jax (`gather`). Every process runs
 the same program on the same data, and so calls these in the same order; where one does not, it is found by name.
 """
@@ -118,8 +118,12 @@ def require_same(name: str, value: Any) -> None:
     """Raises: ClusterError, naming who differs, unless every process has the same `value` (JSON) for `name`."""
     values = collect(f"same {name}", value)
     if others := [i for i, other in enumerate(values) if other != values[0]]:
+        mine, theirs = values[0], values[others[0]]
+        if isinstance(mine, dict):
+            differing = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+            mine, theirs = ({key: one.get(key) for key in differing} for one in (mine, theirs))
         raise ClusterError(
-            f"{name} is not the same on all hosts: {_short(values[0])} on process 0 ({_host(0)}), {_short(values[others[0]])} on process "
+            f"{name} is not the same on all hosts: {_short(mine)} on process 0 ({_host(0)}), {_short(theirs)} on process "
             f"{others[0]} ({_host(others[0])}){f', and {len(others) - 1} more differ' if others[1:] else ''}. Give every host the same code, config and data"
         )
 
