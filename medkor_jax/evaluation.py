@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -29,10 +30,13 @@ from medkor_jax.eval.scores import Report
 from medkor_jax.eval.translation import MAX_TRANSLATION_TOKENS, TranslationReport, evaluate_translation
 from medkor_jax.io.models import Model
 from medkor_jax.named_model import open_model
+from medkor_jax.parallel import hosts
 from medkor_jax.parallel.hosts import say
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 
 SPLITS = ("train", "training", "valid", "validation", "dev", "test", "fewshot")  # words in a file's name that say which it is
+
+_WEIGHTS_SHARE = 0.6  # of a device, that whole weights may take beside prompts and caches
 
 
 def evaluate_file(
@@ -143,15 +147,24 @@ def evaluate_pairs(
 
 @contextlib.contextmanager
 def open_scorer(model: Model, *, dtype: str, batch_size: int, adapters: bool = True) -> Iterator[ModelScorer]:
-    """Gives the model, loaded onto all devices (on a CPU one), as exams ask for it; adapters=False: its base alone."""
+    """Gives the model, loaded onto all devices (one of a lone CPU), as exams ask for it; adapters=False: its base alone."""
     if not adapters:
         model = dataclasses.replace(model, directory=None, lora_scale=1.0, adapters_digest="")
-    mesh = make_mesh(MeshShape(data=1), jax.devices()[:1]) if jax.default_backend() == "cpu" else make_mesh(MeshShape())
+    mesh = _asking_mesh(model, dtype)
     with jax.set_mesh(mesh):
         params = model.load(jnp.dtype(dtype), mesh)
         yield ModelScorer(
             params, model.config, model.tokenizer, dtype=jnp.dtype(dtype), mesh=mesh, batch_size=batch_size, route=model.route
         )
+
+
+def _asking_mesh(model: Model, dtype: str) -> jax.sharding.Mesh:
+    """Returns a mesh of all devices: each holds the whole model where that leaves it room, else they share it."""
+    if jax.default_backend() == "cpu" and hosts.n_processes() == 1:
+        return make_mesh(MeshShape(data=1), jax.devices()[:1])
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
+    is_shared = model.config.n_params * jnp.dtype(dtype).itemsize > _WEIGHTS_SHARE * memory
+    return make_mesh(MeshShape(data=1, fsdp=-1) if is_shared else MeshShape())
 
 
 def _shown(name: str, loaded: Loaded) -> list:

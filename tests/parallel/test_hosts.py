@@ -33,10 +33,10 @@ def start(tiny_base_dir, tmp_path_factory):
     """
     cache, begun = tmp_path_factory.mktemp("cache"), []
 
-    def make(run_dir, *overrides, mesh=PAIR, devices=2, processes=2, strike=None, after=0.0, each=None):
+    def make(run_dir, *overrides, mesh=PAIR, devices=2, processes=2, strike=None, after=0.0, each=None, command=()):
         sizes = [f"--config.mesh.{axis}={n}" for axis, n in zip(("data", "fsdp", "tensor"), mesh)]
         place = {"MEDKOR_COORDINATOR": f"localhost:{free_port()}", "MEDKOR_PROCESSES": str(processes)} if processes > 1 else {}
-        several = []
+        several, whole = [], command or ("run", "--config", str(CONFIG), *sizes)
         for process in range(processes):
             environment = os.environ | place | {
                 "MEDKOR_PROCESS_ID": str(process) if place else "", "RUN_DIR": str(run_dir), "WEIGHTS": str(tiny_base_dir), "MEDKOR_CACHE": str(cache),
@@ -44,9 +44,10 @@ def start(tiny_base_dir, tmp_path_factory):
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2", "PYTHONPATH": str(HERE.parents[1]),
                 "STRIKE": (strike or {}).get(process, ""), "STRIKE_AFTER": str(after), "MEDKOR_WAIT_S": "120",
             } | (each or {}).get(process, {})  # fmt: skip
-            command = [sys.executable, "-m", "medkor_jax.cli", "run", "--config", str(CONFIG), *sizes, *overrides]
             log = open(f"{run_dir}.{len(begun)}.log", "w+")  # noqa: SIM115
-            one = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
+            one = subprocess.Popen(
+                [sys.executable, "-m", "medkor_jax.cli", *whole, *overrides], env=environment, stdout=log, stderr=subprocess.STDOUT, text=True
+            )
             one.log = log
             several.append(one)
             begun.append(one)
@@ -202,6 +203,27 @@ def test_sigterm_between_stages_ends_both_and_nothing_is_lost(start, one_phase, 
     codes, logs = ended(start(run, "--config.run=('phase0',)"))
     assert codes == [0, 0], logs
     require_same(run, one_phase)
+
+
+def test_an_exam_by_two_processes_is_answered_and_written_once(start, tiny_base_dir, tmp_path):
+    asked = ("eval", "--weights", str(tiny_base_dir), "--exam", "embedded", "--language", "en", "--limit", "12", "--mode", "reason", "--max-new-tokens", "5")
+    codes, logs = ended(start(tmp_path / "two", "--out", str(tmp_path / "two.jsonl"), command=asked))
+    assert codes == [0, 0], logs
+    codes, alone = ended(start(tmp_path / "one", "--out", str(tmp_path / "one.jsonl"), command=asked, processes=1, devices=1))
+    assert codes == [0], alone
+    assert (tmp_path / "two.jsonl").read_text() == (tmp_path / "one.jsonl").read_text() and len((tmp_path / "two.jsonl").read_text().splitlines()) >= 12
+    assert "of 12" in logs[0] and "of 12" not in logs[1]
+
+
+def test_a_translation_by_two_processes_is_written_once(start, tiny_base_dir, tmp_path):
+    """A random model translates nothing, which is said; what it wrote stands in the work file, a line a question."""
+    asked = ("data", "translate", "--weights", str(tiny_base_dir), "--exam", "embedded", "--split", "valid", "--to", "en", "--limit", "6", "--batch-size", "4", "--max-new-tokens", "4")
+    codes, logs = ended(start(tmp_path / "two", "--out", str(tmp_path / "two.jsonl"), command=asked))
+    assert codes == [1, 1] and all("none of the 6 translated questions passes" in log for log in logs), logs
+    codes, alone = ended(start(tmp_path / "one", "--out", str(tmp_path / "one.jsonl"), command=asked, processes=1, devices=1))
+    assert codes == [1], alone
+    written = [(tmp_path / f"{name}.jsonl.work.jsonl").read_text() for name in ("two", "one")]
+    assert written[0] == written[1] and len(written[0].splitlines()) == 7
 
 
 def test_one_that_fails_is_named_with_its_error_by_all(start, one_phase, tmp_path):
