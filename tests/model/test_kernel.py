@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -113,6 +114,16 @@ def test_the_fused_kernel_equals_the_whole_mask(monkeypatch, shape, n, window):
         return assert_equals_the_whole_mask(attend, q, k, v, seen, window)
     with jax.set_mesh(make_mesh(shape, jax.devices()[:n])):
         assert_equals_the_whole_mask(attend, q, k, v, seen, window)
+
+
+def test_the_kernels_products_are_found_by_the_names_they_have_in_a_program():
+    """As in the jaxpr: forward 2, and backward forward again, 3 and 4."""
+    q, k, v, seen = make_inputs(256, head=128)
+    attend = functools.partial(splash.attend_splash, seen=seen, window=None, interpret=True)
+    found = str(jax.make_jaxpr(lambda q, k, v, ct: jax.vjp(attend, q, k, v)[1](ct))(q, k, v, jnp.zeros((2, 256, HEADS * 128))))
+    names = set(re.findall(r"splash_\w+", found))
+    assert sorted(splash.n_products(name) for name in names if splash.n_products(name)) == [2, 3, 4]
+    assert splash.n_products("fusion.12") is None
 
 
 @pytest.fixture
