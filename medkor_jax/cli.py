@@ -157,6 +157,12 @@ def make_parser() -> argparse.ArgumentParser:
     plan.add_argument("--price", default="", metavar="USD", help="of one chip for one hour, 1.2, or by kind: v5e=1.2,v6e=2.7,gpu=2.5")
     plan.add_argument("--json", action="store_true")
 
+    profile = _command(commands, "profile", _profile, "trace a few real steps of a stage, and say where their time goes")
+    profile.add_argument("--config", required=True, help="a config file; override keys as --config.phase3.steps=100")
+    profile.add_argument("--phase", default="", help="default: the first to run that trains")
+    profile.add_argument("--steps", type=whole(1), default=5)
+    profile.add_argument("--out", default="profile", help="the trace goes below this directory (default: profile)")
+
     waive = _command(commands, "waive", _waive, "let the next phase start although a verdict failed, with a reason")
     waive.add_argument("verdict", help="path of a verdict.json")
     waive.add_argument("--reason", required=True)
@@ -324,6 +330,12 @@ def _plan(arguments, overrides) -> int:
     plan = plan_config(arguments.config, overrides, topology=arguments.topology, model=arguments.model, price=arguments.price)
     print(json.dumps(report.to_json(plan)) if arguments.json else report.table(plan))
     return 0 if plan.fits else 1
+
+
+def _profile(arguments, overrides) -> None:
+    from medkor_jax.profiling.command import profile_config
+
+    print(profile_config(arguments.config, overrides, phase=arguments.phase, steps=arguments.steps, out=arguments.out).table())
 
 
 def _waive(arguments, _) -> None:

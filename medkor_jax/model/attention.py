@@ -30,6 +30,7 @@ def visible(positions: jax.Array, segments: jax.Array, window: int | None, branc
     return mask if window is None else mask & (distance < window)
 
 
+@jax.named_scope("attention")
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """Returns softmax(q k^T) v with hidden scores masked, heads joined: [B, T, N*H].
 

@@ -38,6 +38,7 @@ class Sampling:
             raise ValueError(f"top_p is {self.top_p}; it must lie in (0, 1]")
 
 
+@jax.named_scope("sampling")
 def choose_tokens(logits: jax.Array, sampling: Sampling, seeds: jax.Array, step: jax.Array) -> jax.Array:
     """Returns [B] int32. logits: [B, V] float32; seeds: [B] uint32; step: [] int32, tokens drawn before this one."""
     if sampling.temperature == 0.0:
