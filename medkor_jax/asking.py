@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medkor_jax.compute_dtype import slow_here
 from medkor_jax.data.exams import LETTERS, Question, prompt
 from medkor_jax.data.language import ENGLISH, KOREAN, has_hangul
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
@@ -97,6 +98,8 @@ def ask(
     model = open_model(weights)
     tokenizer, config = model.tokenizer, model.config
     mesh = make_mesh(MeshShape(data=1), jax.devices()[:1]) if jax.default_backend() == "cpu" else make_mesh(MeshShape())
+    if words := slow_here(dtype, "--dtype float32"):
+        print(words, file=sys.stderr)  # what is written is an answer
     with jax.set_mesh(mesh):
         params = model.load(jnp.dtype(dtype), mesh)
         scorer = ModelScorer(params, config, tokenizer, dtype=dtype, mesh=mesh, batch_size=1, route=model.route)

@@ -18,6 +18,7 @@ import sys
 import traceback
 from typing import Callable, Sequence
 
+PRESET_OF = {"270m": "gemma3-270m", "1b": "gemma3-1b", "4b": "gemma3-4b"}
 WEIGHTS = "embedded, a directory, a .gguf file, a hub id, a run, or random:PRESET such as random:gemma3-4b"
 
 
@@ -165,6 +166,14 @@ def make_parser() -> argparse.ArgumentParser:
     bench = _command(commands, "bench", _bench, "measure speed and memory beside transformers with PEFT")
     bench.add_argument("--weights", default="embedded", help=WEIGHTS)
     bench.add_argument("--cases", default="", help="comma-separated; default: all")
+    best = bench.add_argument_group("this machine's own best, with random weights: --size and, where it is not to be found by itself")
+    best.add_argument("--size", default="", choices=("", *PRESET_OF), help="of a Gemma 3; then --weights is not read")
+    best.add_argument("--device", default="", choices=("", "cpu", "gpu", "tpu"), help="default: what jax finds")
+    best.add_argument("--dtype", default="", choices=("", "float32", "bfloat16"), help="default: float32 on a CPU, else bfloat16")
+    best.add_argument("--seq-len", type=whole(8), help="tokens a row (default: 512 on a CPU, else 2048)")
+    best.add_argument("--batch-size", type=whole(1), help="rows over all devices (default: 4 on a CPU, else 8 a device)")
+    best.add_argument("--remat", default="", choices=("", "none", "gate_up", "all_but_down", "full"), help="default: the least that fits")
+    best.add_argument("--against", default="", choices=("", "hf", "none"), help="default: transformers with PEFT where it can run")
     bench.add_argument("--repeats", type=whole(1), default=5)
     bench.add_argument("--out", default="", help="write the figures as JSON here")
 
@@ -175,6 +184,12 @@ def make_parser() -> argparse.ArgumentParser:
     plan.add_argument("--price", default="", metavar="USD", help="of one chip for one hour, 1.2, or by kind: v5e=1.2,v6e=2.7,gpu=2.5")
     plan.add_argument("--json", action="store_true")
     _add_place(bench, alone=True)
+
+    profile = _command(commands, "profile", _profile, "trace a few real steps of a stage, and say where their time goes")
+    profile.add_argument("--config", required=True, help="a config file; override keys as --config.phase3.steps=100")
+    profile.add_argument("--phase", default="", help="default: the first to run that trains")
+    profile.add_argument("--steps", type=whole(1), default=5)
+    profile.add_argument("--out", default="profile", help="the trace goes below this directory (default: profile)")
 
     waive = _command(commands, "waive", _waive, "let the next phase start although a verdict failed, with a reason")
     waive.add_argument("verdict", help="path of a verdict.json")
@@ -338,6 +353,12 @@ def _bench(arguments, _) -> None:
     from medkor_jax import bench
 
     cases = [case for case in arguments.cases.split(",") if case]
+    asked = {name: getattr(arguments, name) for name in ("device", "dtype", "seq_len", "batch_size", "remat", "against")}
+    if arguments.size:
+        print(bench.run_best(PRESET_OF[arguments.size], cases, repeats=arguments.repeats, out=arguments.out, **asked).table())
+        return
+    if given := [f"--{name.replace('_', '-')}" for name, value in asked.items() if value]:
+        raise ValueError(f"{', '.join(given)} is for the machine's own best: give --size {', '.join(PRESET_OF)} as well")
     print(bench.run(arguments.weights, cases, repeats=arguments.repeats, out=arguments.out).table())
 
 
@@ -348,6 +369,12 @@ def _plan(arguments, overrides) -> int:
     plan = plan_config(arguments.config, overrides, topology=arguments.topology, model=arguments.model, price=arguments.price)
     print(json.dumps(report.to_json(plan)) if arguments.json else report.table(plan))
     return 0 if plan.fits else 1
+
+
+def _profile(arguments, overrides) -> None:
+    from medkor_jax.profiling.command import profile_config
+
+    print(profile_config(arguments.config, overrides, phase=arguments.phase, steps=arguments.steps, out=arguments.out).table())
 
 
 def _waive(arguments, _) -> None:

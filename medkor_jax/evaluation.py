@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from medkor_jax.compute_dtype import slow_here
 from medkor_jax.corpora import describe_leak, documents_read
 from medkor_jax.data.exams import Question
 from medkor_jax.data.leakage import find_leaks
@@ -151,6 +152,8 @@ def open_scorer(model: Model, *, dtype: str, batch_size: int, adapters: bool = T
     if not adapters:
         model = dataclasses.replace(model, directory=None, lora_scale=1.0, adapters_digest="")
     mesh = _asking_mesh(model, dtype)
+    if words := slow_here(dtype, "--dtype float32"):
+        say(words)
     with jax.set_mesh(mesh):
         params = model.load(jnp.dtype(dtype), mesh)
         yield ModelScorer(

@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from medkor_jax.compute_dtype import slow_here
 from medkor_jax.corpora import Corpora
 from medkor_jax.data.reading import add_readings
 from medkor_jax.eval.gate import Evidence, Judgement, judge, judge_all
@@ -75,6 +76,8 @@ class Run:
                 say(words)
         hosts.require_same("the data", {phase.name: checksum(dataclasses.asdict(self.lineage.facts(phase))) for phase in recipe.in_force})
         say(f"run {self.directory}: {', '.join(phase.name for phase in recipe.in_force)} on {_devices()}")
+        if words := slow_here(recipe.dtype, "--config.dtype=float32"):
+            say(words)
         with jax.set_mesh(self.mesh):
             for phase in recipe.in_force:
                 self.phase(phase)

@@ -21,7 +21,7 @@ MAY_IMPORT = {
 }
 TOP = {
     "cli", "phases", "pipeline", "report", "bench", "config_file", "corpora", "evaluation", "measurement", "exam_translation",
-    "asking", "verification", "standing", "lineage", "named_model", "roles", "final", "gate_outlook", "gate_rules", "text_parity", "preflight", "readiness", "stage_plans", "__init__",
+    "asking", "verification", "standing", "lineage", "named_model", "roles", "final", "gate_outlook", "gate_rules", "text_parity", "preflight", "readiness", "stage_plans", "profiling", "compute_dtype", "__init__",
 }
 BANNED = {
     "data": ("jax", "jaxlib", "flax", "optax", "orbax", "torch"),

@@ -1,29 +1,35 @@
-"""Our side: the very step that the phases run, one CPU or accelerator, weights by name.
+"""Our side: the very step, decoder and sampler that the phases run, on one device or all of them, weights by name.
 
     ours = Ours(weights="embedded", dtype="float32")
     ours.prepare_training(documents, batch_size=4, seq_len=512, rank=16)
     ours.step()
 
 Documents are packed; logits exist only at positions that carry loss. Batches are laid out and placed before the
-clock starts, as they are for the peer.
+clock starts, as they are for the peer. The dtype is float32 on a CPU and bfloat16 elsewhere, unless it is given.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import statistics
+import types
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from medkor_jax.adapt.lora import make_lora
 from medkor_jax.bench import counts
-from medkor_jax.bench.documents import Document, pack
-from medkor_jax.bench.worker import Stopwatch
+from medkor_jax.bench.documents import Document, pack, to_encoded
+from medkor_jax.bench.worker import Stopwatch, peak_memory_bytes
+from medkor_jax.data.packing import PackedRows
 from medkor_jax.io.weights import open_weights
 from medkor_jax.model.config import ModelConfig, periodic_kinds
 from medkor_jax.model.params import ADAPTABLE, Params, abstract_base, n_leaves_and_params
 from medkor_jax.parallel.mesh import MeshShape, make_mesh, place_batch, shard_tree
+from medkor_jax.train.actor import Actor, Sample
+from medkor_jax.train.policy import PolicyLoss
 from medkor_jax.train.retention import Retention
 from medkor_jax.train.step import StepSpec, make_state, make_step
 from medkor_jax.train.trainable import Group, Schedule, make_optimizer, split
@@ -32,31 +38,37 @@ _MANY_STEPS = 1_000_000  # keeps the learning rate where it starts
 
 
 class Ours:
-    def __init__(self, weights: str, dtype: str = "float32", learning_rate: float = 1e-4) -> None:
+    def __init__(
+        self, weights: str, dtype: str = "float32", learning_rate: float = 1e-4, remat: str = "none", n_devices: int = 1
+    ) -> None:
+        """dtype "": by the device. n_devices: 0 takes all; the weights are spread over them, and the batch."""
         self._weights = open_weights(weights)
-        self._dtype, self._learning_rate = dtype, learning_rate
+        self._dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        self._learning_rate, self._remat = learning_rate, remat
         jax.config.update("jax_enable_compilation_cache", False)  # a cached program has no compile time
-        jax.set_mesh(make_mesh(MeshShape(data=1), jax.devices()[:1]))
+        devices = jax.devices()[: n_devices or None]
+        jax.set_mesh(make_mesh(MeshShape(data=1, fsdp=len(devices)), devices))
 
     def prepare_training(
         self, documents: list[Document], batch_size: int, seq_len: int, rank: int, bos_id: int, retention: bool = False
     ) -> dict[str, Any]:
         """Loads, lays out the batch and compiles. retention: the each-layer loss at its defaults in place of the text's."""
         config, mesh = self._weights.config, jax.sharding.get_mesh()
-        abstract = abstract_base(config, jnp.dtype(self._dtype))
-        base = self._weights.load(jnp.dtype(self._dtype), shard_tree(abstract, mesh))
-        lora = make_lora(base, jax.random.key(0), rank=rank, targets=ADAPTABLE)
-        trainable, self._frozen = split(Params(base, lora), ("lora",))
+        params = self._load(rank)
+        trainable, self._frozen = split(params, ("lora",))
         optimizer = _optimizer(trainable, self._learning_rate)
         state = make_state(optimizer, trainable)
         shardings = shard_tree(state, mesh)
         self._state = jax.device_put(state, shardings)
         self._batch = place_batch(pack(documents, batch_size=batch_size, seq_len=seq_len, bos_id=bos_id), mesh)
-        self._reference = Params(base) if retention else None
-        step = make_step(config, _spec(self._dtype, retention), optimizer, shardings)
+        self._reference = Params(params.base) if retention else None
+        step = make_step(config, _spec(self._dtype, retention, self._remat), optimizer, shardings)
         with Stopwatch() as watch:
             self._step = step.lower(self._state, self._frozen, self._reference, self._batch).compile()
-        return {"compile_seconds": watch.seconds, "loss_positions": int(self._batch["targets"].shape[1])}
+        return {
+            "compile_seconds": watch.seconds, "loss_positions": int(self._batch["targets"].shape[1]),
+            "parameters": n_leaves_and_params(trainable)[1], "tokens": int((self._batch["segment_ids"] > 0).sum()),
+        }  # fmt: skip
 
     def step(self) -> dict[str, float]:
         """Returns seconds and the loss before the update."""
@@ -68,7 +80,7 @@ class Ours:
     def prepare_decoding(self, prompts: list[list[int]], max_new_tokens: int, pad_id: int) -> None:
         from medkor_jax.model.decode import Decoder
 
-        self._params = Params(self._weights.load(jnp.dtype(self._dtype), None))
+        self._params = self._load(rank=0)
         decoder = Decoder(self._weights.config, dtype=jnp.dtype(self._dtype))
         self._generate = lambda: decoder.generate(self._params, prompts, max_new_tokens=max_new_tokens)
 
@@ -76,6 +88,54 @@ class Ours:
         with Stopwatch() as watch:
             completions = self._generate()
         return watch.to_json() | {"tokens": [list(map(int, completion.tokens)) for completion in completions]}
+
+    def prepare_rollout(self, prompts: list[list[int]], max_new_tokens: int, rank: int) -> None:
+        """The sampler of GRPO as `train.rollout` uses it, but for text: what is drawn is not read, and nothing ends early."""
+        config, v = self._weights.config, self._weights.config.vocab_size
+        no_text = types.SimpleNamespace(eos_id=None, end_of_turn_id=None, vocab_size=v, is_writable=np.ones(v, bool), decode=lambda ids: "")
+        self._params, self._prompts, self._n_drawn = self._load(rank), prompts, 0
+        self._max_new_tokens = max_new_tokens
+        spec = dataclasses.replace(_spec(self._dtype, False, self._remat), next_token_weight=0.0, policy=PolicyLoss())
+        self._actor = Actor(
+            config, spec, no_text, jax.sharding.get_mesh(), temperature=1.0, max_new_tokens=max_new_tokens, route="document", reference=None
+        )  # fmt: skip
+
+    def rollout(self) -> dict[str, Any]:
+        """Samples an answer a prompt, with its nats, and scores all of them; gap_nats: between what the two passes think of a token."""
+        n, self._n_drawn = len(self._prompts), self._n_drawn + 1
+        with Stopwatch() as watch:
+            samples = self._actor.sample(self._params, self._prompts, [1000 * self._n_drawn + i for i in range(n)], [0] * n)
+            with Stopwatch() as scoring:
+                batch = _sampled_batch(self._prompts, samples, self._max_new_tokens)
+                nats = self._actor.nats(self._params, batch)
+        drawn = np.concatenate([sample.nats for sample in samples])
+        scored = nats[batch["loss_weights"] > 0]
+        return watch.to_json() | {
+            "scoring_seconds": scoring.seconds, "n_tokens": len(drawn), "nats": float(drawn.mean()),
+            "gap_nats": float(np.abs(drawn - scored).mean()),
+        }  # fmt: skip
+
+    def matmul_rate(self, size: int = 2048, repeats: int = 5) -> float:
+        """Returns the FLOPs a second of a product of two square matrices, as large as all its devices know to use."""
+        x = jnp.ones((size, size), self._dtype)
+        multiply = jax.jit(lambda x: x @ x)
+        jax.block_until_ready(multiply(x))
+        seconds = []
+        for _ in range(repeats):
+            with Stopwatch() as watch:
+                jax.block_until_ready(multiply(x))
+            seconds.append(watch.seconds)
+        return 2 * size**3 / statistics.median(seconds)
+
+    def peak_memory_bytes(self) -> int:
+        """Returns the most that was in use on one accelerator, on a CPU the most this process had."""
+        found = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.sharding.get_mesh().devices.flat]
+        return max(found) if jax.default_backend() != "cpu" and all(found) else peak_memory_bytes()
+
+    def _load(self, rank: int) -> Params:
+        mesh, dtype = jax.sharding.get_mesh(), jnp.dtype(self._dtype)
+        base = self._weights.load(dtype, shard_tree(abstract_base(self._weights.config, dtype), mesh))
+        return Params(base, make_lora(base, jax.random.key(0), rank=rank, targets=ADAPTABLE)) if rank else Params(base)
 
     def compile(self, depth: int, batch_size: int, seq_len: int, rank: int) -> dict[str, Any]:
         """Lowers and compiles the step of a model of `depth` layers from abstract inputs alone, and counts in it."""
@@ -97,7 +157,10 @@ class Ours:
 
     def describe(self) -> dict[str, str]:
         device = jax.devices()[0]
-        return {"jax": jax.__version__, "device": f"{device.platform} {device.device_kind}", "weights": self._weights.digest}
+        return {
+            "jax": jax.__version__, "device": f"{device.platform} {device.device_kind}", "weights": self._weights.digest,
+            "platform": device.platform, "device_kind": device.device_kind, "n_devices": jax.sharding.get_mesh().size, "dtype": self._dtype,
+        }  # fmt: skip
 
 
 def compile_step(config: ModelConfig, dtype: str, batch_size: int, seq_len: int, rank: int) -> tuple[Any, Any]:
@@ -114,10 +177,21 @@ def compile_step(config: ModelConfig, dtype: str, batch_size: int, seq_len: int,
     return step.lower(state, frozen, None, batch).compile(), trainable
 
 
-def _spec(dtype: str, retention: bool) -> StepSpec:
+def _sampled_batch(prompts: list[list[int]], samples: list[Sample], max_new_tokens: int) -> dict[str, np.ndarray]:
+    """Returns a row for each sample, loss on what was sampled, as `train.rollout` lays them out."""
+    rows, seq_len = [], max(map(len, prompts)) + max_new_tokens
+    for prompt, sample in zip(prompts, samples, strict=True):
+        row = PackedRows(batch_size=1, seq_len=seq_len, loss_positions=max_new_tokens, bos_id=prompt[0], pad_id=0)
+        asked = prompt[1:]
+        row.place(to_encoded({"tokens": [*asked, *sample.tokens], "loss": [0] * len(asked) + [1] * len(sample.tokens)}))
+        rows.append(row.arrays(None, route="document"))
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def _spec(dtype: str, retention: bool, remat: str = "none") -> StepSpec:
     if retention:
-        return StepSpec(dtype=dtype, next_token_weight=0.0, retention=Retention(weight=1.0))
-    return StepSpec(dtype=dtype)
+        return StepSpec(dtype=dtype, next_token_weight=0.0, retention=Retention(weight=1.0), remat=remat)
+    return StepSpec(dtype=dtype, remat=remat)
 
 
 def _optimizer(trainable: Any, learning_rate: float) -> Any:

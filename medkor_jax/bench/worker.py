@@ -30,16 +30,17 @@ class WorkerError(RuntimeError):
 
 
 class Worker:
-    """The parent's end of one side. `settings` are the keyword arguments its class is made with."""
+    """The parent's end of one side. `settings` are the keyword arguments its class is made with; `environment`: what its process
+    has beside or instead of this one's."""
 
-    def __init__(self, side: str, settings: dict[str, Any]) -> None:
+    def __init__(self, side: str, settings: dict[str, Any], environment: dict[str, str] | None = None) -> None:
         if side not in SIDES:
             raise ValueError(f"side {side!r} is none of {', '.join(SIDES)}")
         self.side = side
         self._errors = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")
         self._process = subprocess.Popen(
             [sys.executable, "-c", f"from medkor_jax.bench.worker import main; main({side!r})"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=_environment(), text=True, encoding="utf-8",
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=_environment() | (environment or {}), text=True, encoding="utf-8",
         )  # fmt: skip
         try:
             self.call("open", **settings)
@@ -147,7 +148,7 @@ def main(side: str) -> None:
             if order == "open":
                 model, result = _open(side, arguments), None
             elif order == "peak_memory_bytes":
-                result = peak_memory_bytes()
+                result = model.peak_memory_bytes()
             else:
                 result = getattr(model, order)(**arguments)
             answer = {"result": result}

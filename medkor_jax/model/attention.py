@@ -41,6 +41,7 @@ def visible(of_queries: Seen, of_keys: Seen, window: int | None) -> jax.Array:
     return mask if window is None else mask & (distance < window)
 
 
+@jax.named_scope("attention")
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """Returns softmax(q k^T) v with hidden scores masked, heads joined: [B, T, N*H].
 

@@ -136,6 +136,7 @@ def make_masks(cache: Cache, positions: jax.Array) -> Masks:
     return Masks(local=seen(cache.local), full=seen(cache.full))
 
 
+@jax.named_scope("attention")
 def attend_cached(cache: Cache, layer: CacheLayer, q: jax.Array, masks: Masks) -> jax.Array:
     """Returns softmax(q k^T) v over the layer's ring, heads joined: [B, 1, N*H]. q: [B, 1, N, H], scaled."""
 

@@ -188,6 +188,7 @@ def run_layer(
     return jax.checkpoint(run, policy=policy(remat), prevent_cse=False)(x, layer.base, adapters)
 
 
+@jax.named_scope("head")
 def project_logits(base: Tree, hidden: jax.Array) -> jax.Array:
     """Returns float32 logits [..., V] of hidden states [..., D] through the head (`head_table`)."""
     table = head_table(base).astype(hidden.dtype)

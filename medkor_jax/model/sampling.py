@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 _BLOCK = 64  # a draw goes over blocks of this many tokens first, then within one
+_SEARCHED = 256  # blocks in which top-p looks first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Sampling:
             raise ValueError(f"top_p is {self.top_p}; it must lie in (0, 1]")
 
 
+@jax.named_scope("sampling")
 def choose_tokens(logits: jax.Array, sampling: Sampling, seeds: jax.Array, step: jax.Array) -> jax.Array:
     """Returns [B] int32. logits: [B, V] float32; seeds: [B] uint32; step: [] int32, tokens drawn before this one."""
     if sampling.temperature == 0.0:
@@ -54,20 +56,40 @@ def restrict(logits: jax.Array, sampling: Sampling) -> jax.Array:
     """
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
-        logits = _keep_best(logits, jnp.ones_like(logits), sampling.top_k)
+        logits = _keep_best(logits, jnp.ones_like(logits), sampling.top_k, n_blocks=sampling.top_k)
     if sampling.top_p < 1.0:
-        logits = _keep_best(logits, jax.nn.softmax(logits, axis=-1), sampling.top_p)
+        logits = _keep_best(logits, jax.nn.softmax(logits, axis=-1), sampling.top_p, n_blocks=_SEARCHED)
     return logits
 
 
-def _keep_best(logits: jax.Array, weights: jax.Array, goal: float) -> jax.Array:
+def _keep_best(logits: jax.Array, weights: jax.Array, goal: float, n_blocks: int) -> jax.Array:
     """Returns logits [B, V], all -inf but the fewest best tokens of a row whose `weights` sum to at least `goal`.
 
-    Bisects for the last logit kept, over integers that order as the floats do: at most 32 passes, no sort.
+    What is kept lies in the blocks with the highest maxima, nearly always in few of them: only `n_blocks` are searched, and
+    all of the vocabulary where a row's few do not reach the goal (as many blocks as tokens are to be kept always do).
     """
-    bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
-    ranks = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    low = ranks.min(axis=-1, keepdims=True)  # from here up: everything, which is enough
+    blocks = _blocks(logits)
+    if n_blocks >= blocks.shape[1]:
+        return jnp.where(logits >= _last_kept(logits, weights, goal, logits.min(axis=-1, keepdims=True)), logits, -jnp.inf)
+    highest, which = jax.lax.top_k(blocks.max(axis=-1), n_blocks)
+    few, of_few = (jnp.take_along_axis(x, which[:, :, None], axis=1).reshape(x.shape[0], -1) for x in (blocks, _blocks(weights, 0.0)))
+    # No token of another block is better than this. As a minimum: XLA turns a slice of top_k back into a whole sort.
+    floor = highest.min(axis=-1, keepdims=True)
+    is_enough = jnp.all(jnp.where(few >= floor, of_few, 0.0).sum(axis=-1) >= goal)
+    last = jax.lax.cond(
+        is_enough,
+        lambda: _last_kept(few, of_few, goal, floor),
+        lambda: _last_kept(logits, weights, goal, logits.min(axis=-1, keepdims=True)),
+    )
+    return jnp.where(logits >= last, logits, -jnp.inf)
+
+
+def _last_kept(logits: jax.Array, weights: jax.Array, goal: float, floor: jax.Array) -> jax.Array:
+    """Returns the highest logit [B, 1] from which up the `weights` sum to at least `goal`; floor [B, 1]: one that does.
+
+    Bisects over integers that order as the floats do: at most 32 passes, no sort.
+    """
+    ranks, low = _ranks(logits), _ranks(floor)
     high = ranks.max(axis=-1, keepdims=True) + 1  # from here up: nothing
 
     def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -77,7 +99,12 @@ def _keep_best(logits: jax.Array, weights: jax.Array, goal: float) -> jax.Array:
         return jnp.where(is_enough, middle, low), jnp.where(is_enough, high, middle)
 
     low, _ = jax.lax.while_loop(lambda bounds: jnp.any(bounds[0] + 1 < bounds[1]), halve, (low, high))
-    return jnp.where(ranks >= low, logits, -jnp.inf)
+    return jax.lax.bitcast_convert_type(jnp.where(low < 0, low ^ 0x7FFFFFFF, low), jnp.float32)
+
+
+def _ranks(logits: jax.Array) -> jax.Array:
+    bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
+    return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 def _argmax(logits: jax.Array) -> jax.Array:
@@ -91,10 +118,10 @@ def _argmax(logits: jax.Array) -> jax.Array:
     return (block * _BLOCK + within).astype(jnp.int32)
 
 
-def _blocks(logits: jax.Array) -> jax.Array:
+def _blocks(logits: jax.Array, filled_with: float = -jnp.inf) -> jax.Array:
     """[..., V] -> [..., blocks, _BLOCK], the last one filled with what is never taken."""
     spare = [(0, 0)] * (logits.ndim - 1) + [(0, -logits.shape[-1] % _BLOCK)]
-    return jnp.pad(logits, spare, constant_values=-jnp.inf).reshape(*logits.shape[:-1], -1, _BLOCK)
+    return jnp.pad(logits, spare, constant_values=filled_with).reshape(*logits.shape[:-1], -1, _BLOCK)
 
 
 def _draw(key: jax.Array, logits: jax.Array) -> jax.Array:

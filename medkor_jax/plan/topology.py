@@ -52,6 +52,12 @@ GPUS = {
     141: Chip("gpu 141GB (H200)", 141e9 * GPU_SHARE, 989e12, 4800e9, 450e9),
 }
 
+# What jax calls a device (`device_kind`) -> the chip. Without regard to memory: an A100 of 80 GB multiplies as one of 40.
+_KINDS = (
+    (r"TPU v5( lite|e|litepod)", CHIPS["v5e"]), (r"TPU v5p?$", CHIPS["v5p"]), (r"TPU v6( lite|e)", CHIPS["v6e"]), (r"\bH200\b", GPUS[141]),
+    (r"\bH100\b(?!.*(PCIe|NVL))", GPUS[80]), (r"\bA100\b", GPUS[40]), (r"\bL4\b", GPUS[24]), (r"\bT4\b", GPUS[16]),
+)  # fmt: skip
+
 AUTO = (
     "v5e:1x1", "v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:4x8", "v6e:1x1", "v6e:2x2", "v6e:2x4", "v6e:4x4", "v5p:2x2x1", "v5p:2x2x2",
     "v5p:2x2x4", "gpu:1x80GB", "gpu:2x80GB", "gpu:4x80GB", "gpu:8x80GB",
@@ -83,6 +89,11 @@ class Topology:
         # without a ring, a slice of side 2 has one link; a corner of a longer one too
         links = sum(2 if side >= self.chip.ring_from else 1 for side in self.sides if side > 1)
         return self.chip.link_bytes_per_s * max(links, 1)
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """Returns the chip that jax calls `device_kind`; None if nothing is published of it here."""
+    return next((chip for pattern, chip in _KINDS if re.search(pattern, device_kind)), None)
 
 
 def parse_topology(text: str) -> Topology:

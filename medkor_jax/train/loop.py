@@ -107,7 +107,7 @@ def run_stage(
         start = int(state.step)
         if start < plan.schedule.steps:
             step = make_step(config, plan.spec, optimizer, shardings)
-            draw = _drawing(plan, batches, params, frozen, config, tokenizer, mesh)
+            draw = drawing(plan, batches, params, frozen, config, tokenizer, mesh)
             state = _steps(plan, step, state, frozen, reference, batches, draw, checkpoints, config, tokenizer, mesh, may_begin)
         if plan.take == "best" and (best := checkpoints.best_step) is not None:
             checkpoints.wait()
@@ -133,7 +133,7 @@ def make_batches(plan: StagePlan, tokenizer: Tokenizer) -> Batches | Rollouts:
     )  # fmt: skip
 
 
-def _drawing(plan, batches, params: Params, frozen: Params, config, tokenizer, mesh) -> Callable[[State], Any]:
+def drawing(plan, batches, params: Params, frozen: Params, config, tokenizer, mesh) -> Callable[[State], Any]:
     """Returns draw(state): the next batch, and what is to be logged of how it was made. params: as the stage began."""
     if plan.rollout is None:
         return lambda state: (next(batches), {})

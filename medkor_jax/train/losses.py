@@ -69,6 +69,7 @@ def cross_entropy(
     return LossSums(*(jnp.sum(weights * x) for x in (each.nats, each.entropy, each.correct)), jnp.sum(weights))
 
 
+@jax.named_scope("head")
 def token_losses(
     hidden: jax.Array, table: jax.Array, targets: jax.Array, *, chunk: int = 256, temperature: float = 1.0
 ) -> TokenLosses:

@@ -122,8 +122,9 @@ def make_step(
             zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient_of, state.trainable, first, keys[0]))
             (gradient, sums), _ = jax.lax.scan(accumulate, zeros, (parts, keys))
 
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
+            trainable = optax.apply_updates(state.trainable, updates)
         metrics = _metrics(sums, norms, spec) | {"grad_norm": optax.tree.norm(gradient)}
         return State(trainable, opt_state, state.step + 1), metrics
 
