@@ -136,7 +136,7 @@ def finish(started: Started) -> Found:
         said = _compile(started)
         kept.write(key, said)
     memory, seconds = {**started.memory, **said["memory"]}, time.perf_counter() - began
-    seen = [(kernel, kernel_flops(kernel, started.program)) for kernel in said["cost"].kernels]
+    seen = [(kernel, kernel_flops(kernel, started.program, started.config)) for kernel in said["cost"].kernels]
     cost = dataclasses.replace(
         said["cost"], flops=said["cost"].flops + sum(flops or 0.0 for _, flops in seen),
         kernels=tuple(kernel for kernel, flops in seen if flops is None),

@@ -17,7 +17,10 @@ Layers count whole, also the first; what is computed again counts nothing.
 
 from __future__ import annotations
 
+import math
+
 from medkor_jax.bench.counts import matrix_sizes
+from medkor_jax.model import splash
 from medkor_jax.model.config import GLOBAL, LOCAL, ModelConfig
 from medkor_jax.model.params import ADAPTABLE
 from medkor_jax.plan.program import Kernel
@@ -115,27 +118,15 @@ def _write(program: Program, config: ModelConfig) -> float:
     return program.rows * (2 * layers + attention + 2 * config.d_model * config.vocab_size)
 
 
-# Products of a score that each part of a fused attention makes: forward 2 (scores, values), the gradient of the queries 3 (scores
-# again, its gradient, queries), of keys and values 4, of all at once 5.
-_ATTENTION_PARTS = (("dkv", 4), ("dq", 3), ("bwd", 5), ("backward", 5), ("fwd", 2), ("forward", 2), ("", 2))
-_ATTENTION = ("splash", "flash", "attention", "fmha")
-
-
-def kernel_flops(kernel: Kernel, program: Program) -> float | None:
+def kernel_flops(kernel: Kernel, program: Program, config: ModelConfig) -> float | None:
     """Returns a chip's FLOPs of all runs of a kernel whose inside the compiler does not show, None if it is none we know.
 
-    Known are fused attentions, by the name of the code that asked for them: [.., T, H] comes out, and each of the T T / 2 scores
-    that a query may see is computed, as many products as the part makes. What a window hides is counted too.
+    Known are those of `model.splash`, by their names: [.., T, H] comes out, of query heads, or of key heads where it is their gradient.
+    Every layer is counted as a global one: what a window lets the kernel skip is not taken off.
     """
-    name = f"{kernel.target} {kernel.where}".lower()
-    if not any(word in name for word in _ATTENTION):
+    products = splash.n_products(f"{kernel.target} {kernel.where}")
+    out = max(kernel.shapes, key=math.prod)
+    if products is None or program.length not in out:
         return None
-    products = next(n for part, n in _ATTENTION_PARTS if part in name.rsplit("/", 1)[-1])
-    out = max(kernel.shapes, key=len)
-    if program.length not in out:
-        return None
-    t = program.length
-    heads = 1
-    for size in out:
-        heads *= size
-    return products * 2 * (heads / t) * (t * (t + 1) / 2) * kernel.times
+    queries_a_head = config.n_heads / config.n_kv_heads if products == 4 else 1
+    return products * 2 * math.prod(out) / program.length * queries_a_head * splash.n_scores(program.length, None) * kernel.times

@@ -91,12 +91,14 @@ def test_changes_keep_every_device_and_microbatch_whole():
 
 
 def test_a_fused_attention_is_counted_by_hand_and_another_kernel_is_named():
-    program = dataclasses.replace(TEXT, length=1024)
-    forward = Kernel("tpu_custom_call", "jit(step)/while/body/splash_mha_fwd", ((2, 8, 1024, 256),), times=34.0)
-    scores = 1024 * 1025 / 2
-    assert kernel_flops(forward, program) == 34 * 2 * 2 * 8 * 2 * scores * 256
-    assert kernel_flops(dataclasses.replace(forward, where="a/splash_mha_dkv"), program) == 2 * kernel_flops(forward, program)
-    assert kernel_flops(dataclasses.replace(forward, where="a/other"), program) is None
+    """By hand: of 1,024 tokens in blocks of 512, three of four blocks are computed; 8 query heads of 256, 4 of keys; 34 layers."""
+    program, config = dataclasses.replace(TEXT, length=1024), preset("gemma3-4b")
+    forward = Kernel("tpu_custom_call", "jit(step)/while/body/splash_mha_fwd", ((512, 128), (2, 8, 1024, 256)), times=34.0)
+    scores = 3 * 512 * 512
+    assert kernel_flops(forward, program, config) == 34 * 2 * 2 * 8 * 2 * scores * 256
+    keys = dataclasses.replace(forward, where="a/splash_mha_dkv", shapes=((2, 4, 1024, 256),))
+    assert kernel_flops(keys, program, config) == 2 * kernel_flops(forward, program, config)
+    assert kernel_flops(dataclasses.replace(forward, where="a/other"), program, config) is None
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("medgemma_*.py")), ids=lambda file: file.stem)
