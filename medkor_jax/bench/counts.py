@@ -28,6 +28,7 @@ import re
 from medkor_jax.model.config import LOCAL, ModelConfig
 from medkor_jax.model.kernel import choose, n_scores
 from medkor_jax.model.layout import platform
+from medkor_jax.model.params import matrix_sizes
 
 RECOMPUTED_SHARE = 0.1
 
@@ -38,12 +39,6 @@ _DOT = re.compile(rf"= {_SHAPE}\S* dot\((?:{_SHAPE}\S* )?%?([\w.-]+), .*?lhs_con
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations={([^}]*)}")
-
-
-def matrix_sizes(config: ModelConfig) -> list[tuple[int, int]]:
-    """Returns (in, out) of the seven matrices of a layer."""
-    d, f, queries, keys = config.d_model, config.d_ff, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    return [(d, queries), (d, keys), (d, keys), (queries, d), (d, f), (d, f), (f, d)]
 
 
 def lora_parameters(config: ModelConfig, rank: int) -> int:

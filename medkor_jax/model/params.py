@@ -27,6 +27,12 @@ ADAPTABLE = ("q", "k", "v", "o", "gate", "up", "down")
 """Matrices of a block that a LoRA adapter can stand beside."""
 
 
+def matrix_sizes(config: ModelConfig) -> list[tuple[int, int]]:
+    """Returns (in, out) of the seven matrices of a layer, in the order of `ADAPTABLE`."""
+    d, f, queries, keys = config.d_model, config.d_ff, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    return [(d, queries), (d, keys), (d, keys), (queries, d), (d, f), (d, f), (f, d)]
+
+
 @struct.dataclass
 class Params:
     """base, lora, lang, expand as in DESIGN section 4; an empty dict is an absent tree.

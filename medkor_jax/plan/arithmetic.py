@@ -23,8 +23,8 @@ from medkor_jax.plan.handcount import costly_share, hand_flops
 from medkor_jax.plan.program import Cost
 from medkor_jax.plan.stages import STEP, WRITE, Program, Traceable, traceable
 from medkor_jax.plan.topology import Topology
-from medkor_jax.plan.traffic import Collective
 from medkor_jax.plan.trace import jaxpr_work, n_bytes
+from medkor_jax.plan.traffic import Collective
 
 _VIEWS = {
     "broadcast_in_dim", "reshape", "squeeze", "transpose", "convert_element_type", "copy", "iota", "optimization_barrier", "sharding_constraint",

@@ -19,10 +19,9 @@ from __future__ import annotations
 
 import math
 
-from medkor_jax.bench.counts import matrix_sizes
 from medkor_jax.model import splash
 from medkor_jax.model.config import GLOBAL, LOCAL, ModelConfig
-from medkor_jax.model.params import ADAPTABLE
+from medkor_jax.model.params import ADAPTABLE, matrix_sizes
 from medkor_jax.plan.program import Kernel
 from medkor_jax.plan.stages import READ, SCORE, STEP, WRITE, Program, Trees
 

@@ -8,7 +8,7 @@ from medkor_jax.bench import counts
 from medkor_jax.bench.ours import compile_step
 from medkor_jax.model import attention
 from medkor_jax.model.config import periodic_kinds, preset
-from medkor_jax.model.params import leaf_paths
+from medkor_jax.model.params import leaf_paths, matrix_sizes
 
 RANK, BATCH, LENGTH = 4, 2, 64
 
@@ -48,7 +48,7 @@ def test_a_loop_counts_as_often_as_it_runs_where_the_compiler_counts_once():
 
 def test_hand_count_is_the_compilers_count_of_an_unrolled_forward_pass(config):
     """Matrices alone, forward: a third way to the same number, without our own reading of the program."""
-    sizes = counts.matrix_sizes(config)
+    sizes = matrix_sizes(config)
     shapes = [jax.ShapeDtypeStruct((config.n_layers, *size), jnp.float32) for size in sizes]
     inputs = [jax.ShapeDtypeStruct((BATCH * LENGTH, size[0]), jnp.float32) for size in sizes]
 
