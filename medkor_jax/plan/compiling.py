@@ -107,6 +107,7 @@ class Started:
     """A program that was lowered and waits for its compiler."""
 
     program: Program
+    config: ModelConfig
     lowered: Any
     topology: Topology
     memory: dict[str, float]
@@ -125,7 +126,7 @@ def start(program: Program, config: ModelConfig, mesh: Mesh, topology: Topology)
     asked = traceable(program, config, mesh)
     memory = {name: sharded_bytes(part) for name, part in asked.parts.items()}
     hand = hand_flops(program, config) / mesh.size
-    return Started(program, asked.lower(), topology, memory, hand, 1.0 if program.kind == WRITE else None, costly_share(program, config))
+    return Started(program, config, asked.lower(), topology, memory, hand, 1.0 if program.kind == WRITE else None, costly_share(program, config))
 
 
 def finish(started: Started) -> Found:

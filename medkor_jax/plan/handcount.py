@@ -121,11 +121,13 @@ def kernel_flops(kernel: Kernel, program: Program, config: ModelConfig) -> float
     """Returns a chip's FLOPs of all runs of a kernel whose inside the compiler does not show, None if it is none we know.
 
     Known are those of `model.splash`, by their names: [.., T, H] comes out, of query heads, or of key heads where it is their gradient.
-    Every layer is counted as a global one: what a window lets the kernel skip is not taken off.
+    A kernel that visits fewer blocks of keys than there are is a local layer's.
     """
     products = splash.n_products(f"{kernel.target} {kernel.where}")
     out = max(kernel.shapes, key=math.prod)
     if products is None or program.length not in out:
         return None
     queries_a_head = config.n_heads / config.n_kv_heads if products == 4 else 1
-    return products * 2 * math.prod(out) / program.length * queries_a_head * splash.n_scores(program.length, None) * kernel.times
+    is_local = len(kernel.grid) > 1 and min(kernel.grid[-2:]) < max(kernel.grid[-2:])
+    scores = splash.n_scores(program.length, config.sliding_window if is_local else None)
+    return products * 2 * math.prod(out) / program.length * queries_a_head * scores * kernel.times

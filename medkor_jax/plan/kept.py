@@ -21,7 +21,7 @@ from medkor_jax.data.contents import cache_directory
 from medkor_jax.plan.program import Cost, Kernel
 from medkor_jax.plan.traffic import Collective
 
-FORMAT = 1  # of what is read from a program's text: raised when `program` or `traffic` reads it otherwise
+FORMAT = 2  # of what is read from a program's text: raised when `program` or `traffic` reads it otherwise
 
 
 def key_of(text: str, *told: Any) -> str:
@@ -43,7 +43,7 @@ def read(key: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     collectives = {tuple(one.pop("key")): Collective(**one) for one in said["cost"]["collectives"]}
-    kernels = tuple(Kernel(**one | {"shapes": tuple(map(tuple, one["shapes"]))}) for one in said["cost"]["kernels"])
+    kernels = tuple(Kernel(**one | {"shapes": tuple(map(tuple, one["shapes"])), "grid": tuple(one["grid"])}) for one in said["cost"]["kernels"])
     return said | {"cost": Cost(said["cost"]["flops"], said["cost"]["main_bytes"], collectives, kernels)}
 
 

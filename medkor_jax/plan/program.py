@@ -27,13 +27,14 @@ KERNELS = re.compile(r'custom_call_target="(tpu_custom_call|__cublas[^"]*|__cudn
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A custom call whose inside is not in the text. times: how often it runs; where: the name of the code that asked for it;
-    target: what is called; shapes: of its results, as sizes."""
+    """A custom call whose inside is not in the text. times: how often it runs; where: the names of the code that asked for it and
+    of the call; target: what is called; shapes: of its results, as sizes; grid: of the blocks it visits, where it is told them."""
 
     target: str
     where: str
     shapes: tuple[tuple[int, ...], ...]
     times: float = 1.0
+    grid: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +118,10 @@ class _Walk:
             return Cost(collectives={(key,): sent})
         if opcode == "custom-call" and (target := KERNELS.search(instruction.attributes)):
             where = re.search(r'op_name="([^"]*)"', instruction.attributes)
-            kernel = Kernel(target[1], where[1] if where else "", tuple(shape.sizes for shape in instruction.shapes))
+            where = f"{where[1] if where else ''} {instruction.name}"
+            grid = re.search(r"operand_layout_constraints=\{s8\[([\d,]+)\]", instruction.attributes)
+            grid = tuple(map(int, grid[1].split(","))) if grid else ()
+            kernel = Kernel(target[1], where, tuple(shape.sizes for shape in instruction.shapes), grid=grid)
             return Cost(main_bytes=moved, kernels=(kernel,))
         return Cost(main_bytes=moved)
 

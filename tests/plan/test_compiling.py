@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from medkor_jax.model.config import preset
 from medkor_jax.parallel.mesh import MeshShape
 from medkor_jax.phases import LoraRecipe
 from medkor_jax.plan import compiling, kept
@@ -27,7 +28,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def started(lowered, topology):
-    return Started(PROGRAM, lowered, topology, {}, 1.0, None, 1.0)
+    return Started(PROGRAM, preset("tiny"), lowered, topology, {}, 1.0, None, 1.0)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU compiler: pip install libtpu")

@@ -98,6 +98,10 @@ def test_a_fused_attention_is_counted_by_hand_and_another_kernel_is_named():
     assert kernel_flops(forward, program, config) == 34 * 2 * 2 * 8 * 2 * scores * 256
     keys = dataclasses.replace(forward, where="a/splash_mha_dkv", shapes=((2, 4, 1024, 256),))
     assert kernel_flops(keys, program, config) == 2 * kernel_flops(forward, program, config)
+    long = dataclasses.replace(program, length=2048)  # of 4 x 4 blocks 10 are causal, 9 of them within a window of 1,024
+    for grid, blocks in (((1, 4, 4), 10), ((1, 4, 3), 9)):
+        kernel = dataclasses.replace(forward, shapes=((8, 2048, 256),), grid=grid, times=1.0)
+        assert kernel_flops(kernel, long, config) == 2 * 2 * 8 * 256 * blocks * 512 * 512
     assert kernel_flops(dataclasses.replace(forward, where="a/other"), program, config) is None
 
 
