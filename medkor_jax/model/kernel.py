@@ -61,6 +61,7 @@ def n_scores(kernel: str, t: int, window: int | None) -> int:
     return {"blocked": blocked, "splash": splash}[kernel].n_scores(t, window if window and window < t else None)
 
 
+@jax.named_scope("attention")
 def attend_by_kind(
     kernel: str, q: jax.Array, k: jax.Array, v: jax.Array, seen: Seen, is_local: jax.Array, window: int
 ) -> jax.Array:
