@@ -39,6 +39,7 @@ from medkor_jax.lineage import Finished, Lineage, Stale
 from medkor_jax.measurement import Measured, Measurer
 from medkor_jax.model.params import Params, Tree
 from medkor_jax.parallel import hosts
+from medkor_jax.parallel.agreement import require_same, require_shared
 from medkor_jax.parallel.hosts import say
 from medkor_jax.parallel.mesh import make_mesh, shard_tree
 from medkor_jax.phases import ConfigError, Phase, Recipe, Stage
@@ -69,12 +70,12 @@ class Run:
         any training when something does not fit.
         """
         recipe = self.recipe
-        hosts.require_same("the config", checksum(repr(dataclasses.replace(recipe, run_dir=""))))
-        hosts.require_shared(self.directory)
+        require_same("the config", checksum(repr(dataclasses.replace(recipe, run_dir=""))))
+        require_shared(self.directory)
         for check in checks(recipe, self.corpora, self.mesh).values():
             if words := check():
                 say(words)
-        hosts.require_same("the data", {phase.name: checksum(dataclasses.asdict(self.lineage.facts(phase))) for phase in recipe.in_force})
+        require_same("the data", {phase.name: checksum(dataclasses.asdict(self.lineage.facts(phase))) for phase in recipe.in_force})
         say(f"run {self.directory}: {', '.join(phase.name for phase in recipe.in_force)} on {_devices()}")
         if words := slow_here(recipe.dtype, "--config.dtype=float32"):
             say(words)

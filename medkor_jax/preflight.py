@@ -25,14 +25,19 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medkor_jax.corpora import Corpora, uses_of
+from medkor_jax.data import rows
 from medkor_jax.data.contents import file_digest, files_digest
-from medkor_jax.data.rows import EMBEDDED, is_hub_id
-from medkor_jax.io import weights as all_weights
+from medkor_jax.data.rows import EMBEDDED
+from medkor_jax.io import hf
+from medkor_jax.io.weights import is_hub_id
+from medkor_jax.model.config import ModelConfig
 from medkor_jax.named_model import open_model
 from medkor_jax.parallel import hosts
+from medkor_jax.parallel.agreement import require_same, require_shared
 from medkor_jax.parallel.mesh import AXES, check_batch, make_mesh
 from medkor_jax.phases import Recipe, Stage
 from medkor_jax.plan.arithmetic import estimate
+from medkor_jax.plan.command import config_of
 from medkor_jax.plan.compiling import sharded_bytes
 from medkor_jax.plan.stages import STEP, Program, Trees, abstract_params, planned_stages
 from medkor_jax.plan.topology import Chip, Topology
@@ -85,10 +90,16 @@ def _findings(recipe: Recipe) -> Iterator[Finding]:
     yield _found("data", lambda: _data(recipe))
     for name in recipe.outside_weights:
         yield _found(f"weights {name}", lambda name=name: _weights(name))
-    model = _found("model", lambda: str(open_model(recipe.weights).config.n_params))
+    is_here = all(hosts.collect("weights are here", _is_here(recipe.weights)))
+    model = _found("model", lambda: str(_config(recipe).n_params))
     if not model.trouble:
         yield _found("disk", lambda: _disk(recipe))
         yield _found("memory", lambda: _memory(recipe, made))
+    else:
+        yield model if is_here else Finding("disk, memory", f"not looked at: the sizes of {recipe.weights} are not known before it is fetched")
+    if not is_here:
+        yield Finding("batches", f"not looked at: {recipe.weights} is still on the hub, and its tokenizer with it; once fetched, this says more")
+    elif not model.trouble:
         corpora = Corpora(recipe.drop_bad, recipe.reasoning, say=False)
         asked = checks(recipe, corpora, made)
         for name in [name for name in asked if "/" not in name]:
@@ -117,7 +128,7 @@ def _versions() -> str:
             mine[name] = "not installed as a package"
     source = pathlib.Path(__file__).parent
     mine["code"] = files_digest(source.rglob("*.py"), source)[:12]
-    hosts.require_same("versions", mine)
+    require_same("versions", mine)
     return ", ".join(f"{name} {version}" for name, version in mine.items() if name in ("python", "jax", "code"))
 
 
@@ -155,7 +166,7 @@ def _all_reduce(mesh: Mesh) -> str:
 
 def _run_directory(recipe: Recipe) -> str:
     directory = pathlib.Path(recipe.run_dir)
-    hosts.require_shared(directory)
+    require_shared(directory)
     if hosts.is_first():
         directory.mkdir(parents=True, exist_ok=True)
         mark = directory / ".preflight"
@@ -173,44 +184,33 @@ def _data(recipe: Recipe) -> str:
         try:
             if path.is_file():
                 found[source.name] = file_digest(path)
-            elif source.path != EMBEDDED and not path.is_dir() and is_hub_id(source.path):
-                trouble += [words for words in [_hub_trouble(source.path, "dataset")] if words]
+            elif source.path != EMBEDDED and not path.is_dir() and rows.is_hub_id(source.path):
+                hf.check_access(source.path, "dataset")
             elif source.path != EMBEDDED and not path.is_dir():
                 trouble.append(f"{source.name}: {path.absolute()} is not there")
-        except OSError as error:
+        except (OSError, ValueError) as error:
             trouble.append(f"{source.name}: {error}")
     if any(hosts.collect("data trouble", bool(trouble))):
         raise ValueError("; ".join(trouble) or "another host cannot read its data")
-    hosts.require_same("the files of the data", found)
+    require_same("the files of the data", found)
     return f"{len(sources)} sources, {len(found)} of them files that all hosts read alike"
 
 
 def _weights(name: str) -> str:
-    if all_weights.is_hub_id(name) and not pathlib.Path(name).exists():
-        if words := _hub_trouble(name, "model"):
-            raise ValueError(words)
+    if not _is_here(name):
+        hf.check_access(name)
         return "the hub gives them"
     weights = open_model(name).base
     return f"{weights.config.n_params / 1e9:.2f}B parameters, stored in {weights.stored_dtype}"
 
 
-def _hub_trouble(name: str, kind: str) -> str:
-    """Returns what keeps this host from fetching `name`; "" if nothing does, or it is cached."""
-    import huggingface_hub
-    from huggingface_hub import constants, errors
+def _config(recipe: Recipe) -> ModelConfig:
+    return open_model(recipe.weights).config if _is_here(recipe.weights) else config_of(recipe.weights)
 
-    cached = pathlib.Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "snapshots"
-    if cached.is_dir() and any(cached.iterdir()):
-        return ""
-    try:
-        huggingface_hub.HfApi().auth_check(name, repo_type=kind)
-    except errors.GatedRepoError:
-        return f"{name}: its licence gate is closed to you; accept it at https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}, then run `hf auth login`"
-    except errors.RepositoryNotFoundError:
-        return f"the hub has no {kind} {name}, or does not show it to you; check the spelling, or run `hf auth login`"
-    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
-        return f"the hub could not be reached for {name} ({str(error).splitlines()[0][:120]}), and it is not cached here"
-    return ""
+
+def _is_here(weights: str) -> bool:
+    """Whether the weights can be opened without fetching them."""
+    return pathlib.Path(weights).exists() or not is_hub_id(weights) or hf.is_cached(weights)
 
 
 def _disk(recipe: Recipe) -> str:
@@ -225,7 +225,7 @@ def _disk(recipe: Recipe) -> str:
 def needed_bytes(recipe: Recipe) -> float:
     """Returns what the phases to run write: every stage's checkpoints with optimizer state (one more while it is written),
     every phase's adapters, and merged bases."""
-    config = open_model(recipe.weights).config
+    config = _config(recipe)
     base = sharded_bytes(abstract_params(config, Trees(), recipe.param_dtype).base)
     needed = float(sum(base for phase in recipe.in_force if phase.merge))
     for planned in planned_stages(recipe, config):
@@ -256,8 +256,8 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
 
 
 def _memory(recipe: Recipe, mesh: Mesh) -> str:
-    """The largest program of any stage, by arithmetic, against what a device says it has."""
-    config = open_model(recipe.weights).config
+    """Returns the largest program of any stage, by arithmetic, against what a device says it has."""
+    config = _config(recipe)
     limit, said_by = _device_memory()
     chip = Chip(jax.devices()[0].device_kind, limit, 1.0, 1.0, 1.0)
     topology = Topology("here", chip, (mesh.size,))

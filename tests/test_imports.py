@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "io": ("model", "data.tokenizer", "data.contents", "data.reading", "parallel"),
     "train": ("model", "adapt", "io", "data", "parallel", "eval.answers"),
     "eval": ("model", "adapt", "io", "data", "parallel"),
-    "plan": ("model", "adapt", "parallel", "train", "phases", "config_file", "stage_plans", "named_model", "bench.counts", "data.contents"),
+    "plan": ("model", "adapt", "parallel", "train", "phases", "config_file", "stage_plans", "named_model", "io.weights", "data.contents"),
 }
 TOP = {
     "cli", "phases", "pipeline", "report", "bench", "config_file", "corpora", "evaluation", "measurement", "exam_translation",

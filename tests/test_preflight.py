@@ -3,10 +3,12 @@
 import collections
 import shutil
 
+import huggingface_hub
 import pytest
 
 from medkor_jax import cli, preflight
 from medkor_jax.config_file import make_recipe
+from medkor_jax.io import hf
 from medkor_jax.parallel import hosts
 
 STAGE = dict(
@@ -37,6 +39,20 @@ def test_a_config_that_would_run_is_clear_and_nothing_is_left(config, tmp_path):
     assert list((tmp_path / "run").iterdir()) == []
     found = {finding.what: finding.found for finding in report.findings}
     assert "4 devices sum right" in found["all-reduce"] and "phase0/train" in found["memory"]
+
+
+def test_nothing_is_fetched_to_look_at_weights_on_the_hub(config, monkeypatch):
+    """The hub would give them; what needs their tokenizer is said to be left out, what needs their sizes is not."""
+    monkeypatch.setattr(hf, "check_access", lambda *_: None)
+    monkeypatch.setattr(preflight, "open_model", lambda name: pytest.fail(f"{name} was opened"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("a download"))
+    config["weights"], config["phase0"]["seq_len"] = "google/gemma-3-1b-it", 64
+    found = look(config)
+    assert found["weights google/gemma-3-1b-it"].found == "the hub gives them"
+    assert "GB for checkpoints" in found["disk"].found + found["disk"].trouble and "about" in found["memory"].found + found["memory"].trouble
+    assert found["batches"].found.startswith("not looked at: google/gemma-3-1b-it is still on the hub")
+    config["weights"] = "somebody/unheard-of"
+    assert look(config)["disk, memory"].found.startswith("not looked at: the sizes of somebody/unheard-of are not known")
 
 
 def wrong_batch(config, _):
@@ -70,8 +86,7 @@ def rows_too_long(config, _):
         (rows_too_long, "batches", "4"),
     ],
 )
-def test_what_would_fail_later_fails_now(config, tmp_path, spoil, row, words, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_what_would_fail_later_fails_now(config, tmp_path, spoil, row, words):
     spoil(config, tmp_path)
     found = look(config)
     assert words in found[row].trouble
@@ -99,7 +114,7 @@ def test_the_disk_counts_optimizer_checkpoints_and_the_merged_base(config, monke
 
 def test_one_host_with_other_versions_is_trouble_on_all(config, monkeypatch):
     monkeypatch.setattr(hosts, "collect", lambda name, value: [value, {**value, "jax": "0.1"}] if isinstance(value, dict) else [value])
-    monkeypatch.setattr(hosts, "_host", lambda process: f"host{process}")
+    monkeypatch.setattr(hosts, "name_of", lambda process: f"host{process}")
     assert "versions is not the same on all hosts" in look(config)["versions"].trouble
 
 

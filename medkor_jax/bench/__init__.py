@@ -11,6 +11,7 @@ It measures this machine; it does not tune either side, and it does not keep old
 """
 
 from medkor_jax.bench.best import run_best
-from medkor_jax.bench.runner import CASES, BenchError, run
+from medkor_jax.bench.checks import BenchError
+from medkor_jax.bench.runner import CASES, run
 
 __all__ = ["CASES", "BenchError", "run", "run_best"]

@@ -17,17 +17,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import math
 import re
 import statistics
-from typing import Any, Callable, Iterable, Sequence
+from typing import Any, Callable, Sequence
 
 from medkor_jax.bench import documents, useful
+from medkor_jax.bench.checks import BenchError, check_learning, check_lengths, check_random, check_rollout
 from medkor_jax.bench.documents import Document
 from medkor_jax.bench.peer import missing_packages
 from medkor_jax.bench.report import Report, Row, compare, describe_machine
-from medkor_jax.bench.runner import BenchError
+from medkor_jax.bench.runner import check_cases, run_cases
 from medkor_jax.bench.worker import Worker, WorkerError
 from medkor_jax.model.config import ModelConfig, preset
 from medkor_jax.model.remat import KEPT, check_remat
@@ -38,7 +38,6 @@ GOAL_MFU, GOAL_RATIO = 0.45, 1.5  # of the text step on an accelerator
 BOS = 2
 _GIB = 2**30
 _TOO_LARGE = re.compile(r"RESOURCE_EXHAUSTED|[Oo]ut of memory|OutOfMemory|out of memory")
-_GAP_NATS = {"float32": 1e-2, "bfloat16": 0.2}  # a token, between decoder and training pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,9 +237,7 @@ def run_best(
     Raises: ValueError on an unknown case or remat; BenchError if the device is not there, the peer cannot run though it was asked
     for, or a side does not do the work; WorkerError if one of them dies.
     """
-    for case in cases:
-        if case not in CASES:
-            raise ValueError(f"bench case {case!r} is none of {', '.join(CASES)}; nearest: {difflib.get_close_matches(case, CASES, n=1, cutoff=0.0)[0]!r}")
+    check_cases(cases, CASES)
     if remat:
         check_remat(remat)
     machine = describe_machine()
@@ -265,18 +262,7 @@ def run_best(
     ]  # fmt: skip
     best = Best(settings, environment)
     report = Report(dataclasses.asdict(settings), {"machine": machine, **found}, [], notes, best.steps)
-    for case in cases or CASES:
-        try:
-            rows = CASES[case](best)
-        except (BenchError, WorkerError) as error:
-            measured = f"; measured before that:\n{report}" if report.rows else ""
-            raise type(error)(f"{case}: {error}{measured}") from error
-        report = dataclasses.replace(
-            report, versions={"machine": machine, **found, **best.versions}, rows=[*report.rows, *rows], notes=[*notes, *best.notes]
-        )
-        if out:  # after every case: a later one that fails loses nothing
-            report.save(out)
-    return report
+    return run_cases(report, best, CASES, cases, out)
 
 
 def _look(model: str, dtype: str, environment: dict[str, str], device: str) -> dict[str, Any]:
@@ -329,45 +315,3 @@ def _peak_words(chip: Any, settings: Settings) -> str:
         return words + (f", x {settings.n_devices}" if settings.n_devices > 1 else "")
     what = "of a CPU none is published" if settings.is_cpu else f"of {settings.device_kind!r} none is known here"
     return f"{what}; a product of two {settings.dtype} matrices of 2,048 squared, measured after each case, stands in"
-
-
-def check_random(vocab_size: int, n_losses: int, n_tokens: int, sides: Sequence[dict[str, Any]]) -> None:
-    """Raises: BenchError unless the first losses are those of a random model, near ln V and as near to each other as chance
-    allows, and the sides train as many parameters on as many tokens."""
-    uniform = math.log(vocab_size)
-    for side in sides:
-        if not -0.5 < side["loss"] - uniform < 3.0:
-            raise BenchError(f"a random model's loss is near ln V = {uniform:.3f} nats; found {side['loss']:.3f}")
-        if side["tokens"] != n_tokens:
-            raise BenchError(f"the step holds {n_tokens:,} tokens; one side trains on {side['tokens']:,}")
-    if len(sides) < 2:
-        return
-    ours, peer = sides
-    if ours["parameters"] != peer["parameters"]:
-        raise BenchError(f"ours trains {ours['parameters']:,} parameters, the peer {peer['parameters']:,}")
-    bound = 0.05 + 6.0 / math.sqrt(n_losses)  # a random logit varies by about 1
-    if not abs(ours["loss"] - peer["loss"]) < bound:
-        raise BenchError(f"first losses are {ours['loss']:.3f} here and {peer['loss']:.3f} in transformers; two random models differ by at most {bound:.3f}")
-
-
-def check_learning(case: str, side: str, losses: Sequence[float]) -> None:
-    """Raises: BenchError unless the loss on the one batch falls, as it must where the step is really made."""
-    if len(losses) > 1 and not losses[-1] < losses[0]:
-        raise BenchError(f"{case}, {side}: the loss on the same batch went from {losses[0]:.5f} to {losses[-1]:.5f} in {len(losses)} steps; it must fall")
-
-
-def check_rollout(first: dict[str, Any], dtype: str, vocab_size: int, n_tokens: int) -> None:
-    """Raises: BenchError unless all tokens were drawn, from a random model, and both passes think alike of them."""
-    if first["n_tokens"] != n_tokens:
-        raise BenchError(f"{first['n_tokens']} tokens were sampled, {n_tokens} were asked for")
-    if not abs(first["nats"] - math.log(vocab_size)) <= 3.0:
-        raise BenchError(f"a random model's tokens have about ln V = {math.log(vocab_size):.3f} nats; found {first['nats']:.3f}")
-    if not first["gap_nats"] <= _GAP_NATS[dtype]:
-        raise BenchError(f"decoder and training pass differ by {first['gap_nats']:.2e} nats a token; at most {_GAP_NATS[dtype]:g} in {dtype}")
-
-
-def check_lengths(sides: Iterable[dict[str, Any]], n_rows: int, new_tokens: int) -> None:
-    """Raises: BenchError unless every side wrote all that was asked for."""
-    for side in sides:
-        if [len(row) for row in side["tokens"]] != [new_tokens] * n_rows:
-            raise BenchError(f"{n_rows} rows of {new_tokens} new tokens were asked for; found lengths {sorted({len(row) for row in side['tokens']})}")

@@ -28,6 +28,7 @@ from medkor_jax.io.weights import open_weights
 from medkor_jax.model.config import ModelConfig, periodic_kinds
 from medkor_jax.model.params import ADAPTABLE, Params, abstract_base, n_leaves_and_params
 from medkor_jax.parallel.mesh import MeshShape, make_mesh, place_batch, shard_tree
+from medkor_jax.plan.program import read_program
 from medkor_jax.train.actor import Actor, Sample
 from medkor_jax.train.policy import PolicyLoss
 from medkor_jax.train.retention import Retention
@@ -147,7 +148,7 @@ class Ours:
         return watch.to_json() | {
             "leaves": leaves,
             "parameters": parameters,
-            "flops": counts.compiled_matmul_flops(compiled.as_text()),
+            "flops": read_program(compiled.as_text()).flops,
             "compiler_flops": float(compiled.cost_analysis().get("flops", 0.0)),
             "temporary_bytes": int(compiled.memory_analysis().temp_size_in_bytes),
             "hand_leaves": 2 * len(ADAPTABLE),

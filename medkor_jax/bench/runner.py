@@ -14,9 +14,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterable, Sequence
 
 from medkor_jax.bench import documents
+from medkor_jax.bench.checks import BenchError, check_counts, check_losses, check_tokens
 from medkor_jax.bench.counts import RECOMPUTED_SHARE
 from medkor_jax.bench.peer import SETTINGS, missing_packages
 from medkor_jax.bench.report import Report, Row, compare, describe_machine
@@ -24,15 +25,9 @@ from medkor_jax.bench.worker import Worker, WorkerError
 from medkor_jax.data.contents import cache_directory
 from medkor_jax.io.weights import Weights, open_weights
 
-LOSS_BOUND_NATS = 1e-3
-SAME_TOKENS_SHARE = 0.9  # float32 sums differ in order: a near tie may fall either way, and the rest of that row with it
 COMPILE_GROWTH = 1.5
 _GIB = 2**30
 _DEFAULT_BOS = 2  # of every Gemma tokenizer; for weights that come without one
-
-
-class BenchError(RuntimeError):
-    """The two sides did not compute the same thing, so there is nothing to compare."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,10 +193,7 @@ def run(
 
     Raises: ValueError on an unknown case; BenchError if the two sides disagree; WorkerError if one of them dies.
     """
-    for case in cases:
-        if case not in CASES:
-            near = difflib.get_close_matches(case, CASES, n=1, cutoff=0.0)[0]
-            raise ValueError(f"bench case {case!r} is none of {', '.join(CASES)}; nearest: {near!r}")
+    check_cases(cases, CASES)
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}; at least one timed step is needed")
     settings = Settings(weights, repeats, exam)
@@ -209,18 +201,35 @@ def run(
     peer_model, notes = find_peer(weights)
     bench = Bench(settings, open_weights(weights), peer_model)
     report = Report(dataclasses.asdict(settings), {"machine": machine}, [], notes, bench.steps)
-    for case in cases or CASES:
+    return run_cases(report, bench, CASES, cases, out)
+
+
+def run_cases(report: Report, bench: Any, known: dict[str, Callable[[Any], list[Row]]], cases: Sequence[str], out: str) -> Report:
+    """Returns `report` with the rows of `cases` (none named: all `known`), and what `bench` notes and finds of versions.
+
+    Raises: BenchError or WorkerError, with what was measured before it.
+    """
+    start = report
+    for case in cases or known:
         try:
-            rows = CASES[case](bench)
+            rows = known[case](bench)
         except (BenchError, WorkerError) as error:
             measured = f"; measured before that:\n{report}" if report.rows else ""
             raise type(error)(f"{case}: {error}{measured}") from error
         report = dataclasses.replace(
-            report, versions={"machine": machine, **bench.versions}, rows=[*report.rows, *rows], notes=[*notes, *bench.notes]
+            report, versions=start.versions | bench.versions, rows=[*report.rows, *rows], notes=[*start.notes, *bench.notes]
         )
         if out:  # after every case: a later one that fails loses nothing
             report.save(out)
     return report
+
+
+def check_cases(cases: Sequence[str], known: Iterable[str]) -> None:
+    """Raises: ValueError, with the nearest, on a case that is not known."""
+    for case in cases:
+        if case not in known:
+            near = difflib.get_close_matches(case, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"bench case {case!r} is none of {', '.join(known)}; nearest: {near!r}")
 
 
 def find_peer(weights: str) -> tuple[str | None, list[str]]:
@@ -245,35 +254,6 @@ def find_peer(weights: str) -> tuple[str | None, list[str]]:
         with Worker("peer", {"model": str(target)}) as converter:
             converter.call("convert", weights=weights, directory=str(target))
     return str(target), [note]
-
-
-def check_losses(ours: dict[str, float], peer: dict[str, float]) -> None:
-    """Raises: BenchError unless both sides found the same loss on the same batch, adapters still at zero."""
-    if not abs(ours["loss"] - peer["loss"]) <= LOSS_BOUND_NATS:
-        raise BenchError(
-            f"the same batch has loss {ours['loss']:.6f} here and {peer['loss']:.6f} in transformers; they may differ by "
-            f"{LOSS_BOUND_NATS:g} nats. The sides do not compute the same thing; run `medkor verify` first"
-        )
-
-
-def check_tokens(ours: dict[str, Any], peer: dict[str, Any]) -> None:
-    """Raises: BenchError unless nearly all greedy tokens agree."""
-    pairs = [pair for rows in zip(ours["tokens"], peer["tokens"], strict=True) for pair in zip(*rows, strict=True)]
-    share = sum(a == b for a, b in pairs) / len(pairs)
-    if share < SAME_TOKENS_SHARE:
-        raise BenchError(f"only {share:.0%} of the greedy tokens agree with transformers; at least {SAME_TOKENS_SHARE:.0%} must")
-
-
-def check_counts(depth: int, found: dict[str, Any]) -> None:
-    """Raises: BenchError if the compiled step does not train what a hand count says, or misses work."""
-    for what in ("leaves", "parameters"):
-        if found[what] != found[f"hand_{what}"]:
-            raise BenchError(f"{depth} layers: {found[what]:,} trainable {what}, {found[f'hand_{what}']:,} by hand")
-    if found["flops"] < found["hand_flops"]:
-        raise BenchError(
-            f"{depth} layers: the compiled step has {found['flops']:.4e} FLOPs, a hand count {found['hand_flops']:.4e}; "
-            "part of the model was compiled away"
-        )
 
 
 def _series(times: list[list[dict[str, Any]]], key: str) -> list[list[float]]:

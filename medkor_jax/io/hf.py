@@ -12,9 +12,11 @@ Never opens pickle (`.bin`, `.pt`), and does not read adapters or quantised chec
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -146,12 +148,37 @@ def download(repository: str) -> pathlib.Path:
     Raises: WeightsError saying whether the name, the licence or the network was in the way.
     """
     import huggingface_hub
+
+    with asking_the_hub(repository):
+        return pathlib.Path(huggingface_hub.snapshot_download(repository, allow_patterns=_DOWNLOADED))
+
+
+def check_access(repository: str, kind: str = "model") -> None:
+    """Raises: WeightsError, as `download`, if the hub would not give the "model" or "dataset" and it is not cached; fetches nothing."""
+    import huggingface_hub
+
+    if not is_cached(repository, kind):
+        with asking_the_hub(repository, kind):
+            huggingface_hub.HfApi().auth_check(repository, repo_type=kind)
+
+
+def is_cached(repository: str, kind: str = "model") -> bool:
+    from huggingface_hub import constants
+
+    snapshots = pathlib.Path(constants.HF_HUB_CACHE) / f"{kind}s--{repository.replace('/', '--')}" / "snapshots"
+    return snapshots.is_dir() and any(snapshots.iterdir())
+
+
+@contextlib.contextmanager
+def asking_the_hub(repository: str, kind: str = "model") -> Iterator[None]:
+    """Turns what the hub's library raises into a WeightsError: what was in the way, and what to do."""
     from huggingface_hub import errors
 
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(repository, allow_patterns=_DOWNLOADED))
+        yield
     except errors.GatedRepoError as error:
-        hint = f"accept its licence at https://huggingface.co/{repository}, then run `hf auth login`"
+        page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
+        hint = f"accept its licence at {page}, then run `hf auth login`"
         raise WeightsError(f"the hub refused {repository}: its licence gate is closed to you; {hint}") from error
     except errors.RepositoryNotFoundError as error:
         hint = "check the spelling; if it is private, run `hf auth login`"

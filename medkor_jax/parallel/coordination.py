@@ -1,6 +1,7 @@
 """jax's coordination service in a process of its own, so that it outlives process 0 for a moment.
 
-    with started(port=8476, processes=4) as service: ...
+    service = Service(port=8476, processes=4)       # on process 0
+    service.close()                                 # once its own client has been shut down
 
 jax runs the service inside process 0, and where that is killed, every other process aborts with a C++ stack before it
 can say why. Here the service stays for `LINGER_S` after process 0 has gone: by then `peers` has told and ended the rest.

@@ -24,20 +24,19 @@ from typing import Any, TypeVar
 
 import jax
 
-from medkor_jax.parallel.cluster import ClusterError, Place, host_name
+from medkor_jax.parallel.cluster import Place, host_name
 from medkor_jax.parallel.coordination import HEARTBEAT_S, Service
 from medkor_jax.parallel.peers import Peers
 
 WAIT_S = 300.0
 """How long the processes wait for each other at the start; MEDKOR_WAIT_S sets another limit."""
 
-_SEEN_S = 20.0  # for a file on a shared disk to be seen by all hosts
+SEEN_S = 20.0  # for a file on a shared disk to be seen by all hosts
 _NEWS_S = 5.0  # for the reason to arrive, where an error may only be what another's end looks like
 
 T = TypeVar("T")
 _peers: Peers | None = None
 _is_alone = False  # inside `first`: what process 0 does there, it does by itself
-_where = ""
 _n_stages = 0
 
 
@@ -65,8 +64,6 @@ def say(*words: Any) -> None:
 
 def at(where: str) -> None:
     """Notes where this process is, for what is said if one fails."""
-    global _where
-    _where = where
     if _peers:
         _peers.where = where
 
@@ -77,7 +74,7 @@ def wait(name: Any) -> None:
     if _peers and not _is_alone:
         _peers.exchange(_spelt(name), None)
         if isinstance(name, pathlib.Path):
-            _is_seen(name)
+            is_seen(name)
 
 
 def collect(name: str, value: T) -> list[T]:
@@ -114,55 +111,9 @@ def alone(make: Callable[[], T]) -> T:
         _is_alone = before
 
 
-def require_same(name: str, value: Any) -> None:
-    """Raises: ClusterError, naming who differs, unless every process has the same `value` (JSON) for `name`."""
-    values = collect(f"same {name}", value)
-    if others := [i for i, other in enumerate(values) if other != values[0]]:
-        mine, theirs = values[0], values[others[0]]
-        if isinstance(mine, dict):
-            differing = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
-            mine, theirs = ({key: one.get(key) for key in differing} for one in (mine, theirs))
-        raise ClusterError(
-            f"{name} is not the same on all hosts: {_short(mine)} on process 0 ({_host(0)}), {_short(theirs)} on process "
-            f"{others[0]} ({_host(others[0])}){f', and {len(others) - 1} more differ' if others[1:] else ''}. Give every host the same code, config and data"
-        )
-
-
-def require_shared(directory: pathlib.Path) -> None:
-    """Raises: ClusterError, naming the hosts, unless all processes see and may write what process 0 writes to `directory`."""
-    if _peers is None:
-        return
-    nonce = first("a shared directory", lambda: f"{os.getpid()}-{time.time_ns()}")
-    mark = directory / f".hosts-{nonce}"
-    if is_first():
-        directory.mkdir(parents=True, exist_ok=True)
-        mark.write_text(nonce, encoding="ascii")
-    wait(mark)
-    trouble = collect("who sees it", _trouble_with(mark, nonce))
-    if is_first():
-        for path in directory.glob(f"{mark.name}*"):
-            path.unlink(missing_ok=True)
-    if found := [f"process {i} ({_host(i)}): {words}" for i, words in enumerate(trouble) if words]:
-        raise ClusterError(
-            f"every host must see the same run directory, and {directory.absolute()} is not shared ({'; '.join(found[:3])}). "
-            "Put run_dir on a disk that all hosts mount (NFS, Filestore, Lustre, gcsfuse), at the same path"
-        )
-
-
-def _trouble_with(mark: pathlib.Path, nonce: str) -> str:
-    if not _is_seen(mark):
-        return f"does not see what process 0 wrote within {_SEEN_S:g} s"
-    try:
-        if mark.read_text(encoding="ascii") != nonce:
-            return "reads something else there"
-        mark.with_name(f"{mark.name}.{process_id()}").write_text("", encoding="ascii")
-    except OSError as error:
-        return str(error)
-    return ""
-
-
-def _is_seen(path: pathlib.Path) -> bool:
-    deadline = time.monotonic() + _SEEN_S
+def is_seen(path: pathlib.Path) -> bool:
+    """Whether the path is there, waiting a while for a network disk to show it."""
+    deadline = time.monotonic() + SEEN_S
     while not path.exists():
         if time.monotonic() > deadline:
             return False
@@ -270,14 +221,14 @@ def _connect_jax(place: Place) -> None:
 
 def _stopped(number: int, _: Any) -> None:
     signal.signal(number, signal.SIG_IGN)  # it is on its way
-    raise Stopped(f"stopped by {signal.Signals(number).name} at {_where or 'the start'}; what was saved is kept, and the same command goes on")
+    raise Stopped(f"stopped by {signal.Signals(number).name} at {_peers.where}; what was saved is kept, and the same command goes on")
 
 
 def _fail(error: BaseException, code: int) -> None:
     """Tells the others, unless this is how their end looks from here: then their reason comes first and ends this process."""
     if not type(error).__module__.startswith("medkor_jax"):
         time.sleep(_NEWS_S)
-    _peers.fail(f"failed at {_where or 'the start'}: {type(error).__name__}: {str(error).strip()[:2000]}", code)
+    _peers.fail(f"failed at {_peers.where}: {type(error).__name__}: {str(error).strip()[:2000]}", code)
     _peers.see_others_off()  # the service stays: this process's own client aborts without it
 
 
@@ -298,13 +249,9 @@ def _spelt(name: Any) -> str:
     return name.name if isinstance(name, pathlib.Path) else str(name)
 
 
-def _host(process: int) -> str:
+def name_of(process: int) -> str:
+    """Returns the name of the host that the process is on."""
     return _peers.hosts[process] if _peers else host_name()
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return repr(text if len(text) <= 80 else f"{text[:80]}...")
 
 
 def signed(words: str) -> str:

@@ -11,6 +11,7 @@ import sys
 from typing import Sequence
 
 from medkor_jax.config_file import load_recipe
+from medkor_jax.io.weights import is_hub_id
 from medkor_jax.model.config import PRESETS, ModelConfig, preset
 from medkor_jax.named_model import open_model
 from medkor_jax.phases import ConfigError
@@ -71,6 +72,6 @@ def config_of(name: str) -> ModelConfig:
     name = name.removeprefix("random:")
     if name in PRESETS or name in _PUBLISHED:
         return preset(_PUBLISHED.get(name, name))
-    if not pathlib.Path(name).exists():
+    if is_hub_id(name) and not pathlib.Path(name).exists():
         raise ValueError(f"model {name!r} is not here and its sizes are not known; give --model one of {', '.join(PRESETS)}")
     return open_model(name).config

@@ -1,8 +1,9 @@
 """Useful FLOPs of a program by hand, over all chips together: what its compiled form is held against.
 
-    hand_flops(program, config)
+    hand_flops(program, config)                                  # useful: what a mask hides counts nothing
+    hand_flops(program, config, scores=functools.partial(n_scores, kernel))     # with the scores that a kernel computes
 
-As `bench.counts`, for everything that a phase can train. With N = B T tokens, W, A the parameters of a layer's matrices and
+For everything that a phase can train. With N = B T tokens, W, A the parameters of a layer's matrices and
 of its adapters, E those of the matrices of added layers, S the keys that a row's queries see (causal, within the window), P positions
 that meet the head:
 
@@ -18,6 +19,7 @@ Layers count whole, also the first; what is computed again counts nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from medkor_jax.model import splash
 from medkor_jax.model.config import GLOBAL, LOCAL, ModelConfig
@@ -25,10 +27,21 @@ from medkor_jax.model.params import ADAPTABLE, matrix_sizes
 from medkor_jax.plan.program import Kernel
 from medkor_jax.plan.stages import READ, SCORE, STEP, WRITE, Program, Trees
 
+Scores = Callable[[int, int | None], int]
+"""scores(length, window): how many of them count for each head of a row; window None: of a global layer."""
 
-def hand_flops(program: Program, config: ModelConfig) -> float:
-    """Returns the useful FLOPs of one run of the program (of one token a row, for the one that writes)."""
-    return {STEP: _step, SCORE: _score, READ: _read, WRITE: _write}[program.kind](program, config)
+
+def visible_scores(length: int, window: int | None) -> int:
+    """Returns how many keys all queries of a row see together: each itself and what is before it, within the window."""
+    w = length if window is None else min(window, length)
+    return w * (w + 1) // 2 + (length - w) * w
+
+
+def hand_flops(program: Program, config: ModelConfig, scores: Scores = visible_scores) -> float:
+    """Returns the useful FLOPs of one run of the program (of one token a row, for the one that writes, whose cache is what it sees)."""
+    if program.kind == WRITE:
+        return _write(program, config)
+    return {STEP: _step, SCORE: _score, READ: _read}[program.kind](program, config, scores)
 
 
 def costly_share(program: Program, config: ModelConfig) -> float:
@@ -59,54 +72,47 @@ def _adapters(config: ModelConfig, trees: Trees) -> int:
     return trees.lora.rank * sum(sum(sizes[name]) for name in trees.lora.targets)
 
 
-def visible_scores(length: int, window: int | None) -> int:
-    """Returns how many keys all queries of a row see together: each itself and what is before it, within the window."""
-    w = length if window is None else min(window, length)
-    return w * (w + 1) // 2 + (length - w) * w
-
-
-def _attention(program: Program, config: ModelConfig, trees: Trees, factor: int) -> float:
+def _attention(program: Program, config: ModelConfig, trees: Trees, factor: int, scores: Scores) -> float:
     """Returns the attention of all layers of a model with these trees."""
     windows = [config.sliding_window if kind == LOCAL else None for kind in _kinds(trees, config)]
-    scores = sum(visible_scores(program.length, window) for window in windows)
-    return factor * program.rows * scores * config.n_heads * config.head_dim
+    return factor * program.rows * sum(scores(program.length, window) for window in windows) * config.n_heads * config.head_dim
 
 
-def _trained(program: Program, config: ModelConfig) -> float:
+def _trained(program: Program, config: ModelConfig, scores: Scores) -> float:
     """Returns forward and backward of all layers."""
     n, edges = program.rows * program.length, sum(program.trees.expand)
     of_adapters = 6 if "lora" in program.trained else 4
     of_edges = 6 if "expand" in program.trained else 4
     layer = 4 * n * _matrices(config) + of_adapters * n * _adapters(config, program.trees)
     added = edges * of_edges * n * _matrices(config)
-    return config.n_layers * layer + added + _attention(program, config, program.trees, 12)
+    return config.n_layers * layer + added + _attention(program, config, program.trees, 12, scores)
 
 
-def _forward(program: Program, config: ModelConfig, trees: Trees) -> float:
+def _forward(program: Program, config: ModelConfig, trees: Trees, scores: Scores) -> float:
     layers, n = config.n_layers + sum(trees.expand), program.rows * program.length
     matrices = 2 * n * (layers * _matrices(config) + config.n_layers * _adapters(config, trees))
-    return matrices + _attention(program, config, trees, 4)
+    return matrices + _attention(program, config, trees, 4, scores)
 
 
-def _step(program: Program, config: ModelConfig) -> float:
+def _step(program: Program, config: ModelConfig, scores: Scores) -> float:
     head = program.rows * config.d_model * config.vocab_size
-    retention, flops = program.spec.retention, _trained(program, config)
+    retention, flops = program.spec.retention, _trained(program, config, scores)
     if program.spec.next_token_weight > 0 or program.spec.policy is not None:
         flops += 4 * program.positions * head
     if program.reference is not None:
-        flops += _forward(program, config, program.reference)
+        flops += _forward(program, config, program.reference, scores)
         compared = min(retention.layers or config.n_layers + 1, n_places(program, config))
         flops += 6 * compared * (min(retention.positions, program.positions) or program.positions) * head
     return flops
 
 
-def _score(program: Program, config: ModelConfig) -> float:
+def _score(program: Program, config: ModelConfig, scores: Scores) -> float:
     head = 2 * program.rows * program.positions * config.d_model * config.vocab_size
-    return _forward(program, config, program.trees) + head
+    return _forward(program, config, program.trees, scores) + head
 
 
-def _read(program: Program, config: ModelConfig) -> float:
-    return _forward(program, config, program.trees) + 2 * program.rows * config.d_model * config.vocab_size
+def _read(program: Program, config: ModelConfig, scores: Scores) -> float:
+    return _forward(program, config, program.trees, scores) + 2 * program.rows * config.d_model * config.vocab_size
 
 
 def _write(program: Program, config: ModelConfig) -> float:

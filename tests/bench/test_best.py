@@ -4,7 +4,7 @@ import math
 import pytest
 
 from medkor_jax import bench, cli
-from medkor_jax.bench import best, counts, documents, useful
+from medkor_jax.bench import best, checks, counts, documents, useful
 from medkor_jax.bench.worker import WorkerError
 from medkor_jax.model.config import preset
 from medkor_jax.plan.topology import CHIPS, GPUS, chip_of
@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_tried_in_a_smaller_way(monkeypatch):
 
 def test_two_random_models_are_compared_by_what_can_be_equal():
     side = {"loss": math.log(512) + 0.1, "tokens": 64, "parameters": 10}
-    best.check_random(512, 60, 64, [side, side | {"loss": side["loss"] + 0.1}])
+    checks.check_random(512, 60, 64, [side, side | {"loss": side["loss"] + 0.1}])
     for wrong, words in (
         ({"parameters": 9}, "ours trains 10 parameters, the peer 9"),
         ({"tokens": 63}, "one side trains on 63"),
@@ -84,25 +84,25 @@ def test_two_random_models_are_compared_by_what_can_be_equal():
         ({"loss": float("nan")}, "found nan"),
     ):
         with pytest.raises(bench.BenchError, match=words):
-            best.check_random(512, 60, 64, [side, side | wrong])
-    best.check_learning("text", "ours", [3.0, 2.9])
+            checks.check_random(512, 60, 64, [side, side | wrong])
+    checks.check_learning("text", "ours", [3.0, 2.9])
     with pytest.raises(bench.BenchError, match="the peer: the loss on the same batch went from 3.00000 to 3.00000"):
-        best.check_learning("text", "the peer", [3.0, 3.0])
+        checks.check_learning("text", "the peer", [3.0, 3.0])
 
 
 def test_a_rollout_that_the_two_passes_see_otherwise_is_refused():
     first = {"n_tokens": 6, "nats": 6.0, "gap_nats": 1e-5}
-    best.check_rollout(first, "float32", 512, 6)
+    checks.check_rollout(first, "float32", 512, 6)
     for wrong in ({"n_tokens": 5}, {"nats": 1.0}, {"gap_nats": 0.1}, {"gap_nats": float("nan")}):
         with pytest.raises(bench.BenchError):
-            best.check_rollout(first | wrong, "float32", 512, 6)
+            checks.check_rollout(first | wrong, "float32", 512, 6)
 
 
 def test_a_side_that_writes_less_is_refused():
-    best.check_lengths([{"tokens": [[1, 2], [3, 4]]}], 2, 2)
+    checks.check_lengths([{"tokens": [[1, 2], [3, 4]]}], 2, 2)
     for short in ([[1, 2], [3]], [[1, 2]]):
         with pytest.raises(bench.BenchError, match="2 rows of 2 new tokens were asked for"):
-            best.check_lengths([{"tokens": [[1, 2], [3, 4]]}, {"tokens": short}], 2, 2)
+            checks.check_lengths([{"tokens": [[1, 2], [3, 4]]}, {"tokens": short}], 2, 2)
 
 
 def test_useful_work_is_that_of_the_documents_alone():

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from medkor_jax import bench
-from medkor_jax.bench import BenchError, documents, runner
+from medkor_jax.bench import BenchError, checks, documents, runner
 from medkor_jax.bench.report import compare
 from medkor_jax.bench.worker import Worker, WorkerError
 
@@ -69,20 +69,20 @@ def test_a_case_that_fails_loses_nothing_measured_before(monkeypatch, tmp_path):
 
 
 def test_sides_that_disagree_are_not_compared():
-    runner.check_losses({"loss": 3.0}, {"loss": 3.0005})
+    checks.check_losses({"loss": 3.0}, {"loss": 3.0005})
     with pytest.raises(bench.BenchError, match="3.000000 here and 3.002000 in transformers"):
-        runner.check_losses({"loss": 3.0}, {"loss": 3.002})
+        checks.check_losses({"loss": 3.0}, {"loss": 3.002})
     with pytest.raises(bench.BenchError):
-        runner.check_losses({"loss": float("nan")}, {"loss": 3.0})
-    runner.check_tokens({"tokens": [[1, 2, 3]]}, {"tokens": [[1, 2, 3]]})
+        checks.check_losses({"loss": float("nan")}, {"loss": 3.0})
+    checks.check_tokens({"tokens": [[1, 2, 3]]}, {"tokens": [[1, 2, 3]]})
     with pytest.raises(bench.BenchError, match="only 67%"):
-        runner.check_tokens({"tokens": [[1, 2, 3]]}, {"tokens": [[1, 2, 4]]})
+        checks.check_tokens({"tokens": [[1, 2, 3]]}, {"tokens": [[1, 2, 4]]})
 
 
 def test_missing_work_is_found():
     right = {"leaves": 14, "hand_leaves": 14, "parameters": 9, "hand_parameters": 9, "flops": 100, "hand_flops": 100}
-    runner.check_counts(6, right)
+    checks.check_counts(6, right)
     with pytest.raises(bench.BenchError, match="6 layers: 0 trainable leaves, 14 by hand"):
-        runner.check_counts(6, right | {"leaves": 0})
+        checks.check_counts(6, right | {"leaves": 0})
     with pytest.raises(bench.BenchError, match="compiled away"):
-        runner.check_counts(6, right | {"flops": 99})
+        checks.check_counts(6, right | {"flops": 99})

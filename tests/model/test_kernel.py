@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medkor_jax.bench import counts
 from medkor_jax.model import attention, blocked, kernel, splash
 from medkor_jax.model.attention import Seen
 from medkor_jax.model.config import preset
 from medkor_jax.model.forward import Inputs, forward
 from medkor_jax.model.params import Params
 from medkor_jax.parallel.mesh import MeshShape, make_mesh, shard_tree
+from medkor_jax.plan.program import read_program
 
 HEADS, KEY_HEADS = 4, 2
 
@@ -97,8 +97,8 @@ def test_a_local_layer_costs_its_window_and_no_mask_is_whole(small_blocks):
         forward = jax.jit(attend).lower(q, k, v).compile()
         both = jax.jit(jax.grad(lambda *x: attend(*x).sum(), argnums=(0, 1, 2))).lower(q, k, v).compile()
         scores = blocked.n_scores(t, span)
-        assert counts.compiled_matmul_flops(forward.as_text()) == 2 * scores * by_score
-        assert counts.compiled_matmul_flops(both.as_text()) <= 7 * scores * by_score
+        assert read_program(forward.as_text()).flops == 2 * scores * by_score
+        assert read_program(both.as_text()).flops <= 7 * scores * by_score
         assert both.memory_analysis().temp_size_in_bytes < 0.5 * 2 * HEADS * t * t * 4
     assert blocked.n_scores(t, window) == t * 32 and blocked.n_scores(t, None) == t * t * 5 // 8
 

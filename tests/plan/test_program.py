@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from medkor_jax.bench.counts import compiled_matmul_flops
 from medkor_jax.plan.program import read_program
 
 D = 32
@@ -30,7 +29,7 @@ def test_a_scan_counts_as_often_as_it_runs_and_one_within_another_so_often_again
         return jax.lax.scan(lambda x, _: (repeat(x, w, 5) @ w, None), x, None, length=3)[0]
 
     text = text_of(nested, (8, D), (D, D))
-    assert read_program(text).flops == 3 * (5 + 1) * once == compiled_matmul_flops(text)
+    assert read_program(text).flops == 3 * (5 + 1) * once
 
 
 def test_what_no_output_needs_is_not_counted():

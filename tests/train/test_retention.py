@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from medkor_jax.adapt.expansion import make_expansion
-from medkor_jax.bench.counts import compiled_matmul_flops
 from medkor_jax.model.config import preset
 from medkor_jax.model.forward import Inputs, edge_inputs, embed, forward, layer_inputs, make_view, run_layer
 from medkor_jax.model.layers import rms_norm
 from medkor_jax.model.params import Params
+from medkor_jax.plan.program import read_program
 from medkor_jax.train.retention import Retention, choose_layers, choose_positions, each_layer, n_compared
 
 C = preset("tiny")
@@ -132,7 +132,7 @@ def test_the_head_is_computed_for_as_many_places_as_are_drawn(student, teacher, 
     for one, other in zip(jax.tree.leaves(few), jax.tree.leaves(all_places), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
     compiled = [compare.lower(student, teacher, batch, weights, n_drawn=n).compile() for n in (per_step, 2 * per_step)]
-    flops = [compiled_matmul_flops(program.as_text()) for program in compiled]
+    flops = [read_program(program.as_text()).flops for program in compiled]
     head = 6 * batch["loss_positions"].size * C.d_model * C.vocab_size  # both models' logits, and what pulls
     assert flops[1] - flops[0] == pytest.approx(per_step * head, rel=0.1)
 
