@@ -82,8 +82,13 @@ def require_same(run_dir, expected, bound=2e-4):
     found, words = trees_of(run_dir)
     trees, expected_words = trees_of(expected)
     assert words == expected_words and found.keys() == trees.keys() and len(words) >= 1
+    worst = {}
     for path, value in trees.items():
-        np.testing.assert_allclose(found[path], value, rtol=0, atol=bound * max(np.abs(value).max(), 1e-3), err_msg=path)
+        largest = max(np.abs(value).max(), 1e-3)
+        np.testing.assert_allclose(found[path], value, rtol=0, atol=bound * largest, err_msg=path)
+        phase = path.split("/")[0]
+        worst[phase] = max(worst.get(phase, 0.0), float(np.abs(found[path] - value).max() / largest))
+    print("largest difference, against the largest value of its leaf:", {phase: f"{one:.1e}" for phase, one in worst.items()})
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +249,15 @@ def test_hosts_that_do_not_share_the_run_directory_are_told_at_the_start(start, 
     assert codes == [2, 2]
     assert "is not shared (process 1 (" in logs[0] and "does not see what process 0 wrote" in logs[0]
     assert not (tmp_path / "run/phase0").exists()
+
+
+def test_a_run_directory_that_cannot_be_is_said_by_preflight_on_both(start, tmp_path):
+    """What process 0 alone stumbles over reaches the other as itself, and the two stay together."""
+    (tmp_path / "run").write_text("a file")
+    codes, logs = ended(start(tmp_path / "run", command=("preflight", "--config", str(CONFIG), "--config.mesh.fsdp=2")))
+    assert codes == [1, 1], logs
+    assert any("run directory" in line and "FAILS" in line and "File exists" in line for line in logs[0].splitlines()), logs[0][-2000:]
+    assert "no longer do the same" not in logs[0] + logs[1] and "this run would not get through" in logs[0]
 
 
 def test_hosts_with_different_settings_are_told_at_the_start(start, tmp_path):
