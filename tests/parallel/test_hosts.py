@@ -40,7 +40,7 @@ def start(tiny_base_dir, tmp_path_factory):
         for process in range(processes):
             environment = os.environ | place | {
                 "MEDKOR_PROCESS_ID": str(process) if place else "", "RUN_DIR": str(run_dir), "WEIGHTS": str(tiny_base_dir), "MEDKOR_CACHE": str(cache),
-                "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_ENABLE_COMPILATION_CACHE": "true",
+                "OWN_PROCESS": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_ENABLE_COMPILATION_CACHE": "true",
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2", "PYTHONPATH": str(HERE.parents[1]),
                 "STRIKE": (strike or {}).get(process, ""), "STRIKE_AFTER": str(after), "MEDKOR_WAIT_S": "120",
             } | (each or {}).get(process, {})  # fmt: skip

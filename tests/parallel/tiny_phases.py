@@ -2,6 +2,8 @@
 
 RUN_DIR and WEIGHTS (environment) name the run and the model. STRIKE = "WHERE=SIGNAL", such as "phase0/train, step 2=SIGKILL",
 sends the process that signal (RAISE: a ValueError) as soon as it is there (what `hosts.at` was told), STRIKE_AFTER seconds later.
+With OWN_PROCESS set, the program is changed so that a tiny random model can be rewarded, goes in pieces, and can be struck: what
+reads this file beside other tests must not set it.
 """
 
 import os
@@ -17,9 +19,8 @@ PHASES = ("phase0", "phase1", "phase2", "phase3", "phase4b", "phase5c", "phase5d
 
 
 def get_config():
-    _strike()
-    gather.GATHER_BYTES = 4096  # so that leaves of this model go in pieces, as those of a large one do
-    Reward.score = _by_length
+    if os.environ.get("OWN_PROCESS"):
+        _change_this_process()
     text = {code: {"text": dict(kind="text", path="embedded", language=code, subset="train", limit=40)} for code in ("en", "ko")}
     # Rates at which rounding does not grow: Adam turns a gradient of nearly 0 into a whole step of either sign.
     rules = {tree: dict(pattern=f"{tree}/.*", learning_rate=rate) for tree, rate in dict(lora=1e-3, lang=1e-3, expand=1e-4).items()}
@@ -49,6 +50,12 @@ def get_config():
             reward=dict(algorithm="grpo", group_size=4, max_new_tokens=12), **stage | dict(seq_len=256, batch_size=8, steps=2),
         ),
     ))  # fmt: skip
+
+
+def _change_this_process():
+    _strike()
+    gather.GATHER_BYTES = 4096  # so that leaves of this model go in pieces, as those of a large one do
+    Reward.score = _by_length
 
 
 def _by_length(self, text, question, **_):
