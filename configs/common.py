@@ -1,6 +1,6 @@
 """Every key a config has, with its default. A config file writes only what differs.
 
-Values are plain data; what they mean is documented on the dataclasses of `medkor_jax.phases`, which a
+Values are plain data; what they mean is documented on the dataclasses of `medkor_jax.run.phases`, which a
 config becomes. Keys are locked: a misspelt one fails with the nearest name.
 """
 

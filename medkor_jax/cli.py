@@ -62,7 +62,7 @@ def exit_code(error: BaseException) -> int:
     from medkor_jax.eval.verdict import GateClosed
     from medkor_jax.parallel.cluster import ClusterError
     from medkor_jax.parallel.hosts import Stopped
-    from medkor_jax.phases import ConfigError
+    from medkor_jax.run.phases import ConfigError
 
     return next((code for kind, code in ((ConfigError, 2), (ClusterError, 2), (GateClosed, 3), (Stopped, 143)) if isinstance(error, kind)), 1)
 
@@ -213,9 +213,9 @@ def _add_place(parser: argparse.ArgumentParser, *, alone: bool = False) -> None:
 
 
 def _run(arguments, overrides) -> int:
-    from medkor_jax import pipeline
-    from medkor_jax.config_file import load_recipe
     from medkor_jax.parallel.hosts import say
+    from medkor_jax.run import pipeline
+    from medkor_jax.run.config_file import load_recipe
 
     overrides = [*overrides, *(["--config.drop_bad=True"] if arguments.drop_bad else [])]
     recipe = load_recipe(arguments.config, overrides)
@@ -228,7 +228,7 @@ def _run(arguments, overrides) -> int:
 
 
 def _eval(arguments, _) -> None:
-    from medkor_jax import evaluation
+    from medkor_jax.commands import evaluate
     from medkor_jax.data.reasoning import ReasoningFormat
     from medkor_jax.parallel.hosts import say
 
@@ -241,9 +241,9 @@ def _eval(arguments, _) -> None:
     # What was noted on reading is for a person; with --json standard output holds JSON alone.
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
         if arguments.pairs:
-            report = evaluation.evaluate_pairs(arguments.weights, arguments.pairs, **shared)
+            report = evaluate.evaluate_pairs(arguments.weights, arguments.pairs, **shared)
         else:
-            report = evaluation.evaluate_file(
+            report = evaluate.evaluate_file(
                 arguments.weights, arguments.exam, language=arguments.language, fewshot=arguments.fewshot, mode=arguments.mode,
                 n_shots=arguments.shots, answers_from=arguments.answers_from, form=ReasoningFormat(*arguments.tags or ()), **shared,
             )  # fmt: skip
@@ -253,10 +253,10 @@ def _eval(arguments, _) -> None:
 
 
 def _verify(arguments, _) -> int:
-    from medkor_jax import verification
+    from medkor_jax.commands import verify
 
-    bound = verification.BOUND if arguments.bound is None else arguments.bound
-    result = verification.verify(arguments.weights, export=arguments.export, n_greedy=arguments.greedy, bound=bound)
+    bound = verify.BOUND if arguments.bound is None else arguments.bound
+    result = verify.verify(arguments.weights, export=arguments.export, n_greedy=arguments.greedy, bound=bound)
     print(json.dumps(result.to_json()) if arguments.json else result.table())
     return 0 if result.passed else 1
 
@@ -264,7 +264,7 @@ def _verify(arguments, _) -> int:
 def _export(arguments, _) -> None:
     from medkor_jax.io.export import export_hf
     from medkor_jax.io.export_peft import export_peft
-    from medkor_jax.named_model import open_model
+    from medkor_jax.run.named_model import open_model
 
     model, out = open_model(arguments.weights), pathlib.Path(arguments.out)
     if arguments.to == "peft":
@@ -278,22 +278,22 @@ def _export(arguments, _) -> None:
 
 
 def _ask(arguments, _) -> None:
-    from medkor_jax import asking
+    from medkor_jax.commands import ask
     from medkor_jax.data.reasoning import ReasoningFormat
 
     if arguments.exam:
         where = dict(split=arguments.split, subset=arguments.subset, language=arguments.language)
-        question = asking.exam_question(arguments.exam, arguments.row, **where)
+        question = ask.exam_question(arguments.exam, arguments.row, **where)
     else:
-        question = asking.typed_question(sys.stdin.read() if arguments.question is None else arguments.question)
-    print(asking.shown_prompt(question, arguments.mode), end="", flush=True)
-    asked = asking.ask(
+        question = ask.typed_question(sys.stdin.read() if arguments.question is None else arguments.question)
+    print(ask.shown_prompt(question, arguments.mode), end="", flush=True)
+    asked = ask.ask(
         arguments.weights, question, mode=arguments.mode, max_new_tokens=arguments.max_new_tokens,
         form=ReasoningFormat(*arguments.tags or ()), dtype=arguments.dtype, write=lambda part: print(part, end="", flush=True),
     )  # fmt: skip
     print()
     if asked.probabilities:
-        print(asking.answer_table(question, asked, has_key=bool(arguments.exam)))
+        print(ask.answer_table(question, asked, has_key=bool(arguments.exam)))
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -317,9 +317,9 @@ def above_zero(text: str) -> float:
 
 
 def _data_check(arguments, overrides) -> int:
-    from medkor_jax.config_file import load_recipe
-    from medkor_jax.readiness import check_recipe
-    from medkor_jax.report.data import data_json, data_table
+    from medkor_jax.commands.check_data import data_json, data_table
+    from medkor_jax.run.config_file import load_recipe
+    from medkor_jax.run.readiness import check_recipe
 
     report = check_recipe(load_recipe(arguments.config, overrides))
     print(json.dumps(data_json(report), ensure_ascii=False) if arguments.json else data_table(report))
@@ -327,7 +327,7 @@ def _data_check(arguments, overrides) -> int:
 
 
 def _data_translate(arguments, _) -> None:
-    from medkor_jax.exam_translation import translate_exam
+    from medkor_jax.commands.translate import translate_exam
     from medkor_jax.parallel.hosts import say
 
     done = translate_exam(
@@ -340,9 +340,9 @@ def _data_translate(arguments, _) -> None:
 
 
 def _preflight(arguments, overrides) -> int:
-    from medkor_jax.config_file import load_recipe
+    from medkor_jax.commands.preflight import preflight
     from medkor_jax.parallel.hosts import say
-    from medkor_jax.preflight import preflight
+    from medkor_jax.run.config_file import load_recipe
 
     report = preflight(load_recipe(arguments.config, overrides))
     say(report.table())

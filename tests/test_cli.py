@@ -6,9 +6,10 @@ import pathlib
 
 import pytest
 
-from medkor_jax import cli, pipeline
+from medkor_jax import cli
 from medkor_jax.data import embedded
 from medkor_jax.eval.verdict import GateClosed
+from medkor_jax.run import pipeline
 
 QUICKSTART = str(pathlib.Path(__file__).parents[1] / "configs/quickstart.py")
 
@@ -49,7 +50,7 @@ def test_eval_as_json_keeps_what_was_noted_out_of_standard_output(tiny_base_dir,
 @pytest.mark.parametrize("name, split", [("test.csv", "test"), ("doctor-valid.csv", "valid"), ("exam.csv", "not said")])
 def test_eval_says_of_a_file_what_is_known_and_of_the_answers_what_made_them(name, split, tiny_base_dir, exam, tmp_path, capsys):
     from medkor_jax.eval.scores import Report
-    from medkor_jax.named_model import open_model
+    from medkor_jax.run.named_model import open_model
 
     path, out = exam.rename(tmp_path / name), tmp_path / "answers.jsonl"
     asked = ["eval", "--weights", str(tiny_base_dir), "--exam", str(path), "--out", str(out), "--limit", "3", "--json"]
@@ -83,7 +84,7 @@ def test_eval_in_reason_mode_and_of_pairs(tiny_base_dir, exam, tmp_path, capsys)
 def test_scoring_without_adapters_is_scoring_the_base(tiny_base_dir, tmp_path):
     import jax.numpy as jnp
 
-    from medkor_jax.evaluation import open_scorer
+    from medkor_jax.commands.evaluate import open_scorer
     from medkor_jax.io.models import open_model, save_model
 
     base = open_model(tiny_base_dir)

@@ -1,4 +1,4 @@
-"""Their side: transformers with PEFT on torch, as its users run it. Imports torch; nothing else of ours does but verify.
+"""Their side: transformers with PEFT on torch, as its users run it. Imports torch; nothing else of ours does but io.reference.
 
     peer = Peer(model="cache/bench/0a1b", dtype="float32")         # or "random:gemma3-4b", device="cuda"
     peer.prepare_training(documents, batch_size=4, seq_len=512, rank=16, bos_id=2)
@@ -139,7 +139,7 @@ class Peer:
 
         import safetensors.torch
 
-        from medkor_jax.verification import load_reference
+        from medkor_jax.io.reference import load_reference
 
         target = pathlib.Path(directory)
         partial = target.with_name(f"{target.name}.{os.getpid()}.part")

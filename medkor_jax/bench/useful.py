@@ -14,9 +14,9 @@ from typing import Sequence
 from medkor_jax.bench.documents import Document
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.params import ADAPTABLE
-from medkor_jax.phases import LoraRecipe
 from medkor_jax.plan.handcount import hand_flops
 from medkor_jax.plan.stages import READ, SCORE, STEP, WRITE, Program, Trees
+from medkor_jax.run.phases import LoraRecipe
 from medkor_jax.train.retention import Retention
 from medkor_jax.train.step import StepSpec
 

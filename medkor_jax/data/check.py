@@ -19,10 +19,10 @@ import numpy as np
 from medkor_jax.data import exams
 from medkor_jax.data.leakage import Judged, Leak, Trained, find_leaks, unexcused
 from medkor_jax.data.packing import encode
+from medkor_jax.data.pairs import Pair, both_ways, load_pairs
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import BadDataError, BadRow, Example, Loaded, Source
 from medkor_jax.data.sources import OF_QUESTIONS, load_examples, load_questions, question_example
-from medkor_jax.data.translation import Pair, both_ways, load_pairs
 
 if TYPE_CHECKING:
     from medkor_jax.data.tokenizer import Tokenizer

@@ -24,10 +24,10 @@ from medkor_jax.data.contents import content_digest
 from medkor_jax.data.exams import Question
 from medkor_jax.data.kept import keep, key_of
 from medkor_jax.data.leak_search import Judged, Search, Trained
+from medkor_jax.data.pairs import Pair
 from medkor_jax.data.rows import Example
 from medkor_jax.data.sieve import SAMPLE, Block, Sieve
 from medkor_jax.data.stored import DamagedError, StoredExamples
-from medkor_jax.data.translation import Pair
 
 FEW = 1000  # documents that are compared as soon as sieved
 _BLOCK_BYTES = 2**19

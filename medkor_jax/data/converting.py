@@ -15,7 +15,8 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from medkor_jax.data import rows, text, translation, workers
+from medkor_jax.data import pairs as translation
+from medkor_jax.data import rows, text, workers
 from medkor_jax.data.files import UnreadableFile, open_text, read_jsonl
 from medkor_jax.data.notes import Note, Tally
 from medkor_jax.data.rows import BadDataError, BadRow, Example, Source

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medkor_jax.data.contents import file_digest, files_digest
+from medkor_jax.data.pairs import twin_files
 from medkor_jax.data.rows import EMBEDDED, Source
-from medkor_jax.data.translation import twin_files
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,14 +15,19 @@ import functools
 import pathlib
 from collections.abc import Iterator
 
-from medkor_jax.data import exams, reasoning, rows, text, translation
+from medkor_jax.data import exams, reasoning, rows, text
+from medkor_jax.data import pairs as translation
 from medkor_jax.data.contents import cache_directory, fresh_digest
 from medkor_jax.data.converting import convert
 from medkor_jax.data.kept import discard, keep, key_of
 from medkor_jax.data.notes import Note
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import (  # noqa: F401  (this module is where others take them from)
-    BadDataError, BadRow, Example, Loaded, Source,
+    BadDataError,
+    BadRow,
+    Example,
+    Loaded,
+    Source,
 )
 from medkor_jax.data.stored import StoredExamples
 

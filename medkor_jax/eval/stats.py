@@ -21,7 +21,6 @@ from typing import NamedTuple, Sequence
 
 import numpy as np
 
-
 RESAMPLES = 10_000  # of a bootstrap interval; a tail of 0.5 % still holds 50 of them
 _BLOCK = 2_000_000  # resampled counts held at once
 

@@ -27,7 +27,7 @@ from typing import Any, Callable, Sequence
 import numpy as np
 
 from medkor_jax.data.language import has_hangul
-from medkor_jax.data.translation import DIRECTIONS, Pair, translation_prompt
+from medkor_jax.data.pairs import DIRECTIONS, Pair, translation_prompt
 from medkor_jax.eval.exam import Continuation, ExamTokenizer, Scorer
 from medkor_jax.eval.stats import Interval
 from medkor_jax.io.files import write_atomically

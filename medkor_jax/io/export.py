@@ -36,7 +36,18 @@ from medkor_jax.io.hf import EXPORT_RECORD, LAYER_NAMES
 from medkor_jax.io.language_fold import LanguageFold, make_fold
 from medkor_jax.io.model_card import read_history, write_card
 from medkor_jax.io.models import Model
-from medkor_jax.io.rounding import EVERYTHING, MOST_LOST, MOST_NOISE, SILENCED, Kept, Probe, choose_stream_scale, compare, rms, scaled_norm
+from medkor_jax.io.rounding import (
+    EVERYTHING,
+    MOST_LOST,
+    MOST_NOISE,
+    SILENCED,
+    Kept,
+    Probe,
+    choose_stream_scale,
+    compare,
+    rms,
+    scaled_norm,
+)
 from medkor_jax.io.shards import DTYPES, Planned, write_shards
 from medkor_jax.io.streaming import WeightsError
 from medkor_jax.model.config import LOCAL, ModelConfig, periodic_kinds

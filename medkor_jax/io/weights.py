@@ -28,13 +28,13 @@ from medkor_jax.data.reading import Reading, read_json
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.carried import Carried, read_carried
 from medkor_jax.io.embedded_model import embedded_gguf
+from medkor_jax.io.files import checksum
 from medkor_jax.io.gguf import GgufSource
 from medkor_jax.io.hf import EXPORT_RECORD, HfSource, download
-from medkor_jax.io.files import checksum
 from medkor_jax.io.streaming import TensorSource, WeightsError, check_dtype, digest_source, load_base
 from medkor_jax.model.config import ModelConfig, preset
-from medkor_jax.parallel import hosts
 from medkor_jax.model.params import Tree, abstract_base, leaf_paths
+from medkor_jax.parallel import hosts
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _RANDOM_SEED = 0

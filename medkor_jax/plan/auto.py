@@ -15,12 +15,12 @@ from typing import Any, Callable, Mapping
 
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.parallel.mesh import MeshShape
-from medkor_jax.phases import Recipe
 from medkor_jax.plan.arithmetic import estimate
 from medkor_jax.plan.compiling import Found, compile_program, machine, prepare
 from medkor_jax.plan.planner import Plan, StageCost, programs_of
 from medkor_jax.plan.stages import STEP, Program, planned_stages
 from medkor_jax.plan.topology import AUTO, CHIPS, GIB, Topology, parse_topology
+from medkor_jax.run.phases import Recipe
 
 
 @dataclasses.dataclass(frozen=True)

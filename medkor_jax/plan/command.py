@@ -10,14 +10,14 @@ import pathlib
 import sys
 from typing import Sequence
 
-from medkor_jax.config_file import load_recipe
 from medkor_jax.io.weights import is_hub_id
 from medkor_jax.model.config import PRESETS, ModelConfig, preset
-from medkor_jax.named_model import open_model
-from medkor_jax.phases import ConfigError
 from medkor_jax.plan.auto import Choice, choose, price_of
 from medkor_jax.plan.planner import Plan, make_plan
 from medkor_jax.plan.topology import CHIPS, parse_topology
+from medkor_jax.run.config_file import load_recipe
+from medkor_jax.run.named_model import open_model
+from medkor_jax.run.phases import ConfigError
 
 # What the hub ids of the published checkpoints are called among the presets.
 _PUBLISHED = {

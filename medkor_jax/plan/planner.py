@@ -14,12 +14,12 @@ from typing import Callable, Sequence
 
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.parallel.mesh import MeshShape, check_batch
-from medkor_jax.phases import Recipe
 from medkor_jax.plan.compiling import Found, machine, prepare
 from medkor_jax.plan.measuring import measure_all
 from medkor_jax.plan.search import first_that_fits
 from medkor_jax.plan.stages import STEP, PlannedStage, Program, planned_stages
 from medkor_jax.plan.topology import Topology
+from medkor_jax.run.phases import Recipe
 
 WALLS = MXU, HBM, ICI = "MXU", "HBM", "ICI"
 SECONDS_PER_DAY = 86_400

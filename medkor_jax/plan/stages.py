@@ -27,8 +27,8 @@ from medkor_jax.model.params import Params, abstract_base
 from medkor_jax.model.prompts import Routing, bucket, pad_prompts
 from medkor_jax.model.sampling import Sampling
 from medkor_jax.parallel.mesh import batch_sharding, shard_tree
-from medkor_jax.phases import LoraRecipe, Phase, Recipe, Stage
-from medkor_jax.stage_plans import step_spec
+from medkor_jax.run.phases import LoraRecipe, Phase, Recipe, Stage
+from medkor_jax.run.stage_plans import step_spec
 from medkor_jax.train.step import StepSpec, make_scoring, make_state, make_step
 from medkor_jax.train.trainable import Group, Schedule, make_optimizer, split
 

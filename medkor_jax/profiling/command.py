@@ -20,14 +20,15 @@ from typing import Any, Sequence
 import jax
 import jax.numpy as jnp
 
-from medkor_jax.config_file import load_recipe
-from medkor_jax.corpora import Corpora
-from medkor_jax.named_model import open_model
+from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.parallel.mesh import check_batch, make_mesh, place_batch, shard_tree
-from medkor_jax.phases import ConfigError, Phase, Recipe, Stage
 from medkor_jax.profiling.timeline import BATCH_MARK, KINDS, Spent, read_spent
-from medkor_jax.stage_plans import stage_plan
-from medkor_jax.standing import Standing, add_trees
+from medkor_jax.run.config_file import load_recipe
+from medkor_jax.run.corpora import Corpora
+from medkor_jax.run.named_model import open_model
+from medkor_jax.run.phases import ConfigError, Phase, Recipe, Stage
+from medkor_jax.run.stage_plans import stage_plan
+from medkor_jax.run.trees import add_trees
 from medkor_jax.train import loop
 from medkor_jax.train.loop import StagePlan
 from medkor_jax.train.step import make_state, make_step
@@ -86,8 +87,8 @@ def profile_config(path: str, overrides: Sequence[str], *, phase: str = "", step
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as scratch:
         plan = stage_plan(recipe, corpora, chosen, stage, name)
         plan = dataclasses.replace(plan, directory=pathlib.Path(scratch))
-        standing = standing_at(recipe, chosen, name, mesh)
-        return _profile(plan, standing, mesh, steps, pathlib.Path(out))
+        loaded = loaded_at(recipe, chosen, name, mesh)
+        return _profile(plan, loaded, mesh, steps, pathlib.Path(out))
 
 
 def choose_stage(recipe: Recipe, phase: str) -> tuple[Phase, Stage, str]:
@@ -105,7 +106,7 @@ def choose_stage(recipe: Recipe, phase: str) -> tuple[Phase, Stage, str]:
     return found[phase] if phase else next(iter(found.values()))
 
 
-def standing_at(recipe: Recipe, phase: Phase, stage: str, mesh: jax.sharding.Mesh) -> Standing:
+def loaded_at(recipe: Recipe, phase: Phase, stage: str, mesh: jax.sharding.Mesh) -> LoadedModel:
     """Returns the model as the stage finds it, in kind and shape: the weights that the chain of phases begins with, and fresh
     trees where those phases would have trained theirs."""
     chain, phases = [phase], {one.name: one for one in recipe.phases}
@@ -113,19 +114,19 @@ def standing_at(recipe: Recipe, phase: Phase, stage: str, mesh: jax.sharding.Mes
         chain.insert(0, phases[before])
     model = open_model(before)
     params = model.load(jnp.dtype(recipe.param_dtype), mesh)
-    standing = Standing(params, model.base, model.config, model.tokenizer, model.read)
+    loaded = LoadedModel(params, model.base, model.config, model.tokenizer, model.read)
     for one in chain:
-        standing = add_trees(standing, one, one.lora, seed=recipe.seed)
+        loaded = add_trees(loaded, one, one.lora, seed=recipe.seed)
         is_last = one is phase
         if one.merge and not (is_last and stage == "train"):
-            standing = dataclasses.replace(standing, params=standing.params.replace(lora={}, lora_scale=1.0))
+            loaded = dataclasses.replace(loaded, params=loaded.params.replace(lora={}, lora_scale=1.0))
         if is_last and stage == "remedy":
-            standing = add_trees(standing, one, one.remedy_lora, seed=recipe.seed)
-    return standing
+            loaded = add_trees(loaded, one, one.remedy_lora, seed=recipe.seed)
+    return loaded
 
 
-def _profile(plan: StagePlan, standing: Standing, mesh: jax.sharding.Mesh, steps: int, out: pathlib.Path) -> Profile:
-    params, config, tokenizer = standing.params, standing.config, standing.tokenizer
+def _profile(plan: StagePlan, loaded: LoadedModel, mesh: jax.sharding.Mesh, steps: int, out: pathlib.Path) -> Profile:
+    params, config, tokenizer = loaded.params, loaded.config, loaded.tokenizer
     trained, frozen = split(params, plan.trees)
     optimizer = make_optimizer(plan.groups, plan.schedule, trained)
     state = jax.jit(lambda t: make_state(optimizer, jax.tree.map(jnp.copy, t)))(trained)

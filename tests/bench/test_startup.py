@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from medkor_jax.bench import startup, text_source
-from medkor_jax.config_file import load_recipe
+from medkor_jax.run.config_file import load_recipe
 
 
 def test_its_config_is_one_that_run_takes(tmp_path):

@@ -16,10 +16,10 @@ from medkor_jax.data.contents import cache_directory
 from medkor_jax.data.exams import Question, prompt
 from medkor_jax.data.leak_search import Search
 from medkor_jax.data.leakage import find_leaks
+from medkor_jax.data.pairs import Pair
 from medkor_jax.data.rows import Example, Source
 from medkor_jax.data.sources import load_examples
-from medkor_jax.data.translated import Translations, marks_of
-from medkor_jax.data.translation import Pair
+from medkor_jax.data.translation_leaks import Translations, marks_of
 
 ASKED = Question(
     "asked", "e", None, "ko",
@@ -154,7 +154,7 @@ def test_damage_is_found_before_it_is_compared(stored):
 
 def test_marks_by_arrays_are_marks_one_by_one():
     """Against the definition in the module's words, computed plainly."""
-    from medkor_jax.data import translated as t
+    from medkor_jax.data import translation_leaks as t
 
     rng = random.Random(0)
     asked = [ASKED, *embedded.questions("valid", "ko")[:20], *embedded.questions("valid", "en")[:20]]

@@ -11,9 +11,8 @@ import sys
 import pytest
 
 from medkor_jax.data import embedded
-from medkor_jax.data.embedded import asking, table
+from medkor_jax.data.embedded import exam, table
 from medkor_jax.data.embedded.particles import final_consonant, particle, settle_particles
-from medkor_jax.data.exams import LETTERS
 
 HANGUL = re.compile("[가-힣]")
 FACTS = {fact.id: fact for fact in embedded.facts()}
@@ -116,9 +115,9 @@ def test_a_true_option_would_be_left_out():
     virus, disease = "respiratory syncytial virus", "bronchiolitis"
     assert fact.allows(virus) and not fact.allows("Coxiella burnetii")
     for seed in range(50):
-        rng = asking.random.Random(seed)
-        assert virus not in [other.en[1] for other in asking._wrong_options(fact, False, rng)]
-        assert disease not in [other.en[0] for other in asking._wrong_options(fact, True, rng)]
+        rng = exam.random.Random(seed)
+        assert virus not in [other.en[1] for other in exam._wrong_options(fact, False, rng)]
+        assert disease not in [other.en[0] for other in exam._wrong_options(fact, True, rng)]
 
 
 @pytest.mark.parametrize("language", embedded.LANGUAGES)

@@ -8,9 +8,9 @@ import unicodedata
 import pytest
 
 from medkor_jax.data import sources
+from medkor_jax.data.pairs import load_pairs
 from medkor_jax.data.rows import BadDataError, Source, composed
 from medkor_jax.data.sources import load_examples, load_questions
-from medkor_jax.data.translation import load_pairs
 
 HEADER = "question,A,B,C,D,E,answer,cot"
 ROWS = [f"{i}번 문항은?,가,나,다,라,마,{i % 5 + 1},풀이 {i}" for i in range(6)]

@@ -4,13 +4,12 @@ import dataclasses
 
 import pytest
 
-from medkor_jax.data.exams import answer_text, example, prompt
+from medkor_jax.data.exams import Question, answer_text, example, prompt
 from medkor_jax.data.leakage import find_leaks
 from medkor_jax.data.likeness import content_key
-from medkor_jax.data.exams import Question
+from medkor_jax.data.pairs import Pair, both_ways, pair_of
 from medkor_jax.data.rows import Example, Source
 from medkor_jax.data.sources import load_examples, load_questions
-from medkor_jax.data.translation import Pair, both_ways, pair_of
 
 STEM = "58세 여자가 3개월 전부터 몸무게가 늘고 추위를 탄다며 병원에 왔다. 맥박 52회/분이다. 진단은?"
 ASKED = Question("q", "exam", None, "ko", STEM, ("갑상샘저하증", "부신겉질기능저하증", "뇌하수체선종"), 0)

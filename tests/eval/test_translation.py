@@ -8,7 +8,7 @@ import pytest
 import sacrebleu
 
 from medkor_jax.data import embedded
-from medkor_jax.data.translation import Pair, both_ways
+from medkor_jax.data.pairs import Pair, both_ways
 from medkor_jax.eval.exam import Continuation
 from medkor_jax.eval.translation import TranslationReport, change_lines, evaluate_translation
 

@@ -7,7 +7,15 @@ import pytest
 from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.model.config import GLOBAL, LOCAL, preset
 from medkor_jax.model.params import (
-    BACK, FRONT, Params, abstract_base, edge_blocks, layer_kinds, leaf_paths, make_plan, n_leaves_and_params,
+    BACK,
+    FRONT,
+    Params,
+    abstract_base,
+    edge_blocks,
+    layer_kinds,
+    leaf_paths,
+    make_plan,
+    n_leaves_and_params,
 )  # fmt: skip
 
 

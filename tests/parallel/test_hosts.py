@@ -14,8 +14,8 @@ import pytest
 
 from medkor_jax.io.checkpoint import abstract_like, restore_tree, stored_shapes
 from medkor_jax.model.params import leaf_paths
-from medkor_jax.named_model import open_model
 from medkor_jax.parallel.mesh import MeshShape, make_mesh, shard_tree
+from medkor_jax.run.named_model import open_model
 from medkor_jax.train.metrics import read_metrics
 
 from .test_peers import free_port

@@ -10,13 +10,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from medkor_jax.model.config import preset
 from medkor_jax.parallel.mesh import MeshShape
-from medkor_jax.phases import LoraRecipe
 from medkor_jax.plan import compiling, kept
 from medkor_jax.plan.compiling import Started, finish, machine
 from medkor_jax.plan.program import Cost, Kernel
 from medkor_jax.plan.stages import STEP, Program, Trees
 from medkor_jax.plan.topology import GIB, parse_topology
 from medkor_jax.plan.traffic import Collective
+from medkor_jax.run.phases import LoraRecipe
 from medkor_jax.train.step import StepSpec
 
 PROGRAM = Program(STEP, Trees(LoraRecipe()), ("lora",), StepSpec(), 8, 64, 64, "float32")

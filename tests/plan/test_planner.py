@@ -10,10 +10,8 @@ import sys
 import pytest
 
 from medkor_jax import cli
-from medkor_jax.config_file import load_recipe
 from medkor_jax.model.config import preset
 from medkor_jax.parallel.mesh import MeshShape
-from medkor_jax.phases import ConfigError, LoraRecipe
 from medkor_jax.plan import auto, report, search
 from medkor_jax.plan.command import config_of, plan_config, read_prices
 from medkor_jax.plan.compiling import Found
@@ -23,6 +21,8 @@ from medkor_jax.plan.program import Cost, Kernel
 from medkor_jax.plan.stages import STEP, PlannedRun, PlannedStage, Program, Trees
 from medkor_jax.plan.topology import GIB, parse_topology
 from medkor_jax.plan.traffic import Collective
+from medkor_jax.run.config_file import load_recipe
+from medkor_jax.run.phases import ConfigError, LoraRecipe
 from medkor_jax.train.step import StepSpec
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medkor_jax.config_file import load_recipe
 from medkor_jax.model.config import preset
-from medkor_jax.phases import LoraRecipe
 from medkor_jax.plan.stages import READ, SCORE, STEP, WRITE, Program, Trees, _batch, abstract_params, planned_stages
+from medkor_jax.run.config_file import load_recipe
+from medkor_jax.run.phases import LoraRecipe
 from medkor_jax.train.policy import PolicyLoss
 from medkor_jax.train.step import StepSpec
 

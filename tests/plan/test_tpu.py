@@ -7,12 +7,12 @@ import pytest
 
 from medkor_jax.model.config import preset
 from medkor_jax.parallel.mesh import MeshShape
-from medkor_jax.phases import LoraRecipe
 from medkor_jax.plan.compiling import compile_program, machine, prepare
 from medkor_jax.plan.handcount import costly_share
 from medkor_jax.plan.stages import READ, STEP, WRITE, Program, Trees, traceable
 from medkor_jax.plan.topology import GIB, parse_topology
 from medkor_jax.plan.trace import jaxpr_work
+from medkor_jax.run.phases import LoraRecipe
 from medkor_jax.train.policy import PolicyLoss
 from medkor_jax.train.retention import Retention
 from medkor_jax.train.step import StepSpec

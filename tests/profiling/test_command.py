@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from medkor_jax import config_file
-from medkor_jax.phases import ConfigError
 from medkor_jax.profiling import command
+from medkor_jax.run import config_file
+from medkor_jax.run.phases import ConfigError
 from medkor_jax.train.rewards import Reward
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -11,7 +11,7 @@ taught. Questions about a fact of the validation or test exam are never in the t
 What it does not do: measure medical competence. It shows whether a pipeline teaches what it is given.
 """
 
-from medkor_jax.data.embedded.asking import questions, reasonings
+from medkor_jax.data.embedded.exam import questions, reasonings
 from medkor_jax.data.embedded.table import LANGUAGES, SPLITS, Fact, Relation, facts, relations
 from medkor_jax.data.embedded.telling import pairs, texts
 

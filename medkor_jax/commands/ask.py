@@ -1,0 +1,187 @@
+"""One question to one model, in the terminal: what `medkor ask` calls.
+
+    ask("runs/quickstart", exam_question("exam.csv", 3), mode="reason", write=print_part)
+
+Mode `reason`: the reasoning streams as it is written, then come the letters' probabilities right behind its
+closing tag. Mode `letter`: the probabilities alone, right behind the exam's prompt, as `medkor eval` compares
+them. A question without options is only continued. Greedy, one question at a time; an exam is `evaluation`'s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from typing import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medkor_jax.data.exams import LETTERS, Question, prompt
+from medkor_jax.data.language import ENGLISH, KOREAN, has_hangul
+from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
+from medkor_jax.data.rows import Source, composed
+from medkor_jax.data.sources import load_questions
+from medkor_jax.data.tokenizer import Tokenizer
+from medkor_jax.eval.exam import evaluate
+from medkor_jax.eval.scorer import ModelScorer
+from medkor_jax.model.completion import STOP_STRING, Completion
+from medkor_jax.model.decode import Decoder
+from medkor_jax.model.dtypes import slow_here
+from medkor_jax.model.prompts import make_routing
+from medkor_jax.parallel.mesh import MeshShape, make_mesh
+from medkor_jax.run.named_model import open_model
+
+MODES = ("reason", "letter")
+_OPTION = re.compile(rf"^[ \t]*([{LETTERS}])[.)][ \t]+", re.MULTILINE)
+_ASKED_FOR = re.compile(r"\s*(?:정답|풀이|Answer|Reasoning)\s*[:：]\s*$")
+_BAR = 24  # characters of a probability of 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What came back. text: after the prompt, without the closing tag; probabilities: a letter each, () without options."""
+
+    text: str
+    probabilities: tuple[float, ...]
+    is_closed: bool  # the reasoning ended with its tag, by itself
+
+
+def exam_question(exam: str, row: int, *, split: str = "valid", subset: str = "", language: str = "") -> Question:
+    """Returns question `row`, counted from 1, of a file, a hub id or "embedded". Raises: ValueError if there are fewer."""
+    source = Source(exam, "exam", exam, split=split, subset=subset, language=language)
+    loaded = load_questions(source, drop_bad=True)
+    questions = loaded.rows
+    for note in (*loaded.notes, *(f"left out: {row}" for row in loaded.bad)):
+        print(f"{exam}: {note}", file=sys.stderr)
+    if not 1 <= row <= len(questions):
+        raise ValueError(f"{exam} has questions 1 to {len(questions)}; row {row} was asked for")
+    return questions[row - 1]
+
+
+def typed_question(text: str) -> Question | str:
+    """Returns the question that a text holds, options as lines "A. ...", or the text itself if it has none.
+
+    Such a question has no key: its `answer` means nothing.
+    """
+    text = _ASKED_FOR.sub("", composed(text).strip())
+    found = list(_OPTION.finditer(text))
+    if not text:
+        raise ValueError("the question is empty; give --question TEXT, --exam FILE --row N, or text on standard input")
+    if len(found) < 2 or [match[1] for match in found] != list(LETTERS[: len(found)]):
+        return text
+    ends = [match.start() for match in found[1:]] + [len(text)]
+    options = tuple(text[match.end() : end].strip() for match, end in zip(found, ends))
+    language = "ko" if has_hangul(text) else "en"
+    return Question("typed", "typed", None, language, text[: found[0].start()].strip(), options, 0)
+
+
+def ask(
+    weights: str,
+    question: Question | str,
+    *,
+    mode: str,
+    write: Callable[[str], None],
+    max_new_tokens: int = 512,
+    form: ReasoningFormat = ReasoningFormat(),
+    dtype: str = "float32",
+) -> Asked:
+    """Returns the answer; its text goes to `write` in parts while it is being written.
+
+    Raises: ValueError, before the weights are read, on another mode or on a question without options in letter mode.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode {mode!r} is unknown; it is one of {', '.join(MODES)}")
+    if mode == "letter" and isinstance(question, str):
+        raise ValueError('letter mode compares options and this question has none; write them as lines "A. ...", or use mode reason')
+    model = open_model(weights)
+    tokenizer, config = model.tokenizer, model.config
+    mesh = make_mesh(MeshShape(data=1), jax.devices()[:1]) if jax.default_backend() == "cpu" else make_mesh(MeshShape())
+    if words := slow_here(dtype, "--dtype float32"):
+        print(words, file=sys.stderr)  # what is written is an answer
+    with jax.set_mesh(mesh):
+        params = model.load(jnp.dtype(dtype), mesh)
+        scorer = ModelScorer(params, config, tokenizer, dtype=dtype, mesh=mesh, batch_size=1, route=model.route)
+        if mode == "letter":
+            report = evaluate(scorer, tokenizer, [question], mode="letter", batch_size=1, max_positions=config.max_positions)
+            return Asked("", report.answers[0].probabilities, is_closed=False)
+        asked = question if isinstance(question, str) else reasoning_prompt(question)
+        ids = [tokenizer.bos_id, *tokenizer.encode(asked)]
+        stop = () if isinstance(question, str) else (form.closing,)
+        by_token = model.route == "token"
+        decoder = Decoder(
+            config, dtype=dtype, stop_ids=_end_ids(tokenizer), check_every=1,
+            decode=lambda ids: tokenizer.decode([i for i in ids if i < tokenizer.vocab_size]),
+            routing=make_routing(tokenizer, config.vocab_size, by_token=by_token),
+        )  # fmt: skip
+        stream = _Stream(write, stop)
+        (written,) = decoder.generate(
+            params, [ids], max_new_tokens=max_new_tokens, stop=stop, on_text=lambda texts: stream.show(texts[0]),
+            languages=None if by_token else [KOREAN if has_hangul(asked) else ENGLISH],
+        )  # fmt: skip
+        stream.finish(written.text)
+        if isinstance(question, str):
+            return Asked(written.text, (), is_closed=False)
+        return _with_letters(scorer, tokenizer, question, ids, written, form, write)
+
+
+def answer_table(question: Question, asked: Asked, *, has_key: bool) -> str:
+    """Returns the letters with their probabilities as bars, most of the option's text, and the key where there is one."""
+    best = int(np.argmax(asked.probabilities))
+    lines = []
+    for i, (letter, option, share) in enumerate(zip(LETTERS, question.options, asked.probabilities)):
+        marks = [mark for mark, holds in (("chosen", i == best), ("key", has_key and i == question.answer)) if holds]
+        shown = option if len(option) <= 40 else f"{option[:39]}\u2026"
+        bar = "\u2588" * round(share * _BAR)
+        lines.append(f"  {letter}  {share:6.1%}  {bar:<{_BAR}}  {shown}{'   <- ' if marks else ''}{', '.join(marks)}")
+    return "\n".join(lines)
+
+
+def shown_prompt(question: Question | str, mode: str) -> str:
+    """Returns what the model is asked, as it is asked."""
+    if isinstance(question, str):
+        return question
+    return prompt(question) if mode == "letter" else reasoning_prompt(question)
+
+
+def _with_letters(
+    scorer: ModelScorer, tokenizer: Tokenizer, question: Question, ids: list[int], written: Completion,
+    form: ReasoningFormat, write: Callable[[str], None],
+) -> Asked:  # fmt: skip
+    """Returns the answer with the probability of each letter as the next token behind the closing tag."""
+    is_closed = written.finish == STOP_STRING
+    tokens = list(written.tokens)
+    if not is_closed:  # by length, or by an end that the model set too early: the tag is put in its place
+        tokens = [token for token in tokens if token not in _end_ids(tokenizer)] + tokenizer.encode(f" {form.closing}")
+    write(form.closing if is_closed else f" {form.closing} (not closed by the model)")
+    letters = [tokenizer.encode(f" {letter}") for letter in LETTERS[: len(question.options)]]
+    if any(len(letter) != 1 for letter in letters):
+        raise ValueError(f"the tokenizer spells the letters in {letters}; probabilities need one token each")
+    logits = scorer.next_logits([ids + tokens], [letter[0] for letter in letters])[0].astype(np.float64)
+    weights = np.exp(logits - logits.max())
+    return Asked(written.text, tuple((weights / weights.sum()).tolist()), is_closed)
+
+
+def _end_ids(tokenizer: Tokenizer) -> list[int]:
+    return [token for token in (tokenizer.eos_id, tokenizer.end_of_turn_id) if token is not None]
+
+
+class _Stream:
+    """Writes what is new of a growing text, keeping back what may still change: half a character, half a stop string."""
+
+    def __init__(self, write: Callable[[str], None], stop: Sequence[str]) -> None:
+        self._write, self._stop, self._shown = write, stop, 0
+
+    def show(self, text: str) -> None:
+        text = text.rstrip("\ufffd")
+        held = max((n for s in self._stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+        self._emit(text[: len(text) - held])
+
+    def finish(self, text: str) -> None:
+        self._emit(text)
+
+    def _emit(self, text: str) -> None:
+        if len(text) > self._shown:
+            self._write(text[self._shown :])
+            self._shown = len(text)

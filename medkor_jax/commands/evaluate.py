@@ -1,0 +1,179 @@
+"""Any weights, any exam or pairs of sentences, one report: what `medkor eval` calls.
+
+    report = evaluate_file("embedded", "doctor/valid.csv", mode="harness", fewshot="doctor/fewshot.csv", n_shots=5)
+    report = evaluate_pairs("runs/quickstart", "embedded", split="test")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from medkor_jax.data.exams import Question
+from medkor_jax.data.leakage import find_leaks
+from medkor_jax.data.pairs import Pair, load_pairs
+from medkor_jax.data.reasoning import ReasoningFormat
+from medkor_jax.data.rows import EMBEDDED, Loaded, Source
+from medkor_jax.data.sources import load_questions
+from medkor_jax.eval.exam import MAX_REASONING_TOKENS, READ_VERSION, contexts_digest, evaluate
+from medkor_jax.eval.scorer import ModelScorer
+from medkor_jax.eval.scores import Report
+from medkor_jax.eval.translation import MAX_TRANSLATION_TOKENS, TranslationReport, evaluate_translation
+from medkor_jax.io.models import Model
+from medkor_jax.model.dtypes import slow_here
+from medkor_jax.parallel import hosts
+from medkor_jax.parallel.hosts import say
+from medkor_jax.parallel.mesh import MeshShape, make_mesh
+from medkor_jax.run.corpora import describe_leak, documents_read
+from medkor_jax.run.named_model import open_model
+
+SPLITS = ("train", "training", "valid", "validation", "dev", "test", "fewshot")  # words in a file's name that say which it is
+
+_WEIGHTS_SHARE = 0.6  # of a device, that whole weights may take beside prompts and caches
+
+
+def evaluate_file(
+    weights: str,
+    exam: str,
+    *,
+    mode: str,
+    split: str = "valid",
+    subset: str = "",
+    language: str = "",
+    fewshot: str | None = None,
+    n_shots: int = 0,
+    limit: int = 0,
+    dtype: str = "float32",
+    batch_size: int = 16,
+    drop_bad: bool = False,
+    max_new_tokens: int = MAX_REASONING_TOKENS,
+    form: ReasoningFormat = ReasoningFormat(),
+    answers_from: int | None = None,
+) -> Report:
+    """Returns every answer of `weights` to the questions of `exam` (a file, a hub id or "embedded").
+
+    answers_from: what the numbers of the exam's keys count from (see `Source`).
+    max_new_tokens, form: for reason mode, how long an answer may be and between which tags it reasons.
+
+    Raises: ValueError if the shots are not there, or asked for in reason mode, before the weights are loaded;
+    BadDataError, WeightsError.
+    """
+
+    def questions(path: str, split: str, limit: int, answers_from: int | None = None) -> list[Question]:
+        source = Source(path, "exam", path, split=split, subset=subset, language=language, limit=limit, answers_from=answers_from)
+        return _shown(source.name, load_questions(source, drop_bad=drop_bad))
+
+    if mode == "reason" and n_shots:
+        raise ValueError(f"{n_shots} shots are asked for; reason mode is asked without any")
+    asked = questions(exam, split, limit, answers_from)
+    shots = []
+    if n_shots:
+        if fewshot is None:
+            raise ValueError(f"{n_shots} shots are asked for and no few-shot file is named; give --fewshot FILE")
+        shots = questions(fewshot, "fewshot", 0)[:n_shots]
+        if len(shots) < n_shots:
+            raise ValueError(f"{fewshot} holds {len(shots)} questions; {n_shots} shots were asked for")
+    model = open_model(weights)
+    seen = seen_in_training(model, weights, exam, asked)
+    with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
+        report = evaluate(
+            scorer, model.tokenizer, asked, mode=mode, shots=shots, source=exam, split=known_split(exam, split), batch_size=batch_size,
+            max_positions=model.config.max_positions, max_new_tokens=max_new_tokens, form=form,
+        )  # fmt: skip
+    return dataclasses.replace(report, made_by={
+        "weights": model.name, "weights_digest": model.digest, "dtype": dtype, "limit": limit, "fewshot": fewshot if shots else None,
+        "prompts": contexts_digest(asked, mode, shots), "read_version": READ_VERSION,
+        "seen_in_training": seen,
+    })  # fmt: skip
+
+
+def seen_in_training(model: Model, weights: str, name: str, asked: Sequence[Question | Pair]) -> dict[str, Any] | None:
+    """Returns how many of what is asked these weights were trained on, as far as it is known, and says so; None if nothing is
+    known of what they read: they come from no run of this program."""
+    documents, lost = documents_read(model, weights)
+    if not documents and not lost:
+        return None
+    leaks = find_leaks(documents, [(name, asked)])
+    n_seen = len({leak.judged_id for leak in leaks})
+    if n_seen:
+        say(f"ALARM: {weights} was trained on {n_seen} of these {len(asked)}; its score says little. The first:")
+        say("\n".join(f"  {describe_leak(leak)}" for leak in leaks[:3]))
+    for words in lost:
+        say(f"cannot be compared with what is asked: {words}")
+    return {"questions": n_seen, "sources": [name for name, _ in documents], "not_compared": [words.split(":")[0] for words in lost]}
+
+
+def known_split(path: str, split: str) -> str:
+    """Returns the split as far as it is known: of a file, what its name says; of a hub id or what is embedded, what was asked for."""
+    if not pathlib.Path(path).is_file():
+        return split
+    words = re.split(r"[^a-z]+", pathlib.Path(path).name.lower())
+    return next((word for word in words if word in SPLITS), "not said")
+
+
+def evaluate_pairs(
+    weights: str,
+    pairs: str,
+    *,
+    split: str = "valid",
+    subset: str = "",
+    limit: int = 0,
+    dtype: str = "float32",
+    batch_size: int = 16,
+    drop_bad: bool = False,
+    max_new_tokens: int = MAX_TRANSLATION_TOKENS,
+) -> TranslationReport:
+    """Returns every pair of `pairs` (a file, a hub id or "embedded") translated both ways by `weights`, and scored.
+
+    Raises: BadDataError, WeightsError; ValueError if a pair does not fit the model.
+    """
+    # The embedded pairs are split by fact, which their source calls a subset, as it does for texts.
+    source = Source(pairs, "translation", pairs, split=split, subset=subset or (split if pairs == EMBEDDED else ""), limit=limit)
+    asked = _shown(source.name, load_pairs(source, drop_bad=drop_bad))
+    model = open_model(weights)
+    seen_in_training(model, weights, pairs, asked)
+    with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
+        return evaluate_translation(
+            scorer, model.tokenizer, asked, source=pairs, split=known_split(pairs, split), batch_size=batch_size, max_new_tokens=max_new_tokens
+        )
+
+
+@contextlib.contextmanager
+def open_scorer(model: Model, *, dtype: str, batch_size: int, adapters: bool = True) -> Iterator[ModelScorer]:
+    """Gives the model, loaded onto all devices (one of a lone CPU), as exams ask for it; adapters=False: its base alone."""
+    if not adapters:
+        model = dataclasses.replace(model, directory=None, lora_scale=1.0, adapters_digest="")
+    mesh = _asking_mesh(model, dtype)
+    if words := slow_here(dtype, "--dtype float32"):
+        say(words)
+    with jax.set_mesh(mesh):
+        params = model.load(jnp.dtype(dtype), mesh)
+        yield ModelScorer(
+            params, model.config, model.tokenizer, dtype=jnp.dtype(dtype), mesh=mesh, batch_size=batch_size, route=model.route
+        )
+
+
+def _asking_mesh(model: Model, dtype: str) -> jax.sharding.Mesh:
+    """Returns a mesh of all devices: each holds the whole model where that leaves it room, else they share it."""
+    if jax.default_backend() == "cpu" and hosts.n_processes() == 1:
+        return make_mesh(MeshShape(data=1), jax.devices()[:1])
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
+    is_shared = model.config.n_params * jnp.dtype(dtype).itemsize > _WEIGHTS_SHARE * memory
+    return make_mesh(MeshShape(data=1, fsdp=-1) if is_shared else MeshShape())
+
+
+def _shown(name: str, loaded: Loaded) -> list:
+    """Returns the rows; prints those left out, and what was noted on reading."""
+    for note in loaded.notes:
+        say(f"{name}: {note}")
+    for row in loaded.bad:
+        say(f"left out: {row}")
+    return list(loaded.rows)

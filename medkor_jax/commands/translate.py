@@ -1,0 +1,255 @@
+"""An exam put into the other language by a model at hand: what `medkor data translate` calls.
+
+    done = translate_exam("runs/quickstart", "doctor/train.csv", to="en", out="doctor-train-en.jsonl")
+    say(done.table())
+
+Question and options are translated one by one, a question of several lines line by line, each asked as
+translation is taught (`data.translation`); the key is carried over, and a text without a word of the other
+language (a number, a drug's Latin name) is kept. What the model wrote goes to OUT.work.jsonl, some questions at a
+time, so that a killed run goes on where it stood and ends with the same file. A row is kept only if it passes
+`data.translated_exam.find_faults`; the others, with the reasons, are in OUT.failed.jsonl.
+
+What it does not do: translate rationales, repair a row, or judge meaning. Text that passes can still be wrong:
+a model that translates badly makes a bad exam. Read some rows before training on them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+from typing import Any, Callable, Iterator, Sequence
+
+from medkor_jax.commands.evaluate import open_scorer
+from medkor_jax.data import rows
+from medkor_jax.data.exams import Question
+from medkor_jax.data.language import has_hangul
+from medkor_jax.data.pairs import LABELS, translation_prompt
+from medkor_jax.data.rows import Source
+from medkor_jax.data.sources import load_questions
+from medkor_jax.data.translated_exam import TranslatedQuestion, find_faults, row_of
+from medkor_jax.eval.exam import ExamTokenizer, Scorer
+from medkor_jax.eval.translation import translate
+from medkor_jax.io.files import write_atomically
+from medkor_jax.parallel import hosts
+from medkor_jax.parallel.hosts import say
+from medkor_jax.run.named_model import open_model
+
+MAX_NEW_TOKENS = 512  # for one line; half a page
+_SHOWN = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    id: str
+    reasons: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExamTranslation:
+    """What came of it. kept: questions whose translation an earlier, interrupted run had made."""
+
+    out: pathlib.Path
+    n_questions: int
+    faults: tuple[Fault, ...]
+    kept: int
+
+    @property
+    def n_passed(self) -> int:
+        return self.n_questions - len(self.faults)
+
+    def table(self) -> str:
+        """Returns how many rows passed, and the first of those that did not with their reasons."""
+        kept = f", {self.kept} of them by an earlier run" if self.kept else ""
+        lines = [f"{self.out}: {self.n_passed} of {self.n_questions} questions translated and checked{kept}"]
+        lines += [f"  failed: {fault.id}: {'; '.join(fault.reasons)}" for fault in self.faults[:_SHOWN]]
+        if len(self.faults) > _SHOWN:
+            lines.append(f"  ... and {len(self.faults) - _SHOWN} more")
+        if self.faults:
+            lines.append(f"  with what the model wrote: {_beside(self.out, 'failed')}")
+        return "\n".join(lines)
+
+
+def translate_exam(
+    weights: str,
+    exam: str,
+    *,
+    to: str,
+    out: str | os.PathLike,
+    split: str = "train",
+    subset: str = "",
+    limit: int = 0,
+    adapters: bool = True,
+    batch_size: int = 16,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    dtype: str = "float32",
+    drop_bad: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ExamTranslation:
+    """Writes the exam in language `to` to `out`, as JSONL that `data.exams` reads, and says which rows failed.
+
+    adapters: False translates with the base that the weights stand on. `on_progress(done, total)` counts questions.
+
+    Raises: ValueError if `to` is no language, the exam is in it already, `out` was begun with other settings, or
+    no row passes; BadDataError, WeightsError.
+    """
+    given = _other(to)
+    source = Source(exam, "exam", exam, split=split, subset=subset, limit=limit, language=given if exam == rows.EMBEDDED else "")
+    loaded = load_questions(source, drop_bad=drop_bad)
+    for note in loaded.notes:
+        say(f"{exam}: {note}")
+    for row in loaded.bad:
+        say(f"left out: {row}")
+    if all(question.language == to for question in loaded.rows):
+        raise ValueError(f"{exam} is in {to!r} already: there is nothing to translate; name the other language with --to")
+    model = open_model(weights)
+    settings = {
+        "weights": model.digest if adapters else model.base.digest, "to": to, "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens, "dtype": dtype, "questions": _digest(loaded.rows),
+    }  # fmt: skip
+    work = Work(_beside(pathlib.Path(out), "work"), settings, loaded.rows)
+    if len(work.done) < len(loaded.rows):
+        with open_scorer(model, dtype=dtype, batch_size=batch_size, adapters=adapters) as scorer:
+            return finish_exam(
+                scorer, model.tokenizer, loaded.rows, work, to=to, out=out, batch_size=batch_size,
+                max_new_tokens=max_new_tokens, on_progress=on_progress,
+            )  # fmt: skip
+    return finish_exam(None, None, loaded.rows, work, to=to, out=out, batch_size=batch_size, max_new_tokens=max_new_tokens)
+
+
+def finish_exam(
+    scorer: Scorer | None,
+    tokenizer: ExamTokenizer | None,
+    questions: Sequence[Question],
+    work: Work,
+    *,
+    to: str,
+    out: str | os.PathLike,
+    batch_size: int,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ExamTranslation:
+    """Translates what `work` has not yet, then checks all and writes `out` and its list of failed rows.
+
+    Raises: ValueError if no row passes.
+    """
+    kept = len(work.done)
+    # Always the same questions together, so that a row does not depend on where an earlier run was killed.
+    for start in range(kept, len(questions), batch_size):
+        work.add(_render(scorer, tokenizer, questions[start : start + batch_size], to, max_new_tokens))
+        if on_progress is not None:
+            on_progress(len(work.done), len(questions))
+    good, failed, faults = [], [], []
+    for question, translated in zip(questions, work.done, strict=True):
+        row = row_of(question, translated)
+        if reasons := find_faults(question, translated, to):
+            faults.append(Fault(question.id, reasons))
+            original = {"question": question.question, "options": question.options}
+            failed.append({"reasons": reasons, **row, "translated_from": original})
+        else:
+            good.append(row)
+    out = pathlib.Path(out)
+    write_atomically(_beside(out, "failed"), _lines(failed))
+    if not good:
+        raise ValueError(
+            f"none of the {len(questions)} translated questions passes the checks, the first because: "
+            f"{'; '.join(faults[0].reasons)}. See {_beside(out, 'failed')}; translate with weights that were taught to"
+        )
+    write_atomically(out, _lines(good))
+    return ExamTranslation(out, len(questions), tuple(faults), kept)
+
+
+class Work:
+    """What the model wrote so far, in a file that only grows: settings first, then one line a question."""
+
+    def __init__(self, path: pathlib.Path, settings: dict[str, Any], questions: Sequence[Question]) -> None:
+        """Raises: ValueError if the file was begun with other settings."""
+        self._path, self.done = path, []
+        header = json.dumps(settings) + "\n"
+        if path.exists():
+            first, *lines = path.read_text(encoding="utf-8").split("\n")
+            self._refuse_others(first, settings)
+            self.done = list(_read_whole(lines))[: len(questions)]
+            # A killed run may have written part of a batch; the batch is made again, whole.
+            step = settings["batch_size"]
+            if len(self.done) < len(questions):
+                self.done = self.done[: len(self.done) // step * step]
+        write_atomically(path, header + _lines(map(dataclasses.asdict, self.done)))
+
+    def add(self, translations: Sequence[TranslatedQuestion]) -> None:
+        """Appends these, on disk before it returns."""
+        if hosts.is_first():
+            with open(self._path, "a", encoding="utf-8", newline="\n") as file:
+                file.write(_lines(map(dataclasses.asdict, translations)))
+                file.flush()
+                os.fsync(file.fileno())
+        self.done += translations
+
+    def _refuse_others(self, first: str, settings: dict[str, Any]) -> None:
+        try:
+            begun = json.loads(first)
+            differing = [f"{name} was {begun[name]!r}, is {value!r}" for name, value in settings.items() if begun[name] != value]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self._path} is no work file of this program ({error!r}); move it away") from error
+        if differing:
+            raise ValueError(
+                f"{self._path} was begun with other settings: {'; '.join(differing)}. Use those, name another --out, or "
+                "move the file away to begin anew"
+            )
+
+
+def _render(
+    scorer: Scorer, tokenizer: ExamTokenizer, questions: Sequence[Question], to: str, max_new_tokens: int
+) -> list[TranslatedQuestion]:
+    """Returns the questions in language `to`; all their lines go to the scorer together."""
+    given = _other(to)
+    texts = [[text.split("\n") for text in (question.question, *question.options)] for question in questions]
+    wanted = [line.strip() for question in texts for lines in question for line in lines if _needs(line, to)]
+    prompts = [translation_prompt(line, given, to) for line in wanted]
+    written = iter(translate(scorer, tokenizer, prompts, max_new_tokens=max_new_tokens) if prompts else ())
+    made = []
+    for question, parts in zip(questions, texts, strict=True):
+        is_whole, translations = True, []
+        for lines in parts:
+            done = [next(written) if _needs(line, to) else line for line in lines]
+            is_whole &= all(one.is_whole for one in done if not isinstance(one, str))
+            translations.append("\n".join(one if isinstance(one, str) else one.text for one in done))
+        made.append(TranslatedQuestion(question.id, translations[0], tuple(translations[1:]), is_whole))
+    return made
+
+
+def _needs(line: str, to: str) -> bool:
+    """Returns whether the line has a word of the other language."""
+    return has_hangul(line) if to == "en" else re.search("[A-Za-z]", line) is not None and not has_hangul(line)
+
+
+def _read_whole(lines: Sequence[str]) -> Iterator[TranslatedQuestion]:
+    """Yields the translations up to the first line that is not whole."""
+    for line in lines:
+        try:
+            read = json.loads(line)
+            yield TranslatedQuestion(read["id"], read["question"], tuple(read["options"]), read["is_whole"])
+        except (ValueError, KeyError, TypeError):
+            return
+
+
+def _other(to: str) -> str:
+    if to not in LABELS:
+        raise ValueError(f"language is {to!r}, expected one of {', '.join(LABELS)}")
+    return next(language for language in LABELS if language != to)
+
+
+def _digest(questions: Sequence[Question]) -> str:
+    return hashlib.sha256(repr(list(questions)).encode()).hexdigest()
+
+
+def _beside(out: pathlib.Path, what: str) -> pathlib.Path:
+    """Returns the file that belongs to `out`: exam.jsonl has exam.jsonl.work.jsonl and exam.jsonl.failed.jsonl."""
+    return out.with_name(f"{out.name}.{what}.jsonl")
+
+
+def _lines(items) -> str:
+    return "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)

@@ -1,0 +1,165 @@
+"""What a model scores: the exams, the watched texts and the translations of a phase, each measured once.
+
+    measured = Measurer(recipe, corpora, directory, mesh).measure(phase, loaded, "after")
+    measured.reports["english"], measured.stored["watch"]["korean"]["nats"]
+
+Everything measured is in the phase's directory: `measured-WHEN.json` with the numbers, `answers/` and
+`translations/` with every text. The same model asked the same things, in this or an earlier phase, is read
+from there: found by the digests of the weights and of all that was asked (`lineage`), and only if the files are what
+was written. It decides nothing: that is the gate's business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from medkor_jax.data.contents import file_digest
+from medkor_jax.data.rows import Source
+from medkor_jax.eval.exam import evaluate
+from medkor_jax.eval.gate import Evidence
+from medkor_jax.eval.scorer import ModelScorer
+from medkor_jax.eval.scores import Report
+from medkor_jax.eval.translation import TranslationReport, evaluate_translation
+from medkor_jax.io.files import read_sealed, write_sealed
+from medkor_jax.io.loaded_model import LoadedModel
+from medkor_jax.parallel import hosts
+from medkor_jax.parallel.hosts import say
+from medkor_jax.run.corpora import Corpora
+from medkor_jax.run.lineage import exam_asked, pairs_asked, watch_asked
+from medkor_jax.run.phases import Phase, Recipe
+from medkor_jax.run.summary import phase_lines
+from medkor_jax.train.loop import text_loss
+from medkor_jax.train.step import StepSpec
+
+_TRANSLATION_BATCH = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """reports: by exam. stored: the same as JSON, with losses, translation scores and the files of all texts."""
+
+    reports: Mapping[str, Report]
+    stored: Mapping[str, Any]
+
+    @property
+    def evidence(self) -> Evidence:
+        """What a gate judges by."""
+        return Evidence(self.reports, {name: loss["nats"] for name, loss in self.stored["watch"].items()})
+
+    def summary(self) -> dict[str, Any]:
+        """Returns what a phase keeps of it; files are named from the directory of a phase."""
+        files = {name: str(pathlib.Path("..") / file) for name, file in self.stored["files"].items()}
+        return {name: self.stored[name] for name in ("digest", "watch", "exams", "translations")} | {"answers": files}
+
+
+class Measurer:
+    """Measures the models of one run."""
+
+    def __init__(self, recipe: Recipe, corpora: Corpora, directory: pathlib.Path, mesh: jax.sharding.Mesh) -> None:
+        self.recipe, self.corpora, self.directory, self.mesh = recipe, corpora, directory, mesh
+
+    def measure(self, phase: Phase, loaded: LoadedModel, when: str, known: Mapping[str, Report] = {}) -> Measured:
+        """Returns all that is measured in `phase` of the model as it stands, and prints it; `known` reports are not redone."""
+        recipe, own, digest = self.recipe, self.directory / phase.name, loaded.digest
+        stored: dict[str, Any] = {
+            "digest": digest, "asked": {}, "files": {}, "file_digests": {}, "exams": {}, "watch": {}, "translations": {},
+        }  # fmt: skip
+        reports = {}
+        for exam in recipe.exams_of(phase):
+            name, asked = exam.source.name, exam_asked(recipe, self.corpora, exam)
+            if found := self._stored(digest, "exams", name, asked):
+                reports[name] = Report.read(self.directory / found["files"][name])
+                stored["files"][name] = found["files"][name]
+            else:
+                reports[name] = known.get(name) or self.examine(loaded, name)
+                stored["files"][name] = self._write(own / "answers" / f"{name}-{when}.jsonl", reports[name])
+                say(f"  {when}, {reports[name].table() if reports[name].alarms else phase_lines(name, reports[name])}")
+            stored["exams"][name], stored["asked"][f"exams/{name}"] = reports[name].summary(), asked
+        for source in recipe.watch:
+            name, asked = source.name, watch_asked(recipe, self.corpora, source)
+            if found := self._stored(digest, "watch", name, asked):
+                loss = found["watch"][name]
+            else:
+                loss = self._watch(loaded, source)
+                say(f"  {when}, {name}: {loss['nats']:.3f} nats a token over {loss['tokens']:.0f} tokens")
+            stored["watch"][name], stored["asked"][f"watch/{name}"] = loss, asked
+        for source in phase.translations:
+            name, asked = source.name, pairs_asked(recipe, self.corpora, source)
+            key = f"translations/{name}"  # pairs and an exam may bear the same name
+            if found := self._stored(digest, "translations", name, asked):
+                stored["translations"][name], stored["files"][key] = found["translations"][name], found["files"][key]
+            else:
+                translated = self._translate(loaded, source)
+                stored["files"][key] = self._write(own / "translations" / f"{name}-{when}.jsonl", translated)
+                stored["translations"][name] = translated.summary()
+                say(f"  {when}, {translated.table()}")
+            stored["asked"][key] = asked
+        stored["file_digests"] = {name: file_digest(self.directory / file) for name, file in stored["files"].items()}
+        write_sealed(own / f"measured-{when}.json", stored)
+        return Measured(reports, stored)
+
+    def examine(self, loaded: LoadedModel, name: str) -> Report:
+        """Returns the model's answers to the exam `name`."""
+        exam = self.recipe.exam(name)
+        hosts.at(f"exam {name}")
+        questions = self.corpora.questions(exam.source)
+        shots = self.corpora.questions(exam.fewshot)[: exam.shots] if exam.fewshot else ()
+        return evaluate(
+            self._scorer(loaded, exam.batch_size), loaded.tokenizer, questions, mode=exam.mode, shots=shots, source=name,
+            split=exam.source.split, batch_size=exam.batch_size, max_positions=loaded.config.max_positions,
+            max_new_tokens=exam.max_new_tokens, form=self.recipe.reasoning,
+        )  # fmt: skip
+
+    def _stored(self, digest: str, kind: str, name: str, asked: str) -> dict[str, Any] | None:
+        """Returns what was measured of this very model, asked this very thing; None if that was never done, or is damaged."""
+        key = f"{kind}/{name}"
+        return hosts.first(f"{key} of {digest[:12]}", lambda: self._found(digest, key, kind, name, asked))
+
+    def _found(self, digest: str, key: str, kind: str, name: str, asked: str) -> dict[str, Any] | None:
+        file = {"exams": name, "translations": key}.get(kind)
+        for path in sorted(self.directory.glob("*/measured-*.json")):
+            try:
+                found = read_sealed(path)
+            except ValueError as error:
+                say(f"  {error}: what it held is measured again")
+                continue
+            if found["digest"] == digest and found["asked"].get(key) == asked and (file is None or self._is_whole(found, file)):
+                return found
+        return None
+
+    def _is_whole(self, found: dict[str, Any], file: str) -> bool:
+        path = self.directory / found["files"][file]
+        if path.exists() and file_digest(path) == found["file_digests"][file]:
+            return True
+        say(f"  {path} is not there any more or was changed: asked again")
+        return False
+
+    def _write(self, file: pathlib.Path, report: Report | TranslationReport) -> str:
+        report.write(file)
+        return str(file.relative_to(self.directory))
+
+    def _scorer(self, loaded: LoadedModel, batch_size: int) -> ModelScorer:
+        return ModelScorer(
+            loaded.params, loaded.config, loaded.tokenizer, dtype=jnp.dtype(self.recipe.dtype), mesh=self.mesh,
+            batch_size=batch_size, route=self.recipe.route,
+        )  # fmt: skip
+
+    def _watch(self, loaded: LoadedModel, source: Source) -> dict[str, float]:
+        stage = self.recipe.phases[0].train
+        return text_loss(
+            loaded.params, loaded.config, loaded.tokenizer, self.mesh, self.corpora.examples((source,)),
+            StepSpec(dtype=self.recipe.dtype, chunk=self.recipe.chunk), route=self.recipe.route,
+            batch_size=stage.batch_size, seq_len=stage.seq_len, max_tokens=self.recipe.watch_tokens,
+        )  # fmt: skip
+
+    def _translate(self, loaded: LoadedModel, source: Source) -> TranslationReport:
+        return evaluate_translation(
+            self._scorer(loaded, _TRANSLATION_BATCH), loaded.tokenizer, self.corpora.pairs(source), source=source.name,
+            split=source.subset or source.split, batch_size=_TRANSLATION_BATCH, max_new_tokens=self.recipe.max_translation_tokens,
+        )  # fmt: skip
+

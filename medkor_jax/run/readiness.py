@@ -1,0 +1,111 @@
+"""Everything that refuses a run before it trains: what `medkor run` asks first, and `medkor data check` shows whole.
+
+    for check in checks(recipe, corpora, mesh).values(): check()        # raises at the first that does not hold
+    report = check_recipe(recipe)                                       # all of them, with what is in the data
+
+Both ask the same functions of the same data, so that what is clean for one is clean for the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+from jax.sharding import Mesh
+
+from medkor_jax.data.check import DataReport, check
+from medkor_jax.data.pairs import DIRECTIONS, translation_prompt
+from medkor_jax.data.rows import BadDataError
+from medkor_jax.parallel.mesh import check_batch
+from medkor_jax.run.corpora import Corpora, LeakError, uses_of
+from medkor_jax.run.gate_outlook import gate_outlook
+from medkor_jax.run.named_model import open_model
+from medkor_jax.run.phases import ConfigError, Phase, Recipe, Stage
+from medkor_jax.run.stage_plans import stage_plan
+from medkor_jax.train.loop import make_batches
+
+LEAKS = "leaks"
+
+
+def checks(recipe: Recipe, corpora: Corpora, mesh: Mesh | None = None) -> dict[str, Callable[[], str | None]]:
+    """Returns the checks by name, in the order in which a run makes them. Each returns what is to be said, if anything.
+
+    mesh None: batches are not compared with the devices.
+
+    Raises, when called: ConfigError, BadDataError, corpora.LeakError, WeightsError, ValueError.
+    """
+    found: dict[str, Callable[[], str | None]] = {
+        "order": partial(_check_upstream, recipe),
+        LEAKS: partial(corpora.refuse_leaks, recipe),
+        "gates": partial(gate_outlook, recipe, corpora),
+        "lengths": partial(_check_lengths, recipe, corpora),
+    }
+    for phase in recipe.in_force:
+        for stage, name in ((phase.train, "train"), (phase.remedy, "remedy")):
+            if stage.steps:
+                found[f"{phase.name}/{name}"] = partial(_check_stage, recipe, corpora, mesh, phase, stage, name)
+    return found
+
+
+def check_recipe(recipe: Recipe) -> DataReport:
+    """Returns what is in the recipe's sources, and everything that would refuse a run of it before it trains.
+
+    Rows that cannot be read are listed, and the rest is looked at without them.
+    """
+    corpora = Corpora(True, recipe.reasoning, say=False)
+    obstacles: dict[str, list[str]] = {}
+    try:
+        before = corpora.read_before(recipe)
+    except LeakError as error:
+        before, obstacles[str(error)] = [], [LEAKS]
+    report = check(
+        uses_of(recipe), open_model(recipe.weights).tokenizer, allowed=recipe.allow_leaks, form=recipe.reasoning,
+        load=corpora.of_use, read_before=before,
+    )  # fmt: skip
+    unreadable = {str(bad) for source in report.sources for bad in source.bad}
+    for name, ask in checks(recipe, corpora).items():
+        if name == LEAKS:
+            continue
+        try:
+            ask()
+        except ValueError as error:
+            if not (isinstance(error, BadDataError) and {str(bad) for bad in error.bad} <= unreadable):  # these are said already
+                obstacles.setdefault(str(error), []).append(name)
+    return dataclasses.replace(report, obstacles=tuple(f"{', '.join(names)}: {words}" for words, names in obstacles.items()))
+
+
+def _check_upstream(recipe: Recipe) -> None:
+    names = [phase.name for phase in recipe.phases]
+    for phase in recipe.in_force:
+        for name in filter(None, (phase.after, *[c for c in phase.candidates if c.startswith("phase")])):
+            if name not in names:
+                raise ConfigError(f"{phase.name} starts from {name!r}, which is none of {', '.join(names)}")
+
+
+def _check_stage(recipe: Recipe, corpora: Corpora, mesh: Mesh | None, phase: Phase, stage: Stage, name: str) -> None:
+    """Builds a stage's batches once, so that data that does not fit is found before any training."""
+    if mesh is not None:
+        check_batch(stage.batch_size, stage.microbatches, mesh)
+    make_batches(stage_plan(recipe, corpora, phase, stage, name), open_model(recipe.weights).tokenizer)
+
+
+def _check_lengths(recipe: Recipe, corpora: Corpora) -> None:
+    """Raises: ValueError if an exam or a pair that judges has no room in the model that the run starts from."""
+    model = open_model(recipe.weights)
+    room = model.config.max_positions
+    for exam in (*recipe.exams, *recipe.final):
+        if exam.mode == "reason" and exam.max_new_tokens >= room:
+            raise ValueError(
+                f"exam {exam.source.name!r}: max_new_tokens is {exam.max_new_tokens}, and {model.name} has {room} positions for "
+                "prompt and answer; ask for fewer"
+            )
+    for source in dict.fromkeys(source for phase in recipe.in_force for source in phase.translations):
+        asked = [(pair, getattr(pair, given), given, to) for pair in corpora.pairs(source) for given, to in DIRECTIONS]
+        encoded = model.tokenizer.encode_batch([translation_prompt(text, given, to) for _, text, given, to in asked])
+        for (pair, *_), ids in zip(asked, encoded, strict=True):
+            if len(ids) + 1 + recipe.max_translation_tokens > room:
+                raise ValueError(
+                    f"{source.name}: {pair.id} has {len(ids) + 1} tokens as a prompt; with max_translation_tokens "
+                    f"{recipe.max_translation_tokens} that is more than the {room} positions of {model.name}"
+                )

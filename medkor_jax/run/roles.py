@@ -1,0 +1,72 @@
+"""What each key of a config decides: how a phase is trained, how it is judged, or nothing that lasts.
+
+    dict(roles_of(phase, TRAINED))      # {"lora.rank": 16, "lora.alpha": 32.0, ...}
+
+One row a class of the recipe, one entry a field; `tests/run/test_lineage.py` holds that none is missing. ELSEWHERE: the
+field decides, and `lineage` looks at what it names (the rows of a source, the digest of the weights) instead of at its text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+TRAINED, JUDGED, NOTHING, ELSEWHERE = "trained", "judged", "nothing", "elsewhere"
+
+ROLES: dict[str, dict[str, str]] = {
+    "Recipe": dict(
+        run_dir=NOTHING, weights=ELSEWHERE, run=NOTHING, phases=ELSEWHERE, exams=ELSEWHERE, final=ELSEWHERE, watch=ELSEWHERE,
+        watch_tokens=ELSEWHERE, max_translation_tokens=ELSEWHERE, dtype=TRAINED, param_dtype=TRAINED, remat=NOTHING, attention=NOTHING,
+        chunk=NOTHING, route=TRAINED, mesh=NOTHING, topology=NOTHING, reasoning=ELSEWHERE, seed=TRAINED, allow_leaks=NOTHING,
+        drop_bad=ELSEWHERE, log_every=NOTHING,
+    ),
+    "Phase": dict(
+        name=NOTHING, title=NOTHING, after=ELSEWHERE, candidates=ELSEWHERE, lora=TRAINED, remedy_lora=TRAINED,
+        language=TRAINED, expand=TRAINED, train=ELSEWHERE, merge=TRAINED, is_reference=ELSEWHERE, exam=JUDGED, gate=JUDGED,
+        remedy=ELSEWHERE, translations=ELSEWHERE,
+    ),
+    "Stage": dict(
+        steps=TRAINED, trees=TRAINED, data=ELSEWHERE, batch_size=TRAINED, seq_len=TRAINED, microbatches=TRAINED,
+        loss_positions=TRAINED, groups=ELSEWHERE, warmup_steps=TRAINED, final_share=TRAINED, clip_norm=TRAINED,
+        dropout=TRAINED, next_token_weight=TRAINED, retention=TRAINED, save_every=NOTHING, keep_last=NOTHING,
+        validation=ELSEWHERE, validate_every=ELSEWHERE, take=TRAINED, reward=TRAINED,
+    ),
+    "Exam": dict(
+        source=ELSEWHERE, mode=ELSEWHERE, shots=ELSEWHERE, fewshot=ELSEWHERE, batch_size=NOTHING, max_new_tokens=ELSEWHERE,
+        phases=ELSEWHERE,
+    ),
+    "Source": dict(
+        name=ELSEWHERE, kind=ELSEWHERE, path=ELSEWHERE, split=ELSEWHERE, subset=ELSEWHERE, language=ELSEWHERE,
+        weight=ELSEWHERE, licence=NOTHING, fields=ELSEWHERE, limit=ELSEWHERE,
+        skip=ELSEWHERE, answers_from=ELSEWHERE,
+    ),
+}  # fmt: skip
+
+# Where this field has this value, the rest of its class says nothing.
+_SWITCHED_OFF = {
+    "LoraRecipe": ("rank", 0), "LanguageRecipe": ("kind", ""), "Retention": ("weight", 0.0), "RewardRecipe": ("algorithm", ""),
+}  # fmt: skip
+
+
+def roles_of(value: Any, role: str) -> Iterator[tuple[str, Any]]:
+    """Yields (name, plain value) of every field of `value` with that role, nested ones as "lora.rank"."""
+    for name, own in ROLES[type(value).__name__].items():
+        if own == role:
+            yield from _flat(name, getattr(value, name))
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+        for one in value:
+            yield from _flat(f"{name}.{one.name}", one)
+        return
+    if not dataclasses.is_dataclass(value):
+        yield name, list(value) if isinstance(value, tuple) else value
+        return
+    switch = _SWITCHED_OFF.get(type(value).__name__)
+    if switch and getattr(value, switch[0]) == switch[1]:
+        yield f"{name}.{switch[0]}", switch[1]
+        return
+    for field in dataclasses.fields(value):
+        yield from _flat(f"{name}.{field.name}", getattr(value, field.name))

@@ -1,0 +1,98 @@
+"""What a phase does to the trees of the model in hand: adds those it names, folds LoRA into the base.
+
+    loaded = add_trees(loaded, phase, phase.lora, seed=0)
+    loaded = merge_lora(loaded, phase.name, directory / "base", param_dtype="float32")
+
+Nothing here trains, scores or decides. Call under `jax.set_mesh(mesh)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import jax
+
+from medkor_jax.adapt.expansion import make_expansion
+from medkor_jax.adapt.language import make_language
+from medkor_jax.adapt.lora import make_lora, merge
+from medkor_jax.io.checkpoint import digest_tree
+from medkor_jax.io.loaded_model import LoadedModel
+from medkor_jax.io.models import save_base
+from medkor_jax.io.rounding import MOST_LOST, MOST_NOISE, Probe, compare, rms
+from medkor_jax.model.params import BACK, FRONT, Params, Tree, edge_blocks
+from medkor_jax.parallel.hosts import say
+from medkor_jax.run.phases import ConfigError, LoraRecipe, Phase
+from medkor_jax.train.loop import seed_of
+
+
+def add_trees(loaded: LoadedModel, phase: Phase, lora: LoraRecipe, *, seed: int) -> LoadedModel:
+    """Returns the model with `lora` and what else the phase names, fresh where it does not have them yet.
+
+    Raises: ConfigError if it has them in another shape.
+    """
+    params = _with_lora(loaded.params, phase, lora, seed)
+    kind = phase.language.kind
+    if kind and params.lang and kind not in params.lang:
+        raise ConfigError(f"{phase.name} asks for language embeddings of kind {kind!r}; the model has {sorted(params.lang)}")
+    if kind and not params.lang:
+        params = params.replace(lang=make_language(loaded.config, kind=kind))
+    if phase.expand.front or phase.expand.back:
+        params = params.replace(expand=_expansion(params, phase))
+    return dataclasses.replace(loaded, params=params)
+
+
+def _with_lora(params: Params, phase: Phase, lora: LoraRecipe, seed: int) -> Params:
+    if not lora.rank:
+        return params
+    if not params.lora:
+        key = jax.random.key(seed_of(seed, phase.name, "lora"))
+        return params.replace(lora=make_lora(params.base, key, rank=lora.rank, targets=lora.targets), lora_scale=lora.scale)
+    held = {name: pair["a"].shape[-1] for name, pair in params.lora.items()}
+    if held != dict.fromkeys(lora.targets, lora.rank) or params.lora_scale != lora.scale:
+        raise ConfigError(
+            f"{phase.name} asks for LoRA rank {lora.rank} on {', '.join(lora.targets)} at scale {lora.scale}; the "
+            f"model it starts from has {held} at {params.lora_scale}. Make them the same"
+        )
+    return params
+
+
+def _expansion(params: Params, phase: Phase) -> Tree:
+    """Returns the added layers: the model's own if it has them, else fresh ones."""
+    asked = {side: n for side, n in ((FRONT, phase.expand.front), (BACK, phase.expand.back)) if n}
+    if not params.expand:
+        return make_expansion(params.base, front=phase.expand.front, back=phase.expand.back, init=phase.expand.init)
+    held = {side: len(edge_blocks(params, side)) for side in params.expand}
+    if held != asked:
+        raise ConfigError(f"{phase.name} asks for added layers {asked}; the model it starts from has {held}. Make them the same")
+    return params.expand
+
+
+def merge_lora(loaded: LoadedModel, by: str, directory: pathlib.Path, *, param_dtype: str) -> LoadedModel:
+    """Returns the model with LoRA folded into a new base, written to `directory` with its lineage and what rounding took.
+
+    by: the phase that merges; param_dtype: of the base.
+
+    Raises: FloatingPointError, before anything is written, if rounding took more of the adapter's effect than
+    `io.rounding` allows, or the merge changed something else. The trained adapter stays in its stage's checkpoint.
+    """
+    params, probe = loaded.params, Probe(loaded.config, loaded.tokenizer)
+    adapted = probe.logits(params)
+    plain = probe.logits(params.replace(lora={}))
+    merged = merge(params.base, params.lora, scale=params.lora_scale)
+    kept = compare(adapted - plain, probe.logits(params.replace(base=merged, lora={})) - plain, rms(adapted))
+    say(f"{by}: LoRA merged into its {param_dtype} base: {kept.words}")
+    if kept.is_too_much(param_dtype):
+        raise FloatingPointError(
+            f"{by}: merging LoRA into a {param_dtype} base: {kept.words}; at most {MOST_LOST:.0%} may be lost, and the logits may be "
+            f"off by {MOST_NOISE[param_dtype]:g} of their size (found: {kept.error:.1e}). "
+            + ("Set param_dtype='float32', which keeps it, or train longer" if param_dtype != "float32" else "The merge is wrong, not rounded")
+            + f". Nothing was merged; what was trained is kept in {by}'s checkpoint, and the same command resumes from there"
+        )
+    lineage = {
+        "made_by": f"{by}: merge of LoRA into its base", "base": loaded.base.name, "base_digest": loaded.base.digest,
+        "lora_digest": digest_tree(params.lora), "rank": next(iter(params.lora.values()))["a"].shape[-1],
+        "scale": params.lora_scale, "targets": sorted(params.lora), "rounding": kept.to_json(), "read": [one.to_json() for one in loaded.read],
+    }  # fmt: skip
+    base = save_base(directory, merged, loaded.config, loaded.tokenizer, lineage, loaded.base.carried)
+    return dataclasses.replace(loaded, params=params.replace(base=merged, lora={}, lora_scale=1.0), base=base)

@@ -1,0 +1,115 @@
+"""Every config that ships builds a recipe, and overrides are checked."""
+
+import pathlib
+
+import pytest
+
+from medkor_jax.run.config_file import load_config, load_recipe
+from medkor_jax.run.phases import ConfigError
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+RUNNABLE = sorted(p.name for p in CONFIGS.glob("*.py") if p.name not in ("__init__.py", "common.py"))
+ORDER = (
+    "phase0", "phase1", "phase2", "phase3", "phase4a_text", "phase4b_translation", "phase5a_text", "phase5b_translation",
+    "phase5c_reasoning", "phase5d_exam",
+)  # fmt: skip
+QUICKSTART = str(CONFIGS / "quickstart.py")
+
+
+def test_the_configs_are_found():
+    assert {"phase0.py", "phase1.py", "phase2.py", "phase3.py", "pipeline.py", "quickstart.py", "rewarded.py"} <= set(RUNNABLE)
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_every_config_builds_a_recipe(name):
+    recipe = load_recipe(str(CONFIGS / name))
+    defined = tuple(phase.name for phase in recipe.phases)
+    assert recipe.run == (tuple(n for n in defined if n.startswith(name[:-3])) if name.startswith("phase") else defined)
+    start = ORDER.index(defined[0])
+    assert defined == ORDER[start : start + len(defined)]
+
+
+def test_the_quick_start_goes_on_with_the_same_first_phases():
+    first, whole = load_recipe(f"{QUICKSTART}:phase3"), load_recipe(QUICKSTART)
+    assert whole.run == ORDER and whole.run_dir == first.run_dir
+    assert whole.phases[:4] == first.phases
+    with pytest.raises(ConfigError, match="'phase9' is no phase to run up to; the phases are phase0"):
+        load_recipe(f"{QUICKSTART}:phase9")
+
+
+def test_the_order_of_the_phases_is_the_one_the_method_names():
+    phases = {phase.name: phase for phase in load_recipe(str(CONFIGS / "pipeline.py")).phases}
+    assert phases["phase0"].merge and phases["phase0"].train.trees == ("lora",)
+    assert phases["phase1"].is_reference and phases["phase1"].candidates[0] == "phase0"
+    assert phases["phase1"].remedy.trees == ("lora",)
+    assert (phases["phase2"].after, phases["phase2"].train.trees) == ("phase1", ("lang",))
+    assert (phases["phase3"].after, phases["phase3"].train.trees) == ("phase2", ("lora", "lang"))
+    for name in ("phase2", "phase3"):
+        assert phases[name].gate.threshold == 0.97 and phases[name].gate.on_failure == "retain"
+        assert phases[name].remedy.retention.weight == 1.0 and phases[name].remedy.next_token_weight == 0.0
+        assert {source.language for source in phases[name].remedy.data} == {"en"}
+
+
+def test_phases_4_and_5_are_in_the_order_of_the_method_and_each_holds_english():
+    phases = load_recipe(str(CONFIGS / "pipeline.py")).phases
+    for before, phase in zip(phases[3:], phases[4:]):
+        assert phase.after == before.name
+        assert (phase.gate.on_failure, phase.gate.threshold, phase.remedy.retention.weight) == ("retain", 0.97, 1.0)
+        assert phase.remedy.trees == phase.train.trees
+    by_name = {phase.name: phase for phase in phases}
+    assert by_name["phase4a_text"].train.trees == ("lora", "lang")
+    assert (by_name["phase4b_translation"].expand.front, by_name["phase4b_translation"].expand.back) == (1, 1)
+    assert all(phase.train.trees == ("lora", "lang", "expand") for phase in phases[5:])
+    for name in ("phase4b_translation", "phase5b_translation"):
+        assert by_name[name].translations and by_name[name].train.data[0].kind == "translation"
+    assert by_name["phase5c_reasoning"].train.data[0].kind == "reasoning"
+    assert by_name["phase5d_exam"].train.reward.algorithm == "grpo"
+
+
+def test_overrides_reach_nested_keys():
+    recipe = load_recipe(QUICKSTART, ["--config.phase3.steps=7", "--config.phase3.gate.threshold=0.9", "--config.seed=5"])
+    third = recipe.phases[3]
+    assert (third.train.steps, third.gate.threshold, recipe.seed) == (7, 0.9, 5)
+    assert recipe.phases[2].train.steps == load_recipe(QUICKSTART).phases[2].train.steps != 7
+
+
+def test_a_config_file_that_still_says_true_or_false_is_told_the_names(tmp_path):
+    file = tmp_path / "old.py"
+    file.write_text("from configs import quickstart\ndef get_config():\n    c = quickstart.get_config()\n    c.remat = True\n    return c\n")
+    with pytest.raises(ConfigError, match='remat is a name now: "full" for what was True, "none" for what was False$'):
+        load_recipe(str(file))
+
+
+def test_overriding_one_load_leaves_the_next_alone():
+    load_config(QUICKSTART, ["--config.seed=5"])
+    assert load_config(QUICKSTART).seed == 0
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("--config.phase3.stepz=7", "stepz"),
+        ("--config.weigths=x", "weigths"),
+        ("--config.phase3.steps=many", "steps"),
+        ("--config.phase3.gate.reading=exact", "reading is 'exact'"),
+        ("--conf.phase3.steps=7", "not understood: --conf.phase3.steps=7"),
+        ("phase3.steps=7", "overrides read --config.phase3.steps=100"),
+        ("--config.remat=gates", "remat is 'gates'; expected one of none, gate_up, all_but_down, full; nearest: 'gate_up'"),
+        ("--config.remat=True", 'use "full"'),
+        ("--config.remat=False", 'use "none"'),
+    ],
+)
+def test_a_wrong_override_is_a_config_error(override, words):
+    with pytest.raises(ConfigError, match=words):
+        load_recipe(QUICKSTART, [override])
+
+
+def test_a_missing_file_names_its_neighbour():
+    with pytest.raises(ConfigError, match=r"nearest: .*quickstart\.py"):
+        load_recipe(str(CONFIGS / "quikstart.py"))
+
+
+def test_a_file_that_builds_no_config_is_a_config_error(tmp_path):
+    (tmp_path / "broken.py").write_text("from configs import common\ndef get_config():\n    return common.changed({'a': 1}, {'b': 2})\n")
+    with pytest.raises(ConfigError, match="'b' is not a key here"):
+        load_recipe(str(tmp_path / "broken.py"))
