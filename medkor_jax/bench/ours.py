@@ -1,7 +1,7 @@
 """Our side: the very step, decoder and sampler that the phases run, on one device or all of them, weights by name.
 
     ours = Ours(weights="embedded", dtype="float32")
-    ours.prepare_training(documents, batch_size=4, seq_len=512, rank=16)
+    ours.prepare_training(documents, batch_size=4, seq_len=512, rank=16, bos_id=2)
     ours.step()
 
 Documents are packed; logits exist only at positions that carry loss. Batches are laid out and placed before the

@@ -1,6 +1,6 @@
 """Documents that lie on disk in a form of their own, and are built when they are asked for.
 
-    writer = RowsWriter(directory, "0000"); writer.add(example); writer.close()
+    writer = RowsWriter(directory, "0000", "medquad"); writer.add(example); writer.close()
     join_segments(directory, [Segment("0000", rows=1)], notes=())
     StoredExamples(directory, "medquad")[0]             # an Example
 

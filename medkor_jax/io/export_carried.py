@@ -1,7 +1,7 @@
 """What an export takes over from its base beside text weights: chat templates, defaults of generation, the vision tower.
 
     check_carried(model, text_only=False)                                # before anything is written
-    write_carried(directory, model, text_only=False)
+    write_carried(directory, model, text_only=False, generation={"bos_token_id": 2})
     planned = with_tower(plan_tensors(...), model.base.carried)          # the tower's bytes as they lie in the base
 
 A multimodal base gives a multimodal export: its config with our text config inside, its tensors copied through, so that

@@ -1,6 +1,6 @@
 """What rounding took of what a part of the model does: of an adapter that is merged, of everything that is exported.
 
-    kept = compare(effect=adapted - base, rounded=merged - base)
+    kept = compare(effect=adapted - base, rounded=merged - base, scale=rms(base))
     kept.lost, kept.noise, kept.words
 
 A part's effect e is what it changes in the logits, in float32; r is what it still changes once weights are rounded.

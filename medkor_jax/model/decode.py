@@ -1,4 +1,4 @@
-"""Prompts to continuations: one decoder for exams, translation, reasoning and rollouts.
+r"""Prompts to continuations: one decoder for exams, translation, reasoning and rollouts.
 
     decoder = Decoder(config, dtype=jnp.bfloat16, stop_ids=(tokenizer.eos_id,), decode=tokenizer.decode,
                       routing=Routing.by_token(tokenizer.languages, config.vocab_size))

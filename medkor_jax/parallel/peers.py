@@ -2,7 +2,7 @@
 
     peers = Peers(place, time_limit_s=300)          # returns when all have come, or says who has not
     peers.exchange("phase0/model.json", None)       # waits until all are here; what each brought
-    peers.fail("phase0, step 7", "ValueError: ...", code=1)
+    peers.fail("ValueError: ...", code=1)           # the others end too, and say why
 
 Process 0 holds a star of TCP connections (the hub), one to every process, itself included; messages are lines of JSON. A
 connection that ends without a farewell, or is silent for `SILENCE_S`, is a process that was killed or cut off: all others

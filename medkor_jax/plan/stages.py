@@ -2,7 +2,7 @@
 
     stages = planned_stages(recipe, preset("medgemma-4b"))
     stages[0].runs[0].program                     # what is compiled; equal programs are equal values
-    lowered = lower(program, config, mesh)
+    lowered = traceable(program, config, mesh).lower()
 
 A stage's shapes come from its config. What only the data would tell is taken at its most: as many loss positions as
 tokens, prompts that leave just the room for an answer, answers of `max_new_tokens`, and every remedy trained.
