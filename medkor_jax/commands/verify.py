@@ -30,7 +30,7 @@ import numpy as np
 from medkor_jax.commands.evaluate import open_scorer
 from medkor_jax.commands.text_parity import TextParity, compare_texts
 from medkor_jax.data import embedded
-from medkor_jax.data.exams import prompt as exam_prompt
+from medkor_jax.data.question import prompt as exam_prompt
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.eval.scorer import ModelScorer, read_prompts
 from medkor_jax.io.export import RECORD
