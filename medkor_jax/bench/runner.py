@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 from typing import Any, Callable, Iterable, Sequence
 
 from medkor_jax.bench import documents
@@ -23,7 +22,10 @@ from medkor_jax.bench.peer import SETTINGS, missing_packages
 from medkor_jax.bench.report import Report, Row, compare, describe_machine
 from medkor_jax.bench.worker import Worker, WorkerError
 from medkor_jax.data.contents import cache_directory
+from medkor_jax.data.rows import EMBEDDED
+from medkor_jax.io.embedded_model import EMBEDDED_MODEL
 from medkor_jax.io.weights import Weights, open_weights
+from medkor_jax.nearest import nearest
 
 COMPILE_GROWTH = 1.5
 _GIB = 2**30
@@ -185,7 +187,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
 
 
 def run(
-    weights: str = "embedded", cases: Sequence[str] = (), *, repeats: int = 5, out: str = "", exam: str = documents.EMBEDDED
+    weights: str = EMBEDDED_MODEL, cases: Sequence[str] = (), *, repeats: int = 5, out: str = "", exam: str = EMBEDDED
 ) -> Report:
     """Returns the figures of `cases` (none named: all), and writes them to `out` as JSON if that is given.
 
@@ -228,8 +230,7 @@ def check_cases(cases: Sequence[str], known: Iterable[str]) -> None:
     """Raises: ValueError, with the nearest, on a case that is not known."""
     for case in cases:
         if case not in known:
-            near = difflib.get_close_matches(case, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"bench case {case!r} is none of {', '.join(known)}; nearest: {near!r}")
+            raise ValueError(f"bench case {case!r} is none of {', '.join(known)}; nearest: {nearest(case, known)!r}")
 
 
 def find_peer(weights: str) -> tuple[str | None, list[str]]:
@@ -245,7 +246,7 @@ def find_peer(weights: str) -> tuple[str | None, list[str]]:
         return None, [f"no peer: {weights} exists only here. Ours was measured alone."]
     note = f"other: transformers with PEFT: {SETTINGS}"
     path = pathlib.Path(weights).expanduser()
-    is_gguf = weights == "embedded" or path.suffix == ".gguf" or (path.is_dir() and not any(path.glob("*.safetensors")))
+    is_gguf = weights == EMBEDDED_MODEL or path.suffix == ".gguf" or (path.is_dir() and not any(path.glob("*.safetensors")))
     if not is_gguf:
         return weights, [note]
     target = cache_directory() / "bench" / open_weights(weights).digest[:16]

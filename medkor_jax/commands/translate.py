@@ -16,7 +16,6 @@ a model that translates badly makes a bad exam. Read some rows before training o
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -25,6 +24,7 @@ from typing import Any, Callable, Iterator, Sequence
 
 from medkor_jax.commands.evaluate import open_scorer
 from medkor_jax.data import rows
+from medkor_jax.data.contents import sha256_of
 from medkor_jax.data.language import has_hangul
 from medkor_jax.data.pairs import LABELS, translation_prompt
 from medkor_jax.data.question import Question
@@ -243,7 +243,7 @@ def _other(to: str) -> str:
 
 
 def _digest(questions: Sequence[Question]) -> str:
-    return hashlib.sha256(repr(list(questions)).encode()).hexdigest()
+    return sha256_of([repr(list(questions))])
 
 
 def _beside(out: pathlib.Path, what: str) -> pathlib.Path:

@@ -16,7 +16,6 @@ and has other tokens. What it does not do: judge what a row means.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import pathlib
 import re
@@ -27,9 +26,10 @@ from typing import Annotated, Any, Generic, TypeVar
 from medkor_jax.data.files import CELLS, SUFFIXES, TEXT, Row, UnreadableFile, read_file  # noqa: F401
 from medkor_jax.data.language import HANGUL_RANGES
 from medkor_jax.data.notes import Note, Tally
+from medkor_jax.nearest import nearest
 
 KINDS = ("text", "chat", "exam", "reasoning", "translation")
-EMBEDDED = "embedded"
+EMBEDDED = "embedded"  # the exam, texts and pairs that come with this package; the model of that name: `io.embedded_model`
 SHOWN_BAD_ROWS = 20
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -249,8 +249,8 @@ def columns_missing(source: Source, wanted: Sequence[str], found: Sequence[str])
     near = []
     for name in wanted:
         folded = {column.casefold(): column for column in found}
-        close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
-        near.append(f"{name!r}" + (f" (nearest: {folded[close[0]]!r})" if close else ""))
+        close = nearest(name.casefold(), folded, least=0.5)
+        near.append(f"{name!r}" + (f" (nearest: {folded[close]!r})" if close else ""))
     reason = (f"no column {', '.join(near)}; the columns are {', '.join(map(repr, found))}. "
               f"Rename them, or name them in `fields` of source {source.name!r}")
     return BadDataError([BadRow(file_label(source), 0, reason)], advice="wrong column names")

@@ -17,7 +17,6 @@ Does not add bos or eos, pad, truncate or apply chat templates.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import pathlib
 import re
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from medkor_jax.data.contents import sha256_of
 from medkor_jax.data.language import LanguageAutomaton, has_hangul, language_automaton
 
 if TYPE_CHECKING:
@@ -167,13 +167,19 @@ class Tokenizer:
         return self._engine.encode_batch(list(texts))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text; control tokens give none, and bytes that form no character give U+FFFD."""
-        return self._engine.decode([int(i) for i in ids])
+        """Returns the text; control tokens give none, nor do rows of an embedding beyond the vocabulary, which a model may
+        write all the same; bytes that form no character give U+FFFD."""
+        return self._engine.decode([int(i) for i in ids if i < self.vocab_size])
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """What ends a text that a model writes: <eos>, and the end of its turn where the vocabulary has one."""
+        return tuple(token for token in (self.eos_id, self.end_of_turn_id) if token is not None)
 
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of what `save` writes, in hex."""
-        return hashlib.sha256(self._engine.serialized).hexdigest()
+        return sha256_of([self._engine.serialized])
 
     @functools.cached_property
     def is_writable(self) -> np.ndarray:

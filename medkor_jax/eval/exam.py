@@ -26,12 +26,12 @@ from typing import Any, Callable, Protocol, Sequence
 
 import numpy as np
 
+from medkor_jax.data.contents import checksum
 from medkor_jax.data.question import LETTERS, Question, answer_text, cloze_prompt, prompt
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.eval import answers, harness
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.scores import MODES, Answer
-from medkor_jax.io.files import checksum
 
 MAX_REASONING_TOKENS = 512
 READ_VERSION = 2  # raise it when answers are read otherwise out of the same text: stored ones are then asked for again

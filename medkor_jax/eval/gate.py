@@ -26,13 +26,13 @@ tell at all is in `eval.power`, and which to choose in docs/GATES.md.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from typing import Annotated, Any, Mapping, Sequence
 
 from medkor_jax.eval import stats
 from medkor_jax.eval.metric import KNOWING, METRICS, is_at_chance, outcomes, pairing
 from medkor_jax.eval.report import Report
+from medkor_jax.nearest import nearest
 
 READINGS = ("absolute", "relative", "non_inferior")
 ON_FAILURE = ("retain", "train", "stop", "continue")
@@ -264,8 +264,8 @@ def _judge_loss(condition: Condition, loss: float, before: float, looks: int) ->
 
 def _check_choice(what: str, name: str, value: str, valid: Sequence[str]) -> None:
     if value not in valid:
-        near = difflib.get_close_matches(str(value), valid, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = nearest(value, valid, least=0.6)
+        hint = f"; did you mean {near!r}?" if near else ""
         raise ValueError(f"{what} {name} is {value!r}, which is none of {', '.join(valid)}{hint}")
 
 

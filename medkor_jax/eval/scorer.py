@@ -18,7 +18,7 @@ import collections
 import contextlib
 import functools
 import math
-from typing import Any, Callable, Sequence
+from typing import Any, Callable
 
 import jax
 import jax.numpy as jnp
@@ -64,13 +64,8 @@ class ModelScorer:
         self.params, self.config, self._tokenizer, self._mesh = params, config, tokenizer, mesh
         self._dtype, self._batch_size, self._is_by_token = jnp.dtype(dtype), batch_size, route == "token"
         self.routing = make_routing(tokenizer, config.vocab_size, by_token=self._is_by_token)
-        stop_ids = (tokenizer.eos_id, tokenizer.end_of_turn_id)
         self.decoder = Decoder(
-            config,
-            dtype=dtype,
-            stop_ids=[token for token in stop_ids if token is not None],
-            decode=self._decode,
-            routing=self.routing,
+            config, dtype=dtype, stop_ids=tokenizer.stop_ids, decode=tokenizer.decode, routing=self.routing
         )
 
     def next_logits(self, prompts: list[list[int]], token_ids: list[int]) -> np.ndarray:
@@ -159,10 +154,6 @@ class ModelScorer:
             return None
         has_korean = [(token_languages(np.asarray(prompt), self._tokenizer) == KOREAN).any() for prompt in batch]
         return [KOREAN if found else ENGLISH for found in has_korean]
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        """Returns the text; rows of the embedding beyond the vocabulary have none."""
-        return self._tokenizer.decode([i for i in ids if i < self._tokenizer.vocab_size])
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))

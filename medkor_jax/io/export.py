@@ -48,11 +48,12 @@ from medkor_jax.io.rounding import (
     rms,
     scaled_norm,
 )
-from medkor_jax.io.shards import DTYPES, Planned, write_shards
+from medkor_jax.io.shards import Planned, write_shards
 from medkor_jax.io.streaming import WeightsError
 from medkor_jax.model.config import LOCAL, ModelConfig, periodic_kinds
+from medkor_jax.model.dtypes import check_dtype
 from medkor_jax.model.layers import merged_matrix
-from medkor_jax.model.params import BACK, FRONT, Params, head_table, layer_kinds
+from medkor_jax.model.params import BACK, FRONT, LEARNED, Params, head_table, layer_kinds
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 
@@ -98,8 +99,10 @@ def export_hf(
     WeightsError if the model's files do not fit together.
     """
     dtype = dtype or model.base.stored_dtype
-    if dtype not in DTYPES:
-        raise ExportError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)} (float16 overflows)")
+    try:
+        check_dtype(dtype)
+    except ValueError as error:
+        raise ExportError(str(error)) from None
     if hosts.n_processes() > 1:
         raise ExportError(f"export runs in one process, this is one of {hosts.n_processes()}; run it on one host")
     tokenizer, carried = model.tokenizer, model.base.carried
@@ -212,7 +215,7 @@ def hf_config(config: ModelConfig, dtype: str, tokenizer: Any) -> dict[str, Any]
         "attn_logit_softcapping": None,
         "final_logit_softcapping": None,
         "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": _end_ids(tokenizer),
+        "eos_token_id": list(tokenizer.stop_ids),
         "pad_token_id": tokenizer.pad_id,
         "use_cache": True,
         "dtype": dtype,
@@ -282,7 +285,7 @@ def _what_rounding_took(model: Model, params: Params, fold: LanguageFold, dtype:
     probe, plain = Probe(model.config, model.tokenizer), dataclasses.replace(fold, lang={}, changes=False)
     whole, rounded = probe.logits(params), probe.logits(rounded_form(params, fold, dtype, scale))
     kept = {}
-    for part, name in (("LoRA", "lora"), ("language embeddings", "lang"), ("added layers", "expand")):
+    for name, part in LEARNED.items():
         if getattr(params, name):
             without = params.replace(**{name: {}})
             folded = plain if name == "lang" else fold
@@ -318,13 +321,9 @@ def _n_added(params: Params) -> dict[str, int]:
     return {side: _depth(params.expand.get(side, {})) for side in (FRONT, BACK)}
 
 
-def _end_ids(tokenizer: Any) -> list[int]:
-    return [i for i in (tokenizer.eos_id, tokenizer.end_of_turn_id) if i is not None]
-
-
 def _generation_config(tokenizer: Any) -> dict[str, Any]:
     return {
-        "bos_token_id": tokenizer.bos_id, "eos_token_id": _end_ids(tokenizer), "pad_token_id": tokenizer.pad_id,
+        "bos_token_id": tokenizer.bos_id, "eos_token_id": list(tokenizer.stop_ids), "pad_token_id": tokenizer.pad_id,
         "do_sample": False,
     }  # fmt: skip
 

@@ -24,7 +24,7 @@ from medkor_jax.io.model_card import read_history, write_card
 from medkor_jax.io.models import Model
 from medkor_jax.io.shards import Planned, write_safetensors
 from medkor_jax.io.weights import is_hub_id, open_weights
-from medkor_jax.model.params import ADAPTABLE, Tree
+from medkor_jax.model.params import ADAPTABLE, LEARNED, Tree
 from medkor_jax.parallel import hosts
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -42,9 +42,9 @@ def export_peft(model: Model, out: pathlib.Path, *, base: str = "") -> Exported:
     if hosts.n_processes() > 1:
         raise ExportError(f"export runs in one process, this is one of {hosts.n_processes()}; run it on one host")
     params = model.load(jnp.float32, host_mesh(), base={})  # the base stays where it is
-    for name, what in (("lang", "language embeddings"), ("expand", "added layers")):
+    for name in ("lang", "expand"):
         if getattr(params, name):
-            raise ExportError(f"{model.name} has {what}, which a PEFT adapter cannot hold; export it with --to hf")
+            raise ExportError(f"{model.name} has {LEARNED[name]}, which a PEFT adapter cannot hold; export it with --to hf")
     if not params.lora:
         raise ExportError(f"{model.name} has no adapters: there is nothing for peft. Export it with --to hf")
     base = base or _own_base(model)

@@ -11,7 +11,6 @@ recorded one is refused.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -20,20 +19,19 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from medkor_jax.data.contents import files_digest
+from medkor_jax.data.contents import checksum, files_digest, sha256_of
 from medkor_jax.data.reading import Reading, read_json
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.carried import Carried, open_carried, save_carried
 from medkor_jax.io.checkpoint import abstract_like, digest_tree, restore_tree, save_tree, stored_shapes
-from medkor_jax.io.files import checksum, read_sealed, write_json, write_sealed
+from medkor_jax.io.files import read_sealed, write_json, write_sealed
 from medkor_jax.io.streaming import WeightsError
 from medkor_jax.io.weights import Weights, open_weights
 from medkor_jax.model.config import ModelConfig
-from medkor_jax.model.params import Params, Tree, abstract_base, leaf_paths
+from medkor_jax.model.params import TRAINABLE_TREES, Params, Tree, abstract_base, leaf_paths
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.mesh import shard_tree
 
-ADAPTER_TREES = ("lora", "lang", "expand")
 _FORMAT = 3  # 1 had no seal, and a base's digest was that of its files; 2 did not say what the model had read
 
 
@@ -87,7 +85,7 @@ class Model:
 
 
 def model_digest(base: str, adapters: str, lora_scale: float) -> str:
-    return base if not adapters else hashlib.sha256(f"{base} {adapters} {lora_scale}".encode()).hexdigest()
+    return base if not adapters else sha256_of([f"{base} {adapters} {lora_scale}"])
 
 
 def open_model(name: str | os.PathLike) -> Model:
@@ -117,7 +115,7 @@ def save_model(
     read: all that the model has read, that of its base included.
     A base inside the run (beside `directory`, or below it) is named from here, so that the run can be moved.
     """
-    trees = {name: getattr(params, name) for name in ADAPTER_TREES if jax.tree.leaves(getattr(params, name))}
+    trees = {name: getattr(params, name) for name in TRAINABLE_TREES if jax.tree.leaves(getattr(params, name))}
     if trees:
         save_tree(directory / "adapters", trees)
     digest = digest_tree(trees) if trees else ""

@@ -1,6 +1,6 @@
 """Prompts to continuations: one decoder for exams, translation, reasoning and rollouts.
 
-    decoder = Decoder(config, dtype=jnp.bfloat16, stop_ids=(tokenizer.eos_id,), decode=tokenizer.decode,
+    decoder = Decoder(config, dtype=jnp.bfloat16, stop_ids=tokenizer.stop_ids, decode=tokenizer.decode,
                       routing=Routing.by_token(tokenizer.languages, config.vocab_size))
     decoder.generate(params, prompts, max_new_tokens=64, stop=("\n\n",))      # list[Completion]
 

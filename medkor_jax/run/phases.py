@@ -25,6 +25,7 @@ from medkor_jax.data.sources import OF_QUESTIONS
 from medkor_jax.eval.exam import MAX_REASONING_TOKENS
 from medkor_jax.eval.gate import Gate
 from medkor_jax.eval.scores import MODES
+from medkor_jax.model.dtypes import check_dtype
 from medkor_jax.model.kernel import check_attention
 from medkor_jax.model.remat import check_remat
 from medkor_jax.parallel.mesh import MeshShape
@@ -305,8 +306,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("dtype", "param_dtype"):
-            if getattr(self, name) not in ("float32", "bfloat16"):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected 'float32' or 'bfloat16' (float16 overflows)")
+            check_dtype(getattr(self, name), name)
         if self.route not in ROUTES:
             raise ValueError(f"route is {self.route!r}; expected {' or '.join(ROUTES)}")
         names = [phase.name for phase in self.phases]

@@ -20,6 +20,7 @@ import optax
 from flax import struct
 
 from medkor_jax.model.config import ModelConfig
+from medkor_jax.model.dtypes import check_dtype
 from medkor_jax.model.forward import Inputs, forward
 from medkor_jax.model.kernel import check_attention
 from medkor_jax.model.layout import replicate
@@ -63,8 +64,7 @@ class StepSpec:
     def __post_init__(self) -> None:
         check_remat(self.remat)
         check_attention(self.attention)
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype {self.dtype!r}: expected 'float32' or 'bfloat16' (float16 overflows in Gemma)")
+        check_dtype(self.dtype)
         if self.policy is not None and (self.next_token_weight > 0 or self.dropout > 0):
             raise ValueError(
                 f"with a policy loss, next_token_weight is {self.next_token_weight} and dropout {self.dropout}; both must be "

@@ -19,9 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from medkor_jax.model.params import Params, Tree, leaf_paths
-
-TRAINABLE_TREES = ("lora", "lang", "expand")
+from medkor_jax.model.params import TRAINABLE_TREES, Params, Tree, leaf_paths
 
 
 @dataclasses.dataclass(frozen=True)
