@@ -22,7 +22,8 @@ import pathlib
 from typing import Any, Mapping, Sequence
 
 from medkor_jax.data.contents import checksum
-from medkor_jax.eval.gate import Gate, Judgement
+from medkor_jax.eval.gate import Gate
+from medkor_jax.eval.judgement import Judgement
 from medkor_jax.eval.report import Report
 from medkor_jax.io.files import write_atomically
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from medkor_jax.data.contents import file_digest
 from medkor_jax.data.rows import Source
 from medkor_jax.eval.exam import evaluate
-from medkor_jax.eval.gate import Evidence
+from medkor_jax.eval.judgement import Evidence
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.scorer import ModelScorer
 from medkor_jax.eval.translation import TranslationReport, evaluate_translation

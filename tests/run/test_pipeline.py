@@ -12,7 +12,7 @@ from medkor_jax.adapt.lora import merge
 from medkor_jax.data import embedded
 from medkor_jax.data.rows import BadDataError, Loaded
 from medkor_jax.eval import verdict as verdicts
-from medkor_jax.eval.gate import Evidence
+from medkor_jax.eval.judgement import Evidence
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.scores import Answer
 from medkor_jax.eval.verdict import GateClosed, read_verdict
