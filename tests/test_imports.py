@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "data": (),
     "parallel": (),
     "adapt": ("model",),
-    "io": ("model", "data.tokenizer", "data.contents", "data.reading", "parallel"),
+    "io": ("model", "data.tokenizer", "data.tokenizer_engines", "data.contents", "data.reading", "parallel"),
     "train": ("model", "adapt", "io", "data", "parallel", "eval.answers"),
     "eval": ("model", "adapt", "io", "data", "parallel"),
     "run": ("model", "adapt", "io", "data", "parallel", "train", "eval"),

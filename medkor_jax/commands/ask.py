@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medkor_jax.data.cells import composed
 from medkor_jax.data.language import ENGLISH, KOREAN, has_hangul
 from medkor_jax.data.question import LETTERS, Question, prompt
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
-from medkor_jax.data.rows import Source, composed
+from medkor_jax.data.rows import Source
 from medkor_jax.data.sources import load_questions
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.eval.exam import evaluate

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from medkor_jax.data.cells import count_hangul
 from medkor_jax.data.contents import sha256_of
 from medkor_jax.data.question import Question
-from medkor_jax.data.rows import Example, count_hangul
+from medkor_jax.data.rows import Example
 
 Document = Example | Question
 

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medkor_jax.data.language import ENGLISH, KOREAN, token_languages
+from medkor_jax.data.language import ENGLISH, KOREAN, check_route, token_languages
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.eval.exam import Continuation
 from medkor_jax.model.completion import LENGTH
@@ -35,7 +35,6 @@ from medkor_jax.model.layout import replicate, spread
 from medkor_jax.model.params import Params, head_table
 from medkor_jax.model.prompts import Prompt, bucket, make_routing, pad_branches, pad_prompts
 
-ROUTES = ("token", "document")
 _POSITIONS = 32  # whose logits exist at once in `continuation_nats`
 
 
@@ -57,8 +56,7 @@ class ModelScorer:
 
         Raises: ValueError on another route, or a batch of no rows.
         """
-        if route not in ROUTES:
-            raise ValueError(f"route is {route!r}, expected one of {', '.join(ROUTES)}")
+        check_route(route)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         self.params, self.config, self._tokenizer, self._mesh = params, config, tokenizer, mesh

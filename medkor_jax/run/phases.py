@@ -18,7 +18,7 @@ from typing import Annotated
 from medkor_jax.adapt.expansion import check_expansion
 from medkor_jax.adapt.language import KINDS
 from medkor_jax.adapt.lora import check_targets
-from medkor_jax.data.packing import ROUTES
+from medkor_jax.data.language import check_route
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import Source
 from medkor_jax.data.sources import OF_QUESTIONS
@@ -307,8 +307,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("dtype", "param_dtype"):
             check_dtype(getattr(self, name), name)
-        if self.route not in ROUTES:
-            raise ValueError(f"route is {self.route!r}; expected {' or '.join(ROUTES)}")
+        check_route(self.route)
         names = [phase.name for phase in self.phases]
         if not self.run:
             raise ValueError("run is empty: name the phases to run")
