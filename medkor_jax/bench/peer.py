@@ -156,7 +156,7 @@ class Peer:
         import transformers
 
         if self._model_path.startswith("random:"):
-            from medkor_jax.io.export import hf_config
+            from medkor_jax.io.export_form import hf_config
             from medkor_jax.model.config import preset
 
             ids = types.SimpleNamespace(bos_id=2, stop_ids=(1,), pad_id=0)

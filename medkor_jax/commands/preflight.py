@@ -27,7 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from medkor_jax.data import rows
 from medkor_jax.data.contents import file_digest, files_digest
 from medkor_jax.data.rows import EMBEDDED
-from medkor_jax.io import hf
+from medkor_jax.io import download
 from medkor_jax.io.weights import is_hub_id
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.parallel import hosts
@@ -185,7 +185,7 @@ def _data(recipe: Recipe) -> str:
             if path.is_file():
                 found[source.name] = file_digest(path)
             elif source.path != EMBEDDED and not path.is_dir() and rows.is_hub_id(source.path):
-                hf.check_access(source.path, "dataset")
+                download.check_access(source.path, "dataset")
             elif source.path != EMBEDDED and not path.is_dir():
                 trouble.append(f"{source.name}: {path.absolute()} is not there")
         except (OSError, ValueError) as error:
@@ -198,7 +198,7 @@ def _data(recipe: Recipe) -> str:
 
 def _weights(name: str) -> str:
     if not _is_here(name):
-        hf.check_access(name)
+        download.check_access(name)
         return "the hub gives them"
     weights = open_model(name).base
     return f"{weights.config.n_params / 1e9:.2f}B parameters, stored in {weights.stored_dtype}"
@@ -210,7 +210,7 @@ def _config(recipe: Recipe) -> ModelConfig:
 
 def _is_here(weights: str) -> bool:
     """Whether the weights can be opened without fetching them."""
-    return pathlib.Path(weights).exists() or not is_hub_id(weights) or hf.is_cached(weights)
+    return pathlib.Path(weights).exists() or not is_hub_id(weights) or download.is_cached(weights)
 
 
 def _disk(recipe: Recipe) -> str:

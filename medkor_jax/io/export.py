@@ -15,24 +15,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from medkor_jax.data.reading import without_place
 from medkor_jax.io.carried import SENTENCEPIECE
 from medkor_jax.io.export_carried import check_carried, outer_config, tokenizer_names, with_tower, write_carried
+from medkor_jax.io.export_form import depth_of, exported_config, generation_config, hf_config, plan_tensors, rounded_form
 from medkor_jax.io.export_tokenizer import write_tokenizer
 from medkor_jax.io.files import write_atomically, write_json
-from medkor_jax.io.hf import EXPORT_RECORD, LAYER_NAMES
+from medkor_jax.io.hf import EXPORT_RECORD
 from medkor_jax.io.language_fold import LanguageFold, make_fold
 from medkor_jax.io.model_card import read_history, write_card
 from medkor_jax.io.models import Model
@@ -40,24 +37,20 @@ from medkor_jax.io.rounding import (
     EVERYTHING,
     MOST_LOST,
     MOST_NOISE,
-    SILENCED,
     Kept,
     Probe,
     choose_stream_scale,
     compare,
     rms,
-    scaled_norm,
 )
-from medkor_jax.io.shards import Planned, write_shards
+from medkor_jax.io.shards import write_shards
 from medkor_jax.io.streaming import WeightsError
-from medkor_jax.model.config import LOCAL, ModelConfig, periodic_kinds
+from medkor_jax.model.config import ModelConfig, periodic_kinds
 from medkor_jax.model.dtypes import check_dtype
-from medkor_jax.model.layers import merged_matrix
-from medkor_jax.model.params import BACK, FRONT, LEARNED, Params, head_table, layer_kinds
+from medkor_jax.model.params import BACK, FRONT, LEARNED, Params
 from medkor_jax.parallel import hosts
-from medkor_jax.parallel.mesh import MeshShape, make_mesh
+from medkor_jax.parallel.mesh import host_mesh
 
-RECORD = EXPORT_RECORD
 MAX_SHARD_BYTES = 4 * 10**9
 
 
@@ -103,8 +96,7 @@ def export_hf(
         check_dtype(dtype)
     except ValueError as error:
         raise ExportError(str(error)) from None
-    if hosts.n_processes() > 1:
-        raise ExportError(f"export runs in one process, this is one of {hosts.n_processes()}; run it on one host")
+    check_alone()
     tokenizer, carried = model.tokenizer, model.base.carried
     check_carried(model, text_only=text_only)
     with new_directory(out) as directory:
@@ -118,7 +110,7 @@ def export_hf(
         kept = _what_rounding_took(model, params, fold, dtype, scale)
         config = exported_config(model.config, params, is_tied=model.config.tied_head and not fold.changes and scale == 1)
         write_json(directory / "config.json", outer_config(hf_config(config, dtype, tokenizer), carried, text_only=text_only))
-        said = write_carried(directory, model, text_only=text_only, generation=_generation_config(tokenizer))
+        said = write_carried(directory, model, text_only=text_only, generation=generation_config(tokenizer))
         said += write_tokenizer(
             tokenizer, directory, max_positions=config.max_positions, sentencepiece=carried.files.get(SENTENCEPIECE, b""),
             names=tokenizer_names(carried, tokenizer.pieces, text_only=text_only),
@@ -126,19 +118,20 @@ def export_hf(
         tensors = with_tower(plan_tensors(params, config, fold, scale), carried, text_only=text_only, stream_scale=scale)
         files = write_shards(directory, tensors, dtype, max_bytes=max_shard_bytes)
         notes = (*_notes(model, config, fold, dtype, kept, scale), *said)
-        history = read_history(model)
-        write_json(directory / RECORD, {
+        write_json(directory / EXPORT_RECORD, {
             "format": 1, "model": model.name, "model_digest": model.digest, "base_digest": model.base.digest, "dtype": dtype,
             "stream_scale": scale, "rounding": {part: one.to_json() for part, one in kept.items()},
-            "read": [without_place(one).to_json() for one in model.read], "merged": sorted(params.lora), "folded": sorted(params.lang), "added_layers": _n_added(params), "notes": list(notes),
+            "read": [without_place(one).to_json() for one in model.read], "merged": sorted(params.lora),
+            "folded": sorted(params.lang), "added_layers": _n_added(params), "notes": list(notes),
         })  # fmt: skip
-        write_atomically(directory / "README.md", write_card(model, history, config, dtype, notes))
+        write_atomically(directory / "README.md", write_card(model, read_history(model), config, dtype, notes))
     return Exported(out, files, notes)
 
 
-def host_mesh() -> Mesh:
-    """Returns one CPU device as a mesh: what is only to be written need not pass through an accelerator's memory."""
-    return make_mesh(MeshShape(data=1), jax.local_devices(backend="cpu")[:1])
+def check_alone() -> None:
+    """Raises: ExportError if this process is one of several."""
+    if hosts.n_processes() > 1:
+        raise ExportError(f"export runs in one process, this is one of {hosts.n_processes()}; run it on one host")
 
 
 @contextlib.contextmanager
@@ -173,108 +166,6 @@ def check_expressible(model: Model, params: Params) -> None:
             raise ExportError(f"{model.name} has added layers {side!r} of {sorted(blocks)}; expected {sorted(params.base['layers'])}")
 
 
-def exported_config(config: ModelConfig, params: Params, *, is_tied: bool) -> ModelConfig:
-    """Returns the config of the whole model, added layers included."""
-    return dataclasses.replace(config, layer_kinds=layer_kinds(params, config), tied_head=is_tied)
-
-
-def hf_config(config: ModelConfig, dtype: str, tokenizer: Any) -> dict[str, Any]:
-    """Returns the config.json of a `Gemma3ForCausalLM`, in the layout of transformers 5 and, beside it, of 4.5x.
-
-    Source: transformers 5.23 and 4.53, `Gemma3TextConfig`.
-    """
-    linear = {"rope_type": "linear", "factor": config.rope_scaling_global}
-    scaling = linear if config.rope_scaling_global != 1.0 else None
-    scalar = config.query_pre_attn_scalar
-    return {
-        "architectures": ["Gemma3ForCausalLM"],
-        "model_type": "gemma3_text",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "intermediate_size": config.d_ff,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads,
-        "head_dim": config.head_dim,
-        "query_pre_attn_scalar": int(scalar) if float(scalar).is_integer() else scalar,
-        "hidden_activation": "gelu_pytorch_tanh",
-        "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.rms_eps,
-        "sliding_window": config.sliding_window,
-        "layer_types": ["sliding_attention" if kind == LOCAL else "full_attention" for kind in config.layer_kinds],
-        "rope_parameters": {
-            "full_attention": {"rope_theta": config.rope_base_global, **(scaling or {"rope_type": "default"})},
-            "sliding_attention": {"rope_theta": config.rope_base_local, "rope_type": "default"},
-        },
-        "rope_theta": config.rope_base_global,
-        "rope_local_base_freq": config.rope_base_local,
-        "rope_scaling": scaling,
-        "tie_word_embeddings": config.tied_head,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "attn_logit_softcapping": None,
-        "final_logit_softcapping": None,
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": list(tokenizer.stop_ids),
-        "pad_token_id": tokenizer.pad_id,
-        "use_cache": True,
-        "dtype": dtype,
-        "torch_dtype": dtype,
-    }
-
-
-def plan_tensors(params: Params, config: ModelConfig, fold: LanguageFold, scale: int = 1) -> list[Planned]:
-    """Returns every tensor of the exported model, in the order of the layers; nothing is computed yet.
-
-    scale: how much larger the residual stream is carried, see `rounding.choose_stream_scale`.
-    """
-    base = params.base
-    size = (config.vocab_size, config.d_model)
-    planned = [Planned("model.embed_tokens.weight", size, lambda: _input_table(base, fold, scale))]
-    stacks = [(params.expand.get(FRONT, {}), {}), (base["layers"], params.lora), (params.expand.get(BACK, {}), {})]
-    number = 0
-    for blocks, lora in stacks:
-        for layer in range(_depth(blocks)):
-            for leaf, name in LAYER_NAMES.items():
-                shape = blocks[leaf].shape[:0:-1]  # a matrix is [in, out] here and [out, in] there
-                make = functools.partial(_layer_value, blocks[leaf], lora.get(leaf), layer, params.lora_scale)
-                if scale != 1 and leaf in SILENCED:
-                    make = functools.partial(lambda blocks, leaf, layer: scaled_norm(blocks[leaf][layer], scale), blocks, leaf, layer)
-                planned.append(Planned(f"model.layers.{number}.{name}.weight", shape, make))
-            number += 1
-    planned.append(Planned("model.norm.weight", (config.d_model,), lambda: np.asarray(base["final_norm"])))
-    if not config.tied_head:
-        planned.append(Planned("lm_head.weight", size, lambda: np.asarray(head_table(base))))
-    return planned
-
-
-def _input_table(base: dict[str, Any], fold: LanguageFold, scale: int) -> np.ndarray:
-    table = fold.apply(base["embed"])
-    return table if scale == 1 else table * np.asarray(scale, table.dtype)  # a power of two: exact
-
-
-def rounded_form(params: Params, fold: LanguageFold, dtype: str, scale: int) -> Params:
-    """Returns the model as `plan_tensors` and `dtype` make it, in a form that runs here: for measuring, on the host."""
-    kind, base = jnp.dtype(dtype), params.base
-
-    def stack(blocks: dict[str, jax.Array], lora: dict[str, Any]) -> dict[str, jax.Array]:
-        def value(name: str, leaf: jax.Array) -> jax.Array:
-            if scale != 1 and name in SILENCED:
-                return jnp.asarray(scaled_norm(leaf, scale)).astype(kind)
-            if name not in lora:
-                return leaf.astype(kind)
-            one = lambda wab: _merged(wab[0].astype(jnp.float32), *wab[1:], params.lora_scale).astype(kind)  # noqa: E731
-            return jax.lax.map(one, (leaf, lora[name]["a"], lora[name]["b"]))
-
-        return {name: value(name, leaf) for name, leaf in blocks.items()}
-
-    whole = {
-        "embed": jnp.asarray(_input_table(base, fold, scale)).astype(kind), "head": head_table(base).astype(kind),
-        "final_norm": base["final_norm"].astype(kind), "layers": stack(base["layers"], params.lora),
-    }  # fmt: skip
-    return Params(whole, expand={side: stack(blocks, {}) for side, blocks in params.expand.items()})
-
-
 def _what_rounding_took(model: Model, params: Params, fold: LanguageFold, dtype: str, scale: int) -> dict[str, Kept]:
     """Returns what the export keeps of each part of the model; {} in float32, which keeps all of it.
 
@@ -302,30 +193,8 @@ def _what_rounding_took(model: Model, params: Params, fold: LanguageFold, dtype:
     return kept
 
 
-def _layer_value(leaf: jax.Array, pair: dict[str, jax.Array] | None, layer: int, scale: float) -> np.ndarray:
-    """Returns one layer's tensor; float32 where an adapter is merged, so that it is rounded once."""
-    value = leaf[layer]
-    if pair is not None:
-        value = _merged(value.astype(jnp.float32), pair["a"][layer], pair["b"][layer], scale)
-    return np.asarray(value).T
-
-
-_merged = jax.jit(merged_matrix, static_argnums=3)
-
-
-def _depth(blocks: dict[str, jax.Array]) -> int:
-    return next(iter(blocks.values())).shape[0] if blocks else 0
-
-
 def _n_added(params: Params) -> dict[str, int]:
-    return {side: _depth(params.expand.get(side, {})) for side in (FRONT, BACK)}
-
-
-def _generation_config(tokenizer: Any) -> dict[str, Any]:
-    return {
-        "bos_token_id": tokenizer.bos_id, "eos_token_id": list(tokenizer.stop_ids), "pad_token_id": tokenizer.pad_id,
-        "do_sample": False,
-    }  # fmt: skip
+    return {side: depth_of(params.expand.get(side, {})) for side in (FRONT, BACK)}
 
 
 def _notes(

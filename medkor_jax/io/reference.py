@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from medkor_jax.io.download import download
 from medkor_jax.io.embedded_model import EMBEDDED_MODEL, embedded_gguf
-from medkor_jax.io.hf import download
 
 
 def load_reference_tokenizer(name: str) -> Any:

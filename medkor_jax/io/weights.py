@@ -26,9 +26,10 @@ from medkor_jax.data.contents import checksum, file_digest, remembered, sha256_o
 from medkor_jax.data.reading import Reading, read_json
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.carried import Carried, read_carried
+from medkor_jax.io.download import download
 from medkor_jax.io.embedded_model import EMBEDDED_MODEL, embedded_gguf
 from medkor_jax.io.gguf import GgufSource
-from medkor_jax.io.hf import EXPORT_RECORD, HfSource, download
+from medkor_jax.io.hf import EXPORT_RECORD, HfSource
 from medkor_jax.io.streaming import TensorSource, WeightsError, digest_source, load_base
 from medkor_jax.model.config import ModelConfig, preset
 from medkor_jax.model.dtypes import check_dtype

@@ -62,6 +62,16 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
 
 
+def one_device(device: Any = None) -> Mesh:
+    """Returns the mesh of one device, the first if none is given."""
+    return make_mesh(MeshShape(data=1), [jax.devices()[0] if device is None else device])
+
+
+def host_mesh() -> Mesh:
+    """Returns one CPU device as a mesh: what is only to be written need not pass through an accelerator's memory."""
+    return one_device(jax.local_devices(backend="cpu")[0])
+
+
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Returns where the leaf at `path` ("lora/q/a", also inside optimizer state) lies.
 

