@@ -11,13 +11,13 @@ HOMES = {
     r"\bdifflib\b": {"nearest.py", "run/phases.py", "run/pipeline.py", "run/config_file.py"},  # TO BE CUT: those of run/
     r"\bhashlib\.sha256\b": {"data/contents.py", "train/loop.py"},  # a seed made of a digest's bytes
     r"float16 overflows": {"model/dtypes.py", "io/export.py"},  # a note in what is written
-    r'\(?"float32", "bfloat16"\)': {"model/dtypes.py", "cli.py"},  # TO BE CUT: the command line's choices
+    r'\(?"float32", "bfloat16"\)': {"model/dtypes.py"},
     r'"q", "k", "v"': {"model/layers.py", "run/phases.py"},  # TO BE CUT: the config's defaults
     r'"lora", "lang"': {"nearest.py"},  # its docstring's example
     r"end_of_turn_id": {"data/tokenizer.py"},
     r'"language embeddings"': {"model/params.py"},
     r'= "embedded"': {"data/rows.py", "io/embedded_model.py"},  # the exam's name, and the model's
-    r"skip_special_tokens": {"data/tokenizer.py"},
+    r"skip_special_tokens": {"data/tokenizer_engines.py"},
 }
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from medkor_jax.data.contents import sha256_of
 from medkor_jax.data.language import LanguageAutomaton, has_hangul, language_automaton
-from medkor_jax.data.tokenizer_engines import Engine, FastTokenizer, SentencePiece, model_proto
+from medkor_jax.data.tokenizer_engines import CONTROL_PIECE, Engine, FastTokenizer, SentencePiece, model_proto
 
 _NEVER_WRITTEN = re.compile(r"<(pad|bos|unk|mask|image_soft_token|start_of_image|end_of_image)>|\[multimodal\]")
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -45,6 +45,7 @@ class Tokenizer:
             raise ValueError(f"the vocabulary of {len(pieces)} pieces has no {', '.join(missing)}; is it Gemma's?")
         self.bos_id, self.eos_id, self.pad_id = ids["<bos>"], ids["<eos>"], ids["<pad>"]
         self.end_of_turn_id = ids.get("<end_of_turn>")
+        self.control_ids = {piece: i for piece, i in ids.items() if CONTROL_PIECE.fullmatch(piece)}
         self.is_hangul_piece = np.fromiter(map(has_hangul, pieces), bool, len(pieces))
         self.byte_value = np.full(len(pieces), -1, np.int16)
         for piece, i in ids.items():

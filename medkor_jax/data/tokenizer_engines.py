@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 # Some files mark these as text ("user defined") and some as control; here they are always control.
-_CONTROL = re.compile(
+CONTROL_PIECE = re.compile(
     r"<(pad|eos|bos|unk|mask|unused\d+|image_soft_token|start_of_turn|end_of_turn|start_of_image|end_of_image)>"
     r"|\[multimodal\]"
 )
@@ -106,7 +106,7 @@ class FastTokenizer:
 
 def _is_control(content: str, is_special: bool) -> bool:
     """Whether a token is never read out of text: what is marked so, and what is marked so in Gemma's own files."""
-    return _CONTROL.fullmatch(content) is not None or is_special and _TEXT.fullmatch(content) is None
+    return CONTROL_PIECE.fullmatch(content) is not None or is_special and _TEXT.fullmatch(content) is None
 
 
 def _mend_user_defined(piece: ModelProto.SentencePiece) -> None:
@@ -115,7 +115,7 @@ def _mend_user_defined(piece: ModelProto.SentencePiece) -> None:
     The reference finds runs of spaces by merging, before anything else and short runs first; matched
     whole, as the file says, a run longer than the longest piece would be cut elsewhere.
     """
-    if _CONTROL.fullmatch(piece.piece):
+    if CONTROL_PIECE.fullmatch(piece.piece):
         piece.type = CONTROL
     elif not piece.piece.strip(" \u2581"):
         piece.type = NORMAL

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from medkor_jax import cli
-from medkor_jax.commands.translate import Work, finish_exam, translate_exam
+from medkor_jax.commands.data_translate import finish_exam, translate_exam
+from medkor_jax.commands.translation_work import Work
 from medkor_jax.data import embedded
 from medkor_jax.data.exams import load
 from medkor_jax.data.likeness import content_key

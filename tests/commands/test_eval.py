@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from medkor_jax.commands.evaluate import evaluate_file, evaluate_pairs
+from medkor_jax.commands.eval import evaluate_file, evaluate_pairs
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import BadDataError
 from medkor_jax.train.rewards import Reward
