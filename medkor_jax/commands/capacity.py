@@ -21,7 +21,8 @@ from medkor_jax.model.config import ModelConfig
 from medkor_jax.plan.arithmetic import estimate
 from medkor_jax.plan.command import config_of
 from medkor_jax.plan.compiling import sharded_bytes
-from medkor_jax.plan.stages import STEP, Program, Trees, abstract_params, planned_stages
+from medkor_jax.plan.lowering import abstract_params
+from medkor_jax.plan.stages import STEP, Program, Trees, planned_stages
 from medkor_jax.plan.topology import Chip, Topology
 from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import Recipe, Stage

@@ -33,7 +33,7 @@ from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Source
 from medkor_jax.data.sources import load_questions
 from medkor_jax.data.translated_exam import TranslatedQuestion, find_faults, row_of
-from medkor_jax.eval.exam import ExamTokenizer, Scorer
+from medkor_jax.eval.scoring import ExamTokenizer, Scorer
 from medkor_jax.eval.translation import translate
 from medkor_jax.io.files import write_atomically
 from medkor_jax.parallel.hosts import say

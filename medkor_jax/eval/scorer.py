@@ -26,7 +26,7 @@ import numpy as np
 
 from medkor_jax.data.language import ENGLISH, KOREAN, check_route, token_languages
 from medkor_jax.data.tokenizer import Tokenizer
-from medkor_jax.eval.exam import Continuation
+from medkor_jax.eval.scoring import Continuation
 from medkor_jax.model.completion import LENGTH
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.decode import Decoder
@@ -39,7 +39,7 @@ _POSITIONS = 32  # whose logits exist at once in `continuation_nats`
 
 
 class ModelScorer:
-    """Implements `eval.exam.Scorer`."""
+    """Implements `eval.scoring.Scorer`."""
 
     def __init__(
         self,

@@ -13,12 +13,9 @@ are `export_peft`'s business; quantised formats are nobody's here.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import pathlib
-import shutil
-from collections.abc import Iterator
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +25,7 @@ from medkor_jax.io.carried import SENTENCEPIECE
 from medkor_jax.io.export_carried import check_carried, outer_config, tokenizer_names, with_tower, write_carried
 from medkor_jax.io.export_form import depth_of, exported_config, generation_config, hf_config, plan_tensors, rounded_form
 from medkor_jax.io.export_tokenizer import write_tokenizer
+from medkor_jax.io.exported import Exported, ExportError, check_exportable_here, new_directory
 from medkor_jax.io.files import write_atomically, write_json
 from medkor_jax.io.hf import EXPORT_RECORD
 from medkor_jax.io.language_fold import LanguageFold, make_fold
@@ -44,32 +42,11 @@ from medkor_jax.io.rounding import (
     rms,
 )
 from medkor_jax.io.shards import write_shards
-from medkor_jax.io.streaming import WeightsError
 from medkor_jax.model.config import ModelConfig, periodic_kinds
-from medkor_jax.model.dtypes import check_dtype
 from medkor_jax.model.params import BACK, FRONT, LEARNED, Params
-from medkor_jax.parallel import hosts
 from medkor_jax.parallel.mesh import host_mesh
 
 MAX_SHARD_BYTES = 4 * 10**9
-
-
-class ExportError(WeightsError):
-    """A model that cannot be written in the form asked for; the message names what stands in the way."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Exported:
-    """directory: what was written; files: bytes of each weight file; notes: what whoever uses it should know."""
-
-    directory: pathlib.Path
-    files: dict[str, int]
-    notes: tuple[str, ...]
-
-    def text(self) -> str:
-        size = sum(self.files.values()) / 1e9
-        lines = [f"{self.directory}: {size:.2f} GB in {len(self.files)} file{'s' if len(self.files) > 1 else ''}"]
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
 def export_hf(
@@ -92,11 +69,7 @@ def export_hf(
     WeightsError if the model's files do not fit together.
     """
     dtype = dtype or model.base.stored_dtype
-    try:
-        check_dtype(dtype)
-    except ValueError as error:
-        raise ExportError(str(error)) from None
-    check_alone()
+    check_exportable_here(dtype)
     tokenizer, carried = model.tokenizer, model.base.carried
     check_carried(model, text_only=text_only)
     with new_directory(out) as directory:
@@ -109,47 +82,14 @@ def export_hf(
         check_carried(model, text_only=text_only, stream_scale=scale)
         kept = _what_rounding_took(model, params, fold, dtype, scale)
         config = exported_config(model.config, params, is_tied=model.config.tied_head and not fold.changes and scale == 1)
-        write_json(directory / "config.json", outer_config(hf_config(config, dtype, tokenizer), carried, text_only=text_only))
-        said = write_carried(directory, model, text_only=text_only, generation=generation_config(tokenizer))
-        said += write_tokenizer(
-            tokenizer, directory, max_positions=config.max_positions, sentencepiece=carried.files.get(SENTENCEPIECE, b""),
-            names=tokenizer_names(carried, tokenizer.pieces, text_only=text_only),
-        )  # fmt: skip
+        said = _write_what_is_no_tensor(directory, model, config, dtype, text_only=text_only)
         tensors = with_tower(plan_tensors(params, config, fold, scale), carried, text_only=text_only, stream_scale=scale)
         files = write_shards(directory, tensors, dtype, max_bytes=max_shard_bytes)
         notes = (*_notes(model, config, fold, dtype, kept, scale), *said)
-        write_json(directory / EXPORT_RECORD, {
-            "format": 1, "model": model.name, "model_digest": model.digest, "base_digest": model.base.digest, "dtype": dtype,
-            "stream_scale": scale, "rounding": {part: one.to_json() for part, one in kept.items()},
-            "read": [without_place(one).to_json() for one in model.read], "merged": sorted(params.lora),
-            "folded": sorted(params.lang), "added_layers": _n_added(params), "notes": list(notes),
-        })  # fmt: skip
+        record = {"dtype": dtype, "stream_scale": scale, "rounding": {part: one.to_json() for part, one in kept.items()}}
+        write_json(directory / EXPORT_RECORD, _identity(model) | record | _made_ordinary(params) | {"notes": list(notes)})
         write_atomically(directory / "README.md", write_card(model, read_history(model), config, dtype, notes))
     return Exported(out, files, notes)
-
-
-def check_alone() -> None:
-    """Raises: ExportError if this process is one of several."""
-    if hosts.n_processes() > 1:
-        raise ExportError(f"export runs in one process, this is one of {hosts.n_processes()}; run it on one host")
-
-
-@contextlib.contextmanager
-def new_directory(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a directory beside `out` that becomes `out` at the end; if it fails, nothing is left.
-
-    Raises: ExportError if `out` is there and is not an empty directory.
-    """
-    if out.is_symlink() or out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise ExportError(f"{out} exists and is not empty; name a new directory, or remove this one")
-    beside = out.absolute().with_name(f".{out.name}.{os.getpid()}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        os.replace(beside, out)  # onto nothing or an empty directory
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def check_expressible(model: Model, params: Params) -> None:
@@ -193,8 +133,31 @@ def _what_rounding_took(model: Model, params: Params, fold: LanguageFold, dtype:
     return kept
 
 
-def _n_added(params: Params) -> dict[str, int]:
-    return {side: depth_of(params.expand.get(side, {})) for side in (FRONT, BACK)}
+def _write_what_is_no_tensor(
+    directory: pathlib.Path, model: Model, config: ModelConfig, dtype: str, *, text_only: bool
+) -> tuple[str, ...]:
+    """Writes the config, the tokenizer and what the base carries; returns what is to be said of them."""
+    tokenizer, carried = model.tokenizer, model.base.carried
+    write_json(directory / "config.json", outer_config(hf_config(config, dtype, tokenizer), carried, text_only=text_only))
+    said = write_carried(directory, model, text_only=text_only, generation=generation_config(tokenizer))
+    return (*said, *write_tokenizer(
+        tokenizer, directory, max_positions=config.max_positions, sentencepiece=carried.files.get(SENTENCEPIECE, b""),
+        names=tokenizer_names(carried, tokenizer.pieces, text_only=text_only),
+    ))  # fmt: skip
+
+
+def _identity(model: Model) -> dict[str, Any]:
+    """Returns what an export says of the model that it was made from."""
+    return {
+        "format": 1, "model": model.name, "model_digest": model.digest, "base_digest": model.base.digest,
+        "read": [without_place(one).to_json() for one in model.read],
+    }  # fmt: skip
+
+
+def _made_ordinary(params: Params) -> dict[str, Any]:
+    """Returns what an export says of the parts that have become weights like others."""
+    added = {side: depth_of(params.expand.get(side, {})) for side in (FRONT, BACK)}
+    return {"merged": sorted(params.lora), "folded": sorted(params.lang), "added_layers": added}
 
 
 def _notes(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medkor_jax.io.download import download
-from medkor_jax.io.export import Exported, ExportError, check_alone, new_directory
+from medkor_jax.io.exported import Exported, ExportError, check_exportable_here, new_directory
 from medkor_jax.io.files import write_atomically, write_json
 from medkor_jax.io.hf import EXPORT_RECORD, LAYER_NAMES
 from medkor_jax.io.model_card import read_history, write_card
@@ -40,7 +40,7 @@ def export_peft(model: Model, out: pathlib.Path, *, base: str = "") -> Exported:
     Raises: ExportError, before anything is written, on what `peft` cannot express, on a base that it cannot load,
     and on a base that is not the adapter's.
     """
-    check_alone()
+    check_exportable_here()
     params = model.load(jnp.float32, host_mesh(), base={})  # the base stays where it is
     for name in ("lang", "expand"):
         if getattr(params, name):

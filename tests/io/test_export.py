@@ -12,7 +12,8 @@ from medkor_jax.adapt.lora import merge
 from medkor_jax.data.language import KOREAN, token_languages
 from medkor_jax.io import export
 from medkor_jax.io.bases import save_base
-from medkor_jax.io.export import ExportError, export_hf
+from medkor_jax.io.export import export_hf
+from medkor_jax.io.exported import ExportError
 from medkor_jax.io.files import write_json
 from medkor_jax.io.hf import EXPORT_RECORD, LAYER_NAMES
 from medkor_jax.io.models import open_model, save_model

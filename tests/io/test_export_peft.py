@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from medkor_jax.io.bases import save_base
-from medkor_jax.io.export import ExportError, export_hf
+from medkor_jax.io.export import export_hf
 from medkor_jax.io.export_peft import _adapter_config, export_peft
+from medkor_jax.io.exported import ExportError
 from medkor_jax.io.models import open_model, save_model
 from medkor_jax.model.forward import Inputs, forward, project_logits
 from medkor_jax.model.params import Params
