@@ -18,6 +18,7 @@ from typing import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import softmax
 
 from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, add_tags, whole
 from medkor_jax.data.cells import composed
@@ -200,8 +201,7 @@ def _with_letters(
     if any(len(letter) != 1 for letter in letters):
         raise ValueError(f"the tokenizer spells the letters in {letters}; probabilities need one token each")
     logits = scorer.next_logits([ids + tokens], [letter[0] for letter in letters])[0].astype(np.float64)
-    weights = np.exp(logits - logits.max())
-    return Asked(written.text, tuple((weights / weights.sum()).tolist()), is_closed)
+    return Asked(written.text, tuple(softmax(logits).tolist()), is_closed)
 
 
 class _Stream:

@@ -25,6 +25,7 @@ import dataclasses
 from typing import Any, Callable, Sequence
 
 import numpy as np
+from scipy.special import softmax
 
 from medkor_jax.data.contents import checksum
 from medkor_jax.data.question import LETTERS, Question, answer_text, cloze_prompt, prompt
@@ -209,9 +210,8 @@ def _read_logits(logits: np.ndarray, question: Question) -> _Found:
         raise ValueError(
             f"question {question.id!r} has option logits {own.tolist()}; they must be finite: check weights and dtype"
         )
-    weights = np.exp(own - own.max())
     chosen = int(own.argmax())
-    return chosen, LETTERS[chosen], {"probabilities": tuple((weights / weights.sum()).tolist())}
+    return chosen, LETTERS[chosen], {"probabilities": tuple(softmax(own).tolist())}
 
 
 def _read_cloze(nats: np.ndarray, question: Question, mode: str) -> _Found:
