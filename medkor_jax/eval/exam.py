@@ -25,7 +25,6 @@ import dataclasses
 from typing import Any, Callable, Sequence
 
 import numpy as np
-from scipy.special import softmax
 
 from medkor_jax.data.contents import checksum
 from medkor_jax.data.question import LETTERS, Question, answer_text, cloze_prompt, prompt
@@ -205,6 +204,8 @@ def _letter_token(tokenizer: ExamTokenizer, question: Question, context: str) ->
 
 
 def _read_logits(logits: np.ndarray, question: Question) -> _Found:
+    from scipy.special import softmax  # half a second, which a config need not wait for
+
     own = np.asarray(logits, np.float64)[: len(question.options)]
     if not np.isfinite(own).all():
         raise ValueError(
