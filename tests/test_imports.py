@@ -12,7 +12,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 # room -> what of ours it may import, beside itself. A room is a folder, or a module at the top.
 MAY_IMPORT = {
-    "model": (),
+    "model": ("parallel.mesh",),  # where activations lie
     "data": (),
     "parallel": (),
     "adapt": ("model",),

@@ -31,9 +31,9 @@ from medkor_jax.model.completion import LENGTH
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.decode import Decoder
 from medkor_jax.model.forward import Inputs, forward, project_logits
-from medkor_jax.model.layout import replicate, spread
 from medkor_jax.model.params import Params, head_table
 from medkor_jax.model.prompts import Prompt, bucket, make_routing, pad_branches, pad_prompts
+from medkor_jax.parallel.mesh import replicate, spread
 
 _POSITIONS = 32  # whose logits exist at once in `continuation_nats`
 

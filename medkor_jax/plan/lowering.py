@@ -24,7 +24,7 @@ from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.params import Params, abstract_base
 from medkor_jax.model.prompts import Routing, pad_prompts
 from medkor_jax.model.sampling import Sampling
-from medkor_jax.parallel.mesh import batch_sharding, shard_tree
+from medkor_jax.parallel.mesh import BATCH_AXES, batch_sharding, shard_tree
 from medkor_jax.plan.stages import READ, SCORE, STEP, WRITE, Program, Trees
 from medkor_jax.train.step import make_scoring, make_state, make_step
 from medkor_jax.train.trainable import Group, Schedule, make_optimizer, split
@@ -154,7 +154,7 @@ def lay_state(state: decode.State, mesh: Mesh) -> decode.State:
     """Returns the decoder's state laid as its own constraints lay it: rows over the batch axes, key heads over `tensor`."""
     rows = batch_sharding(mesh)
     heads = "tensor" if state.cache.full.keys.shape[2] % mesh.shape["tensor"] == 0 else None
-    stack = NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp"), heads))
+    stack = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES, heads))
     whole = NamedSharding(mesh, PartitionSpec())
 
     def sharding(leaf: jax.ShapeDtypeStruct) -> NamedSharding:

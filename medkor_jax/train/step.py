@@ -23,9 +23,9 @@ from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.dtypes import check_dtype
 from medkor_jax.model.forward import Inputs, forward
 from medkor_jax.model.kernel import check_attention
-from medkor_jax.model.layout import replicate
 from medkor_jax.model.params import Params, Tree, head_table
 from medkor_jax.model.remat import check_remat
+from medkor_jax.parallel.mesh import replicate
 from medkor_jax.train.losses import LossSums, cross_entropy, gather_positions, token_losses
 from medkor_jax.train.policy import PolicyLoss, PolicySums, policy_sums
 from medkor_jax.train.retention import Retention, choose_layers, choose_positions, each_layer, n_compared
