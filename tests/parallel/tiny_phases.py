@@ -24,7 +24,7 @@ def get_config():
     text = {code: {"text": dict(kind="text", path="embedded", language=code, subset="train", limit=40)} for code in ("en", "ko")}
     # Rates at which rounding does not grow: Adam turns a gradient of nearly 0 into a whole step of either sign.
     rules = {tree: dict(pattern=f"{tree}/.*", learning_rate=rate) for tree, rate in dict(lora=1e-3, lang=1e-3, expand=1e-4).items()}
-    stage = dict(steps=3, batch_size=4, seq_len=64, warmup_steps=0, save_every=2, groups=rules)
+    stage = dict(steps=3, batch_size=4, seq_len=64, warmup_steps=0, save_every=2, rules=rules)
     gate = dict(reading="absolute", threshold=1.0, on_failure="continue", allow_chance=True)
     common, lora, trees = dict(exam="english", gate=gate), dict(rank=2, alpha=4.0, targets=("q", "down")), ("lora", "lang", "expand")
     held = dict(gate=gate | dict(rounds=1), remedy=dict(data=text["en"], trees=("lora", "lang"), next_token_weight=0.0, retention=dict(weight=1.0, layers=2, positions=4), **stage))

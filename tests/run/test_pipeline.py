@@ -34,7 +34,7 @@ TEXT = {"en": dict(kind="text", path="embedded", language="en", subset="train", 
 LORA = dict(rank=2, alpha=4.0, targets=("q", "down"))
 STAGE = dict(
     data=TEXT, steps=2, batch_size=4, seq_len=64, warmup_steps=1, save_every=2,
-    groups=dict(lora=dict(pattern="lora/.*", learning_rate=0.01), lang=dict(pattern="lang/.*", learning_rate=0.01)),
+    rules=dict(lora=dict(pattern="lora/.*", learning_rate=0.01), lang=dict(pattern="lang/.*", learning_rate=0.01)),
 )  # fmt: skip
 OPEN = dict(reading="absolute", threshold=1.0, on_failure="continue", allow_chance=True)
 
