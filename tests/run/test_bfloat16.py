@@ -14,7 +14,7 @@ from medkor_jax.run.named_model import open_model
 from medkor_jax.train.metrics import read_metrics
 from medkor_jax.train.rewards import Earned, Reward
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
 def make_config(run_dir, weights):
@@ -46,7 +46,7 @@ def make_config(run_dir, weights):
         ),
         phase5d=dict(
             after="phase5c", trees=all_trees, data=dict(exam=dict(kind="exam", path="embedded", language="en", limit=8)), **common,
-            reward=dict(algorithm="grpo", group_size=4, max_new_tokens=12),
+            reward=dict(algorithm="grpo", rollout=dict(group_size=4, max_new_tokens=12)),
             **stage | dict(seq_len=256, batch_size=8),
         ),
     )  # fmt: skip

@@ -28,7 +28,8 @@ PARTS = dict(answer=dict(weight=1.0), letter=dict(weight=0.1), length=dict(weigh
 
 def rich_recipe():
     """Every class of a recipe in force somewhere: what is switched off decides nothing."""
-    rules = {tree: dict(pattern=f"{tree}/.*", learning_rate=0.01, weight_decay=0.1) for tree in ("lora", "lang", "expand")}
+    decay = {"lora": 0.1, "lang": 0.0, "expand": 0.1}  # one has none, and may be another optimizer's
+    rules = {tree: dict(pattern=f"{tree}/.*", learning_rate=0.01, weight_decay=of) for tree, of in decay.items()}
     stage = dict(steps=2, batch_size=4, seq_len=64, warmup_steps=0, rules=rules)
     condition = dict(metric="probability", threshold=0.5, reading="relative")
     gate = dict(
@@ -60,11 +61,12 @@ RECIPE = rich_recipe()
 WORDS = {  # of a field that takes some words only
     "reading": ("absolute", "relative", "non_inferior"), "metric": ("accuracy", "probability"), "on_failure": ("retain", "train", "stop", "continue"),
     "algorithm": ("grpo", "rft"), "kind": ("vector", "table"), "init": ("identity", "duplicate", "copy"), "exam": ("english", "korean", "reasoned"),
-    "pattern": ("lora/.*", "lang/.*", "(lora|lang|expand)/.*", "lora/.*a"), "watch": ("held",), "against": ("start", "reference"), "targets": (("q",), ("q", "k")), "name": (),
+    "pattern": ("lora/.*", "lang/.*", "(lora|lang|expand)/.*", "lora/.*a"), "watch": ("held",), "against": ("start", "reference"), "optimizer": ("adamw", "sgd"), "targets": (("q",), ("q", "k")), "name": (),
 }  # fmt: skip
 DECIDES_NOTHING = {"MeshShape.data", "MeshShape.fsdp", "MeshShape.tensor"}
 NO_OTHER = {  # fields without another valid value in this recipe, and why
     "Condition.name": "a name to print", "Gate.requires": "its conditions are walked one by one", "Condition.watch": "one text is watched", "OptimizerRule.name": "it is the tree's",
+    "RewardPart.name": "another part has its own weight",
 }  # fmt: skip
 
 
