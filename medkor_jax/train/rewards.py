@@ -15,7 +15,7 @@ import difflib
 from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
-from medkor_jax.data.exams import Question
+from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.eval.answers import parse_reasoned
 
