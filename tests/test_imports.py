@@ -5,16 +5,18 @@ import pathlib
 
 import pytest
 
-PACKAGE = pathlib.Path(__file__).parents[1] / "medkor_jax"
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "medkor_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 # room -> what of ours it may import, beside itself. A room is a folder, or a module at the top.
 MAY_IMPORT = {
-    "model": (),
+    "model": ("parallel.mesh",),  # where activations lie
     "data": (),
     "parallel": (),
     "adapt": ("model",),
-    "io": ("model", "data.tokenizer", "data.contents", "data.reading", "parallel"),
+    "io": ("model", "data.tokenizer", "data.tokenizer_engines", "data.contents", "data.reading", "parallel"),
     "train": ("model", "adapt", "io", "data", "parallel", "eval.answers"),
     "eval": ("model", "adapt", "io", "data", "parallel"),
     "run": ("model", "adapt", "io", "data", "parallel", "train", "eval"),
@@ -23,7 +25,14 @@ MAY_IMPORT = {
     "bench": ("model", "adapt", "io", "data", "parallel", "train", "eval", "plan", "run"),
     "commands": ("model", "adapt", "io", "data", "parallel", "train", "eval", "plan", "profiling", "bench", "run"),
 }
-TOP = {"cli", "__init__"}
+TOP = {"cli", "__init__", "nearest"}
+EVERYWHERE = ("nearest",)  # below all rooms
+# Circles that other work in hand cuts: to be cleared before the next version.
+TO_BE_CUT = [
+    ["medkor_jax.run.final", "medkor_jax.run.pipeline"],
+    ["medkor_jax.run.gate_rules", "medkor_jax.run.phases"],
+    ["configs.phase0", "configs.phase1", "configs.phase2", "configs.phase3", "configs.phase4", "configs.phase5", "configs.pipeline"],
+]
 BANNED = {
     "data": ("jax", "jaxlib", "flax", "optax", "orbax", "torch"),
     "": ("torch", "jax.experimental.pjit", "pickle"),  # everywhere; torch is for comparisons alone, see NEEDS_TORCH
@@ -32,7 +41,7 @@ NEEDS_TORCH = {"io/reference.py", "bench"}
 
 
 def _name(file: pathlib.Path) -> str:
-    return ".".join(("medkor_jax", *file.relative_to(PACKAGE).with_suffix("").parts))
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts)
 
 
 def _imports(file: pathlib.Path) -> set[str]:
@@ -63,6 +72,40 @@ def _ours(file: pathlib.Path) -> set[str]:
     return {name.removeprefix("medkor_jax.") for name in _imports(file) & modules}
 
 
+def _graph(files: list[pathlib.Path]) -> dict[str, set[str]]:
+    """Returns which of the files each of them imports, anywhere in it: in functions and for types alone too."""
+    modules = {_name(file).removesuffix(".__init__"): file for file in files}
+    graph = {}
+    for name, file in modules.items():
+        found = _imports(file) & set(modules)
+        # `from package import module` runs the package as well; it is meant where no module of it is named beside it.
+        graph[name] = {one for one in found if not any(other.startswith(one + ".") for other in found)}
+    return graph
+
+
+def _circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Returns the names that can be reached from themselves, each group of them together."""
+    reached = {name: set(imported) for name, imported in graph.items()}
+    while True:
+        further = {name: seen.union(*(reached[one] for one in seen)) for name, seen in reached.items()}
+        if further == reached:
+            break
+        reached = further
+    inside = {name for name, seen in reached.items() if name in seen}
+    groups = {tuple(sorted(other for other in inside & reached[name] if name in reached[other])) for name in inside}
+    return [list(group) for group in sorted(groups)]
+
+
+def test_circles_are_found():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"e"}}
+    assert _circles(graph) == [["b", "c"], ["e"]]
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Deferred imports, and those for types alone, count: a circle cannot be read from its beginning."""
+    assert [group for group in _circles(_graph(FILES + CONFIGS)) if group not in TO_BE_CUT] == []
+
+
 def test_every_room_has_a_rule():
     assert {_room(file) for file in FILES} <= set(MAY_IMPORT) | TOP
 
@@ -72,10 +115,14 @@ def test_a_room_imports_only_what_stands_below_it(room):
     wrong = {}
     for file in FILES:
         if _room(file) == room:
-            allowed = (room, *MAY_IMPORT[room])
+            allowed = (room, *MAY_IMPORT[room], *EVERYWHERE)
             if names := {name for name in _ours(file) if not _is_within(name, allowed)}:
                 wrong[_name(file)] = sorted(names)
     assert wrong == {}
+
+
+def test_what_is_below_all_rooms_imports_none_of_them():
+    assert {name: _ours(PACKAGE / f"{name}.py") for name in EVERYWHERE} == {name: set() for name in EVERYWHERE}
 
 
 def test_flax_linen_is_imported_in_one_file():

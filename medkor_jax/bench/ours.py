@@ -22,7 +22,7 @@ import numpy as np
 from medkor_jax.adapt.lora import make_lora
 from medkor_jax.bench import counts
 from medkor_jax.bench.documents import Document, pack, to_encoded
-from medkor_jax.bench.worker import Stopwatch, peak_memory_bytes
+from medkor_jax.bench.stopwatch import Stopwatch, peak_memory_bytes
 from medkor_jax.data.packing import PackedRows
 from medkor_jax.io.weights import open_weights
 from medkor_jax.model.config import ModelConfig, periodic_kinds
@@ -33,7 +33,7 @@ from medkor_jax.train.actor import Actor, Sample
 from medkor_jax.train.policy import PolicyLoss
 from medkor_jax.train.retention import Retention
 from medkor_jax.train.step import StepSpec, make_state, make_step
-from medkor_jax.train.trainable import Group, Schedule, make_optimizer, split
+from medkor_jax.train.trainable import OptimizerRule, Schedule, make_optimizer, split
 
 _MANY_STEPS = 1_000_000  # keeps the learning rate where it starts
 
@@ -93,7 +93,7 @@ class Ours:
     def prepare_rollout(self, prompts: list[list[int]], max_new_tokens: int, rank: int) -> None:
         """The sampler of GRPO as `train.rollout` uses it, but for text: what is drawn is not read, and nothing ends early."""
         config, v = self._weights.config, self._weights.config.vocab_size
-        no_text = types.SimpleNamespace(eos_id=None, end_of_turn_id=None, vocab_size=v, is_writable=np.ones(v, bool), decode=lambda ids: "")
+        no_text = types.SimpleNamespace(stop_ids=(), vocab_size=v, is_writable=np.ones(v, bool), decode=lambda ids: "")
         self._params, self._prompts, self._n_drawn = self._load(rank), prompts, 0
         self._max_new_tokens = max_new_tokens
         spec = dataclasses.replace(_spec(self._dtype, False, self._remat), next_token_weight=0.0, policy=PolicyLoss())
@@ -196,4 +196,4 @@ def _spec(dtype: str, retention: bool, remat: str = "none") -> StepSpec:
 
 
 def _optimizer(trainable: Any, learning_rate: float) -> Any:
-    return make_optimizer((Group("lora", "lora/.*", learning_rate),), Schedule(_MANY_STEPS), trainable)
+    return make_optimizer((OptimizerRule("lora", "lora/.*", learning_rate),), Schedule(_MANY_STEPS, 0, 0.1, 1.0), trainable)

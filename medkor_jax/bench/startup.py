@@ -55,7 +55,7 @@ def _config(source: str, exam: str, weights: str, run_dir: str) -> str:
             "lora": {"rank": 2, "alpha": 4.0, "targets": ("q", "down")}, "trees": ("lora",), "exam": "judged",
             "gate": {"reading": "absolute", "threshold": 1.0, "on_failure": "continue", "allow_chance": True},
             "data": {"text": {"kind": "text", "path": source}}, "steps": 1, "batch_size": 4, "seq_len": 256, "warmup_steps": 0,
-            "groups": {"lora": {"pattern": "lora/.*", "learning_rate": 1e-3}},
+            "rules": {"lora": {"pattern": "lora/.*", "learning_rate": 1e-3}},
         },
     }  # fmt: skip
     return f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({config!r})\n"
@@ -132,12 +132,13 @@ def _make_tiny(directory: pathlib.Path) -> str:
     import jax
     import numpy as np
 
-    from medkor_jax.io.models import save_base
+    from medkor_jax.io.bases import save_base
+    from medkor_jax.io.embedded_model import EMBEDDED_MODEL
     from medkor_jax.io.weights import open_weights
     from medkor_jax.model.config import preset
     from medkor_jax.model.params import abstract_base
 
-    tokenizer = open_weights("embedded").tokenizer
+    tokenizer = open_weights(EMBEDDED_MODEL).tokenizer
     config = dataclasses.replace(preset("tiny"), vocab_size=tokenizer.vocab_size)
     rng = np.random.default_rng(0)
     shapes = abstract_base(config, np.float32)

@@ -24,14 +24,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from medkor_jax.data.contents import checksum
 from medkor_jax.data.reading import add_readings
-from medkor_jax.eval.gate import Evidence, Judgement, judge, judge_all
-from medkor_jax.eval.scores import Report
+from medkor_jax.eval.judgement import Evidence, Judgement, judge, judge_all
+from medkor_jax.eval.report import Report
 from medkor_jax.eval.verdict import GateClosed, read_verdict, waive, write_verdict
+from medkor_jax.io.bases import open_base
 from medkor_jax.io.checkpoint import digest_tree
-from medkor_jax.io.files import checksum, write_json
+from medkor_jax.io.files import write_json
 from medkor_jax.io.loaded_model import LoadedModel
-from medkor_jax.io.models import Model, open_base, read_ledger, save_model
+from medkor_jax.io.models import Model, read_ledger, save_model
 from medkor_jax.model.dtypes import slow_here
 from medkor_jax.model.params import Params, Tree
 from medkor_jax.parallel import hosts
@@ -43,12 +45,13 @@ from medkor_jax.run.final import sit_final
 from medkor_jax.run.gate_outlook import reference_account
 from medkor_jax.run.lineage import Finished, Lineage, Stale
 from medkor_jax.run.measurement import Measured, Measurer
-from medkor_jax.run.phases import ConfigError, Phase, Recipe, Stage
+from medkor_jax.run.phases import ConfigError, Phase, Recipe
 from medkor_jax.run.readiness import checks
 from medkor_jax.run.stage_plans import stage_plan
 from medkor_jax.run.summary import closing_table
 from medkor_jax.run.trees import add_trees, merge_lora
 from medkor_jax.train.loop import run_stage
+from medkor_jax.train.stage import Stage
 
 
 class Run:
@@ -176,7 +179,7 @@ class Run:
         if not stage.steps:
             return loaded
         plan = stage_plan(self.recipe, self.corpora, phase, stage, name, upstream=loaded.digest)
-        reference = self._reference_params(phase, start, loaded) if stage.retention.weight > 0 else None
+        reference = self._reference_params(phase, start, loaded) if stage.retention.is_on else None
         params = run_stage(plan, loaded.params, reference, loaded.config, loaded.tokenizer, self.mesh)
         return dataclasses.replace(loaded, params=params, read=add_readings(loaded.read, stage.data, by=plan.name))
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medkor_jax.data.exams import LETTERS, answer_text, cloze_prompt, prompt
 from medkor_jax.data.language import ENGLISH, KOREAN, has_hangul, language_automaton, token_languages
+from medkor_jax.data.question import LETTERS, answer_text, cloze_prompt, prompt
 from medkor_jax.eval.exam import evaluate
 from medkor_jax.eval.scorer import ModelScorer
 from medkor_jax.model.config import preset
@@ -36,6 +36,10 @@ class PieceTokenizer:
         self.byte_value = np.r_[np.full(self.vocab_size - 256, -1), np.arange(256)].astype(np.int16)
         self.languages = language_automaton(self)
 
+    @property
+    def stop_ids(self):
+        return tuple(i for i in (self.eos_id, self.end_of_turn_id) if i is not None)
+
     def encode(self, text):
         ids = []
         for piece in re.findall(r" [A-E](?!\w)|(?s:.)", text):
@@ -46,8 +50,8 @@ class PieceTokenizer:
         return [self.encode(text) for text in texts]
 
     def decode(self, ids):
-        """Fails for ids beyond the vocabulary, as sentencepiece does."""
-        spelt = (bytes([self.byte_value[i]]) if self.byte_value[i] >= 0 else self.pieces[i].encode() for i in ids)
+        known = [i for i in ids if i < self.vocab_size]
+        spelt = (bytes([self.byte_value[i]]) if self.byte_value[i] >= 0 else self.pieces[i].encode() for i in known)
         return b"".join(spelt).decode(errors="replace")
 
 

@@ -7,21 +7,22 @@ import jax.numpy as jnp
 import pytest
 
 from medkor_jax.eval.verdict import read_verdict
-from medkor_jax.io.export import RECORD, export_hf
+from medkor_jax.io.export import export_hf
+from medkor_jax.io.hf import EXPORT_RECORD
 from medkor_jax.run import pipeline
 from medkor_jax.run.config_file import load_recipe, make_recipe
 from medkor_jax.run.named_model import open_model
 from medkor_jax.train.metrics import read_metrics
 from medkor_jax.train.rewards import Earned, Reward
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
 def make_config(run_dir, weights):
     text = {code: {"text": dict(kind="text", path="embedded", language=code, subset="train", limit=40)} for code in ("en", "ko")}
     rates = dict(lora=1e-3, lang=5e-2, expand=1e-3)  # two steps of less would leave language vectors below a unit of bfloat16
     rules = {tree: dict(pattern=f"{tree}/.*", learning_rate=rate) for tree, rate in rates.items()}
-    stage = dict(steps=2, batch_size=4, seq_len=64, warmup_steps=0, groups=rules)
+    stage = dict(steps=2, batch_size=4, seq_len=64, warmup_steps=0, rules=rules)
     gate = dict(reading="absolute", threshold=1.0, on_failure="continue", allow_chance=True)
     common, lora = dict(exam="english", gate=gate), dict(rank=2, alpha=4.0, targets=("q", "down"))
     all_trees = ("lora", "lang", "expand")
@@ -46,7 +47,7 @@ def make_config(run_dir, weights):
         ),
         phase5d=dict(
             after="phase5c", trees=all_trees, data=dict(exam=dict(kind="exam", path="embedded", language="en", limit=8)), **common,
-            reward=dict(algorithm="grpo", group_size=4, max_new_tokens=12),
+            reward=dict(algorithm="grpo", rollout=dict(group_size=4, max_new_tokens=12)),
             **stage | dict(seq_len=256, batch_size=8),
         ),
     )  # fmt: skip
@@ -71,7 +72,7 @@ def test_all_phases_in_bfloat16_end_in_an_export_that_keeps_them(tiny_base_dir, 
     assert len(gap) == 2 and max(gap) < 1.0
     for dtype in ("bfloat16", "float32"):
         export_hf(model, tmp_path / dtype, dtype=dtype)
-    kept = json.loads((tmp_path / "bfloat16" / RECORD).read_text())["rounding"]
+    kept = json.loads((tmp_path / "bfloat16" / EXPORT_RECORD).read_text())["rounding"]
     assert list(kept) == ["LoRA", "language embeddings", "added layers", "everything"]
     assert all(one["effect"] > 0 and abs(one["lost"]) < 0.1 for name, one in kept.items() if name != "everything"), kept
 
