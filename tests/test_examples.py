@@ -107,7 +107,10 @@ class Example(ast.NodeVisitor):
         if not inspect.isclass(kind) or kind.__module__.split(".")[0] != "medkor_jax":
             return UNKNOWN, UNKNOWN
         static = inspect.getattr_static(kind, node.attr, None)
-        hints = typing.get_type_hints(kind)
+        try:
+            hints = typing.get_type_hints(kind)
+        except NameError:  # a name that only a type checker imports
+            return UNKNOWN, UNKNOWN
         if static is None and node.attr not in hints and not assigns(kind, node.attr):
             self.faults.append(f"{kind.__name__} has no {node.attr}")
             return UNKNOWN, UNKNOWN

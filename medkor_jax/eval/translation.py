@@ -1,4 +1,4 @@
-r"""How well a model translates: held-out pairs, both directions, greedy.
+"""How well a model translates: held-out pairs, both directions, greedy.
 
     report = evaluate_translation(scorer, tokenizer, load_pairs(source, drop_bad=False).rows, source="embedded", split="test")
     print(report.table())

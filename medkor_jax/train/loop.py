@@ -1,6 +1,6 @@
 """One stage of training, for every phase: restore, step, log, save, stop cleanly.
 
-    params = run_stage(stage, params, reference, context)
+    params = run_stage(plan, params, reference, config, tokenizer, mesh)
 
 A stage directory holds `stage.json` (what was asked for), `checkpoints/` and `metrics.jsonl`. Asked for
 again, the stage goes on where its last checkpoint stands and gives the same bits as if it had never
