@@ -147,7 +147,8 @@ class TranslationReport:
     @classmethod
     def read(cls, path: str | os.PathLike) -> TranslationReport:
         """Returns the report that `write` stored. Raises: ValueError if the file is no such report."""
-        outputs, shared = [], {}
+        outputs: list[Translated] = []
+        shared: dict[str, Any] = {}
         for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
             try:
                 row = json.loads(line)

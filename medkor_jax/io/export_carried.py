@@ -125,7 +125,7 @@ def tokenizer_names(carried: Carried, pieces: Iterable[str], *, text_only: bool)
     for key in ("extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens"):
         value = said.get(key)
         if isinstance(value, dict):
-            kept = {name: text for name, text in value.items() if isinstance(text, str) and text in held}
+            kept: Any = {name: text for name, text in value.items() if isinstance(text, str) and text in held}
         else:
             texts = [one.get("content") if isinstance(one, dict) else one for one in value or ()]
             kept = [text for text in texts if isinstance(text, str) and text in held]

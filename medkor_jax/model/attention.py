@@ -97,7 +97,7 @@ def attend_forward(q, k, v, mask):
 
 def attend_backward(kept, cotangent):
     q, k, v, weights = kept
-    b, kv, x, h = q.shape
+    b, kv, _x, h = q.shape
     t = cotangent.shape[1]
     d_out = _fold_heads(cotangent.reshape(b, t, -1, h), kv)
     d_v = jnp.einsum("bkxh,bkxs->bkhs", d_out, weights)

@@ -31,8 +31,7 @@ _EMPTY = -1  # position of a slot that holds nothing
 _HIDDEN = jnp.finfo(jnp.float32).min
 
 
-@struct.dataclass
-class Ring:
+class Ring(struct.PyTreeNode):
     """keys, values: [layers of the kind, B, K, R, H]; positions: [B, R] int32, -1 where a slot is empty."""
 
     keys: jax.Array
@@ -44,8 +43,7 @@ class Ring:
         return self.positions.shape[1]
 
 
-@struct.dataclass
-class Cache:
+class Cache(struct.PyTreeNode):
     """Both stacks, and the number of tokens written since the rings last ended with their newest token."""
 
     local: Ring

@@ -105,7 +105,8 @@ def embed(params: Params, config: ModelConfig, tokens: jax.Array, langs: jax.Arr
 def run_block(
     config: ModelConfig, layer: Tree, rope: Rope, attend: Attend, x: jax.Array, adapters: Adapters | None
 ) -> jax.Array:
-    return spread(Block(config).apply({"params": layer}, x, rope, attend, adapters))
+    out: Any = Block(config).apply({"params": layer}, x, rope, attend, adapters)
+    return spread(out)
 
 
 def forward(

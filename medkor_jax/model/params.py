@@ -35,8 +35,7 @@ def matrix_sizes(config: ModelConfig) -> list[tuple[int, int]]:
     return [(d, queries), (d, keys), (d, keys), (queries, d), (d, f), (d, f), (f, d)]
 
 
-@struct.dataclass
-class Params:
+class Params(struct.PyTreeNode):
     """base, lora, lang, expand as in DESIGN section 4; an empty dict is an absent tree.
 
     lora[name] = {"a": [L, in, R], "b": [L, R, out]}; `lora_scale` = alpha / rank multiplies A @ B.

@@ -42,7 +42,8 @@ class Peers:
         self._lock = threading.Condition()
         self._answers: dict[int, list[Any]] = {}
         self._n_exchanges = 0
-        self._passed, self._stop_after, self._is_frozen = (0, 0), None, False
+        self._stop_after: tuple[int, ...] | None = None
+        self._passed, self._is_frozen = (0, 0), False
         self.is_ending = False
         self._outgoing: queue.SimpleQueue = queue.SimpleQueue()  # a signal handler may put, too
         self._hub = Hub(place, time_limit_s) if place.process_id == 0 else None

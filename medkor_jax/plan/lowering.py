@@ -127,7 +127,7 @@ def _score(program: Program, config: ModelConfig, mesh: Mesh) -> Traceable:
 def _decoding(program: Program, config: ModelConfig, mesh: Mesh) -> tuple[Params, dict, Any, Any, decode.Settings, NamedSharding]:
     params, parts = _model(program, config, mesh)
     whole = NamedSharding(mesh, PartitionSpec())
-    temperature = 1.0 if program.spec.policy is None else program.spec.policy.temperature
+    temperature = 1.0 if program.spec.policy is None else program.spec.temperature
     settings = decode.Settings(
         config, jnp.dtype(program.spec.dtype), Sampling(temperature), (1, 106), TOKENS_PER_RUN, program.spec.policy is not None
     )  # fmt: skip

@@ -68,7 +68,7 @@ class Slurm:
         munge = [f"--{name}={self.dir}/munge.{end}" for name, end in files.items()]
         try:
             self._daemon("munged", "--foreground", "--force", *munge)
-            self.until(lambda: (self.dir / "munge.socket").exists(), "munged")
+            self.until((self.dir / "munge.socket").exists, "munged")
             self._daemon("slurmctld", "-D")
             self._daemon("slurmd", "-D", "-N", socket.gethostname().split(".")[0])
             self.until(self.is_idle, "the node is idle")

@@ -110,7 +110,7 @@ def test_a_fused_attention_is_counted_by_hand_and_another_kernel_is_named():
 def test_a_machines_file_is_every_phase_with_its_choices(file):
     recipe, phases = load_recipe(str(file)), load_recipe(str(CONFIGS / "pipeline.py"))
     topology = parse_topology(recipe.topology)
-    data, fsdp, tensor = recipe.mesh.resolve(topology.n_chips)
+    data, fsdp, _tensor = recipe.mesh.resolve(topology.n_chips)
     assert [phase.name for phase in recipe.phases] == [phase.name for phase in phases.phases]
     for own, plain in zip(recipe.phases, phases.phases):
         for stage, written in ((own.train, plain.train), (own.remedy, plain.remedy)):
