@@ -130,6 +130,17 @@ def test_flax_linen_is_imported_in_one_file():
     assert importing == ["medkor_jax.model.layers"]
 
 
+def test_scipy_is_imported_where_it_is_used():
+    """It takes a second, which whoever reads a config need not wait for; a command's own file may."""
+    importing = [
+        _name(file)
+        for file in FILES
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Import | ast.ImportFrom) and "scipy" in ast.unparse(node).split(".")[0]
+    ]
+    assert [name for name in importing if not name.startswith("medkor_jax.commands.")] == []
+
+
 @pytest.mark.parametrize("file", FILES, ids=_name)
 def test_no_banned_library(file):
     banned = BANNED[""] + BANNED.get(_room(file), ())
