@@ -85,7 +85,7 @@ class Run:
         with jax.set_mesh(self.mesh):
             for phase in recipe.in_force:
                 self.phase(phase)
-            sit_final(self)
+            sit_final(self.measurer, self.lineage, self._load)
         say(closing_table(self.directory, [phase.name for phase in recipe.phases]))
 
     def phase(self, phase: Phase) -> None:
