@@ -9,21 +9,27 @@ from ml_collections import ConfigDict
 LORA = {"rank": 16, "alpha": 32.0, "targets": ("q", "k", "v", "o", "gate", "up", "down")}
 NO_LORA = LORA | {"rank": 0}
 REWARD = dict(
-    algorithm="", group_size=8, temperature=1.0, max_new_tokens=128, answer=1.0, letter=0.1, format=0.2, length_penalty=0.0,
-    max_reasoning_tokens=0, clip_low=0.2, clip_high=0.28, kl_weight=0.0, std_normalised=True,
-    updates_per_batch=1, max_refills=4, patience=3, importance_cap=2.0,
+    algorithm="",
+    parts={name: dict(weight=weight, bound=0.0) for name, weight in (("answer", 1.0), ("letter", 0.1), ("format", 0.2), ("length", 0.0))},
+    rollout=dict(
+        group_size=8, temperature=1.0, max_new_tokens=128, std_normalised=True, updates_per_batch=1, max_refills=4, patience=3,
+        importance_cap=2.0,
+    ),
+    policy=dict(clip_low=0.2, clip_high=0.28, kl_weight=0.0),
 )  # fmt: skip
+
+
+def rule(tree, learning_rate):
+    return dict(
+        pattern=f"{tree}/.*", learning_rate=learning_rate, optimizer="adamw", b1=0.9, b2=0.98, weight_decay=0.0, momentum=0.0
+    )
 
 
 def stage(**changes):
     """One stretch of training; steps=0 trains nothing."""
     defaults = dict(
         steps=0, trees=(), data={}, batch_size=16, seq_len=1024, microbatches=1, loss_positions=0,
-        groups={
-            "lora": dict(pattern="lora/.*", learning_rate=2e-4, weight_decay=0.0),
-            "lang": dict(pattern="lang/.*", learning_rate=1e-3, weight_decay=0.0),
-            "expand": dict(pattern="expand/.*", learning_rate=1e-4, weight_decay=0.0),
-        },
+        rules={"lora": rule("lora", 2e-4), "lang": rule("lang", 1e-3), "expand": rule("expand", 1e-4)},
         warmup_steps=20, final_share=0.1, clip_norm=1.0, dropout=0.0, next_token_weight=1.0,
         retention=dict(weight=0.0, layers=4, positions=32, temperature=1.0),
         save_every=200, keep_last=1, validation={}, validate_every=0, take="last", reward=REWARD,

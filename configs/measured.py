@@ -11,7 +11,7 @@ from configs import common, phase0, phase1, phase2, phase3, pipeline
 
 SHAPE = dict(
     batch_size=4, seq_len=256, warmup_steps=4, save_every=50,
-    groups={"lora": dict(learning_rate=3e-4), "lang": dict(learning_rate=1e-2)},
+    rules={"lora": dict(learning_rate=3e-4), "lang": dict(learning_rate=1e-2)},
 )  # fmt: skip
 
 EXAM_TEXT = ("question", "A", "B", "C", "D", "E")

@@ -27,7 +27,7 @@ def text(**changes):
 def translation(**changes):
     own = dict(
         expand=dict(front=1, back=1), steps=4000, data=PAIRS, translations=HELD_OUT_PAIRS,
-        groups={"expand": dict(learning_rate=1e-4)},
+        rules={"expand": dict(learning_rate=1e-4)},
     )  # fmt: skip
     return checked(
         "a layer added at each end; Korean translation, both ways", "phase4a_text", ("lora", "lang", "expand"),

@@ -32,8 +32,8 @@ def reasoning(**changes):
 
 def exam(**changes):
     own = dict(
-        steps=1000, data=EXAM, batch_size=64, reward=common.REWARD | dict(algorithm="grpo", group_size=8, max_new_tokens=512),
-        groups={name: dict(learning_rate=2e-5) for name in TREES}, gate=dict(requires=common.korean() | common.form()),
+        steps=1000, data=EXAM, batch_size=64, reward=common.changed(common.REWARD, dict(algorithm="grpo", rollout=dict(group_size=8, max_new_tokens=512))),
+        rules={name: dict(learning_rate=2e-5) for name in TREES}, gate=dict(requires=common.korean() | common.form()),
     )  # fmt: skip
     return checked(
         "the exam itself, with a reward: form, one letter, the right letter", "phase5c_reasoning", TREES,

@@ -11,12 +11,12 @@ their sentence pairs what translation is judged on.
 from configs import common, phase0, phase1, phase2, phase3, phase4, phase5, pipeline
 
 OURS = dict(path="embedded", licence="Apache-2.0")
-GROUPS = {  # short runs want high rates
+RULES = {  # short runs want high rates
     "lora": dict(learning_rate=1e-3),
     "lang": dict(learning_rate=2e-2),
     "expand": dict(learning_rate=1e-4),
 }
-SHAPE = dict(batch_size=4, seq_len=128, warmup_steps=3, save_every=50, groups=GROUPS)
+SHAPE = dict(batch_size=4, seq_len=128, warmup_steps=3, save_every=50, rules=RULES)
 QUESTIONS = {"en": 64, "ko": 32}  # of 96; the rest choose the model (English) and are the final exam (Korean)
 
 
@@ -46,7 +46,7 @@ def get_config(last=pipeline.ALL[-1]):
     held = dict(gate=gate, remedy=dict(data=text("en"), steps=8, **SHAPE), **SHAPE)
     # Late phases go gently; their remedy takes all layers at few positions, so that it always holds what the model finally says.
     gently = dict(lora=dict(learning_rate=3e-4), lang=dict(learning_rate=2e-3))
-    late = SHAPE | dict(groups=GROUPS | gently)
+    late = SHAPE | dict(rules=RULES | gently)
     remedy = dict(data=text("en"), steps=4, retention=dict(layers=0, positions=8), **late)
     held_late = dict(gate=gate, remedy=remedy, **late)
     pairs = {"pairs-train": dict(kind="translation", subset="train", **OURS)}
@@ -88,14 +88,14 @@ def get_config(last=pipeline.ALL[-1]):
             # Without Korean text beside them, solutions cost a nat of it.
             data={"solutions-train": dict(kind="reasoning", language="ko", **OURS, weight=10.0)} | text("en") | text("ko"),
             steps=22, gate=gate | dict(requires=korean_loss(0.6)), remedy=remedy,
-            **(late | dict(batch_size=2, seq_len=384, loss_positions=288, groups=GROUPS | dict(lang=dict(learning_rate=1e-2)))),
+            **(late | dict(batch_size=2, seq_len=384, loss_positions=288, rules=RULES | dict(lang=dict(learning_rate=1e-2)))),
         )
         config.phase5d_exam = phase5.exam(
             data={"exam-train": dict(kind="exam", language="ko", **OURS)},
             steps=2,
-            reward=dict(group_size=4, max_new_tokens=160, max_refills=0),  # a refill of fewer rows compiles anew
+            reward=dict(rollout=dict(group_size=4, max_new_tokens=160, max_refills=0)),  # a refill of fewer rows compiles anew
             gate=gate | dict(requires=korean_loss(0.2) | common.form(threshold=0.5)), remedy=remedy,
-            **(late | dict(batch_size=8, seq_len=256, groups={name: dict(learning_rate=1e-4) for name in GROUPS})),
+            **(late | dict(batch_size=8, seq_len=256, rules={name: dict(learning_rate=1e-4) for name in RULES})),
         )
         for name in set(pipeline.ALL) - set(run):
             del config[name]

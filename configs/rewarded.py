@@ -37,7 +37,7 @@ def get_config(seed="0"):
         config.phase5c_reasoning["after"] = ""  # from `weights`
         config.phase5d_exam = phase5.exam(
             data={"exam-train": dict(kind="exam", **english)}, steps=12, **judged,
-            reward=dict(group_size=4, max_new_tokens=MAX_NEW_TOKENS, max_refills=0),
-            **(quickstart.SHAPE | dict(seq_len=192, batch_size=16, groups=RATES)),
+            reward=dict(rollout=dict(group_size=4, max_new_tokens=MAX_NEW_TOKENS, max_refills=0)),
+            **(quickstart.SHAPE | dict(seq_len=192, batch_size=16, rules=RATES)),
         )  # fmt: skip
     return config

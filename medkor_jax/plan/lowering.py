@@ -27,7 +27,7 @@ from medkor_jax.model.sampling import Sampling
 from medkor_jax.parallel.mesh import BATCH_AXES, batch_sharding, shard_tree
 from medkor_jax.plan.stages import READ, SCORE, STEP, WRITE, Program, Trees
 from medkor_jax.train.step import make_scoring, make_state, make_step
-from medkor_jax.train.trainable import Group, Schedule, make_optimizer, split
+from medkor_jax.train.trainable import OptimizerRule, Schedule, make_optimizer, split
 
 TOKENS_PER_RUN = 8  # that the decoder writes between two looks of the host, see `decode.Decoder`
 
@@ -80,8 +80,8 @@ def traceable(program: Program, config: ModelConfig, mesh: Mesh) -> Traceable:
 def _step(program: Program, config: ModelConfig, mesh: Mesh) -> Traceable:
     params = abstract_params(config, program.trees, program.param_dtype)
     trainable, frozen = split(params, program.trained)
-    groups = tuple(Group(name, f"{name}/.*", 1e-4) for name in program.trained)
-    optimizer = make_optimizer(groups, Schedule(100), trainable)
+    rules = tuple(OptimizerRule(name, f"{name}/.*", 1e-4) for name in program.trained)
+    optimizer = make_optimizer(rules, Schedule(100, 0, 0.1, 1.0), trainable)
     state = jax.eval_shape(lambda t: make_state(optimizer, t), trainable)
     shardings = shard_tree(state, mesh)
     state, frozen = lay(state, shardings), lay(frozen, shard_tree(frozen, mesh))

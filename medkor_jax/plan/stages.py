@@ -12,11 +12,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Iterator
 
+from medkor_jax.adapt.lora import LoraSettings
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.prompts import bucket
-from medkor_jax.run.phases import LoraRecipe, Phase, Recipe, Stage
-from medkor_jax.run.stage_plans import step_spec
-from medkor_jax.train.step import StepSpec
+from medkor_jax.run.phases import Phase, Recipe
+from medkor_jax.train.stage import Stage
+from medkor_jax.train.step import StepSpec, step_spec
 
 STEP, SCORE, READ, WRITE = "step", "score", "read prompts", "write a token"
 
@@ -25,7 +26,7 @@ STEP, SCORE, READ, WRITE = "step", "score", "read prompts", "write a token"
 class Trees:
     """Which trees a model has besides its base. lora: (rank, targets) or None; lang: its kind or ""; expand: layers at each end."""
 
-    lora: LoraRecipe | None = None
+    lora: LoraSettings | None = None
     lang: str = ""
     expand: tuple[int, int] = (0, 0)
 
@@ -91,26 +92,26 @@ def planned_stages(recipe: Recipe, config: ModelConfig) -> list[PlannedStage]:
     return stages
 
 
-def _with(trees: Trees, phase: Phase, lora: LoraRecipe) -> Trees:
+def _with(trees: Trees, phase: Phase, lora: LoraSettings) -> Trees:
     """Returns the trees after the phase added its own, as `run.trees.add_trees` does."""
     return Trees(
-        lora=lora if lora.rank else trees.lora,
+        lora=lora if lora.is_on else trees.lora,
         lang=phase.language.kind or trees.lang,
-        expand=(phase.expand.front, phase.expand.back) if phase.expand.front or phase.expand.back else trees.expand,
+        expand=(phase.expand.front, phase.expand.back) if phase.expand.is_on else trees.expand,
     )
 
 
 def _stages(recipe: Recipe, phase: Phase, stage: Stage, name: str, trees: Trees, held: Trees) -> Iterator[PlannedStage]:
     if not stage.steps:
         return
-    spec = step_spec(recipe, stage, 0)
-    rollout = stage.reward.rollout(recipe.reasoning)
+    spec = step_spec(stage, recipe.compute, 0)
+    rollout = stage.reward.rollout if stage.reward.is_on else None
     longest = rollout.max_new_tokens if rollout else stage.seq_len
     notes = [] if stage.loss_positions or rollout else ["loss at every token (loss_positions is 0: the data would tell)"]
     common = dict(trees=trees, trained=stage.trees, spec=spec, param_dtype=recipe.param_dtype)
     step = Program(
         STEP, rows=stage.batch_size, length=stage.seq_len, positions=stage.loss_positions or longest,
-        reference=held if stage.retention.weight > 0 else None,
+        reference=held if stage.retention.is_on else None,
         with_reference_nats=spec.policy is not None and spec.policy.kl_weight > 0, **common,
     )  # fmt: skip
     runs = [PlannedRun(step, 1.0)]

@@ -19,7 +19,28 @@ import typing
 from typing import Annotated, Any, Mapping, Sequence
 
 from medkor_jax.run.gate_rules import check_gates
-from medkor_jax.run.phases import ConfigError, Exam, Phase, Recipe, Stage
+from medkor_jax.run.phases import ConfigError, Exam, Phase, Recipe
+from medkor_jax.train.stage import Stage
+
+RENAMED = {
+    "groups": "rules",
+    "reward.answer": "reward.parts.answer.weight",
+    "reward.letter": "reward.parts.letter.weight",
+    "reward.format": "reward.parts.format.weight",
+    "reward.length_penalty": "reward.parts.length.weight (below 0)",
+    "reward.max_reasoning_tokens": "reward.parts.length.bound",
+    **{f"reward.{name}": f"reward.rollout.{name}" for name in (
+        "group_size", "temperature", "max_new_tokens", "std_normalised", "updates_per_batch", "max_refills", "patience", "importance_cap"
+    )},
+    **{f"reward.{name}": f"reward.policy.{name}" for name in ("clip_low", "clip_high", "kl_weight")},
+}  # fmt: skip
+"""What keys were called before, wherever they stand, and what they are called now."""
+
+
+def new_name(path: str) -> str:
+    """Returns the sentence for a key that has another name now; "" if it never had one."""
+    found = [(old, new) for old, new in RENAMED.items() if f".{old}." in f".{path}."]
+    return f"; {found[0][0]} is {found[0][1]} now" if found else ""
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
@@ -46,7 +67,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
         said = str(error.args[0]) if error.args else repr(error)  # str() of a KeyError is quoted
         if "field 'remat'" in said and "<class 'bool'>" in said:  # what older config files say; checked where they say it
             said = 'remat is a name now: "full" for what was True, "none" for what was False'
-        raise ConfigError(f"{path}: {' '.join(said.split())}") from error
+        renamed = "".join(map(new_name, (key for override in overrides for key in [override.partition("=")[0].lstrip("-")])))
+        raise ConfigError(f"{path}: {' '.join(said.split())}{renamed}") from error
     if left:
         raise ConfigError(f"not understood: {' '.join(left)}; overrides read --config.phase3.steps=100")
     return config
@@ -84,7 +106,7 @@ def _with_stage(name: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     for key in raw:
         if key not in valid:
             near = difflib.get_close_matches(str(key), sorted(valid), n=1, cutoff=0.0)[0]
-            raise ConfigError(f"config.{name}.{key} is not a key of a phase or its stage; nearest: {near!r}")
+            raise ConfigError(f"config.{name}.{key} is not a key of a phase or its stage; nearest: {near!r}{new_name(key)}")
     own = {key: value for key, value in raw.items() if key not in stage}
     return own | {"train": {key: value for key, value in raw.items() if key in stage}}
 
@@ -104,7 +126,7 @@ def build(kind: type, raw: Mapping[str, Any], path: str = "config") -> Any:
     for key in raw:
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"{path}.{key} is not a key of {kind.__name__}; nearest: {near!r}")
+            raise ConfigError(f"{path}.{key} is not a key of {kind.__name__}; nearest: {near!r}{new_name(f'{path}.{key}')}")
     required = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING and n not in raw]
     if required:
         raise ConfigError(f"{path} lacks {', '.join(required)}")

@@ -12,181 +12,28 @@ it may be ("> 0"), a name the function that checks it; `config_file` holds a con
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Annotated
 
-from medkor_jax.adapt.expansion import check_expansion
-from medkor_jax.adapt.language import KINDS
-from medkor_jax.adapt.lora import check_targets
+from medkor_jax.adapt.expansion import ExpansionSettings
+from medkor_jax.adapt.language import LanguageSettings
+from medkor_jax.adapt.lora import LoraSettings
 from medkor_jax.data.language import check_route
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import Source
-from medkor_jax.data.sources import OF_QUESTIONS
 from medkor_jax.eval.exam import MAX_REASONING_TOKENS
 from medkor_jax.eval.gate import Gate
 from medkor_jax.eval.scores import MODES
 from medkor_jax.model.dtypes import check_dtype
 from medkor_jax.model.kernel import check_attention
 from medkor_jax.model.remat import check_remat
+from medkor_jax.nearest import nearest
 from medkor_jax.parallel.mesh import MeshShape
-from medkor_jax.train.groups import RolloutSettings
-from medkor_jax.train.policy import PolicyLoss
-from medkor_jax.train.retention import Retention
-from medkor_jax.train.rewards import Reward
-from medkor_jax.train.trainable import TRAINABLE_TREES, Group
+from medkor_jax.train.stage import Stage
+from medkor_jax.train.step import ComputeSettings
 
 
 class ConfigError(ValueError):
     """The config cannot be run as it stands; the message says which key and what to write."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraRecipe:
-    """rank 0: this phase adds no adapter. Applied as alpha / rank * A @ B."""
-
-    rank: Annotated[int, ">= 0"] = 16
-    alpha: Annotated[float, "> 0"] = 32.0
-    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
-
-    def __post_init__(self) -> None:
-        if self.rank:
-            check_targets(self.targets, self.rank)
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
-
-
-@dataclasses.dataclass(frozen=True)
-class LanguageRecipe:
-    """kind "": this phase adds no language embeddings."""
-
-    kind: str = ""
-
-    def __post_init__(self) -> None:
-        if self.kind and self.kind not in KINDS:
-            raise ValueError(f"language kind is {self.kind!r}; expected {', '.join(KINDS)}, or '' for none")
-
-
-@dataclasses.dataclass(frozen=True)
-class ExpandRecipe:
-    """front, back: how many layers this phase adds at each end (both 0: none); init: see `adapt.expansion`."""
-
-    front: Annotated[int, ">= 0"] = 0
-    back: Annotated[int, ">= 0"] = 0
-    init: str = "identity"
-
-    def __post_init__(self) -> None:
-        if self.front or self.back:
-            check_expansion(self.front, self.back, self.init)
-
-
-@dataclasses.dataclass(frozen=True)
-class RewardRecipe:
-    """algorithm "": the stage learns from documents; "grpo" or "rft": from its own answers to the questions of its data.
-
-    answer, letter, format, length_penalty, max_reasoning_tokens: what an answer earns, see `train.rewards.Reward`.
-    The rest: see `train.groups.RolloutSettings` and, for grpo alone (clip,
-    kl_weight, std_normalised), `train.policy`.
-    """
-
-    algorithm: str = ""
-    group_size: Annotated[int, ">= 1"] = 8
-    temperature: Annotated[float, "> 0"] = 1.0
-    max_new_tokens: Annotated[int, ">= 1"] = 128
-    answer: Annotated[float, ">= 0"] = 1.0
-    letter: Annotated[float, ">= 0"] = 0.1
-    format: Annotated[float, ">= 0"] = 0.2
-    length_penalty: Annotated[float, ">= 0"] = 0.0
-    max_reasoning_tokens: Annotated[int, ">= 0"] = 0
-    clip_low: Annotated[float, "> 0", "< 1"] = 0.2
-    clip_high: Annotated[float, "> 0"] = 0.28
-    kl_weight: Annotated[float, ">= 0"] = 0.0
-    std_normalised: bool = True
-    updates_per_batch: Annotated[int, ">= 1"] = 1
-    max_refills: Annotated[int, ">= 0"] = 4
-    patience: Annotated[int, ">= 1"] = 3
-    importance_cap: Annotated[float, ">= 0"] = 2.0
-
-    def __post_init__(self) -> None:
-        self.rollout(), self.policy()  # they check themselves
-
-    def rollout(self, form: ReasoningFormat = ReasoningFormat()) -> RolloutSettings | None:
-        if not self.algorithm:
-            return None
-        reward = Reward(self.answer, self.letter, self.format, self.length_penalty, self.max_reasoning_tokens)
-        return RolloutSettings(
-            algorithm=self.algorithm, group_size=self.group_size, temperature=self.temperature,
-            max_new_tokens=self.max_new_tokens, reward=reward, form=form,
-            std_normalised=self.std_normalised, updates_per_batch=self.updates_per_batch, max_refills=self.max_refills,
-            patience=self.patience, importance_cap=self.importance_cap,
-        )  # fmt: skip
-
-    def policy(self) -> PolicyLoss | None:
-        if self.algorithm != "grpo":
-            return None
-        return PolicyLoss(self.clip_low, self.clip_high, self.kl_weight, self.temperature)
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One stretch of training. steps 0: not trained at all.
-
-    batch_size: rows of the global batch, over all devices and microbatches; seq_len: tokens a row.
-    loss_positions: predicted positions a row at most; 0 derives it from the data.
-    validation: held-out text whose loss is measured every `validate_every` steps (0: never);
-    take: which checkpoint goes on, "last" or "best" by that loss.
-    reward: learn from the model's own answers to the questions of `data`; one answer a row.
-    """
-
-    steps: Annotated[int, ">= 0"] = 0
-    trees: tuple[str, ...] = ()
-    data: tuple[Source, ...] = ()
-    batch_size: Annotated[int, ">= 1"] = 8
-    seq_len: Annotated[int, ">= 4"] = 512
-    microbatches: Annotated[int, ">= 1"] = 1
-    loss_positions: Annotated[int, ">= 0"] = 0
-    groups: tuple[Group, ...] = ()
-    warmup_steps: Annotated[int, ">= 0"] = 10
-    final_share: Annotated[float, ">= 0", "<= 1"] = 0.1
-    clip_norm: Annotated[float, "> 0"] = 1.0
-    dropout: Annotated[float, ">= 0", "< 1"] = 0.0
-    next_token_weight: Annotated[float, ">= 0"] = 1.0
-    retention: Retention = Retention()
-    save_every: Annotated[int, ">= 1"] = 100
-    keep_last: Annotated[int, ">= 1"] = 1
-    validation: tuple[Source, ...] = ()
-    validate_every: Annotated[int, ">= 0"] = 0
-    take: str = "last"
-    reward: RewardRecipe = RewardRecipe()
-
-    def __post_init__(self) -> None:
-        if self.steps and not self.trees:
-            raise ValueError(f"trees names nothing to train; choose from {', '.join(TRAINABLE_TREES)}, or set steps to 0")
-        if self.steps and not self.data:
-            raise ValueError("data names no source to train on; give one, or set steps to 0")
-        for tree in self.trees:
-            if tree not in TRAINABLE_TREES:
-                raise ValueError(f"trees holds {tree!r}; choose from {', '.join(TRAINABLE_TREES)}")
-        if self.steps and not (self.next_token_weight or self.retention.weight or self.reward.algorithm):
-            raise ValueError("next_token_weight and retention.weight are both 0 and there is no reward: nothing would be learnt")
-        if self.take not in ("last", "best"):
-            raise ValueError(f"take is {self.take!r}; expected 'last' or 'best'")
-        if self.take == "best" and not (self.validate_every and self.validation):
-            raise ValueError("take='best' needs validation sources and validate_every above 0")
-        if self.steps and (rollout := self.reward.rollout()):
-            rollout.check_shape(self.batch_size, self.seq_len, self.loss_positions)
-            if wrong := [source for source in self.data if source.kind not in OF_QUESTIONS]:
-                raise ValueError(
-                    f"reward.algorithm is {self.reward.algorithm!r} and data source {wrong[0].name!r} of kind "
-                    f"{wrong[0].kind!r}; only questions can be answered: give sources of kind {' or '.join(OF_QUESTIONS)}"
-                )
-            if self.dropout and self.reward.policy():
-                raise ValueError(f"dropout is {self.dropout} and reward.algorithm 'grpo'; what sampled must be what learns: 0")
-
-    def groups_in_force(self) -> tuple[Group, ...]:
-        """The optimizer rules of the trees that train here."""
-        return tuple(group for group in self.groups if group.pattern.split("/")[0] in self.trees)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,10 +78,10 @@ class Phase:
     title: str = ""
     after: str = ""
     candidates: tuple[str, ...] = ()
-    lora: LoraRecipe = LoraRecipe(rank=0)
-    remedy_lora: LoraRecipe = LoraRecipe(rank=0)
-    language: LanguageRecipe = LanguageRecipe()
-    expand: ExpandRecipe = ExpandRecipe()
+    lora: LoraSettings = LoraSettings(rank=0)
+    remedy_lora: LoraSettings = LoraSettings(rank=0)
+    language: LanguageSettings = LanguageSettings()
+    expand: ExpansionSettings = ExpansionSettings()
     train: Stage = Stage()
     merge: bool = False
     is_reference: bool = False
@@ -246,7 +93,7 @@ class Phase:
     def __post_init__(self) -> None:
         if self.gate.on_failure in ("retain", "train") and not self.remedy.steps:
             raise ValueError(f"gate.on_failure is {self.gate.on_failure!r} but remedy.steps is 0: nothing would follow")
-        if self.gate.on_failure == "retain" and self.remedy.retention.weight <= 0:
+        if self.gate.on_failure == "retain" and not self.remedy.retention.is_on:
             raise ValueError("gate.on_failure is 'retain' but remedy.retention.weight is 0: nothing would be retained")
         if self.merge and not self.lora.rank:
             raise ValueError("merge=True but lora.rank is 0: there would be nothing to merge")
@@ -289,11 +136,11 @@ class Recipe:
     watch: tuple[Source, ...] = ()
     watch_tokens: Annotated[int, ">= 0"] = 65536
     max_translation_tokens: Annotated[int, ">= 1"] = 256
-    dtype: str = "bfloat16"
+    dtype: str = ComputeSettings.dtype
     param_dtype: str = "bfloat16"
-    remat: Annotated[str, check_remat] = "gate_up"
-    attention: Annotated[str, check_attention] = "auto"
-    chunk: Annotated[int, ">= 1"] = 256
+    remat: Annotated[str, check_remat] = ComputeSettings.remat
+    attention: Annotated[str, check_attention] = ComputeSettings.attention
+    chunk: Annotated[int, ">= 1"] = ComputeSettings.chunk
     route: str = "token"
     mesh: MeshShape = MeshShape()
     topology: str = ""
@@ -312,8 +159,7 @@ class Recipe:
             raise ValueError("run is empty: name the phases to run")
         for name in self.run:
             if name not in names:
-                near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-                raise ValueError(f"run names {name!r}, which is not defined; nearest: {near[0] if near else 'none'!r}")
+                raise ValueError(f"run names {name!r}, which is not defined; nearest: {nearest(name, names) or 'none'!r}")
         if list(self.run) != [name for name in names if name in self.run]:
             raise ValueError(f"run names {', '.join(self.run)}: each phase once, in the order {', '.join(names)}")
         has_reference = False
@@ -339,6 +185,10 @@ class Recipe:
     def upstream_of(self, phase: Phase) -> tuple[str, ...]:
         """Returns what the phase may start from: phases of this run, and weights from outside it, by name."""
         return phase.candidates or (phase.after or self.weights,)
+
+    @property
+    def compute(self) -> ComputeSettings:
+        return ComputeSettings(self.dtype, self.remat, self.attention, self.chunk)
 
     @property
     def outside_weights(self) -> tuple[str, ...]:

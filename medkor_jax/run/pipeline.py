@@ -13,7 +13,6 @@ Which phases there are, and what they train on, is data (`phases.Recipe`).
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import pathlib
 import shutil
@@ -36,6 +35,7 @@ from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.io.models import Model, read_ledger, save_model
 from medkor_jax.model.dtypes import slow_here
 from medkor_jax.model.params import Params, Tree
+from medkor_jax.nearest import nearest
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.agreement import require_same, require_shared
 from medkor_jax.parallel.hosts import say
@@ -45,12 +45,13 @@ from medkor_jax.run.final import sit_final
 from medkor_jax.run.gate_outlook import reference_account
 from medkor_jax.run.lineage import Finished, Lineage, Stale
 from medkor_jax.run.measurement import Measured, Measurer
-from medkor_jax.run.phases import ConfigError, Phase, Recipe, Stage
+from medkor_jax.run.phases import ConfigError, Phase, Recipe
 from medkor_jax.run.readiness import checks
 from medkor_jax.run.stage_plans import stage_plan
 from medkor_jax.run.summary import closing_table
 from medkor_jax.run.trees import add_trees, merge_lora
 from medkor_jax.train.loop import run_stage
+from medkor_jax.train.stage import Stage
 
 
 class Run:
@@ -178,7 +179,7 @@ class Run:
         if not stage.steps:
             return loaded
         plan = stage_plan(self.recipe, self.corpora, phase, stage, name, upstream=loaded.digest)
-        reference = self._reference_params(phase, start, loaded) if stage.retention.weight > 0 else None
+        reference = self._reference_params(phase, start, loaded) if stage.retention.is_on else None
         params = run_stage(plan, loaded.params, reference, loaded.config, loaded.tokenizer, self.mesh)
         return dataclasses.replace(loaded, params=params, read=add_readings(loaded.read, stage.data, by=plan.name))
 
@@ -271,8 +272,8 @@ def restart(recipe: Recipe, names: Sequence[str]) -> list[pathlib.Path]:
     known = [phase.name for phase in recipe.phases]
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise ConfigError(f"--restart {name}: no such phase in this config; nearest: {near[0] if near else 'none'!r}. It has {', '.join(known)}")
+            near = nearest(name, known) or "none"
+            raise ConfigError(f"--restart {name}: no such phase in this config; nearest: {near!r}. It has {', '.join(known)}")
     moved = []
     for directory in (pathlib.Path(recipe.run_dir) / name for name in names):
         if aside := hosts.first(f"restart {directory.name}", lambda directory=directory: _move_aside(directory)):

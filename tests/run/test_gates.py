@@ -11,10 +11,10 @@ from medkor_jax.run.corpora import Corpora
 from medkor_jax.run.gate_outlook import gate_outlook, reference_account
 from medkor_jax.run.phases import ConfigError
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 TEXT = {"text": dict(kind="text", path="embedded", language="en")}
-STAGE = dict(steps=3, trees=("lora",), data=TEXT, groups=dict(lora=dict(pattern="lora/.*", learning_rate=1.0)), lora=dict(rank=2))
-REMEDY = dict(steps=2, trees=("lora",), data=TEXT, groups=STAGE["groups"], next_token_weight=0.0, retention=dict(weight=1.0))
+STAGE = dict(steps=3, trees=("lora",), data=TEXT, rules=dict(lora=dict(pattern="lora/.*", learning_rate=1.0)), lora=dict(rank=2))
+REMEDY = dict(steps=2, trees=("lora",), data=TEXT, rules=STAGE["rules"], next_token_weight=0.0, retention=dict(weight=1.0))
 WIDE = dict(reading="relative", threshold=0.6)
 
 
@@ -24,7 +24,7 @@ def exam(limit=64, skip=0, mode="letter", **more):
 
 def make(phase1={}, phase2={}, exams={}, **changed):
     """Two phases: phase 1 chooses a model by its own questions and is the reference, phase 2 trains and compares with it."""
-    first = dict(exam="choice", is_reference=True, gate=dict(reading="absolute", threshold=0.3, on_failure="train"), remedy=REMEDY)
+    first = dict(exam="choice", is_reference=True, gate=dict(reading="absolute", threshold=0.3, on_failure="train", rounds=1), remedy=REMEDY)
     second = dict(after="phase1", exam="english", gate=WIDE, remedy=REMEDY, **STAGE)
     config = dict(
         run_dir="runs/x", weights="embedded", run=("phase1", "phase2"),
