@@ -1,4 +1,4 @@
-"""Translations and the scores drawn from them: chrF and BLEU, each with its interval, count and signature.
+r"""Translations and the scores drawn from them: chrF and BLEU, each with its interval, count and signature.
 
     report = TranslationReport.read("translations.jsonl")
     print(report.table())
