@@ -127,9 +127,8 @@ def _score(program: Program, config: ModelConfig, mesh: Mesh) -> Traceable:
 def _decoding(program: Program, config: ModelConfig, mesh: Mesh) -> tuple[Params, dict, Any, Any, decode.Settings, NamedSharding]:
     params, parts = _model(program, config, mesh)
     whole = NamedSharding(mesh, PartitionSpec())
-    temperature = 1.0 if program.spec.policy is None else program.spec.policy.temperature
     settings = decode.Settings(
-        config, jnp.dtype(program.spec.dtype), Sampling(temperature), (1, 106), TOKENS_PER_RUN, program.spec.policy is not None
+        config, jnp.dtype(program.spec.dtype), Sampling(program.spec.temperature), (1, 106), TOKENS_PER_RUN, program.spec.policy is not None
     )  # fmt: skip
     routing = Routing.constant(config.vocab_size)
     prompt = pad_prompts([[2] * program.length] * program.rows, routing, seeds=[0] * program.rows)
