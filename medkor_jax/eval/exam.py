@@ -1,6 +1,6 @@
 """A model sits an exam.
 
-    report = evaluate(scorer, tokenizer, questions, mode="letter", source="embedded", split="valid")
+    report = evaluate(scorer, questions, mode="letter", source="embedded", split="valid")
     print(report.table())
 
 Modes. `letter`: one forward pass a question; the logits of the option letters right after the prompt
@@ -50,6 +50,14 @@ class Continuation:
 class Scorer(Protocol):
     """What an exam asks of a model. Prompts differ in length; bucketing and padding are the scorer's business."""
 
+    @property
+    def tokenizer(self) -> ExamTokenizer:
+        """The model's own."""
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens of prompt and answer that the model has room for; None: any number."""
+
     def next_logits(self, prompts: list[list[int]], token_ids: list[int]) -> np.ndarray:
         """Returns float32 [prompts, token_ids]: the logits after each prompt's last token, at `token_ids`."""
 
@@ -69,7 +77,6 @@ class ExamTokenizer(harness.Encoder, Protocol):
 
 def evaluate(
     scorer: Scorer,
-    tokenizer: ExamTokenizer,
     questions: Sequence[Question],
     *,
     mode: str,
@@ -77,7 +84,6 @@ def evaluate(
     source: str = "",
     split: str = "",
     batch_size: int = 16,
-    max_positions: int | None = None,
     confidence: float = 0.95,
     max_new_tokens: int = MAX_REASONING_TOKENS,
     form: ReasoningFormat = ReasoningFormat(),
@@ -100,9 +106,10 @@ def evaluate(
         raise ValueError(f"no questions in {source or 'this exam'} {split}: nothing to evaluate")
     if mode in CLOZE and shots:
         raise ValueError(f"{mode} mode shows no options, so it has no shots; set shots to 0")
+    tokenizer = scorer.tokenizer
     new_tokens = {"harness": harness.MAX_NEW_TOKENS, "reason": max_new_tokens}.get(mode, 1)
     texts = contexts(questions, mode, shots)
-    requests = harness.bounded(questions, texts, tokenizer, max_positions=max_positions, max_new_tokens=new_tokens)
+    requests = harness.bounded(questions, texts, tokenizer, max_positions=scorer.max_positions, max_new_tokens=new_tokens)
     shown = {prompt(shot) for shot in shots}
     letters = _letter_tokens(tokenizer, questions, requests) if mode == "letter" else {}
 

@@ -1,6 +1,6 @@
 """A model with its tokenizer, as exams ask for it: logits after a prompt, or greedy text.
 
-    scorer = ModelScorer(params, config, tokenizer, dtype=jnp.float32, mesh=mesh, batch_size=16)
+    scorer = ModelScorer(loaded, dtype=jnp.float32, mesh=mesh, batch_size=16)
     scorer.next_logits(prompts, letter_ids)                     # float32 [prompts, ids]
     scorer.generate(prompts, max_new_tokens=64, stop=(".",))    # list[str]
     scorer.complete(prompts, max_new_tokens=64, stop=())        # list[Continuation]: also whether each ended itself
@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from medkor_jax.data.language import ENGLISH, KOREAN, token_languages
-from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.eval.exam import Continuation
+from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.model.completion import LENGTH
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.decode import Decoder
@@ -44,24 +44,22 @@ class ModelScorer:
 
     def __init__(
         self,
-        params: Params,
-        config: ModelConfig,
-        tokenizer: Tokenizer,
+        loaded: LoadedModel,
         *,
         dtype: Any,
         mesh: jax.sharding.Mesh | None = None,
         batch_size: int,
-        route: str = "token",
     ) -> None:
-        """route: "token" takes each token's language from its text, "document" makes a prompt with any Hangul Korean.
+        """Its route: "token" takes each token's language from its text, "document" makes a prompt with any Hangul Korean.
 
         Raises: ValueError on another route, or a batch of no rows.
         """
+        config, tokenizer, route = loaded.config, loaded.tokenizer, loaded.route
         if route not in ROUTES:
             raise ValueError(f"route is {route!r}, expected one of {', '.join(ROUTES)}")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        self.params, self.config, self._tokenizer, self._mesh = params, config, tokenizer, mesh
+        self.params, self.config, self.tokenizer, self._mesh = loaded.params, config, tokenizer, mesh
         self._dtype, self._batch_size, self._is_by_token = jnp.dtype(dtype), batch_size, route == "token"
         self.routing = make_routing(tokenizer, config.vocab_size, by_token=self._is_by_token)
         stop_ids = (tokenizer.eos_id, tokenizer.end_of_turn_id)
@@ -72,6 +70,10 @@ class ModelScorer:
             decode=self._decode,
             routing=self.routing,
         )
+
+    @property
+    def max_positions(self) -> int:
+        return self.config.max_positions
 
     def next_logits(self, prompts: list[list[int]], token_ids: list[int]) -> np.ndarray:
         """Returns float32 [prompts, token_ids]: the logits after each prompt's last token, at `token_ids`."""
@@ -157,12 +159,12 @@ class ModelScorer:
         """Returns one language a prompt for routing by document, None for routing by token."""
         if self._is_by_token:
             return None
-        has_korean = [(token_languages(np.asarray(prompt), self._tokenizer) == KOREAN).any() for prompt in batch]
+        has_korean = [(token_languages(np.asarray(prompt), self.tokenizer) == KOREAN).any() for prompt in batch]
         return [KOREAN if found else ENGLISH for found in has_korean]
 
     def _decode(self, ids: Sequence[int]) -> str:
         """Returns the text; rows of the embedding beyond the vocabulary have none."""
-        return self._tokenizer.decode([i for i in ids if i < self._tokenizer.vocab_size])
+        return self.tokenizer.decode([i for i in ids if i < self.tokenizer.vocab_size])
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))

@@ -1,6 +1,6 @@
 """How well a model translates: held-out pairs, both directions, greedy, judged with chrF and BLEU.
 
-    report = evaluate_translation(scorer, tokenizer, load_pairs(source, drop_bad=False).rows, source="embedded", split="test")
+    report = evaluate_translation(scorer, load_pairs(source, drop_bad=False).rows, source="embedded", split="test")
     print(report.table())
     print("\n".join(change_lines(before, report)))      # en-ko chrF 8.1 -> 61.0 (+52.9 [+50.2, +55.6]), ...
 
@@ -28,7 +28,7 @@ import numpy as np
 
 from medkor_jax.data.language import has_hangul
 from medkor_jax.data.pairs import DIRECTIONS, Pair, translation_prompt
-from medkor_jax.eval.exam import Continuation, ExamTokenizer, Scorer
+from medkor_jax.eval.exam import Continuation, Scorer
 from medkor_jax.eval.stats import Interval
 from medkor_jax.io.files import write_atomically
 
@@ -180,7 +180,6 @@ class TranslationReport:
 
 def evaluate_translation(
     scorer: Scorer,
-    tokenizer: ExamTokenizer,
     pairs: Sequence[Pair],
     *,
     source: str = "",
@@ -206,7 +205,7 @@ def evaluate_translation(
     for at in range(0, len(order), batch_size):
         batch = order[at : at + batch_size]
         prompts = [translation_prompt(text(pair, given), given, target) for pair, given, target in (asked[i] for i in batch)]
-        done |= zip(batch, translate(scorer, tokenizer, prompts, max_new_tokens=max_new_tokens), strict=True)
+        done |= zip(batch, translate(scorer, prompts, max_new_tokens=max_new_tokens), strict=True)
         if on_progress is not None:
             on_progress(len(done), len(asked))
     outputs = tuple(
@@ -216,8 +215,9 @@ def evaluate_translation(
     return TranslationReport(source, split, outputs, max_new_tokens, confidence, n_resamples, seed)
 
 
-def translate(scorer: Scorer, tokenizer: ExamTokenizer, prompts: Sequence[str], *, max_new_tokens: int) -> list[Continuation]:
+def translate(scorer: Scorer, prompts: Sequence[str], *, max_new_tokens: int) -> list[Continuation]:
     """Returns the continuation of each prompt up to the end of its line, without the space around it."""
+    tokenizer = scorer.tokenizer
     encoded = [[tokenizer.bos_id, *ids] for ids in tokenizer.encode_batch(prompts)]
     written = scorer.complete(encoded, max_new_tokens=max_new_tokens, stop=STOP)
     return [dataclasses.replace(one, text=one.text.strip()) for one in written]

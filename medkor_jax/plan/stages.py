@@ -126,7 +126,7 @@ def _stages(recipe: Recipe, phase: Phase, stage: Stage, name: str, trees: Trees,
     step = Program(
         STEP, rows=stage.batch_size, length=stage.seq_len, positions=stage.loss_positions or longest,
         reference=held if stage.retention.is_on else None,
-        with_reference_nats=spec.policy is not None and spec.policy.kl_weight > 0, **common,
+        with_reference_nats=spec.policy is not None and spec.policy.settings.kl_weight > 0, **common,
     )  # fmt: skip
     runs = [PlannedRun(step, 1.0)]
     if rollout:
@@ -235,8 +235,9 @@ def _score(program: Program, config: ModelConfig, mesh: Mesh) -> Traceable:
 def _decoding(program: Program, config: ModelConfig, mesh: Mesh) -> tuple[Params, dict, Any, Any, decode.Settings, NamedSharding]:
     params, parts = _model(program, config, mesh)
     whole = NamedSharding(mesh, PartitionSpec())
+    policy = program.spec.policy
     settings = decode.Settings(
-        config, jnp.dtype(program.spec.dtype), Sampling(program.spec.temperature), (1, 106), TOKENS_PER_RUN, program.spec.policy is not None
+        config, jnp.dtype(program.spec.compute.dtype), Sampling(1.0 if policy is None else policy.temperature), (1, 106), TOKENS_PER_RUN, policy is not None
     )  # fmt: skip
     routing = Routing.constant(config.vocab_size)
     prompt = pad_prompts([[2] * program.length] * program.rows, routing, seeds=[0] * program.rows)

@@ -64,5 +64,8 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         return
     if not getattr(value, "is_on", True):
         return
+    if hasattr(value, "facts"):  # it says itself what of it counts
+        yield from ((f"{name}.{fact}", of) for fact, of in value.facts().items())
+        return
     for field in dataclasses.fields(value):
         yield from _flat(f"{name}.{field.name}", getattr(value, field.name))

@@ -2,6 +2,7 @@
 
     chosen = choose_layers(key, n_compared(config, params, reference), per_step=4)
     hidden, sums = each_layer(params, reference, config, inputs, positions, weights, chosen, ...)
+    Retention(weight=1.0).loss(sums, norms)
 
 At a layer, both models' residual streams go through the final norm and the head (a "logit lens"), and
 the loss is the cross entropy between the two distributions. Both models are scanned together; of the drawn layers
@@ -23,6 +24,7 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.forward import Inputs, LayerInputs, edge_inputs, embed, layer_inputs, make_view, run_layer
@@ -30,11 +32,24 @@ from medkor_jax.model.layers import rms_norm
 from medkor_jax.model.layout import BATCH_AXES, lay
 from medkor_jax.model.params import BACK, FRONT, Params, head_table, n_edge_blocks
 from medkor_jax.train.losses import LossSums, gather_positions, token_losses
+from medkor_jax.train.terms import Batch, Norms, Seen
+
+
+@struct.dataclass
+class LayerSums:
+    """total: over the drawn places, each by its weight; per_place: [n_compared] of every field."""
+
+    total: LossSums
+    per_place: LossSums
+
+    def __add__(self, other: LayerSums) -> LayerSums:
+        return LayerSums(self.total + other.total, self.per_place + other.per_place)
 
 
 @dataclasses.dataclass(frozen=True)
 class Retention:
-    """"Each layer" training beside, or in place of, the other losses."""
+    """The "each layer" term, beside the others or in their place. It compares on the way through the layers, so with it the
+    forward pass is `each_layer`, and its sums are what that leaves."""
 
     weight: Annotated[float, ">= 0"] = 0.0
     """Weight in the loss. 0: no "each layer" training, and nothing else here is read."""
@@ -52,6 +67,21 @@ class Retention:
     @property
     def is_on(self) -> bool:
         return self.weight > 0
+
+    def sums(self, seen: Seen, batch: Batch, *, chunk: int) -> LayerSums:
+        return seen.layers
+
+    def loss(self, sums: LayerSums, norms: Norms) -> jax.Array:
+        return self.weight * sums.total.loss / norms["retained"]
+
+    def metrics(self, sums: LayerSums, norms: Norms) -> dict[str, jax.Array]:
+        total, each = sums.total, sums.per_place
+        kl = (each.loss - each.entropy) / jnp.maximum(each.weight, 1e-9)
+        return {
+            "retention_nats": total.loss / norms["retained"],
+            "retention_kl_nats": (total.loss - total.entropy) / norms["retained"],
+            "layer_kl_nats": jnp.where(each.weight > 0, kl, jnp.nan),
+        }
 
 
 def n_compared(config: ModelConfig, *models: Params | None) -> int:
@@ -87,6 +117,13 @@ def choose_positions(key: jax.Array, weights: jax.Array, per_row: int) -> tuple[
     return indices, jnp.where(highest >= 0, n / jnp.clip(n, 1.0, p), 0.0)
 
 
+def with_drawn_positions(key: jax.Array, batch: Batch, per_row: int) -> Batch:
+    """Returns the batch with `retain_positions` and `retain_weights` [B, P] beside the rest: where the models are compared."""
+    indices, weights = choose_positions(key, batch["loss_weights"], per_row)
+    positions = jnp.take_along_axis(batch["loss_positions"], indices, axis=1)
+    return batch | {"retain_positions": positions, "retain_weights": weights}
+
+
 def each_layer(
     params: Params,
     reference: Params,
@@ -104,8 +141,8 @@ def each_layer(
     temperature: float = 1.0,
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
-) -> tuple[jax.Array, LossSums, LossSums]:
-    """Returns (final hidden states [B, T, D], sums over chosen layers, sums of each layer [n_compared]).
+) -> tuple[jax.Array, LayerSums]:
+    """Returns (final hidden states [B, T, D], the sums).
 
     positions, weights: [B, P], where in T the distributions are compared. layer_weights: [n_compared] from
     `choose_layers`, and n_drawn, how many of them are not 0 at most (0: all): the head is computed for so many.
@@ -167,4 +204,4 @@ def each_layer(
     sums = map(of_places, (each.nats, each.entropy, each.correct))
     per_place = LossSums(*sums, jnp.where(is_drawn, jnp.sum(weights), 0.0))
     total = jax.tree.map(lambda x: jnp.sum(x * layer_weights), per_place)
-    return rms_norm(student, final_norm, config.rms_eps), total, per_place
+    return rms_norm(student, final_norm, config.rms_eps), LayerSums(total, per_place)

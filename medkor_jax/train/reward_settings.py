@@ -95,5 +95,5 @@ class RewardSettings:
             return None
         return {
             "algorithm": self.algorithm, "rollout": dataclasses.asdict(self.rollout), "form": dataclasses.asdict(form),
-            "parts": [dataclasses.asdict(part) for part in self.parts if part.is_on],
+            "parts": [part.facts() for part in self.parts if part.is_on],
         }  # fmt: skip

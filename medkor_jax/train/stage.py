@@ -1,7 +1,7 @@
 """One stretch of training: every setting of it, written once.
 
     stage = Stage(steps=2000, trees=("lora",), data=(source,), batch_size=16)
-    stage.rules_in_force, stage.schedule
+    stage.rules_in_force, stage.schedule, terms_of(stage)
 
 A config's keys are these fields (`configs/common.py`), a phase has two stages (`run.phases`), `loop.StagePlan` holds one with
 what was resolved for it, and the step takes from it what a loss is made of. It reads no data and knows no devices.
@@ -14,8 +14,11 @@ from typing import Annotated
 
 from medkor_jax.data.rows import Source
 from medkor_jax.data.sources import OF_QUESTIONS
+from medkor_jax.train.next_token import NextToken
+from medkor_jax.train.policy import Policy
 from medkor_jax.train.retention import Retention
 from medkor_jax.train.reward_settings import RewardSettings
+from medkor_jax.train.terms import Term
 from medkor_jax.train.trainable import TRAINABLE_TREES, OptimizerRule, Schedule
 
 DEFAULT_RULES = (
@@ -113,3 +116,13 @@ class Stage:
     @property
     def schedule(self) -> Schedule:
         return Schedule(self.steps, self.warmup_steps, self.final_share, self.clip_norm)
+
+
+def terms_of(stage: Stage) -> tuple[Term, ...]:
+    """Returns what the loss of the stage is the sum of: here is where a term is added (see `terms`)."""
+    reward = stage.reward
+    terms: tuple[Term, ...] = (
+        Policy(reward.policy, reward.rollout.temperature) if reward.has_policy_loss else NextToken(stage.next_token_weight),
+        stage.retention,
+    )
+    return tuple(term for term in terms if term.is_on)

@@ -28,8 +28,8 @@ PARTS = dict(answer=dict(weight=1.0), letter=dict(weight=0.1), length=dict(weigh
 
 def rich_recipe():
     """Every class of a recipe in force somewhere: what is switched off decides nothing."""
-    decay = {"lora": 0.1, "lang": 0.0, "expand": 0.1}  # one has none, and may be another optimizer's
-    rules = {tree: dict(pattern=f"{tree}/.*", learning_rate=0.01, weight_decay=of) for tree, of in decay.items()}
+    own = dict(lora=dict(weight_decay=0.1), lang=dict(optimizer="sgd", momentum=0.5), expand={})
+    rules = {tree: dict(pattern=f"{tree}/.*", learning_rate=0.01, **more) for tree, more in own.items()}
     stage = dict(steps=2, batch_size=4, seq_len=64, warmup_steps=0, rules=rules)
     condition = dict(metric="probability", threshold=0.5, reading="relative")
     gate = dict(

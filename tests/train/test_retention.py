@@ -40,11 +40,11 @@ def compare(student, teacher, batch, layer_weights, temperature=2.0, remat="none
     """Returns ((total loss, (hidden, total, per layer)), gradient in the student's small trees)."""
 
     def loss(trees):
-        hidden, total, per_layer = each_layer(
+        hidden, sums = each_layer(
             student.replace(**trees), teacher, C, Inputs.of(batch), batch["loss_positions"], batch["loss_weights"],
             layer_weights, dtype=jnp.float32, chunk=9, temperature=temperature, remat=remat, n_drawn=n_drawn,
         )  # fmt: skip
-        return total.loss, (hidden, total, per_layer)
+        return sums.total.loss, (hidden, sums.total, sums.per_place)
 
     with jax.numpy_dtype_promotion("strict"):
         return jax.value_and_grad(loss, has_aux=True)(small_trees(student))

@@ -330,25 +330,27 @@ def test_importance_is_the_true_ratio_truncated():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_decoder_says_how_likely_its_tokens_were(dtype, tiny_base_dir):
     """It and the training pass agree within rounding; where they do not, the batch knows by how much."""
+    from medkor_jax.io.loaded_model import load
     from medkor_jax.io.models import open_model
     from medkor_jax.parallel.mesh import MeshShape, make_mesh
     from medkor_jax.train.actor import Actor
-    from medkor_jax.train.policy import PolicyLoss
-    from medkor_jax.train.step import StepSpec
+    from medkor_jax.train.stage import Stage
+    from medkor_jax.train.step import ComputeSettings, step_spec
 
     model, mesh = open_model(tiny_base_dir), make_mesh(MeshShape())
-    spec = StepSpec(dtype=dtype, policy=PolicyLoss(), temperature=0.7, next_token_weight=0.0)
     questions = embedded.questions("train", "en")[:8]
     source = Source("quiz", "exam", "embedded", language="en")
     settings = changed_to(SETTINGS, group_size=4, temperature=0.7, max_new_tokens=12)
     rollouts = Rollouts([(source, questions)], model.tokenizer, settings, batch_size=8, seq_len=128, seed=3)
     with jax.set_mesh(mesh):
-        params = model.load(jnp.dtype(dtype), mesh)
+        loaded = load(model, dtype, mesh)
+        params = loaded.params
         # What may not be written must not be likely either, or the two differ by its share.
         writable = np.pad(model.tokenizer.is_writable, (0, model.config.vocab_size - model.tokenizer.vocab_size))
         head = jnp.where(jnp.asarray(writable)[:, None], params.base["embed"], 0)
         params = params.replace(base=params.base | {"head": head})
-        actor = Actor(model.config, spec, model.tokenizer, mesh, temperature=0.7, max_new_tokens=12, route="token", reference=None)
+        spec = step_spec(Stage(reward=settings), ComputeSettings(dtype, "none"))
+        actor = Actor(loaded, spec, mesh, temperature=0.7, max_new_tokens=12)
         prompts = [rollouts._prompt(question) for question in questions]
         samples = actor.sample(params, prompts, list(range(8)), [0] * 8)
         asked = [dataclasses.replace(Group(q, p, [s], []), earned=[]) for q, p, s in zip(questions, prompts, samples)]
