@@ -1,8 +1,13 @@
 """Commands, their exit codes, and what they print."""
 
+import argparse
 import csv
+import importlib
+import inspect
 import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -49,7 +54,7 @@ def test_eval_as_json_keeps_what_was_noted_out_of_standard_output(tiny_base_dir,
 
 @pytest.mark.parametrize("name, split", [("test.csv", "test"), ("doctor-valid.csv", "valid"), ("exam.csv", "not said")])
 def test_eval_says_of_a_file_what_is_known_and_of_the_answers_what_made_them(name, split, tiny_base_dir, exam, tmp_path, capsys):
-    from medkor_jax.eval.scores import Report
+    from medkor_jax.eval.report import Report
     from medkor_jax.run.named_model import open_model
 
     path, out = exam.rename(tmp_path / name), tmp_path / "answers.jsonl"
@@ -84,7 +89,7 @@ def test_eval_in_reason_mode_and_of_pairs(tiny_base_dir, exam, tmp_path, capsys)
 def test_scoring_without_adapters_is_scoring_the_base(tiny_base_dir, tmp_path):
     import jax.numpy as jnp
 
-    from medkor_jax.commands.evaluate import open_scorer
+    from medkor_jax.commands.eval import open_scorer
     from medkor_jax.io.models import open_model, save_model
 
     base = open_model(tiny_base_dir)
@@ -166,3 +171,55 @@ def test_a_number_out_of_range_is_bad_usage_before_anything_is_opened(arguments,
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments.split())
     assert ended.value.code == 2 and "expected" in capsys.readouterr().err
+
+
+def in_a_process_of_its_own(code):
+    """Returns what a fresh interpreter prints for `code`; what is imported is its own."""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return ended.stdout
+
+
+def test_the_overview_names_every_verb_and_imports_no_library():
+    code = "import sys\nfrom medkor_jax import cli\ntry: cli.main(['--help'])\nfinally: print(sorted(sys.modules), file=sys.stdout)"
+    printed = in_a_process_of_its_own(f"{code}".replace("finally", "except SystemExit"))
+    words, modules = printed.rsplit("\n[", 1)
+    assert all(verb.split()[0] in words for verb in cli.VERBS)
+    assert not {"'jax'", "'numpy'", "'absl'", "'medkor_jax.commands.run'"} & set(modules.strip("]\n").split(", "))
+
+
+def test_a_verb_imports_its_own_file_and_jax_hears_what_was_set_before_it():
+    code = """if True:
+        import os, sys
+        class Watch:
+            def find_spec(self, name, *_):
+                if name == "jax":
+                    print("jax", os.environ.get("TF_CPP_MIN_LOG_LEVEL"), "medkor_jax.commands.waive" in sys.modules)
+        sys.meta_path.insert(0, Watch())
+        os.environ.pop("TF_CPP_MIN_LOG_LEVEL", None)
+        from medkor_jax import cli
+        print(cli.main(["waive", "nowhere/verdict.json", "--reason", "x"]))
+        print(*sorted(name for name in sys.modules if name.startswith("medkor_jax.commands.")))
+    """
+    assert in_a_process_of_its_own(code).splitlines() == ["jax 2 False", "3", "medkor_jax.commands.arguments medkor_jax.commands.waive"]
+
+
+def test_every_verb_is_one_file_with_its_arguments_and_what_it_does():
+    folder = pathlib.Path(cli.__file__).parent / "commands"
+    doors = {file.stem for file in folder.glob("*.py") if "\ndef add_arguments(" in file.read_text("utf-8")}
+    assert doors == {verb.module for verb in cli.VERBS.values()}
+    for name, verb in cli.VERBS.items():
+        module = importlib.import_module(f"medkor_jax.commands.{verb.module}")
+        assert list(inspect.signature(module.run).parameters)[0] == "arguments"
+        assert module.__doc__.startswith(f"`medkor {name}`: ")
+
+
+def test_only_what_several_processes_may_do_asks_who_they_are():
+    asking = {name for name in cli.VERBS if "--coordinator" in _options(cli.make_parser(), name.split())}
+    assert asking == {"run", "eval", "data translate", "preflight", "bench", "export"}
+
+
+def _options(parser, words):
+    for word in words:
+        (choices,) = (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        parser = choices[word]
+    return parser._option_string_actions

@@ -1,14 +1,15 @@
-"""One question to one model, in the terminal: what `medkor ask` calls.
+"""`medkor ask`: one question to one model, in the terminal.
 
     ask("runs/quickstart", exam_question("exam.csv", 3), mode="reason", write=print_part)
 
 Mode `reason`: the reasoning streams as it is written, then come the letters' probabilities right behind its
 closing tag. Mode `letter`: the probabilities alone, right behind the exam's prompt, as `medkor eval` compares
-them. A question without options is only continued. Greedy, one question at a time; an exam is `evaluation`'s.
+them. A question without options is only continued. Greedy, one question at a time; an exam is `medkor eval`'s.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import re
 import sys
@@ -17,8 +18,9 @@ from typing import Callable, Sequence
 import jax
 import numpy as np
 
-from medkor_jax.data.exams import LETTERS, Question, prompt
+from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, add_tags, whole
 from medkor_jax.data.language import ENGLISH, KOREAN, has_hangul
+from medkor_jax.data.question import LETTERS, Question, prompt
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.data.rows import Source, composed
 from medkor_jax.data.sources import load_questions
@@ -37,6 +39,44 @@ MODES = ("reason", "letter")
 _OPTION = re.compile(rf"^[ \t]*([{LETTERS}])[.)][ \t]+", re.MULTILINE)
 _ASKED_FOR = re.compile(r"\s*(?:정답|풀이|Answer|Reasoning)\s*[:：]\s*$")
 _BAR = 24  # characters of a probability of 1
+_QUESTION = 'a text, its options as lines "A. ..."; without it and --exam, standard input'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", required=True, help=WEIGHTS)
+    parser.add_argument("--exam", help="a file, a hub id, or embedded; with --row")
+    words = "which question of the exam, from 1 (default 1)"
+    parser.add_argument("--row", type=whole(1), default=1, help=words)
+    add_part(parser, "valid")
+    parser.add_argument("--language", default="", choices=("", "ko", "en"), help="for embedded")
+    parser.add_argument("--question", help=_QUESTION)
+    parser.add_argument("--mode", default="reason", choices=MODES)
+    parser.add_argument("--max-new-tokens", type=whole(1), default=512)
+    add_tags(parser)
+    add_dtype(parser)
+
+
+def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    if arguments.exam:
+        names = ("split", "subset", "language")
+        where = {name: getattr(arguments, name) for name in names}
+        question = exam_question(arguments.exam, arguments.row, **where)
+    else:
+        given = sys.stdin.read() if arguments.question is None else arguments.question
+        question = typed_question(given)
+    print(shown_prompt(question, arguments.mode), end="", flush=True)
+    asked = ask(
+        arguments.weights,
+        question,
+        mode=arguments.mode,
+        max_new_tokens=arguments.max_new_tokens,
+        form=ReasoningFormat(*arguments.tags or ()),
+        dtype=arguments.dtype,
+        write=lambda part: print(part, end="", flush=True),
+    )
+    print()
+    if asked.probabilities:
+        print(answer_table(question, asked, has_key=bool(arguments.exam)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,44 +9,48 @@ know: whether a host or the network will fail, and what the gates will say.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib.metadata
-import os
 import pathlib
 import platform
-import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from medkor_jax.commands.arguments import CONFIG
+from medkor_jax.commands.capacity import device_room, disk_room, is_at_hand, model_config
 from medkor_jax.data import rows
 from medkor_jax.data.contents import file_digest, files_digest
 from medkor_jax.data.rows import EMBEDDED
 from medkor_jax.io import hf
-from medkor_jax.io.weights import is_hub_id
-from medkor_jax.model.config import ModelConfig
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.agreement import require_same, require_shared
 from medkor_jax.parallel.mesh import AXES, check_batch, make_mesh
-from medkor_jax.plan.arithmetic import estimate
-from medkor_jax.plan.command import config_of
-from medkor_jax.plan.compiling import sharded_bytes
-from medkor_jax.plan.stages import STEP, Program, Trees, abstract_params, planned_stages
-from medkor_jax.plan.topology import Chip, Topology
+from medkor_jax.run.config_file import load_recipe
 from medkor_jax.run.corpora import Corpora, uses_of
 from medkor_jax.run.named_model import open_model
-from medkor_jax.run.phases import Recipe, Stage
+from medkor_jax.run.phases import Recipe
 from medkor_jax.run.readiness import checks
 
 _PACKAGES = ("medkor-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
 _REDUCED_BYTES = 2**24  # of each device's part in the all-reduce that is timed
 _SAID = "hold; `medkor data check` says what they can tell"
-_MOMENTS = 2  # that the optimizer keeps of each trained weight
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help=CONFIG)
+
+
+def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    report = preflight(load_recipe(arguments.config, overrides))
+    hosts.say(report.table())
+    return 0 if report.is_clear else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +94,11 @@ def _findings(recipe: Recipe) -> Iterator[Finding]:
     yield _found("data", lambda: _data(recipe))
     for name in recipe.outside_weights:
         yield _found(f"weights {name}", lambda name=name: _weights(name))
-    is_here = all(hosts.collect("weights are here", _is_here(recipe.weights)))
-    model = _found("model", lambda: str(_config(recipe).n_params))
+    is_here = all(hosts.collect("weights are here", is_at_hand(recipe.weights)))
+    model = _found("model", lambda: str(model_config(recipe).n_params))
     if not model.trouble:
-        yield _found("disk", lambda: _disk(recipe))
-        yield _found("memory", lambda: _memory(recipe, made))
+        yield _found("disk", lambda: disk_room(recipe))
+        yield _found("memory", lambda: device_room(recipe, made))
     else:
         yield model if is_here else Finding("disk, memory", f"not looked at: the sizes of {recipe.weights} are not known before it is fetched")
     if not is_here:
@@ -126,7 +130,7 @@ def _versions() -> str:
             mine[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             mine[name] = "not installed as a package"
-    source = pathlib.Path(__file__).parent
+    source = pathlib.Path(__file__).parents[1]  # the whole package
     mine["code"] = files_digest(source.rglob("*.py"), source)[:12]
     require_same("versions", mine)
     return ", ".join(f"{name} {version}" for name, version in mine.items() if name in ("python", "jax", "code"))
@@ -197,87 +201,14 @@ def _data(recipe: Recipe) -> str:
 
 
 def _weights(name: str) -> str:
-    if not _is_here(name):
+    if not is_at_hand(name):
         hf.check_access(name)
         return "the hub gives them"
     weights = open_model(name).base
     return f"{weights.config.n_params / 1e9:.2f}B parameters, stored in {weights.stored_dtype}"
 
 
-def _config(recipe: Recipe) -> ModelConfig:
-    return open_model(recipe.weights).config if _is_here(recipe.weights) else config_of(recipe.weights)
-
-
-def _is_here(weights: str) -> bool:
-    """Whether the weights can be opened without fetching them."""
-    return pathlib.Path(weights).exists() or not is_hub_id(weights) or hf.is_cached(weights)
-
-
-def _disk(recipe: Recipe) -> str:
-    needed, place = needed_bytes(recipe), pathlib.Path(recipe.run_dir).absolute()
-    free = shutil.disk_usage(_existing(place)).free
-    said = f"{needed / 1e9:.1f} GB for checkpoints, adapters and merged bases, {free / 1e9:.1f} GB free"
-    if needed > free:
-        raise ValueError(f"{said} at {place}: name a run_dir with more room")
-    return said
-
-
-def needed_bytes(recipe: Recipe) -> float:
-    """Returns what the phases to run write: every stage's checkpoints with optimizer state (one more while it is written),
-    every phase's adapters, and merged bases."""
-    config = _config(recipe)
-    base = sharded_bytes(abstract_params(config, Trees(), recipe.param_dtype).base)
-    needed = float(sum(base for phase in recipe.in_force if phase.merge))
-    for planned in planned_stages(recipe, config):
-        step = next(run.program for run in planned.runs if run.program.kind == STEP)
-        params, stage = abstract_params(config, step.trees, step.param_dtype), _stage(recipe, planned.name)
-        trained = sum(sharded_bytes(getattr(params, name)) for name in step.trained)
-        kept = stage.keep_last + (1 if stage.validate_every else 0) + 1
-        needed += trained * (1 + _MOMENTS) * kept + sharded_bytes((params.lora, params.lang, params.expand))
-    return needed
-
-
-def _stage(recipe: Recipe, name: str) -> Stage:
-    phase, which = name.split("/")
-    return getattr(next(p for p in recipe.phases if p.name == phase), which)
-
-
 def _batches(stages: dict[str, Callable[[], str | None]]) -> str:
     for check in stages.values():
         check()
     return f"the data of {len(stages)} stages fit their batches"
-
-
-def _existing(path: pathlib.Path) -> pathlib.Path:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path
-
-
-def _memory(recipe: Recipe, mesh: Mesh) -> str:
-    """Returns the largest program of any stage, by arithmetic, against what a device says it has."""
-    config = _config(recipe)
-    limit, said_by = _device_memory()
-    chip = Chip(jax.devices()[0].device_kind, limit, 1.0, 1.0, 1.0)
-    topology = Topology("here", chip, (mesh.size,))
-    largest, worst = 0.0, ""
-    with jax.set_mesh(mesh):
-        seen: dict[Program, float] = {}
-        for planned in planned_stages(recipe, config):
-            for run in planned.runs:
-                if run.program not in seen:
-                    seen[run.program] = estimate(run.program, config, mesh, topology).memory["total"]
-                if seen[run.program] > largest:
-                    largest, worst = seen[run.program], f"{planned.name}, {run.program.kind}"
-    said = f"largest: {worst}, about {largest / 2**30:.1f} GiB a device by arithmetic; {limit / 2**30:.1f} GiB {said_by}"
-    if largest > limit:
-        raise ValueError(f"{said}. Take a smaller batch, more microbatches or remat; `medkor plan` finds which")
-    return said
-
-
-def _device_memory() -> tuple[float, str]:
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if limit := stats.get("bytes_limit"):
-        return float(limit), "on it"
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.local_device_count(), "its share of this host's memory"

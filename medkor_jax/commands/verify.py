@@ -1,4 +1,4 @@
-"""Do these weights read texts as `transformers` reads them, give the logits that it gives, and the same greedy text?
+"""`medkor verify`: do these weights read texts as `transformers` reads them, give the logits that it gives, and the same greedy text?
 
     result = verify("embedded")                                                # needs torch and transformers
     result = verify("runs/quickstart", export="medkor-hf", n_greedy=200)       # a run against its own export
@@ -17,20 +17,30 @@ The reference answers first and is let go before our weights are loaded: one mod
 
 from __future__ import annotations
 
-import dataclasses
+import argparse
 import functools
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medkor_jax.commands.evaluate import open_scorer
-from medkor_jax.commands.text_parity import TextParity, compare_texts
+from medkor_jax.commands.arguments import above_zero, whole
+from medkor_jax.commands.eval import open_scorer
+from medkor_jax.commands.text_parity import compare_texts
+from medkor_jax.commands.verification import (
+    COMPARED_POSITIONS,
+    NEW_TOKENS,
+    Comparison,
+    Greedy,
+    Rounded,
+    Verification,
+)
 from medkor_jax.data import embedded
-from medkor_jax.data.exams import prompt as exam_prompt
+from medkor_jax.data.question import prompt as exam_prompt
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.eval.scorer import ModelScorer, read_prompts
 from medkor_jax.io.export import RECORD
@@ -46,106 +56,40 @@ from medkor_jax.run.named_model import open_model
 BOUND = 1e-3
 """Largest logit difference allowed, where logits are about 40 in size; two logits may each be off by it in a regret."""
 
-ROUNDING_VARIES = 3.0
-"""A prompt may be off by so many times what rounding did to an export's own texts; a lost part is off by far more."""
-
 PROMPTS = {
     "english": "A 58-year-old man has crushing chest pain. The most likely diagnosis is",
     "korean": "58세 남자가 쥐어짜는 듯한 가슴통증으로 병원에 왔다. 가장 가능성이 높은 진단은",
     "mixed": "항문열창(anal fissure)의 치료로 옳은 것은?\nA. 수술\nB. 좌욕\n정답：",
 }
 LONG = "The patient was given aspirin. 환자는 아스피린을 복용하였다. "
-COMPARED_POSITIONS = 64  # at the end of each prompt: logits of every position of a long prompt would not fit
-NEW_TOKENS = 16  # of each greedy continuation
 _BATCH = 16
+_GREEDY = (
+    "also write N mixed Korean and English continuations: "
+    "with the cache, by full passes, and in transformers"
+)
 _LONG_EVERY = 20  # one greedy prompt in so many is longer than the window
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    prompt: str
-    n_tokens: int
-    largest_difference: float
-    logit_scale: float  # largest absolute logit of the reference
-    same_top_share: float
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    words = "embedded, a directory, a .gguf file, a hub id, or with --export a run"
+    parser.add_argument("--weights", required=True, help=words)
+    words = "compare with this export of the weights instead of the weights themselves"
+    parser.add_argument("--export", default="", metavar="DIR", help=words)
+    parser.add_argument("--greedy", type=whole(0), default=0, metavar="N", help=_GREEDY)
+    words = "largest logit difference allowed (default 1e-3)"
+    parser.add_argument("--bound", type=above_zero, default=BOUND, help=words)
+    parser.add_argument("--json", action="store_true")
 
 
-@dataclasses.dataclass(frozen=True)
-class Greedy:
-    """n_same: prompts whose whole continuation is that of our cache; regret: the largest where they part, in logits."""
-
-    against: str
-    n_prompts: int
-    n_same: int
-    regret: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Rounded:
-    """What an export in a narrower dtype keeps of the run. error: root mean square of the difference of their logits, as a
-    share of the run's; expected: what the export measured of rounding alone when it was written, on other texts; parts: the
-    share of each part's effect that it lost there."""
-
-    dtype: str
-    error: float
-    expected: float
-    parts: dict[str, float]
-
-    @property
-    def passed(self) -> bool:
-        return self.error <= ROUNDING_VARIES * self.expected
-
-    def lines(self) -> list[str]:
-        parts = "; ".join(f"{part} {lost:.1%}" for part, lost in self.parts.items())
-        return [
-            f"  the run against its {self.dtype} export: the logits differ by {self.error:.2%} of their size (at most "
-            f"{ROUNDING_VARIES * self.expected:.2%}: {ROUNDING_VARIES:g} times what the export measured of rounding); lost of the effect, as "
-            f"measured by the export: {parts or 'nothing to lose'}"
-        ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Verification:
-    weights: str
-    texts: TextParity
-    comparisons: tuple[Comparison, ...]
-    greedy: tuple[Greedy, ...]
-    bound: float
-    reference: str
-    reference_dtype: str = ""
-    rounded: Rounded | None = None
-    is_another: bool = False
-
-    @property
-    def passed(self) -> bool:
-        is_kept = not self.is_another and (self.rounded is None or self.rounded.passed)
-        return self.texts.passed and is_kept and all(c.largest_difference <= self.bound for c in self.comparisons) and all(
-            g.regret <= 2 * self.bound for g in self.greedy
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "passed": self.passed}
-
-    def table(self) -> str:
-        lines = [f"{self.weights} against {self.reference}:", *self.texts.lines()]
-        if self.is_another:
-            lines.append("  the export says that it was made from another model than this one")
-        if not self.texts.passed:
-            return "\n".join([*lines, "FAILED: texts are read differently; logits were not compared"])
-        subject = "ours" if self.rounded is None else "the export, loaded here"
-        lines.append(f"  {subject} in float32, theirs in {self.reference_dtype}, last {COMPARED_POSITIONS} positions of each prompt:")
-        lines += [
-            f"  {c.prompt:<10} {c.n_tokens:>5} tokens   largest difference {c.largest_difference:.2e}"
-            f"   (logits up to {c.logit_scale:.1f})   same best token {c.same_top_share:.1%}"
-            for c in self.comparisons
-        ]
-        lines += [
-            f"  greedy, cache against {g.against}: {g.n_same} of {g.n_prompts} continuations of {NEW_TOKENS} tokens are the same"
-            + ("" if g.n_same == g.n_prompts else f"; where they part, the two logits are {g.regret:.1e} apart")
-            for g in self.greedy
-        ]
-        lines += [] if self.rounded is None else self.rounded.lines()
-        return "\n".join([*lines, f"{'PASSED' if self.passed else 'FAILED'}: the bound is {self.bound:g}"])
+def run(arguments: argparse.Namespace, _: Sequence[str]) -> int:
+    result = verify(
+        arguments.weights,
+        export=arguments.export,
+        n_greedy=arguments.greedy,
+        bound=arguments.bound,
+    )
+    print(json.dumps(result.to_json()) if arguments.json else result.table())
+    return 0 if result.passed else 1
 
 
 def verify(name: str, *, export: str = "", n_greedy: int = 0, bound: float = BOUND) -> Verification:

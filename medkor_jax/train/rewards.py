@@ -28,7 +28,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
-from medkor_jax.data.exams import Question
+from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.eval.answers import parse_reasoned
 

@@ -1,13 +1,15 @@
 """What would stop a run is said before it, in one table."""
 
 import collections
+import pathlib
 import shutil
 
 import huggingface_hub
 import pytest
 
 from medkor_jax import cli
-from medkor_jax.commands import preflight
+from medkor_jax.commands import capacity, preflight
+from medkor_jax.data.contents import files_digest
 from medkor_jax.io import hf
 from medkor_jax.parallel import hosts
 from medkor_jax.run.config_file import make_recipe
@@ -45,7 +47,8 @@ def test_a_config_that_would_run_is_clear_and_nothing_is_left(config, tmp_path):
 def test_nothing_is_fetched_to_look_at_weights_on_the_hub(config, monkeypatch):
     """The hub would give them; what needs their tokenizer is said to be left out, what needs their sizes is not."""
     monkeypatch.setattr(hf, "check_access", lambda *_: None)
-    monkeypatch.setattr(preflight, "open_model", lambda name: pytest.fail(f"{name} was opened"))
+    for module in (preflight, capacity):
+        monkeypatch.setattr(module, "open_model", lambda name: pytest.fail(f"{name} was opened"))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("a download"))
     config["weights"], config["phase0"]["seq_len"] = "google/gemma-3-1b-it", 64
     found = look(config)
@@ -96,7 +99,7 @@ def test_what_would_fail_later_fails_now(config, tmp_path, spoil, row, words):
 def test_a_full_disk_and_a_small_device_are_found(config, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1e9, 1e9, 1e3))
-    monkeypatch.setattr(preflight, "_device_memory", lambda: (1e4, "on it"))
+    monkeypatch.setattr(capacity, "_device_memory", lambda: (1e4, "on it"))
     found = look(config)
     assert "name a run_dir with more room" in found["disk"].trouble and "Take a smaller batch" in found["memory"].trouble
 
@@ -110,7 +113,7 @@ def test_the_disk_counts_optimizer_checkpoints_and_the_merged_base(config, monke
     said = look(config)["disk"].trouble
     assert said.startswith(f"{(base + lora * 3 * 2 + lora) / 1e9:.1f} GB")
     recipe = make_recipe(config)
-    assert preflight.needed_bytes(recipe) == pytest.approx(base + lora * 3 * 2 + lora)
+    assert capacity.needed_bytes(recipe) == pytest.approx(base + lora * 3 * 2 + lora)
 
 
 def test_one_host_with_other_versions_is_trouble_on_all(config, monkeypatch):
@@ -127,3 +130,11 @@ def test_the_command_ends_with_1_where_something_would_fail(config, tmp_path, ca
     assert cli.main(["run", "--config", str(file), "--preflight"]) == 1 and not (tmp_path / "run/phase0").exists()
     said = capsys.readouterr().out
     assert "devices   FAILS  batch_size 6" in said and said.endswith("this run would not get through\n")
+
+
+def test_the_code_that_hosts_must_have_alike_is_the_whole_package(config, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(preflight, "require_same", lambda what, mine: seen.setdefault(what, mine))
+    preflight._versions()
+    package = pathlib.Path(cli.__file__).parent
+    assert seen["versions"]["code"] == files_digest(package.rglob("*.py"), package)[:12]

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import pytest
 
 from medkor_jax import cli
-from medkor_jax.commands.verify import NEW_TOKENS, ROUNDING_VARIES, greedy_prompts, verify
+from medkor_jax.commands.verification import NEW_TOKENS, ROUNDING_VARIES
+from medkor_jax.commands.verify import greedy_prompts, verify
 from medkor_jax.io import hf, reference, tokenizer_files
 from medkor_jax.io.export import export_hf
 from medkor_jax.io.models import open_model, save_model

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from medkor_jax.commands.evaluate import evaluate_file
+from medkor_jax.commands.eval import evaluate_file
 from medkor_jax.io.export import export_hf
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.run import pipeline

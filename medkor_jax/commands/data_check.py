@@ -1,17 +1,37 @@
-"""What `medkor data check` prints.
+"""`medkor data check`: rows, languages, lengths, licences and leaks of a config's sources.
 
     print(data_table(report))
+
+What is looked at, and what refuses a run, is `run.readiness`; this prints it.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import json
+from collections.abc import Sequence
 from typing import Any
 
+from medkor_jax.commands.arguments import CONFIG
 from medkor_jax.data.check import DataReport, SourceReport
+from medkor_jax.run.config_file import load_recipe
 from medkor_jax.run.corpora import describe_leak
+from medkor_jax.run.readiness import check_recipe
 
 _SHOWN = 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help=CONFIG)
+    parser.add_argument("--json", action="store_true")
+
+
+def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    report = check_recipe(load_recipe(arguments.config, overrides))
+    as_json = arguments.json
+    print(json.dumps(data_json(report), ensure_ascii=False) if as_json else data_table(report))
+    return 0 if report.is_clean else 1
 
 
 def data_table(report: DataReport) -> str:

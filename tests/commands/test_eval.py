@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from medkor_jax.commands.evaluate import evaluate_file, evaluate_pairs
+from medkor_jax.commands.eval import evaluate_file, evaluate_pairs
 from medkor_jax.data.rows import BadDataError
 from medkor_jax.train.rewards import Reward
 
@@ -66,6 +66,6 @@ def test_a_letter_past_e_is_rewarded(make_ten):
 
 @pytest.fixture
 def make_ten():
-    from medkor_jax.data.exams import Question
+    from medkor_jax.data.question import Question
 
     return lambda answer: Question("q", "exam", None, "en", "Which?", tuple(ELEMENTS), answer)

@@ -1,4 +1,4 @@
-"""An exam put into the other language by a model at hand: what `medkor data translate` calls.
+"""`medkor data translate`: an exam put into the other language by a model at hand.
 
     done = translate_exam("runs/quickstart", "doctor/train.csv", to="en", out="doctor-train-en.jsonl")
     say(done.table())
@@ -15,31 +15,63 @@ a model that translates badly makes a bad exam. Read some rows before training o
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 import re
-from typing import Any, Callable, Iterator, Sequence
+from typing import Callable, Sequence
 
-from medkor_jax.commands.evaluate import open_scorer
+from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, whole
+from medkor_jax.commands.eval import open_scorer
+from medkor_jax.commands.translation_work import Work, json_lines
 from medkor_jax.data import rows
-from medkor_jax.data.exams import Question
 from medkor_jax.data.language import has_hangul
 from medkor_jax.data.pairs import LABELS, translation_prompt
+from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Source
 from medkor_jax.data.sources import load_questions
 from medkor_jax.data.translated_exam import TranslatedQuestion, find_faults, row_of
 from medkor_jax.eval.exam import Scorer
 from medkor_jax.eval.translation import translate
 from medkor_jax.io.files import write_atomically
-from medkor_jax.parallel import hosts
 from medkor_jax.parallel.hosts import say
 from medkor_jax.run.named_model import open_model
 
 MAX_NEW_TOKENS = 512  # for one line; half a page
 _SHOWN = 20
+_OUT = "a .jsonl file; rows that fail the checks go to OUT.failed.jsonl"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", required=True, help=WEIGHTS)
+    parser.add_argument("--exam", required=True, help="a file, a hub id, or embedded")
+    parser.add_argument("--to", required=True, choices=("en", "ko"))
+    parser.add_argument("--out", required=True, help=_OUT)
+    add_part(parser, "train")
+    words = "off: the base alone that a run stands on"
+    parser.add_argument("--adapters", default="on", choices=("on", "off"), help=words)
+    words = "first N questions (default: all)"
+    parser.add_argument("--limit", type=whole(0), default=0, help=words)
+    parser.add_argument("--batch-size", type=whole(1), default=16)
+    words = "longest translation of one line"
+    parser.add_argument("--max-new-tokens", type=whole(1), default=MAX_NEW_TOKENS, help=words)
+    add_dtype(parser)
+    parser.add_argument("--drop-bad", action="store_true")
+
+
+def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    names = ("to", "out", "split", "subset", "limit", "batch_size", "max_new_tokens", "dtype")
+    done = translate_exam(
+        arguments.weights,
+        arguments.exam,
+        **{name: getattr(arguments, name) for name in names},
+        adapters=arguments.adapters == "on",
+        drop_bad=arguments.drop_bad,
+        on_progress=lambda done, total: say(f"translated {done} of {total}"),
+    )
+    say(done.table())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,53 +183,14 @@ def finish_exam(
         else:
             good.append(row)
     out = pathlib.Path(out)
-    write_atomically(_beside(out, "failed"), _lines(failed))
+    write_atomically(_beside(out, "failed"), json_lines(failed))
     if not good:
         raise ValueError(
             f"none of the {len(questions)} translated questions passes the checks, the first because: "
             f"{'; '.join(faults[0].reasons)}. See {_beside(out, 'failed')}; translate with weights that were taught to"
         )
-    write_atomically(out, _lines(good))
+    write_atomically(out, json_lines(good))
     return ExamTranslation(out, len(questions), tuple(faults), kept)
-
-
-class Work:
-    """What the model wrote so far, in a file that only grows: settings first, then one line a question."""
-
-    def __init__(self, path: pathlib.Path, settings: dict[str, Any], questions: Sequence[Question]) -> None:
-        """Raises: ValueError if the file was begun with other settings."""
-        self._path, self.done = path, []
-        header = json.dumps(settings) + "\n"
-        if path.exists():
-            first, *lines = path.read_text(encoding="utf-8").split("\n")
-            self._refuse_others(first, settings)
-            self.done = list(_read_whole(lines))[: len(questions)]
-            # A killed run may have written part of a batch; the batch is made again, whole.
-            step = settings["batch_size"]
-            if len(self.done) < len(questions):
-                self.done = self.done[: len(self.done) // step * step]
-        write_atomically(path, header + _lines(map(dataclasses.asdict, self.done)))
-
-    def add(self, translations: Sequence[TranslatedQuestion]) -> None:
-        """Appends these, on disk before it returns."""
-        if hosts.is_first():
-            with open(self._path, "a", encoding="utf-8", newline="\n") as file:
-                file.write(_lines(map(dataclasses.asdict, translations)))
-                file.flush()
-                os.fsync(file.fileno())
-        self.done += translations
-
-    def _refuse_others(self, first: str, settings: dict[str, Any]) -> None:
-        try:
-            begun = json.loads(first)
-            differing = [f"{name} was {begun[name]!r}, is {value!r}" for name, value in settings.items() if begun[name] != value]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self._path} is no work file of this program ({error!r}); move it away") from error
-        if differing:
-            raise ValueError(
-                f"{self._path} was begun with other settings: {'; '.join(differing)}. Use those, name another --out, or "
-                "move the file away to begin anew"
-            )
 
 
 def _render(
@@ -225,16 +218,6 @@ def _needs(line: str, to: str) -> bool:
     return has_hangul(line) if to == "en" else re.search("[A-Za-z]", line) is not None and not has_hangul(line)
 
 
-def _read_whole(lines: Sequence[str]) -> Iterator[TranslatedQuestion]:
-    """Yields the translations up to the first line that is not whole."""
-    for line in lines:
-        try:
-            read = json.loads(line)
-            yield TranslatedQuestion(read["id"], read["question"], tuple(read["options"]), read["is_whole"])
-        except (ValueError, KeyError, TypeError):
-            return
-
-
 def _other(to: str) -> str:
     if to not in LABELS:
         raise ValueError(f"language is {to!r}, expected one of {', '.join(LABELS)}")
@@ -248,7 +231,3 @@ def _digest(questions: Sequence[Question]) -> str:
 def _beside(out: pathlib.Path, what: str) -> pathlib.Path:
     """Returns the file that belongs to `out`: exam.jsonl has exam.jsonl.work.jsonl and exam.jsonl.failed.jsonl."""
     return out.with_name(f"{out.name}.{what}.jsonl")
-
-
-def _lines(items) -> str:
-    return "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)

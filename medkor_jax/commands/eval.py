@@ -1,4 +1,4 @@
-"""Any weights, any exam or pairs of sentences, one report: what `medkor eval` calls.
+"""`medkor eval`: any weights, any exam or pairs of sentences, one report.
 
     report = evaluate_file("embedded", "doctor/valid.csv", mode="harness", fewshot="doctor/fewshot.csv", n_shots=5)
     report = evaluate_pairs("runs/quickstart", "embedded", split="test")
@@ -6,26 +6,30 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
+import json
 import math
 import pathlib
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from medkor_jax.data.exams import Question
+from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, add_tags, whole
 from medkor_jax.data.leakage import find_leaks
 from medkor_jax.data.pairs import Pair, load_pairs
+from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import EMBEDDED, Loaded, Source
 from medkor_jax.data.sources import load_questions
 from medkor_jax.eval.exam import MAX_REASONING_TOKENS, READ_VERSION, contexts_digest, evaluate
+from medkor_jax.eval.report import Report
 from medkor_jax.eval.scorer import ModelScorer
-from medkor_jax.eval.scores import Report
 from medkor_jax.eval.translation import MAX_TRANSLATION_TOKENS, TranslationReport, evaluate_translation
 from medkor_jax.io.loaded_model import load
 from medkor_jax.io.models import Model
@@ -39,6 +43,63 @@ from medkor_jax.run.named_model import open_model
 SPLITS = ("train", "training", "valid", "validation", "dev", "test", "fewshot")  # words in a file's name that say which it is
 
 _WEIGHTS_SHARE = 0.6  # of a device, that whole weights may take beside prompts and caches
+_KEYS = "what number keys count from, if the exam does not tell"
+_LONGEST = "reason mode (default 512) and --pairs (default 256): longest answer"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", required=True, help=WEIGHTS)
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--exam", help="a file, a hub id, or embedded")
+    words = "sentence pairs, translated both ways and scored: a file, a hub id, or embedded"
+    asked.add_argument("--pairs", help=words)
+    add_part(parser, "valid")
+    words = "default: read from the text"
+    parser.add_argument("--language", default="", choices=("", "ko", "en"), help=words)
+    parser.add_argument("--answers-from", type=int, choices=(0, 1), help=_KEYS)
+    parser.add_argument("--fewshot", help="a file or hub id whose first questions are the shots")
+    modes = ("letter", "harness", "cloze", "cloze_norm", "reason")
+    parser.add_argument("--mode", default="letter", choices=modes)
+    parser.add_argument("--shots", type=whole(0), default=0)
+    parser.add_argument("--max-new-tokens", type=whole(1), help=_LONGEST)
+    add_tags(parser, "reason mode: ")
+    words = "first N questions or pairs (default: all)"
+    parser.add_argument("--limit", type=whole(0), default=0, help=words)
+    add_dtype(parser)
+    parser.add_argument("--batch-size", type=whole(1), default=16)
+    parser.add_argument("--out", help="write one JSON line a question here")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.add_argument("--drop-bad", action="store_true")
+
+
+def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    # What was noted on reading is for a person; with --json standard output holds JSON alone.
+    aside = contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext()
+    with aside:
+        report = _report(arguments)
+    if arguments.out:
+        report.write(arguments.out)
+    say(json.dumps(report.summary(), ensure_ascii=False) if arguments.json else report.table())
+
+
+def _report(arguments: argparse.Namespace) -> Report | TranslationReport:
+    names = ("split", "subset", "limit", "dtype", "batch_size", "drop_bad", "max_new_tokens")
+    shared = {name: getattr(arguments, name) for name in names}
+    if shared["max_new_tokens"] is None:
+        del shared["max_new_tokens"]
+    if arguments.pairs:
+        return evaluate_pairs(arguments.weights, arguments.pairs, **shared)
+    return evaluate_file(
+        arguments.weights,
+        arguments.exam,
+        language=arguments.language,
+        fewshot=arguments.fewshot,
+        mode=arguments.mode,
+        n_shots=arguments.shots,
+        answers_from=arguments.answers_from,
+        form=ReasoningFormat(*arguments.tags or ()),
+        **shared,
+    )
 
 
 def evaluate_file(

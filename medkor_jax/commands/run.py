@@ -1,0 +1,45 @@
+"""`medkor run`: the phases a config names, from where the run stood.
+
+    medkor run --config configs/quickstart.py --config.phase3.steps=100
+
+The walk itself is `run.pipeline`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from medkor_jax.commands import preflight
+from medkor_jax.commands.arguments import CONFIG
+from medkor_jax.parallel.hosts import say
+from medkor_jax.run import pipeline
+from medkor_jax.run.config_file import load_recipe
+
+_RESTART = "move this phase's directory aside and run it anew"
+_ACCEPT = (
+    "keep finished phases although data or settings they were trained with have changed; recorded"
+)
+_PREFLIGHT = (
+    "look first at what would stop the run, as medkor preflight does, and start only if nothing would"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help=CONFIG)
+    parser.add_argument("--restart", metavar="PHASE", action="append", default=[], help=_RESTART)
+    parser.add_argument("--accept-changed", action="store_true", help=_ACCEPT)
+    words = "go on without rows that cannot be read, and list them"
+    parser.add_argument("--drop-bad", action="store_true", help=words)
+    parser.add_argument("--preflight", action="store_true", help=_PREFLIGHT)
+
+
+def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    overrides = [*overrides, *(["--config.drop_bad=True"] if arguments.drop_bad else [])]
+    recipe = load_recipe(arguments.config, overrides)
+    if arguments.preflight and (code := preflight.run(arguments, overrides)):
+        return code
+    for aside in pipeline.restart(recipe, arguments.restart):
+        say(f"earlier results are now in {aside}")
+    pipeline.Run(recipe, accept_changed=arguments.accept_changed).all()
+    return 0
