@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from medkor_jax.data.exams import Question
+from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import Example, Source
 from medkor_jax.io.files import write_json
