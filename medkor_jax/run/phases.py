@@ -12,20 +12,21 @@ it may be ("> 0"), a name the function that checks it; `config_file` holds a con
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Annotated
 
 from medkor_jax.adapt.expansion import ExpansionSettings
 from medkor_jax.adapt.language import LanguageSettings
 from medkor_jax.adapt.lora import LoraSettings
-from medkor_jax.data.packing import ROUTES
+from medkor_jax.data.language import check_route
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import Source
 from medkor_jax.eval.exam import MAX_REASONING_TOKENS
 from medkor_jax.eval.gate import Gate
 from medkor_jax.eval.scores import MODES
+from medkor_jax.model.dtypes import check_dtype
 from medkor_jax.model.kernel import check_attention
 from medkor_jax.model.remat import check_remat
+from medkor_jax.nearest import nearest
 from medkor_jax.parallel.mesh import MeshShape
 from medkor_jax.run.gate_rules import check_gate
 from medkor_jax.train.stage import Stage
@@ -152,17 +153,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("dtype", "param_dtype"):
-            if getattr(self, name) not in ("float32", "bfloat16"):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected 'float32' or 'bfloat16' (float16 overflows)")
-        if self.route not in ROUTES:
-            raise ValueError(f"route is {self.route!r}; expected {' or '.join(ROUTES)}")
+            check_dtype(getattr(self, name), name)
+        check_route(self.route)
         names = [phase.name for phase in self.phases]
         if not self.run:
             raise ValueError("run is empty: name the phases to run")
         for name in self.run:
             if name not in names:
-                near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-                raise ValueError(f"run names {name!r}, which is not defined; nearest: {near[0] if near else 'none'!r}")
+                raise ValueError(f"run names {name!r}, which is not defined; nearest: {nearest(name, names)!r}")
         if list(self.run) != [name for name in names if name in self.run]:
             raise ValueError(f"run names {', '.join(self.run)}: each phase once, in the order {', '.join(names)}")
         has_reference = False

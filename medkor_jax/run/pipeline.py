@@ -13,7 +13,6 @@ Which phases there are, and what they train on, is data (`phases.Recipe`).
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import pathlib
 import shutil
@@ -24,16 +23,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from medkor_jax.data.contents import checksum
 from medkor_jax.data.reading import add_readings
-from medkor_jax.eval.gate import Evidence, Judgement, judge, judge_all
+from medkor_jax.eval.judgement import Evidence, Judgement, judge, judge_all
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.verdict import GateClosed, read_verdict, waive, write_verdict
+from medkor_jax.io.bases import open_base
 from medkor_jax.io.checkpoint import digest_tree
-from medkor_jax.io.files import checksum, write_json
+from medkor_jax.io.files import write_json
 from medkor_jax.io.loaded_model import LoadedModel, load
-from medkor_jax.io.models import Model, open_base, read_ledger, save_model
+from medkor_jax.io.models import Model, read_ledger, save_model
 from medkor_jax.model.dtypes import slow_here
 from medkor_jax.model.params import Params, Tree
+from medkor_jax.nearest import nearest
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.agreement import require_same, require_shared
 from medkor_jax.parallel.hosts import say
@@ -270,8 +272,7 @@ def restart(recipe: Recipe, names: Sequence[str]) -> list[pathlib.Path]:
     known = [phase.name for phase in recipe.phases]
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise ConfigError(f"--restart {name}: no such phase in this config; nearest: {near[0] if near else 'none'!r}. It has {', '.join(known)}")
+            raise ConfigError(f"--restart {name}: no such phase in this config; nearest: {nearest(name, known)!r}. It has {', '.join(known)}")
     moved = []
     for directory in (pathlib.Path(recipe.run_dir) / name for name in names):
         if aside := hosts.first(f"restart {directory.name}", lambda directory=directory: _move_aside(directory)):

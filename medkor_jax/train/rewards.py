@@ -18,9 +18,7 @@ by the length earns nothing: its letter might have gone on. It decides nothing a
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
-import hashlib
 import importlib.util
 import math
 import numbers
@@ -28,9 +26,11 @@ import pathlib
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
+from medkor_jax.data.contents import hash_file
 from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.eval.answers import parse_reasoned
+from medkor_jax.nearest import nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +115,8 @@ class RewardPart:
             self._check_own()
             return
         if self.name not in PARTS:
-            near = difflib.get_close_matches(self.name, PARTS, n=1, cutoff=0.0)[0]
             raise ValueError(
-                f"{self.name!r} is no part of a reward; there are {', '.join(PARTS)}; nearest: {near!r}. For a function of "
+                f"{self.name!r} is no part of a reward; there are {', '.join(PARTS)}; nearest: {nearest(self.name, PARTS)!r}. For a function of "
                 "your own, say where it is: function='FILE.py:NAME'"
             )
         if self.weight and (self.weight < 0) != PARTS[self.name].is_penalty:
@@ -143,7 +142,7 @@ class RewardPart:
         if not self.function:
             return said
         file, _, name = self.function.rpartition(":")
-        return said | {"function": name, "source": hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()}
+        return said | {"function": name, "source": hash_file(file)}
 
     def load(self) -> PartFunction:
         """Returns the function. Raises: ValueError if the file cannot be run, or has no such function."""
@@ -157,8 +156,8 @@ class RewardPart:
         except Exception as error:  # a user's file may raise anything
             raise ValueError(f"{file}, named by the reward's part {self.name!r}, cannot be run: {error!r}") from error
         if not callable(found := getattr(module, name, None)):
-            near = difflib.get_close_matches(name, [n for n in vars(module) if callable(getattr(module, n))], n=1, cutoff=0.0)
-            raise ValueError(f"{file} has no function {name!r}, which the reward's part {self.name!r} names; nearest: {near[0] if near else 'none'!r}")
+            near = nearest(name, [known for known in vars(module) if callable(getattr(module, known))])
+            raise ValueError(f"{file} has no function {name!r}, which the reward's part {self.name!r} names; nearest: {near!r}")
         return found
 
 

@@ -20,11 +20,12 @@ import optax
 from flax import struct
 
 from medkor_jax.model.config import ModelConfig
+from medkor_jax.model.dtypes import check_dtype
 from medkor_jax.model.forward import Inputs, forward
 from medkor_jax.model.kernel import check_attention
-from medkor_jax.model.layout import replicate
 from medkor_jax.model.params import Params, Tree, head_table
 from medkor_jax.model.remat import check_remat
+from medkor_jax.parallel.mesh import replicate
 from medkor_jax.train.losses import LossSums
 from medkor_jax.train.next_token import NextToken
 from medkor_jax.train.policy import Policy
@@ -59,8 +60,7 @@ class ComputeSettings:
     def __post_init__(self) -> None:
         check_remat(self.remat)
         check_attention(self.attention)
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype {self.dtype!r}: expected 'float32' or 'bfloat16' (float16 overflows in Gemma)")
+        check_dtype(self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
