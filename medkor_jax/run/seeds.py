@@ -13,4 +13,7 @@ from typing import Any
 
 def seed_of(*parts: Any) -> int:
     """Returns a 31-bit seed that depends on all parts and on nothing else."""
-    return int.from_bytes(hashlib.sha256(" ".join(map(str, parts)).encode()).digest()[:4], "little") >> 1
+    return (
+        int.from_bytes(hashlib.sha256(" ".join(map(str, parts)).encode()).digest()[:4], "little")
+        >> 1
+    )

@@ -1,9 +1,10 @@
-"""One stage of training, for every phase: restore, then draw, step, log, validate, save; stop cleanly.
+"""One stage of training, for every phase: restore, then draw, step, log, validate, save; stop
+cleanly.
 
     loaded = run_stage(plan, loaded, reference, mesh)
 
-A stage directory holds `stage.json` (what was asked for), `checkpoints/` and `metrics.jsonl`. Asked for
-again, the stage resumes at its last checkpoint and gives the same bits as if it had never
+A stage directory holds `stage.json` (what was asked for), `checkpoints/` and `metrics.jsonl`. Asked
+for again, the stage resumes at its last checkpoint and gives the same bits as if it had never
 stopped; asked for with other settings, it is refused. SIGTERM and Ctrl-C save and end it.
 
 It decides nothing about phases or gates.
@@ -39,12 +40,15 @@ class StoppedEarly(hosts.Stopped):
     """A signal ended the stage after its state was saved; the same command goes on from there."""
 
 
-def run_stage(plan: StagePlan, loaded: LoadedModel, reference: Params | None, mesh: Mesh) -> LoadedModel:
-    """Returns the model with the trees of the stage trained. reference: the model that retention holds to.
+def run_stage(
+    plan: StagePlan, loaded: LoadedModel, reference: Params | None, mesh: Mesh
+) -> LoadedModel:
+    """Returns the model with the trees of the stage trained. reference: the model that retention
+    holds to.
 
-    Raises: ValueError before any compilation if the settings contradict each other, the data or an earlier
-    start of the stage; StoppedEarly after a signal; FloatingPointError if the loss is not finite; NothingToLearn if
-    the model's own answers cannot teach it anything.
+    Raises: ValueError before any compilation if the settings contradict each other, the data or an
+    earlier start of the stage; StoppedEarly after a signal; FloatingPointError if the loss is not
+    finite; NothingToLearn if the model's own answers cannot teach it anything.
     """
     stage = plan.stage
     check_batch(stage.batch_size, stage.microbatches, mesh)
@@ -58,7 +62,9 @@ def run_stage(plan: StagePlan, loaded: LoadedModel, reference: Params | None, me
         hosts.stops(1, plan.name) as may_begin,
     ):
         # the step donates its state: copy, so that the caller's arrays stay alive
-        state = jax.jit(lambda t: make_state(optimizer, jax.tree.map(jnp.copy, t)), out_shardings=shardings)(trained)
+        state = jax.jit(
+            lambda t: make_state(optimizer, jax.tree.map(jnp.copy, t)), out_shardings=shardings
+        )(trained)
         if found := checkpoints.restore(abstract_like(state)):
             state, cursor = found
             batches.set_state(cursor)
@@ -72,27 +78,43 @@ def run_stage(plan: StagePlan, loaded: LoadedModel, reference: Params | None, me
             def validate(state: State) -> float:
                 now = dataclasses.replace(loaded, params=trainables.join(state.trainable, frozen))
                 shape = dict(batch_size=stage.batch_size, seq_len=stage.seq_len)
-                return text_loss(now, mesh, plan.validation, plan.compute, max_tokens=0, **shape)["nats"]
+                return text_loss(now, mesh, plan.validation, plan.compute, max_tokens=0, **shape)[
+                    "nats"
+                ]
 
             state = _steps(plan, state, batches, draw, update, validate, checkpoints, may_begin)
             if step._cache_size() > 1:
-                say(f"ALARM: {plan.name} compiled its step {step._cache_size()} times; batch shapes or shardings changed")
-            say(f"{plan.name}: {stage.steps - start} steps, {batches.packing_efficiency:.0%} of the tokens were text, not padding")
+                say(
+                    f"ALARM: {plan.name} compiled its step {step._cache_size()} times; batch "
+                    "shapes or shardings changed"
+                )
+            say(
+                f"{plan.name}: {stage.steps - start} steps, {batches.packing_efficiency:.0%} of "
+                "the tokens were text, not padding"
+            )
         if stage.take == "best" and (best := checkpoints.best_step) is not None:
             checkpoints.wait()
             state, _ = checkpoints.restore(abstract_like(state), best)
     if not trainables.has_changed(trained, state.trainable):
         say(
-            f"ALARM: {plan.name} ended and not one trained weight has changed: what follows is measured on the model as it was. "
-            "Likely cause: learning rates of 0, or gradients that are all zero (no loss reaches these trees)"
+            f"ALARM: {plan.name} ended and not one trained weight has changed: what follows is "
+            "measured on the model as it was. "
+            "Likely cause: learning rates of 0, or gradients that are all zero (no loss reaches "
+            "these trees)"
         )
     return dataclasses.replace(loaded, params=trainables.join(state.trainable, frozen))
 
 
 def _steps(
-    plan: StagePlan, state: State, batches: Batches | Rollouts, draw: Draw, update: Callable, validate: Callable[[State], float],
-    checkpoints: StageCheckpoints, may_begin: Callable[[int], bool],
-) -> State:  # fmt: skip
+    plan: StagePlan,
+    state: State,
+    batches: Batches | Rollouts,
+    draw: Draw,
+    update: Callable,
+    validate: Callable[[State], float],
+    checkpoints: StageCheckpoints,
+    may_begin: Callable[[int], bool],
+) -> State:
     """Returns the state after the last step: the loop itself."""
     stage, start, total = plan.stage, int(state.step), plan.stage.steps
     with Progress(plan, start, saved=lambda: checkpoints.latest_step or 0) as progress:
@@ -103,7 +125,9 @@ def _steps(
                 progress.flush()
                 checkpoints.save(number - 1, state, batches.get_state())
                 checkpoints.wait()
-                raise NothingToLearn(f"{plan.name} stopped before step {number} of {total}, its state saved: {error}") from None
+                raise NothingToLearn(
+                    f"{plan.name} stopped before step {number} of {total}, its state saved: {error}"
+                ) from None
             state, metrics = update(state, batch)
             progress.stepped(number, int((batch["segment_ids"] > 0).sum()), drawn, metrics)
             is_last = number == total
@@ -121,5 +145,8 @@ def _steps(
                 checkpoints.save(number, state, batches.get_state(), nats)
             if asked_to_stop:
                 checkpoints.wait()
-                raise StoppedEarly(f"{plan.name} stopped at step {number} of {total}, saved; the same command goes on")
+                raise StoppedEarly(
+                    f"{plan.name} stopped at step {number} of {total}, saved; the same command "
+                    "goes on"
+                )
     return state

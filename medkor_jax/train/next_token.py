@@ -2,7 +2,8 @@
 
     NextToken(1.0).loss(sums, norms)        # nats a loss token of the whole global batch
 
-Which positions those are is the data's business (`data.packing`), how cross entropy is computed that of `losses`.
+Which positions those are is the data's business (`data.packing`), how cross entropy is computed
+that of `losses`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ class NextToken:
 
     def sums(self, seen: Seen, batch: Batch, *, chunk: int) -> LossSums:
         hidden = gather_positions(seen.hidden, batch["loss_positions"])
-        return cross_entropy(hidden, seen.table, batch["targets"], batch["loss_weights"], chunk=chunk)
+        return cross_entropy(
+            hidden, seen.table, batch["targets"], batch["loss_weights"], chunk=chunk
+        )
 
     def loss(self, sums: LossSums, norms: Norms) -> jax.Array:
         return self.weight * sums.loss / norms["loss_tokens"]

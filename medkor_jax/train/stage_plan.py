@@ -28,14 +28,22 @@ from medkor_jax.train.trainable import count
 
 Corpus = Sequence[tuple[Source, Sequence[Example] | Sequence[Question]]]
 
-_MAY_CHANGE = ("save_every", "keep_last", "validation", "validate_every", "take")  # under a stage that has begun
+_MAY_CHANGE = (
+    "save_every",
+    "keep_last",
+    "validation",
+    "validate_every",
+    "take",
+)  # under a stage that has begun
 
 
 @dataclasses.dataclass(frozen=True)
 class StagePlan:
-    """train, validation: the data that was read, documents or, with a reward, questions. form: how reasoning is written.
+    """train, validation: the data that was read, documents or, with a reward, questions. form: how
+    reasoning is written.
 
-    upstream: digest of the model that the stage starts from. drop_bad: rows that do not fit are left out, not refused.
+    upstream: digest of the model that the stage starts from. drop_bad: rows that do not fit are
+    left out, not refused.
     """
 
     name: str
@@ -62,33 +70,53 @@ def claim(plan: StagePlan, loaded: LoadedModel, trained: Any) -> None:
     """
     said = json.loads(json.dumps(said_of(plan, loaded.route, trained)))
     path = plan.directory / "stage.json"
-    before = hosts.first(path, lambda: json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)
+    before = hosts.first(
+        path, lambda: json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    )
     if before is not None:
         before = upgraded_stage(before)
-        differing = [f"{k}: was {before.get(k)!r}, is {v!r}" for k, v in said.items() if before.get(k) != v]
+        differing = [
+            f"{k}: was {before.get(k)!r}, is {v!r}" for k, v in said.items() if before.get(k) != v
+        ]
         if differing:
             raise ValueError(
-                f"{plan.directory} was started with other settings ({'; '.join(differing)[:600]}). Give back those "
+                f"{plan.directory} was started with other settings ({'; '.join(differing)[:600]}). "
+                "Give back those "
                 "settings, use another run_dir, or start the phase anew with --restart"
             )
     else:
         write_json(path, said)
-    say(f"{plan.name}: training {', '.join(plan.stage.trees)} ({said['trainable']}), {plan.stage.steps} steps")
+    say(
+        f"{plan.name}: training {', '.join(plan.stage.trees)} ({said['trainable']}), "
+        f"{plan.stage.steps} steps"
+    )
 
 
 def said_of(plan: StagePlan, route: str, trained: Any) -> dict[str, Any]:
-    """Returns all that decides what the stage learns, as plain data; what is switched off is None."""
+    """Returns all that decides what the stage learns, as plain data; what is switched off is
+    None.
+    """
     stage, has_policy_loss = plan.stage, plan.stage.reward.has_policy_loss
-    settings = {field.name: getattr(stage, field.name) for field in dataclasses.fields(stage) if field.name not in _MAY_CHANGE}
+    settings = {
+        field.name: getattr(stage, field.name)
+        for field in dataclasses.fields(stage)
+        if field.name not in _MAY_CHANGE
+    }
     settings |= {
-        "trees": sorted(stage.trees), "rules": stage.rules_in_force,
-        "next_token_weight": 0.0 if has_policy_loss else stage.next_token_weight, "reward": stage.reward.in_force(plan.form),
+        "trees": sorted(stage.trees),
+        "rules": stage.rules_in_force,
+        "next_token_weight": 0.0 if has_policy_loss else stage.next_token_weight,
+        "reward": stage.reward.in_force(plan.form),
         "policy": stage.reward.policy if has_policy_loss else None,
-    }  # fmt: skip
+    }
     resolved = {
-        "format": STAGE_FORMAT, "dtype": plan.compute.dtype, "seed": plan.seed, "route": route, "upstream": plan.upstream,
+        "format": STAGE_FORMAT,
+        "dtype": plan.compute.dtype,
+        "seed": plan.seed,
+        "route": route,
+        "upstream": plan.upstream,
         "trainable": count(trained),
-    }  # fmt: skip
+    }
     return {name: _plain(value) for name, value in settings.items()} | resolved
 
 

@@ -3,9 +3,10 @@
     step = make_step(config, spec, optimizer, shard_tree(state, mesh))
     state, metrics = step(state, frozen, reference, batch)      # `state` is donated
 
-The loss is a sum of terms (`terms`), all of which read one forward pass. Sums are divided by the loss weight of the whole
-global batch, so K microbatches equal one batch and padding counts for nothing. Only the trainable trees are differentiated,
-updated and returned; the frozen ones go in and stay. What the terms are is decided in `stage.terms_of`.
+The loss is a sum of terms (`terms`), all of which read one forward pass. Sums are divided by the
+loss weight of the whole global batch, so K microbatches equal one batch and padding counts for
+nothing. Only the trainable trees are differentiated, updated and returned; the frozen ones go in
+and stay. What the terms are is decided in `stage.terms_of`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,13 @@ from medkor_jax.parallel.mesh import replicate
 from medkor_jax.train.losses import LossSums
 from medkor_jax.train.next_token import NextToken
 from medkor_jax.train.policy import Policy
-from medkor_jax.train.retention import Retention, choose_layers, each_layer, n_compared, with_drawn_positions
+from medkor_jax.train.retention import (
+    Retention,
+    choose_layers,
+    each_layer,
+    n_compared,
+    with_drawn_positions,
+)
 from medkor_jax.train.stage import Stage, terms_of
 from medkor_jax.train.terms import Batch, Norms, Seen, Term
 from medkor_jax.train.trainable import join
@@ -49,7 +56,9 @@ class ComputeSettings:
     """How a step is computed: but for dtype, none of it changes a result by more than rounding."""
 
     dtype: str = "bfloat16"
-    """Of activations: "bfloat16" or "float32"; losses, norms and the optimizer are float32 either way."""
+    """Of activations: "bfloat16" or "float32"; losses, norms and the optimizer are float32 either
+    way.
+    """
     remat: Annotated[str, check_remat] = "gate_up"
     """What the backward pass makes again to save memory, see `model.remat`."""
     attention: Annotated[str, check_attention] = "auto"
@@ -65,7 +74,9 @@ class ComputeSettings:
 
 @dataclasses.dataclass(frozen=True)
 class StepSpec:
-    """All that a compiled step depends on besides shapes and the optimizer; equal ones share a program. See `step_spec`."""
+    """All that a compiled step depends on besides shapes and the optimizer; equal ones share a
+    program. See `step_spec`.
+    """
 
     terms: tuple[Term, ...]
     compute: ComputeSettings
@@ -79,8 +90,10 @@ class StepSpec:
         has_next_token = any(isinstance(term, NextToken) for term in self.terms)
         if self.policy is not None and (has_next_token or self.dropout > 0):
             raise ValueError(
-                f"with a policy loss, there is {'a' if has_next_token else 'no'} next-token loss and dropout {self.dropout}; both must "
-                "be 0: wrong samples are not to be imitated, and dropout would be a policy that did not sample them"
+                f"with a policy loss, there is {'a' if has_next_token else 'no'} next-token loss "
+                f"and dropout {self.dropout}; both must "
+                "be 0: wrong samples are not to be imitated, and dropout would be a policy that "
+                "did not sample them"
             )
 
     @property
@@ -109,10 +122,10 @@ def make_step(
 ) -> Callable[[State, Params, Params | None, Batch], tuple[State, dict[str, jax.Array]]]:
     """Returns the jitted step. It can be lowered from ShapeDtypeStructs alone.
 
-    `reference` is the model retention holds to (None without it), on the same base: its own is not read, since
-    a compiler counts an argument given twice as twice the memory and refuses what would fit. Metrics are float32:
-    loss, loss_tokens, grad_norm, and what each term says of itself (layer_kl_nats is [L], one more where a model
-    has layers added behind, NaN where not drawn).
+    `reference` is the model retention holds to (None without it), on the same base: its own is not
+    read, since a compiler counts an argument given twice as twice the memory and refuses what would
+    fit. Metrics are float32: loss, loss_tokens, grad_norm, and what each term says of itself
+    (layer_kl_nats is [L], one more where a model has layers added behind, NaN where not drawn).
     """
 
     def step(state: State, frozen: Params, reference: Params | None, batch: Batch):
@@ -131,7 +144,11 @@ def make_step(
             return _loss(spec.terms, sums, norms), sums
 
         gradient, sums = _over_microbatches(
-            jax.grad(loss_of, has_aux=True), state.trainable, batch, jax.random.fold_in(key, 2), spec.microbatches
+            jax.grad(loss_of, has_aux=True),
+            state.trainable,
+            batch,
+            jax.random.fold_in(key, 2),
+            spec.microbatches,
         )
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
@@ -139,13 +156,17 @@ def make_step(
         metrics = {"loss": _loss(spec.terms, sums, norms), "loss_tokens": norms["loss_tokens"]}
         for term, own in zip(spec.terms, sums, strict=True):
             metrics |= term.metrics(own, norms)
-        return State(trainable, opt_state, state.step + 1), metrics | {"grad_norm": optax.tree.norm(gradient)}
+        return State(trainable, opt_state, state.step + 1), metrics | {
+            "grad_norm": optax.tree.norm(gradient)
+        }
 
     out_shardings = None if state_shardings is None else (state_shardings, None)
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
 
 
-def _over_microbatches(gradient_of: Callable, trainable: dict[str, Tree], batch: Batch, key: jax.Array, k: int):
+def _over_microbatches(
+    gradient_of: Callable, trainable: dict[str, Tree], batch: Batch, key: jax.Array, k: int
+):
     """Returns (gradient, sums) over the whole batch, a k-th of its rows at a time."""
     keys = jax.random.split(key, k)
     if k == 1:
@@ -162,18 +183,24 @@ def _over_microbatches(gradient_of: Callable, trainable: dict[str, Tree], batch:
     return jax.lax.scan(accumulate, zeros, (parts, keys))[0]
 
 
-def make_evaluation(config: ModelConfig, compute: ComputeSettings) -> Callable[[Params, Batch], LossSums]:
+def make_evaluation(
+    config: ModelConfig, compute: ComputeSettings
+) -> Callable[[Params, Batch], LossSums]:
     """Returns the jitted sums of next-token cross entropy of a batch, without dropout."""
 
     @jax.jit
     def evaluate(params: Params, batch: Batch) -> LossSums:
-        return NextToken(1.0).sums(_read(params, config, compute, batch), batch, chunk=compute.chunk)
+        return NextToken(1.0).sums(
+            _read(params, config, compute, batch), batch, chunk=compute.chunk
+        )
 
     return evaluate
 
 
 def make_scoring(config: ModelConfig, spec: StepSpec) -> Callable[[Params, Batch], jax.Array]:
-    """Returns the jitted nats [B, M] of each target of a batch, computed as the step with `spec.policy` does."""
+    """Returns the jitted nats [B, M] of each target of a batch, computed as the step with
+    `spec.policy` does.
+    """
 
     @jax.jit
     def score(params: Params, batch: Batch) -> jax.Array:
@@ -185,22 +212,44 @@ def make_scoring(config: ModelConfig, spec: StepSpec) -> Callable[[Params, Batch
 
 def _read(params: Params, config: ModelConfig, compute: ComputeSettings, batch: Batch) -> Seen:
     """Returns what a forward pass without a gradient leaves."""
-    hidden = forward(params, config, Inputs.of(batch), dtype=jnp.dtype(compute.dtype), attention=compute.attention)
+    hidden = forward(
+        params,
+        config,
+        Inputs.of(batch),
+        dtype=jnp.dtype(compute.dtype),
+        attention=compute.attention,
+    )
     return Seen(hidden, head_table(params.base))
 
 
 def _look(params, reference, config, spec: StepSpec, batch: Batch, layer_weights, key) -> Seen:
-    """Returns what the one forward pass of a step leaves; with "each layer" training, both models run through it together."""
+    """Returns what the one forward pass of a step leaves; with "each layer" training, both models
+    run through it together.
+    """
     compute, held = spec.compute, spec.retention
-    common = dict(dtype=jnp.dtype(compute.dtype), remat=compute.remat, attention=compute.attention, dropout=spec.dropout)
+    common = dict(
+        dtype=jnp.dtype(compute.dtype),
+        remat=compute.remat,
+        attention=compute.attention,
+        dropout=spec.dropout,
+    )
     common["dropout_key"] = key if spec.dropout > 0 else None
     table = head_table(params.base)
     if held is None:
         return Seen(forward(params, config, Inputs.of(batch), **common), table)
     hidden, layers = each_layer(
-        params, reference, config, Inputs.of(batch), batch["retain_positions"], batch["retain_weights"],
-        layer_weights, n_drawn=held.layers, chunk=compute.chunk, temperature=held.temperature, **common,
-    )  # fmt: skip
+        params,
+        reference,
+        config,
+        Inputs.of(batch),
+        batch["retain_positions"],
+        batch["retain_weights"],
+        layer_weights,
+        n_drawn=held.layers,
+        chunk=compute.chunk,
+        temperature=held.temperature,
+        **common,
+    )
     return Seen(hidden, table, layers)
 
 
@@ -212,4 +261,7 @@ def _normalisers(batch: Batch) -> Norms:
 
 
 def _loss(terms: tuple[Term, ...], sums: tuple[Any, ...], norms: Norms) -> jax.Array:
-    return sum((term.loss(own, norms) for term, own in zip(terms, sums, strict=True)), jnp.zeros((), jnp.float32))
+    return sum(
+        (term.loss(own, norms) for term, own in zip(terms, sums, strict=True)),
+        jnp.zeros((), jnp.float32),
+    )

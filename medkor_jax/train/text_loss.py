@@ -17,16 +17,29 @@ from medkor_jax.train.step import ComputeSettings, make_evaluation
 
 
 def text_loss(
-    loaded: LoadedModel, mesh: Mesh, corpus: Corpus, compute: ComputeSettings, *, batch_size: int, seq_len: int, max_tokens: int
+    loaded: LoadedModel,
+    mesh: Mesh,
+    corpus: Corpus,
+    compute: ComputeSettings,
+    *,
+    batch_size: int,
+    seq_len: int,
+    max_tokens: int,
 ) -> dict[str, float]:
-    """Returns {"nats": mean cross entropy a predicted token, "tokens": how many}, over the head of `corpus`.
+    """Returns {"nats": mean cross entropy a predicted token, "tokens": how many}, over the head of
+    `corpus`.
 
     Reads whole batches until `max_tokens` tokens were predicted (0: all of it).
     """
     evaluate = make_evaluation(loaded.config, compute)
     loss = tokens = 0.0
     for batch in one_pass(
-        corpus, loaded.tokenizer, batch_size=batch_size, seq_len=seq_len, route=loaded.route, drop_bad=True
+        corpus,
+        loaded.tokenizer,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        route=loaded.route,
+        drop_bad=True,
     ):
         sums = evaluate(loaded.params, place_batch(batch, mesh))
         loss, tokens = loss + float(sums.loss), tokens + float(sums.weight)
