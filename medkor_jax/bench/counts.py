@@ -17,8 +17,9 @@ from medkor_jax.model.params import ADAPTABLE, matrix_sizes
 from medkor_jax.parallel.mesh import platform
 from medkor_jax.plan.handcount import hand_flops
 from medkor_jax.plan.stages import STEP, Program, Trees
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.stage import Stage
-from medkor_jax.train.step import ComputeSettings, step_spec
+from medkor_jax.train.step import step_spec
 
 RECOMPUTED_SHARE = 0.1
 

@@ -31,10 +31,11 @@ from medkor_jax.model.params import ADAPTABLE, Params, abstract_base, n_leaves_a
 from medkor_jax.parallel.mesh import MeshShape, make_mesh, place_batch, shard_tree
 from medkor_jax.plan.program import read_program
 from medkor_jax.train.actor import Actor, Sample
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.retention import Retention
 from medkor_jax.train.reward_settings import RewardSettings
 from medkor_jax.train.stage import Stage
-from medkor_jax.train.step import ComputeSettings, StepSpec, make_state, make_step, step_spec
+from medkor_jax.train.step import StepSpec, make_state, make_step, step_spec
 from medkor_jax.train.trainable import OptimizerRule, Schedule, make_optimizer, split
 
 _MANY_STEPS = 1_000_000  # keeps the learning rate where it starts

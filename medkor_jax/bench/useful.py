@@ -17,9 +17,10 @@ from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.params import ADAPTABLE
 from medkor_jax.plan.handcount import hand_flops
 from medkor_jax.plan.stages import READ, SCORE, STEP, WRITE, Program, Trees
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.retention import Retention
 from medkor_jax.train.stage import Stage
-from medkor_jax.train.step import ComputeSettings, step_spec
+from medkor_jax.train.step import step_spec
 
 FORMULA = (
     "MFU = useful FLOPs / seconds / peak. Useful, of every token that is no padding, W and A the parameters of a layer's matrices "

@@ -22,8 +22,9 @@ from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.io.old_formats import STAGE_FORMAT, upgraded_stage
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.hosts import say
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.stage import Stage
-from medkor_jax.train.step import ComputeSettings, StepSpec, step_spec
+from medkor_jax.train.step import StepSpec, step_spec
 from medkor_jax.train.trainable import count
 
 Corpus = Sequence[tuple[Source, Sequence[Example] | Sequence[Question]]]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from typing import Annotated, Any, Callable
+from typing import Any, Callable
 
 import jax
 import jax.numpy as jnp
@@ -21,22 +21,15 @@ import optax
 from flax import struct
 
 from medkor_jax.model.config import ModelConfig
-from medkor_jax.model.dtypes import check_dtype
 from medkor_jax.model.forward import Inputs, forward
-from medkor_jax.model.kernel import check_attention
 from medkor_jax.model.params import Params, Tree, head_table
-from medkor_jax.model.remat import check_remat
 from medkor_jax.parallel.mesh import replicate
+from medkor_jax.train.compute import ComputeSettings
+from medkor_jax.train.each_layer import Comparison, each_layer, n_compared
 from medkor_jax.train.losses import LossSums
 from medkor_jax.train.next_token import NextToken
 from medkor_jax.train.policy import Policy
-from medkor_jax.train.retention import (
-    Retention,
-    choose_layers,
-    each_layer,
-    n_compared,
-    with_drawn_positions,
-)
+from medkor_jax.train.retention import Retention, choose_layers, with_drawn_positions
 from medkor_jax.train.stage import Stage, terms_of
 from medkor_jax.train.terms import Batch, Norms, Seen, Term
 from medkor_jax.train.trainable import join
@@ -49,27 +42,6 @@ class State:
     trainable: dict[str, Tree]
     opt_state: Any
     step: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class ComputeSettings:
-    """How a step is computed: but for dtype, none of it changes a result by more than rounding."""
-
-    dtype: str = "bfloat16"
-    """Of activations: "bfloat16" or "float32"; losses, norms and the optimizer are float32 either
-    way.
-    """
-    remat: Annotated[str, check_remat] = "gate_up"
-    """What the backward pass makes again to save memory, see `model.remat`."""
-    attention: Annotated[str, check_attention] = "auto"
-    """Which attention kernel, see `model.kernel`; "auto": by length and device."""
-    chunk: Annotated[int, ">= 1"] = 256
-    """Positions whose logits exist at once on one part of the batch axes."""
-
-    def __post_init__(self) -> None:
-        check_remat(self.remat)
-        check_attention(self.attention)
-        check_dtype(self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,34 +194,32 @@ def _read(params: Params, config: ModelConfig, compute: ComputeSettings, batch: 
     return Seen(hidden, head_table(params.base))
 
 
-def _look(params, reference, config, spec: StepSpec, batch: Batch, layer_weights, key) -> Seen:
+def _look(
+    params: Params,
+    reference: Params | None,
+    config: ModelConfig,
+    spec: StepSpec,
+    batch: Batch,
+    layer_weights: jax.Array | None,
+    key: jax.Array,
+) -> Seen:
     """Returns what the one forward pass of a step leaves; with "each layer" training, both models
     run through it together.
     """
-    compute, held = spec.compute, spec.retention
-    common = dict(
-        dtype=jnp.dtype(compute.dtype),
-        remat=compute.remat,
-        attention=compute.attention,
-        dropout=spec.dropout,
-    )
-    common["dropout_key"] = key if spec.dropout > 0 else None
-    table = head_table(params.base)
+    compute, held, table = spec.compute, spec.retention, head_table(params.base)
+    dropout = dict(dropout=spec.dropout, dropout_key=key if spec.dropout > 0 else None)
+    inputs = Inputs.of(batch)
     if held is None:
-        return Seen(forward(params, config, Inputs.of(batch), **common), table)
-    hidden, layers = each_layer(
-        params,
-        reference,
-        config,
-        Inputs.of(batch),
+        how = dict(dtype=jnp.dtype(compute.dtype), remat=compute.remat, attention=compute.attention)
+        return Seen(forward(params, config, inputs, **how, **dropout), table)
+    compared = Comparison(
         batch["retain_positions"],
         batch["retain_weights"],
         layer_weights,
-        n_drawn=held.layers,
-        chunk=compute.chunk,
-        temperature=held.temperature,
-        **common,
+        held.layers,
+        held.temperature,
     )
+    hidden, layers = each_layer(params, reference, config, inputs, compared, compute, **dropout)
     return Seen(hidden, table, layers)
 
 

@@ -29,7 +29,7 @@ Norms = Mapping[str, jax.Array]
 class Seen:
     """What the forward pass of a part of the batch leaves. hidden: [B, T, D], after the final norm;
     table: the head, [V, D], frozen; layers: what "each layer" training compared on the way
-    (`retention.LayerSums`), None without it."""
+    (`each_layer.LayerSums`), None without it."""
 
     hidden: jax.Array
     table: jax.Array

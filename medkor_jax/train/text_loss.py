@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 from medkor_jax.data.batches import one_pass
 from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.parallel.mesh import place_batch
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.stage_plan import Corpus
-from medkor_jax.train.step import ComputeSettings, make_evaluation
+from medkor_jax.train.step import make_evaluation
 
 
 def text_loss(

@@ -14,9 +14,10 @@ from medkor_jax.io.weights import open_weights
 from medkor_jax.model.config import GLOBAL, LOCAL, preset
 from medkor_jax.model.forward import Inputs, edge_inputs, embed, forward, layer_inputs, make_view, project_logits, run_layer
 from medkor_jax.model.params import BACK, FRONT, Params, abstract_base, leaf_paths
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.losses import cross_entropy
 from medkor_jax.train.stage import Stage
-from medkor_jax.train.step import ComputeSettings, make_state, make_step, step_spec
+from medkor_jax.train.step import make_state, make_step, step_spec
 from medkor_jax.train.trainable import OptimizerRule, Schedule, make_optimizer, split
 
 C = preset("tiny")

@@ -14,8 +14,9 @@ from medkor_jax.io.models import open_model
 from medkor_jax.model.params import Params
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.train.actor import Actor
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.stage import Stage
-from medkor_jax.train.step import ComputeSettings, step_spec
+from medkor_jax.train.step import step_spec
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,10 @@ def train(shape) -> dict:
     from medkor_jax.io.weights import open_weights
     from medkor_jax.model.params import ADAPTABLE, Params, abstract_base, leaf_paths
     from medkor_jax.parallel.mesh import make_mesh, place_batch, shard_tree
+    from medkor_jax.train.compute import ComputeSettings
     from medkor_jax.train.retention import Retention
     from medkor_jax.train.stage import Stage
-    from medkor_jax.train.step import ComputeSettings, make_state, make_step, step_spec
+    from medkor_jax.train.step import make_state, make_step, step_spec
     from medkor_jax.train.trainable import split
 
     weights = open_weights("random:tiny")

@@ -24,8 +24,9 @@ from medkor_jax.plan.topology import GIB, parse_topology
 from medkor_jax.plan.traffic import Collective
 from medkor_jax.run.config_file import load_recipe
 from medkor_jax.run.phases import ConfigError
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.stage import Stage
-from medkor_jax.train.step import ComputeSettings, step_spec
+from medkor_jax.train.step import step_spec
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 V5E = parse_topology("v5e:4x4")

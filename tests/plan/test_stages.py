@@ -13,10 +13,11 @@ from medkor_jax.model.config import preset
 from medkor_jax.plan.lowering import _batch, abstract_params
 from medkor_jax.plan.stages import READ, SCORE, STEP, WRITE, Program, Trees, planned_stages
 from medkor_jax.run.config_file import load_recipe
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.policy import PolicyLoss
 from medkor_jax.train.reward_settings import RewardSettings
 from medkor_jax.train.stage import Stage
-from medkor_jax.train.step import ComputeSettings, step_spec
+from medkor_jax.train.step import step_spec
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 CONFIG = preset("tiny")

@@ -14,10 +14,11 @@ from medkor_jax.plan.lowering import traceable
 from medkor_jax.plan.stages import READ, STEP, WRITE, Program, Trees
 from medkor_jax.plan.topology import GIB, parse_topology
 from medkor_jax.plan.trace import jaxpr_work
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.retention import Retention
 from medkor_jax.train.reward_settings import RewardSettings
 from medkor_jax.train.stage import Stage
-from medkor_jax.train.step import ComputeSettings, step_spec
+from medkor_jax.train.step import step_spec
 
 pytestmark = [
     pytest.mark.slow,

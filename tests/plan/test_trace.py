@@ -14,10 +14,11 @@ from medkor_jax.plan.lowering import traceable
 from medkor_jax.plan.stages import READ, SCORE, STEP, Program, Trees
 from medkor_jax.plan.topology import parse_topology
 from medkor_jax.plan.trace import jaxpr_work
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.retention import Retention
 from medkor_jax.train.reward_settings import RewardSettings
 from medkor_jax.train.stage import Stage
-from medkor_jax.train.step import ComputeSettings, step_spec
+from medkor_jax.train.step import step_spec
 
 CONFIG = preset("tiny")
 ADAPTED, ALL = Trees(LoraSettings(rank=2), "vector"), Trees(LoraSettings(rank=2), "vector", (1, 1))

@@ -14,6 +14,7 @@ from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.parallel.mesh import MeshShape, make_mesh, shard_tree
 from medkor_jax.train import loop
 from medkor_jax.train.actor import Actor
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.groups import NothingToLearn
 from medkor_jax.train.metrics import read_metrics
 from medkor_jax.train.policy import PolicyLoss
@@ -22,7 +23,7 @@ from medkor_jax.train.rewards import make_parts
 from medkor_jax.train.rollout import Rollouts
 from medkor_jax.train.stage import Stage
 from medkor_jax.train.stage_plan import StagePlan
-from medkor_jax.train.step import ComputeSettings, make_state, make_step, step_spec
+from medkor_jax.train.step import make_state, make_step, step_spec
 from medkor_jax.train.trainable import OptimizerRule, Schedule, join, make_optimizer, split
 
 RULES = (OptimizerRule("lora", "lora/.*", 0.02), OptimizerRule("lang", "lang/.*", 0.02))

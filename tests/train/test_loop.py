@@ -19,10 +19,10 @@ from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.io.models import open_model
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.train import loop
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.metrics import read_metrics
 from medkor_jax.train.stage import Stage
 from medkor_jax.train.stage_plan import StagePlan
-from medkor_jax.train.step import ComputeSettings
 from medkor_jax.train.text_loss import text_loss
 from medkor_jax.train.trainable import OptimizerRule
 

@@ -13,11 +13,12 @@ from medkor_jax.model.config import preset
 from medkor_jax.model.forward import Inputs, forward, project_logits
 from medkor_jax.model.params import Params, abstract_base
 from medkor_jax.parallel.mesh import MeshShape, make_mesh, place_batch, shard_tree
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.next_token import NextToken
 from medkor_jax.train.policy import Policy, PolicyLoss, policy_sums
 from medkor_jax.train.retention import Retention
 from medkor_jax.train.reward_settings import RolloutSettings
-from medkor_jax.train.step import ComputeSettings, StepSpec, make_scoring, make_state, make_step
+from medkor_jax.train.step import StepSpec, make_scoring, make_state, make_step
 from medkor_jax.train.trainable import split
 
 C = preset("tiny")

@@ -12,9 +12,10 @@ from medkor_jax.model.config import preset
 from medkor_jax.model.forward import Inputs, forward, project_logits
 from medkor_jax.model.params import Params, abstract_base
 from medkor_jax.parallel.mesh import MeshShape, make_mesh, place_batch, shard_tree
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.retention import Retention
 from medkor_jax.train.stage import Stage
-from medkor_jax.train.step import ComputeSettings, StepSpec, make_evaluation, make_state, make_step, step_spec
+from medkor_jax.train.step import StepSpec, make_evaluation, make_state, make_step, step_spec
 from medkor_jax.train.trainable import OptimizerRule, Schedule, make_optimizer, split
 
 C = preset("tiny")
