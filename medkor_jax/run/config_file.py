@@ -18,6 +18,7 @@ import types
 import typing
 from typing import Annotated, Any, Mapping, Sequence
 
+from medkor_jax.run.gate_rules import check_gates
 from medkor_jax.run.phases import ConfigError, Exam, Phase, Recipe
 from medkor_jax.train.stage import Stage
 
@@ -85,7 +86,16 @@ def make_recipe(config: Mapping[str, Any]) -> Recipe:
     """
     raw = {key: value for key, value in config.items() if not key.startswith("phase")}
     phases = {key: _with_stage(key, value) for key, value in config.items() if key.startswith("phase") and value is not None}
-    return build(Recipe, {**raw, "phases": dict(sorted(phases.items()))})
+    return _with_sound_gates(build(Recipe, {**raw, "phases": dict(sorted(phases.items()))}))
+
+
+def _with_sound_gates(recipe: Recipe) -> Recipe:
+    """Returns the recipe. Raises: ConfigError if something that a gate asks cannot be meant."""
+    try:
+        check_gates(recipe)
+    except ValueError as error:
+        raise ConfigError(f"config: {error}") from error
+    return recipe
 
 
 def _with_stage(name: str, raw: Mapping[str, Any]) -> dict[str, Any]:

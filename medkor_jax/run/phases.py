@@ -28,7 +28,6 @@ from medkor_jax.model.kernel import check_attention
 from medkor_jax.model.remat import check_remat
 from medkor_jax.nearest import nearest
 from medkor_jax.parallel.mesh import MeshShape
-from medkor_jax.run.gate_rules import check_gate
 from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.stage import Stage
 
@@ -160,7 +159,7 @@ class Recipe:
             raise ValueError("run is empty: name the phases to run")
         for name in self.run:
             if name not in names:
-                raise ValueError(f"run names {name!r}, which is not defined; nearest: {nearest(name, names)!r}")
+                raise ValueError(f"run names {name!r}, which is not defined; nearest: {nearest(name, names) or 'none'!r}")
         if list(self.run) != [name for name in names if name in self.run]:
             raise ValueError(f"run names {', '.join(self.run)}: each phase once, in the order {', '.join(names)}")
         has_reference = False
@@ -174,7 +173,6 @@ class Recipe:
             exams = [exam.source.name for exam in self.exams_of(phase)]
             if phase.exam not in exams:
                 raise ValueError(f"phase {phase.name!r} is judged by exam {phase.exam!r}; exams of this phase: {', '.join(exams)}")
-            check_gate(self, phase)
         repeated = {exam.source.name for exam in self.exams} & {exam.source.name for exam in self.final}
         if repeated:
             raise ValueError(f"final exam {min(repeated)!r} bears the name of an exam; a final exam has a name and questions of its own")

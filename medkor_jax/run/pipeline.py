@@ -86,7 +86,7 @@ class Run:
         with jax.set_mesh(self.mesh):
             for phase in recipe.in_force:
                 self.phase(phase)
-            sit_final(self)
+            sit_final(self.measurer, self.lineage, self._load)
         say(closing_table(self.directory, [phase.name for phase in recipe.phases]))
 
     def phase(self, phase: Phase) -> None:
@@ -272,7 +272,8 @@ def restart(recipe: Recipe, names: Sequence[str]) -> list[pathlib.Path]:
     known = [phase.name for phase in recipe.phases]
     for name in names:
         if name not in known:
-            raise ConfigError(f"--restart {name}: no such phase in this config; nearest: {nearest(name, known)!r}. It has {', '.join(known)}")
+            near = nearest(name, known) or "none"
+            raise ConfigError(f"--restart {name}: no such phase in this config; nearest: {near!r}. It has {', '.join(known)}")
     moved = []
     for directory in (pathlib.Path(recipe.run_dir) / name for name in names):
         if aside := hosts.first(f"restart {directory.name}", lambda directory=directory: _move_aside(directory)):

@@ -18,6 +18,8 @@ Source: the lens is nostalgebraist 2020; distillation loss, Hinton et al. 2015 (
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -37,6 +39,9 @@ from medkor_jax.model.params import BACK, FRONT, Params, Tree, head_table, n_edg
 from medkor_jax.parallel.mesh import BATCH_AXES, lay
 from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.losses import LossSums, gather_positions, token_losses
+
+Kept = tuple[jax.Array, jax.Array]
+"""Of student and teacher: hidden states [n_kept + 1, B, P, D], the last place thrown away."""
 
 
 @struct.dataclass
@@ -105,7 +110,7 @@ def each_layer(
             f"layer_weights has shape {compared.places.shape}; these models are compared at {n} "
             "places"
         )
-    hidden, of_students, of_teachers = _run_both(
+    hidden, kept = _run_both(
         params,
         reference,
         config,
@@ -115,7 +120,7 @@ def each_layer(
         dropout=dropout,
         dropout_key=dropout_key,
     )
-    return hidden, _compare(of_students, of_teachers, params.base, config, compared, compute.chunk)
+    return hidden, _compare(kept, params.base, config, compared, compute.chunk)
 
 
 def _run_both(
@@ -128,19 +133,18 @@ def _run_both(
     *,
     dropout: float,
     dropout_key: jax.Array | None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns (final hidden states of the student [B, T, D], what of both models the head reads
-    [n_kept + 1, B, P, D]).
-    """
+) -> tuple[jax.Array, Kept]:
+    """Returns (final hidden states of the student [B, T, D], what of both models the head reads)."""
     dtype, slots = jnp.dtype(compute.dtype), compared.slots
     student = embed(params, config, inputs.tokens, inputs.langs, dtype)
     teacher = embed(reference, config, inputs.tokens, inputs.langs, dtype)
     view = make_view(config, inputs.seen, compute.attention)
 
-    def keep(kept: jax.Array, x: jax.Array, slot: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_index_in_dim(
-            kept, gather_positions(x, compared.positions), slot, 0
-        )
+    def keep(kept: Kept, both: Kept, slot: jax.Array) -> Kept:
+        """Puts aside what the head will read of both models."""
+        read = (gather_positions(x, compared.positions) for x in both)
+        put = jax.lax.dynamic_update_index_in_dim
+        return tuple(put(of, x, slot, 0) for of, x in zip(kept, read, strict=True))
 
     def run_student(x: jax.Array, layer: LayerInputs) -> jax.Array:
         return run_layer(config, view, layer, x, params.lora_scale, dropout, compute.remat)
@@ -149,30 +153,12 @@ def _run_both(
         return jax.lax.stop_gradient(run_layer(config, view, layer, x, reference.lora_scale))
 
     def body(carry, layer):
-        (student, teacher, of_students, of_teachers), (for_student, for_teacher, slot) = (
-            carry,
-            layer,
-        )
-        student, teacher = run_student(student, for_student), run_teacher(teacher, for_teacher)
-        return (
-            student,
-            teacher,
-            keep(of_students, student, slot),
-            keep(of_teachers, teacher, slot),
-        ), None
+        (student, teacher, kept), (for_student, for_teacher, slot) = carry, layer
+        both = run_student(student, for_student), run_teacher(teacher, for_teacher)
+        return (*both, keep(kept, both, slot)), None
 
-    def run_edges(student: jax.Array, teacher: jax.Array, side: str) -> tuple[jax.Array, jax.Array]:
-        for stack in edge_inputs(params, config, side):
-            student, _ = jax.lax.scan(
-                lambda x, layer: (run_student(x, layer), None), student, stack
-            )
-        for stack in edge_inputs(reference, config, side):
-            teacher, _ = jax.lax.scan(
-                lambda x, layer: (run_teacher(x, layer), None), teacher, stack
-            )
-        return student, teacher
-
-    student, teacher = run_edges(student, teacher, FRONT)
+    student = _through(edge_inputs(params, config, FRONT), student, run_student)
+    teacher = _through(edge_inputs(reference, config, FRONT), teacher, run_teacher)
     room = (compared.n_kept + 1, *compared.positions.shape, config.d_model)
     nothing = lay(jnp.zeros(room, dtype), None, BATCH_AXES, None, None)
     layers = (
@@ -180,20 +166,26 @@ def _run_both(
         layer_inputs(reference, config, None),
         slots[: config.n_layers],
     )
-    carry, _ = jax.lax.scan(body, (student, teacher, nothing, nothing), layers)
-    student, teacher, of_students, of_teachers = carry
-    student, teacher = run_edges(student, teacher, BACK)
+    carry = (student, teacher, (nothing, nothing))
+    (student, teacher, kept), _ = jax.lax.scan(body, carry, layers)
+    student = _through(edge_inputs(params, config, BACK), student, run_student)
+    teacher = _through(edge_inputs(reference, config, BACK), teacher, run_teacher)
     if len(slots) > config.n_layers:
-        of_students, of_teachers = (
-            keep(of_students, student, slots[-1]),
-            keep(of_teachers, teacher, slots[-1]),
-        )
-    return rms_norm(student, params.base["final_norm"], config.rms_eps), of_students, of_teachers
+        kept = keep(kept, (student, teacher), slots[-1])
+    return rms_norm(student, params.base["final_norm"], config.rms_eps), kept
+
+
+def _through(
+    stacks: Sequence[LayerInputs], x: jax.Array, run: Callable[[jax.Array, LayerInputs], jax.Array]
+) -> jax.Array:
+    """Returns the residual stream after all layers of `stacks`."""
+    for stack in stacks:
+        x, _ = jax.lax.scan(lambda x, layer: (run(x, layer), None), x, stack)
+    return x
 
 
 def _compare(
-    of_students: jax.Array,
-    of_teachers: jax.Array,
+    kept: Kept,
     base: Tree,
     config: ModelConfig,
     compared: Comparison,
@@ -202,17 +194,17 @@ def _compare(
     """Returns the sums of what was kept of both models."""
     k, is_drawn, slots = compared.n_kept, compared.places > 0, compared.slots
 
-    def lens(kept: jax.Array) -> jax.Array:
+    def lens(of: jax.Array) -> jax.Array:
         """[k + 1, B, P, D] -> [B, k P, D]: what the head reads, of all drawn places at once."""
-        kept = jnp.moveaxis(kept[:k], 0, 1)
+        of = jnp.moveaxis(of[:k], 0, 1)
         return rms_norm(
-            kept.reshape(kept.shape[0], -1, config.d_model), base["final_norm"], config.rms_eps
+            of.reshape(of.shape[0], -1, config.d_model), base["final_norm"], config.rms_eps
         )
 
     each = token_losses(
-        lens(of_students),
+        lens(kept[0]),
         head_table(base),
-        lens(of_teachers),
+        lens(kept[1]),
         chunk=chunk,
         temperature=compared.temperature,
     )

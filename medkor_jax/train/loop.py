@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from medkor_jax.data.batches import Batches
 from medkor_jax.io.checkpoint import StageCheckpoints, abstract_like
 from medkor_jax.io.loaded_model import LoadedModel
-from medkor_jax.model.params import Params
+from medkor_jax.model.params import Params, Tree
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.hosts import say
 from medkor_jax.parallel.mesh import check_batch, place_batch, shard_tree
@@ -95,14 +95,18 @@ def run_stage(
         if stage.take == "best" and (best := checkpoints.best_step) is not None:
             checkpoints.wait()
             state, _ = checkpoints.restore(abstract_like(state), best)
-    if not trainables.has_changed(trained, state.trainable):
+    _say_if_unchanged(plan, trained, state)
+    return dataclasses.replace(loaded, params=trainables.join(state.trainable, frozen))
+
+
+def _say_if_unchanged(plan: StagePlan, before: dict[str, Tree], state: State) -> None:
+    if not trainables.has_changed(before, state.trainable):
         say(
             f"ALARM: {plan.name} ended and not one trained weight has changed: what follows is "
             "measured on the model as it was. "
             "Likely cause: learning rates of 0, or gradients that are all zero (no loss reaches "
             "these trees)"
         )
-    return dataclasses.replace(loaded, params=trainables.join(state.trainable, frozen))
 
 
 def _steps(
