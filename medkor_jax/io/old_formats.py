@@ -3,7 +3,7 @@ resumes now.
 
     record = upgraded_record(stored)        # record.json: what made a phase
     said = upgraded_stage(stored)           # stage.json: what a stage was asked for
-    state = upgraded_cursor(stored)         # where a source of sampled answers stands, from a checkpoint
+    state = upgraded_cursor(stored)         # where a source of sampled answers stands
 
 Plain data in, plain data out, whatever the format that it says it has; what is of today's format
 comes back as it is. Files are neither read nor written here, and their digests are those of what is

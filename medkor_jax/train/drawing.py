@@ -3,7 +3,7 @@ to its questions.
 
     batches = make_batches(plan, tokenizer, route)              # refuses data that does not fit
     draw = drawing(plan, batches, loaded, frozen, mesh)
-    batch, drawn = draw(state)                                  # drawn: what is logged of how it was made
+    batch, drawn = draw(state)              # drawn: what is logged of how it was made
 
 It places nothing on devices and updates nothing.
 """

@@ -77,10 +77,9 @@ def run_stage(
 
             def validate(state: State) -> float:
                 now = dataclasses.replace(loaded, params=trainables.join(state.trainable, frozen))
-                shape = dict(batch_size=stage.batch_size, seq_len=stage.seq_len)
-                return text_loss(now, mesh, plan.validation, plan.compute, max_tokens=0, **shape)[
-                    "nats"
-                ]
+                shape = dict(batch_size=stage.batch_size, seq_len=stage.seq_len, max_tokens=0)
+                loss = text_loss(now, mesh, plan.validation, plan.compute, **shape)
+                return loss["nats"]
 
             state = _steps(plan, state, batches, draw, update, validate, checkpoints, may_begin)
             if step._cache_size() > 1:

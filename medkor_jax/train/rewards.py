@@ -1,7 +1,8 @@
 """What a sampled answer earns, part by part.
 
     reward = Reward(parts=make_parts(answer=1.0, letter=0.1, format=0.2))
-    reward.score("<R> Vitamin C ... <R/> C", question, n_tokens=14, is_finished=True).total       # 1.3 if C is the key
+    earned = reward.score("<R> Vitamin C ... <R/> C", question, n_tokens=14, is_finished=True)
+    earned.total                                        # 1.3 if C is the key
 
 A part is a function of the answer, in 0 to 1, and its weight. Those that come with the program are
 in the table `PARTS`; a user's own is named by its file, which needs nothing of this package:
@@ -12,9 +13,8 @@ in the table `PARTS`; a user's own is named by its file, which needs nothing of 
     phase.reward.parts.brevity = dict(function="my_rewards.py:brevity", weight=0.1, bound=200)
 
 The text is read by the parser that also judges (`eval.answers`), so what is rewarded is what is
-measured. What was cut off
-by the length earns nothing: its letter might have gone on. It decides nothing about groups
-(`groups`, `rollout`).
+measured. What was cut off by the length earns nothing: its letter might have gone on. It decides
+nothing about groups (`groups`, `rollout`).
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ class RewardPart:
         if self.name not in PARTS:
             raise ValueError(
                 f"{self.name!r} is no part of a reward; there are {', '.join(PARTS)}; nearest: "
-                f"{nearest(self.name, PARTS)!r}. For a function of "
-                "your own, say where it is: function='FILE.py:NAME'"
+                f"{nearest(self.name, PARTS)!r}. For a function of your own, say where it is: "
+                "function='FILE.py:NAME'"
             )
         if self.weight and (self.weight < 0) != PARTS[self.name].is_penalty:
             what = (
@@ -215,9 +215,8 @@ def check_parts(parts: tuple[RewardPart, ...]) -> None:
     if 0 < own <= rest:
         raise ValueError(
             f"the answer is worth {own} and {' + '.join(weights)} {rest:.3g}: a model would learn "
-            "the "
-            "form and not the answer. Raise answer above the others together (or set it to 0 to "
-            "teach the form alone)"
+            "the form and not the answer. Raise answer above the others together (or set it to 0 "
+            "to teach the form alone)"
         )
 
 

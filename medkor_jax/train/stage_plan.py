@@ -1,7 +1,7 @@
 """A stage and what was resolved for it: what the loop runs, and what it says of itself on disk.
 
-    plan = StagePlan("phase3/train", directory, stage, compute, seed=1, train=corpus, validation=[], upstream=digest)
-    claim(plan, loaded, trained)        # writes stage.json, or refuses: an earlier start of it was another stage
+    plan = stage_plan(recipe, corpora, phase, phase.train, "train")     # in `run.stage_plans`
+    claim(plan, loaded, trained)        # writes stage.json, or refuses what was begun otherwise
 
 It repeats nothing that the stage says, and neither reads data nor trains.
 """

@@ -1,7 +1,6 @@
-"""What a loss is made of: terms, each a file with its settings, its sums, its loss and what it
-logs.
+"""What a loss is made of: terms, each a file with its settings, sums, loss and metrics.
 
-    terms = stage.terms                                     # those in force, a plain tuple: see `stage.terms_of`
+    terms = terms_of(stage)                                 # those in force, a plain tuple
     sums = tuple(term.sums(seen, batch, chunk=256) for term in terms)
 
 To add one: a frozen dataclass that does what `Term` says in a file of its own (`next_token` is the
