@@ -28,8 +28,8 @@ from medkor_jax.model.kernel import check_attention
 from medkor_jax.model.remat import check_remat
 from medkor_jax.nearest import nearest
 from medkor_jax.parallel.mesh import MeshShape
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.stage import Stage
-from medkor_jax.train.step import ComputeSettings
 
 
 class ConfigError(ValueError):
