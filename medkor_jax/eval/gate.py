@@ -90,7 +90,7 @@ class Gate:
     reading: str = "non_inferior"
     confidence: Annotated[float, ">= 0.5", "< 1"] = 0.95
     on_failure: str = "stop"
-    rounds: Annotated[int, ">= 1"] = 1
+    rounds: Annotated[int, ">= 1"] = 3
     allow_chance: bool = False
     requires: tuple[Condition, ...] = ()
 

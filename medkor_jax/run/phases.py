@@ -142,18 +142,22 @@ class Stage:
     steps: Annotated[int, ">= 0"] = 0
     trees: tuple[str, ...] = ()
     data: tuple[Source, ...] = ()
-    batch_size: Annotated[int, ">= 1"] = 8
-    seq_len: Annotated[int, ">= 4"] = 512
+    batch_size: Annotated[int, ">= 1"] = 16
+    seq_len: Annotated[int, ">= 4"] = 1024
     microbatches: Annotated[int, ">= 1"] = 1
     loss_positions: Annotated[int, ">= 0"] = 0
-    groups: tuple[Group, ...] = ()
-    warmup_steps: Annotated[int, ">= 0"] = 10
+    groups: tuple[Group, ...] = (
+        Group("lora", "lora/.*", 2e-4),
+        Group("lang", "lang/.*", 1e-3),
+        Group("expand", "expand/.*", 1e-4),
+    )
+    warmup_steps: Annotated[int, ">= 0"] = 20
     final_share: Annotated[float, ">= 0", "<= 1"] = 0.1
     clip_norm: Annotated[float, "> 0"] = 1.0
     dropout: Annotated[float, ">= 0", "< 1"] = 0.0
     next_token_weight: Annotated[float, ">= 0"] = 1.0
     retention: Retention = Retention()
-    save_every: Annotated[int, ">= 1"] = 100
+    save_every: Annotated[int, ">= 1"] = 200
     keep_last: Annotated[int, ">= 1"] = 1
     validation: tuple[Source, ...] = ()
     validate_every: Annotated[int, ">= 0"] = 0

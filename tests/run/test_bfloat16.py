@@ -14,7 +14,7 @@ from medkor_jax.run.named_model import open_model
 from medkor_jax.train.metrics import read_metrics
 from medkor_jax.train.rewards import Earned, Reward
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
 def make_config(run_dir, weights):

@@ -1,14 +1,16 @@
 """Every config that ships builds a recipe, and overrides are checked."""
 
+import ast
 import pathlib
 
 import pytest
 
-from medkor_jax.run.config_file import load_config, load_recipe
+from medkor_jax.run.config_file import load_config, load_recipe, make_recipe
+from medkor_jax.run.defaults import plain
 from medkor_jax.run.phases import ConfigError
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-RUNNABLE = sorted(p.name for p in CONFIGS.glob("*.py") if p.name not in ("__init__.py", "common.py"))
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+RUNNABLE = sorted(p.name for p in CONFIGS.glob("*.py") if p.name not in ("__init__.py", "common.py", "phases.py"))
 ORDER = (
     "phase0", "phase1", "phase2", "phase3", "phase4a_text", "phase4b_translation", "phase5a_text", "phase5b_translation",
     "phase5c_reasoning", "phase5d_exam",
@@ -109,7 +111,53 @@ def test_a_missing_file_names_its_neighbour():
         load_recipe(str(CONFIGS / "quikstart.py"))
 
 
-def test_a_file_that_builds_no_config_is_a_config_error(tmp_path):
-    (tmp_path / "broken.py").write_text("from configs import common\ndef get_config():\n    return common.changed({'a': 1}, {'b': 2})\n")
-    with pytest.raises(ConfigError, match="'b' is not a key here"):
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("raise ValueError('no such data')", "no such data"),
+        ("c.phase3.stepz = 4", "'stepz' is not a key; nearest: 'steps'$"),
+        ("c.phase3.steps = 'many'", "'steps'"),
+        ("c.exams.english.sauce = dict(limit=5)", "config.exams.english.sauce is not a key of Exam; nearest: 'source'"),
+    ],
+)
+def test_a_file_that_builds_no_config_is_a_config_error(tmp_path, line, words):
+    text = "from configs import pipeline\ndef get_config():\n    c = pipeline.get_config()\n    {}\n    return c\n"
+    (tmp_path / "broken.py").write_text(text.format(f"with c.unlocked(): {line}" if "sauce" in line else line))
+    with pytest.raises(ConfigError, match=words):
         load_recipe(str(tmp_path / "broken.py"))
+
+
+def test_a_key_that_a_file_leaves_out_can_be_overridden():
+    """Sources, exams and conditions are written short; none of their keys is out of reach for it."""
+    changes = ("exams.korean.source.limit=5", "phase3.data.korean-text.weight=2.5", "phase3.gate.requires.korean-kept.threshold=0.5")
+    recipe = load_recipe(str(CONFIGS / "pipeline.py"), [f"--config.{change}" for change in changes])
+    phase = next(phase for phase in recipe.phases if phase.name == "phase3")
+    assert recipe.exam("korean").source.limit == 5
+    assert {source.name: source.weight for source in phase.train.data} == {"korean-exam-train": 1.0, "korean-text": 2.5}
+    assert {asked.name: asked.threshold for asked in phase.gate.requires}["korean-kept"] == 0.5
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_recipe_gives_back_its_config(name):
+    recipe = load_recipe(str(CONFIGS / name))
+    assert make_recipe(plain(recipe)) == recipe
+
+
+def test_the_phases_run_in_the_order_of_the_sheet():
+    from configs import phases
+
+    assert tuple(make.__name__ for make in phases.ORDER) == ORDER
+
+
+def test_no_config_imports_another_that_imports_it():
+    """Imports in functions count."""
+    imports = {}
+    for file in CONFIGS.glob("*.py"):
+        nodes = [n for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, ast.ImportFrom)]
+        among = [n.module.removeprefix("configs").strip(".") for n in nodes if n.module.split(".")[0] == "configs"]
+        among += [a.name for n in nodes if n.module == "configs" for a in n.names]
+        imports[file.stem] = set(filter(None, among))
+    done = set()
+    while ready := {name for name in imports if name not in done and imports[name] <= done}:
+        done |= ready
+    assert done == set(imports)

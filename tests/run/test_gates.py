@@ -11,7 +11,7 @@ from medkor_jax.run.corpora import Corpora
 from medkor_jax.run.gate_outlook import gate_outlook, reference_account
 from medkor_jax.run.phases import ConfigError
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 TEXT = {"text": dict(kind="text", path="embedded", language="en")}
 STAGE = dict(steps=3, trees=("lora",), data=TEXT, groups=dict(lora=dict(pattern="lora/.*", learning_rate=1.0)), lora=dict(rank=2))
 REMEDY = dict(steps=2, trees=("lora",), data=TEXT, groups=STAGE["groups"], next_token_weight=0.0, retention=dict(weight=1.0))
