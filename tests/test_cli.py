@@ -54,7 +54,7 @@ def test_eval_as_json_keeps_what_was_noted_out_of_standard_output(tiny_base_dir,
 
 @pytest.mark.parametrize("name, split", [("test.csv", "test"), ("doctor-valid.csv", "valid"), ("exam.csv", "not said")])
 def test_eval_says_of_a_file_what_is_known_and_of_the_answers_what_made_them(name, split, tiny_base_dir, exam, tmp_path, capsys):
-    from medkor_jax.eval.scores import Report
+    from medkor_jax.eval.report import Report
     from medkor_jax.run.named_model import open_model
 
     path, out = exam.rename(tmp_path / name), tmp_path / "answers.jsonl"

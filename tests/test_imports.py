@@ -5,8 +5,10 @@ import pathlib
 
 import pytest
 
-PACKAGE = pathlib.Path(__file__).parents[1] / "medkor_jax"
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "medkor_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 # room -> what of ours it may import, beside itself. A room is a folder, or a module at the top.
 MAY_IMPORT = {
@@ -24,6 +26,12 @@ MAY_IMPORT = {
     "commands": ("model", "adapt", "io", "data", "parallel", "train", "eval", "plan", "profiling", "bench", "run"),
 }
 TOP = {"cli", "__init__"}
+# Circles that other work in hand cuts: to be cleared before the next version.
+TO_BE_CUT = [
+    ["medkor_jax.run.final", "medkor_jax.run.pipeline"],
+    ["medkor_jax.run.gate_rules", "medkor_jax.run.phases"],
+    ["configs.phase0", "configs.phase1", "configs.phase2", "configs.phase3", "configs.phase4", "configs.phase5", "configs.pipeline"],
+]
 BANNED = {
     "data": ("jax", "jaxlib", "flax", "optax", "orbax", "torch"),
     "": ("torch", "jax.experimental.pjit", "pickle"),  # everywhere; torch is for comparisons alone, see NEEDS_TORCH
@@ -32,7 +40,7 @@ NEEDS_TORCH = {"io/reference.py", "bench"}
 
 
 def _name(file: pathlib.Path) -> str:
-    return ".".join(("medkor_jax", *file.relative_to(PACKAGE).with_suffix("").parts))
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts)
 
 
 def _imports(file: pathlib.Path) -> set[str]:
@@ -61,6 +69,40 @@ def _ours(file: pathlib.Path) -> set[str]:
     """Returns our modules that the file imports, without the package's name."""
     modules = {_name(f).removesuffix(".__init__") for f in FILES} - {"medkor_jax"}
     return {name.removeprefix("medkor_jax.") for name in _imports(file) & modules}
+
+
+def _graph(files: list[pathlib.Path]) -> dict[str, set[str]]:
+    """Returns which of the files each of them imports, anywhere in it: in functions and for types alone too."""
+    modules = {_name(file).removesuffix(".__init__"): file for file in files}
+    graph = {}
+    for name, file in modules.items():
+        found = _imports(file) & set(modules)
+        # `from package import module` runs the package as well; it is meant where no module of it is named beside it.
+        graph[name] = {one for one in found if not any(other.startswith(one + ".") for other in found)}
+    return graph
+
+
+def _circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Returns the names that can be reached from themselves, each group of them together."""
+    reached = {name: set(imported) for name, imported in graph.items()}
+    while True:
+        further = {name: seen.union(*(reached[one] for one in seen)) for name, seen in reached.items()}
+        if further == reached:
+            break
+        reached = further
+    inside = {name for name, seen in reached.items() if name in seen}
+    groups = {tuple(sorted(other for other in inside & reached[name] if name in reached[other])) for name in inside}
+    return [list(group) for group in sorted(groups)]
+
+
+def test_circles_are_found():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"e"}}
+    assert _circles(graph) == [["b", "c"], ["e"]]
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Deferred imports, and those for types alone, count: a circle cannot be read from its beginning."""
+    assert [group for group in _circles(_graph(FILES + CONFIGS)) if group not in TO_BE_CUT] == []
 
 
 def test_every_room_has_a_rule():

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from medkor_jax.data import embedded, exams
+from medkor_jax.data import embedded
 from medkor_jax.data.packing import Encoded, PackedRows, encode
+from medkor_jax.data.question import example, prompt
 from medkor_jax.data.sources import Source, load_questions
 
 Document = dict[str, list[int]]
@@ -67,7 +68,7 @@ def prompts(tokenizer: Any, vocab_size: int, *, bos_id: int, n_prompts: int) -> 
         rng = random.Random(_SEED)
         return [[bos_id, *_made_up(vocab_size, rng.randint(*_MADE_UP_LENGTHS), rng)] for _ in range(n_prompts)]
     asked = embedded.questions("train", "ko")[:n_prompts]
-    return [[bos_id, *tokenizer.encode(exams.prompt(question))] for question in asked]
+    return [[bos_id, *tokenizer.encode(prompt(question))] for question in asked]
 
 
 def pack(documents: list[Document], *, batch_size: int, seq_len: int, bos_id: int) -> dict[str, np.ndarray]:
@@ -119,7 +120,7 @@ def _question_stream(tokenizer: Any, vocab_size: int, exam: str):
         questions = list(load_questions(Source("bench", "exam", exam), drop_bad=True).rows)
     random.Random(_SEED).shuffle(questions)
     for question in questions:
-        encoded = encode(exams.example(question), tokenizer)
+        encoded = encode(example(question), tokenizer)
         yield {"tokens": encoded.tokens.tolist(), "loss": encoded.loss.astype(int).tolist()}
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from medkor_jax.adapt.lora import make_lora
 from medkor_jax.bench import counts
 from medkor_jax.bench.documents import Document, pack, to_encoded
-from medkor_jax.bench.worker import Stopwatch, peak_memory_bytes
+from medkor_jax.bench.stopwatch import Stopwatch, peak_memory_bytes
 from medkor_jax.data.packing import PackedRows
 from medkor_jax.io.weights import open_weights
 from medkor_jax.model.config import ModelConfig, periodic_kinds

@@ -21,7 +21,7 @@ import types
 from typing import Any
 
 from medkor_jax.bench.documents import Document, pad
-from medkor_jax.bench.worker import Stopwatch, n_cpus, peak_memory_bytes
+from medkor_jax.bench.stopwatch import Stopwatch, n_cpus, peak_memory_bytes
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SETTINGS = "attn sdpa, labels= loss, no gradient checkpointing, gradients accumulated over parts sorted by length, AdamW over adapters, gradient norm clipped at 1"

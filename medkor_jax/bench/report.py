@@ -17,7 +17,7 @@ import platform
 import statistics
 from typing import Any, Sequence
 
-from medkor_jax.bench.worker import n_cpus
+from medkor_jax.bench.stopwatch import n_cpus
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 import traceback
 from typing import Any
 
@@ -83,39 +82,6 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def n_cpus() -> int:
-    """Returns the CPUs this process may use: what either side gets as threads."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def peak_memory_bytes() -> int:
-    """Returns the largest resident size this process has had.
-
-    From VmHWM where there is one: ru_maxrss of a fresh process can carry its parent's peak over.
-    """
-    status = pathlib.Path("/proc/self/status")
-    if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
-        return int(found[1]) * 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-class Stopwatch:
-    """Times a with-block: `seconds` of the clock, `cpu_seconds` of all threads of this process."""
-
-    def __enter__(self) -> Stopwatch:
-        self._start = time.perf_counter(), time.process_time()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds, self.cpu_seconds = time.perf_counter() - self._start[0], time.process_time() - self._start[1]
-
-    def to_json(self) -> dict[str, float]:
-        return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
 
 
 def _environment() -> dict[str, str]:

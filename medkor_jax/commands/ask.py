@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, add_tags, whole
-from medkor_jax.data.exams import LETTERS, Question, prompt
 from medkor_jax.data.language import ENGLISH, KOREAN, has_hangul
+from medkor_jax.data.question import LETTERS, Question, prompt
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.data.rows import Source, composed
 from medkor_jax.data.sources import load_questions

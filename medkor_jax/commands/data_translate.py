@@ -27,9 +27,9 @@ from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, whole
 from medkor_jax.commands.eval import open_scorer
 from medkor_jax.commands.translation_work import Work, json_lines
 from medkor_jax.data import rows
-from medkor_jax.data.exams import Question
 from medkor_jax.data.language import has_hangul
 from medkor_jax.data.pairs import LABELS, translation_prompt
+from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Source
 from medkor_jax.data.sources import load_questions
 from medkor_jax.data.translated_exam import TranslatedQuestion, find_faults, row_of

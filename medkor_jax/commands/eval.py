@@ -21,15 +21,15 @@ import jax
 import jax.numpy as jnp
 
 from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, add_tags, whole
-from medkor_jax.data.exams import Question
 from medkor_jax.data.leakage import find_leaks
 from medkor_jax.data.pairs import Pair, load_pairs
+from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import EMBEDDED, Loaded, Source
 from medkor_jax.data.sources import load_questions
 from medkor_jax.eval.exam import MAX_REASONING_TOKENS, READ_VERSION, contexts_digest, evaluate
+from medkor_jax.eval.report import Report
 from medkor_jax.eval.scorer import ModelScorer
-from medkor_jax.eval.scores import Report
 from medkor_jax.eval.translation import MAX_TRANSLATION_TOKENS, TranslationReport, evaluate_translation
 from medkor_jax.io.models import Model
 from medkor_jax.model.dtypes import slow_here

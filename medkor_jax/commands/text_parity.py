@@ -18,7 +18,7 @@ from typing import Any
 
 from medkor_jax.data import embedded
 from medkor_jax.data.embedded import texts
-from medkor_jax.data.exams import prompt as exam_prompt
+from medkor_jax.data.question import prompt as exam_prompt
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.export_tokenizer import PROBES
 from medkor_jax.io.models import Model

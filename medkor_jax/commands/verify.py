@@ -40,7 +40,7 @@ from medkor_jax.commands.verification import (
     Verification,
 )
 from medkor_jax.data import embedded
-from medkor_jax.data.exams import prompt as exam_prompt
+from medkor_jax.data.question import prompt as exam_prompt
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.eval.scorer import ModelScorer, read_prompts
 from medkor_jax.io.export import RECORD

@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from medkor_jax.data.notes import Tally
+from medkor_jax.data.question import LETTERS
 from medkor_jax.data.rows import plain_number
-
-LETTERS = "ABCDEFGHIJ"  # as far as a question's options may go
 
 
 class AmbiguousKeys(ValueError):

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medkor_jax.data import exams
 from medkor_jax.data.leakage import Judged, Leak, Trained, find_leaks, unexcused
 from medkor_jax.data.packing import encode
 from medkor_jax.data.pairs import Pair, both_ways, load_pairs
+from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import BadDataError, BadRow, Example, Loaded, Source
 from medkor_jax.data.sources import OF_QUESTIONS, load_examples, load_questions, question_example
@@ -138,4 +138,4 @@ def _examples(document: Trained | Judged, source: Source, form: ReasoningFormat)
     """Returns what the document teaches, or would."""
     if isinstance(document, Pair):
         return both_ways(document)
-    return [question_example(document, source, form)] if isinstance(document, exams.Question) else [document]
+    return [question_example(document, source, form)] if isinstance(document, Question) else [document]

@@ -21,10 +21,10 @@ import numpy as np
 
 from medkor_jax.data import workers
 from medkor_jax.data.contents import content_digest
-from medkor_jax.data.exams import Question
 from medkor_jax.data.kept import keep, key_of
 from medkor_jax.data.leak_search import Judged, Search, Trained
 from medkor_jax.data.pairs import Pair
+from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Example
 from medkor_jax.data.sieve import SAMPLE, Block, Sieve
 from medkor_jax.data.stored import DamagedError, StoredExamples

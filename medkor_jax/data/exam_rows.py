@@ -16,7 +16,8 @@ import string
 from typing import Any
 
 from medkor_jax.data import rows
-from medkor_jax.data.answer_keys import LETTERS, Key
+from medkor_jax.data.answer_keys import Key
+from medkor_jax.data.question import LETTERS
 from medkor_jax.data.rows import BadDataError, BadRow, BadRowReason, Row, Source
 
 KORMEDMCQA_SUBJECTS = ("doctor", "nurse", "pharm", "dentist")

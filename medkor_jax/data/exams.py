@@ -1,10 +1,8 @@
-"""Multiple-choice exams: one question as a value, the prompt that is asked, and the rows it is read from.
+"""Multiple-choice exams, read from files, hub data sets, or what is embedded.
 
-    question = load(Source("doctor", "exam", "exams/doctor/valid.csv"), drop_bad=False).rows[0]
-    prompt(question) + answer_text(question)      # "...\nE. ...\n정답： B"
+    load(Source("doctor", "exam", "exams/doctor/valid.csv"), drop_bad=False).rows[0]      # a Question
 
-Training, few-shot and evaluation all take the prompt and the answer from here, so they cannot drift
-apart. What it does not do: read answers out of generated text (that is `medkor_jax.eval.answers`).
+What a question is, and how it is asked: `question`.
 
 Recognised rows: see `exam_rows`; how their keys are meant is decided over the whole source, see `answer_keys`. A
 rationale (column cot or rationale, or the reasoning) whose own answer is seen to be another than the key is left out:
@@ -16,12 +14,13 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from medkor_jax.data import rows
-from medkor_jax.data.answer_keys import LETTERS, AmbiguousKeys, read_keys
+from medkor_jax.data import embedded, rows
+from medkor_jax.data.answer_keys import AmbiguousKeys, read_keys
 from medkor_jax.data.exam_rows import KORMEDMCQA_SUBJECTS, Draft, draft_from_row
 from medkor_jax.data.language import has_hangul
 from medkor_jax.data.notes import Note, Tally
-from medkor_jax.data.rows import BadDataError, BadRow, BadRowReason, Example, Loaded, Row, Source
+from medkor_jax.data.question import LETTERS, Question
+from medkor_jax.data.rows import BadDataError, BadRow, BadRowReason, Loaded, Row, Source
 
 # Where a reasoning says which letter is right: "정답은 (E) 입니다", "the answer is **B**". Not "정답은 C1인 B번", nor
 # "정답은 A가 아니다".
@@ -30,64 +29,12 @@ _STATED = re.compile(
     r"|\b[Aa]nswer(?:\s+is|:)\s*[(\[*\"']*(?P<en>[A-J])(?![A-Za-z0-9'])(?!(?<=I)\s+[a-z])")
 
 
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """One question. `answer` counts from 0; `id` is unique within its exam; `fact` is set by the embedded exam only.
-
-    number: where it stood in the exam of its year, "period/number", "" where that is not known. origin: of a translation
-    made here, what names the question that it was made from (`likeness.content_key`).
-    """
-
-    id: str
-    exam: str
-    year: int | None
-    language: str
-    question: str
-    options: tuple[str, ...]
-    answer: int
-    rationale: str = ""
-    fact: str = ""
-    number: str = ""
-    origin: str = ""
-
-
-def prompt(question: Question) -> str:
-    """Returns what the model is asked, up to and including the colon; the English form is its exact twin.
-
-    Source: lm-evaluation-harness 0.4.13, task kormedmcqa v3.0, doc_to_text (full-width colon, no space after it).
-    """
-    options = "".join(f"{letter}. {option}\n" for letter, option in zip(LETTERS, question.options))
-    return f"{question.question.strip()}\n{options}{'정답：' if question.language == 'ko' else 'Answer:'}"
-
-
-def cloze_prompt(question: Question) -> str:
-    """Returns the question without its options, up to and including the colon; an option's text may follow it."""
-    return f"{question.question.strip()}\n{'정답：' if question.language == 'ko' else 'Answer:'}"
-
-
-def answer_text(question: Question) -> str:
-    """Returns what follows the prompt, e.g. " B".
-
-    The space belongs to it: the harness's few-shot examples read "정답： B", so a model that follows them
-    answers with the token of " B" and not of "B".
-    """
-    return f" {LETTERS[question.answer]}"
-
-
-def example(question: Question) -> Example:
-    """Returns the question as something to learn from: loss on the answer, and on the eos that ends it."""
-    parts = ((prompt(question), False), (answer_text(question), True))
-    return Example(question.id, parts, question.language, splittable=False)
-
-
 def load(source: Source, *, drop_bad: bool) -> Loaded[Question]:
     """Returns the questions of an exam or reasoning source, in file order.
 
     Raises: BadDataError for bad rows (unless `drop_bad`), for wrong column names and for an empty file.
     """
     if source.path == rows.EMBEDDED:
-        from medkor_jax.data import embedded
-
         if not source.language:
             raise ValueError(f"source {source.name!r}: the embedded exam is in two languages; set language to 'ko' or 'en'")
         told = embedded.reasonings if source.kind == "reasoning" else embedded.questions

@@ -20,12 +20,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from medkor_jax.data.tokenizer import Tokenizer
 
 ENGLISH, KOREAN = 0, 1  # rows of the language embedding
 
@@ -64,22 +61,35 @@ class LanguageAutomaton:
     language: np.ndarray  # [states, classes] int32
 
 
-def language_automaton(tokenizer: Tokenizer) -> LanguageAutomaton:
+class Vocabulary(Protocol):
+    """What is read of a tokenizer (`data.tokenizer.Tokenizer` is one).
+
+    byte_value: [V], the byte that a piece stands for, -1 where it stands for none; is_hangul_piece: [V] bool.
+    """
+
+    byte_value: np.ndarray
+    is_hangul_piece: np.ndarray
+
+    @property
+    def languages(self) -> LanguageAutomaton: ...
+
+
+def language_automaton(vocabulary: Vocabulary) -> LanguageAutomaton:
     """Returns the tables for this vocabulary; the two small ones are the same for every vocabulary."""
     token_class = np.where(
-        tokenizer.byte_value >= 0,
-        tokenizer.byte_value.astype(np.int32) + _FIRST_BYTE,
-        np.where(tokenizer.is_hangul_piece, _HANGUL_PIECE, _OTHER_PIECE),
+        vocabulary.byte_value >= 0,
+        vocabulary.byte_value.astype(np.int32) + _FIRST_BYTE,
+        np.where(vocabulary.is_hangul_piece, _HANGUL_PIECE, _OTHER_PIECE),
     ).astype(np.int32)
     return LanguageAutomaton(token_class, _NEXT_STATE, _LANGUAGE)
 
 
-def token_languages(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+def token_languages(ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """Returns the language of each token, [T] int32, walking the automaton only where there are bytes.
 
     ids: [T]. One sequence: a packed row restarts by itself, since every document begins with bos.
     """
-    table, ids = tokenizer.languages.token_class, np.asarray(ids)
+    table, ids = vocabulary.languages.token_class, np.asarray(ids)
     # Rows of the embedding beyond the vocabulary spell nothing: they are no Hangul.
     token_class = np.where(ids < len(table), table[np.minimum(ids, len(table) - 1)], _OTHER_PIECE)
     found = _LANGUAGE[0, token_class]

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from medkor_jax.data import likeness
-from medkor_jax.data.exams import Question
 from medkor_jax.data.likeness import QUESTION_CANDIDATE, TEXT_CANDIDATE, Form, Index, form_of, letters, text_form
 from medkor_jax.data.pairs import Pair, both_ways, pair_of
+from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Example
 from medkor_jax.data.sieve import Block, Rule, Sieve, rules_of
 from medkor_jax.data.translation_leaks import Translations

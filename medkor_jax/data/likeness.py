@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medkor_jax.data.exams import Question
+from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Example, count_hangul
 
 Document = Example | Question

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from medkor_jax.data.answer_keys import LETTERS
+from medkor_jax.data.question import LETTERS
 
 _MARK = rf"(?:[(\[]?[{LETTERS}a-j][)\].]?|[(\[]?\d{{1,2}}[)\]]|[①-⑩])"
 _BARE = rf"(?:[(\[]?[{LETTERS}][)\].]?|[①-⑩])"

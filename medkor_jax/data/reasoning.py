@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 
 from medkor_jax.data import exams, rows
-from medkor_jax.data.exams import LETTERS, Question, prompt
+from medkor_jax.data.question import LETTERS, Question, prompt
 from medkor_jax.data.rows import Example, Loaded, Source
 
 _ASKED = {"ko": "풀이：", "en": "Reasoning:"}

@@ -21,6 +21,7 @@ from medkor_jax.data.contents import cache_directory, fresh_digest
 from medkor_jax.data.converting import convert
 from medkor_jax.data.kept import discard, keep, key_of
 from medkor_jax.data.notes import Note
+from medkor_jax.data.question import Question, example
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import (  # noqa: F401  (this module is where others take them from)
     BadDataError,
@@ -37,7 +38,7 @@ OF_QUESTIONS = ("exam", "reasoning")  # kinds whose rows are questions
 
 def load_questions(
     source: Source, *, drop_bad: bool, form: ReasoningFormat = ReasoningFormat()
-) -> Loaded[exams.Question]:
+) -> Loaded[Question]:
     """Returns the questions of an exam source, or those of a reasoning source that have a usable rationale.
 
     Raises: BadDataError, listing file, row and reason, for bad rows (unless `drop_bad`), wrong columns, no rows;
@@ -69,9 +70,9 @@ def load_examples(source: Source, *, drop_bad: bool, form: ReasoningFormat = Rea
     return rows.settle(source, good, bad, notes, drop_bad=drop_bad)
 
 
-def question_example(question: exams.Question, source: Source, form: ReasoningFormat = ReasoningFormat()) -> Example:
+def question_example(question: Question, source: Source, form: ReasoningFormat = ReasoningFormat()) -> Example:
     """Returns what a question of this source teaches: its letter, or its reasoning and then its letter."""
-    return reasoning.reasoned_example(question, form) if source.kind == "reasoning" else exams.example(question)
+    return reasoning.reasoned_example(question, form) if source.kind == "reasoning" else example(question)
 
 
 def _read(source: Source) -> Iterator[Example | BadRow | Note]:

@@ -71,6 +71,7 @@ class Tokenizer:
             raise ValueError(f"the vocabulary of {len(pieces)} pieces has no {', '.join(missing)}; is it Gemma's?")
         self.bos_id, self.eos_id, self.pad_id = ids["<bos>"], ids["<eos>"], ids["<pad>"]
         self.end_of_turn_id = ids.get("<end_of_turn>")
+        self.control_ids = {piece: i for piece, i in ids.items() if _CONTROL.fullmatch(piece)}
         self.is_hangul_piece = np.fromiter(map(has_hangul, pieces), bool, len(pieces))
         self.byte_value = np.full(len(pieces), -1, np.int16)
         for piece, i in ids.items():

@@ -16,9 +16,9 @@ import unicodedata
 from typing import Any
 
 from medkor_jax.data import exams, rows
-from medkor_jax.data.exams import LETTERS, Question
 from medkor_jax.data.language import has_hangul
 from medkor_jax.data.likeness import content_key
+from medkor_jax.data.question import LETTERS, Question
 from medkor_jax.data.rows import Source
 
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")

@@ -8,13 +8,10 @@ An alarm stops nothing; the gate decides what it forbids.
 from __future__ import annotations
 
 import collections
-from typing import TYPE_CHECKING
 
-from medkor_jax.data.exams import LETTERS
+from medkor_jax.data.question import LETTERS
 from medkor_jax.eval import stats
-
-if TYPE_CHECKING:
-    from medkor_jax.eval.scores import Report
+from medkor_jax.eval.scores import Scored
 
 # A report is alarming beyond these. Published models leave far less unparsed and spread further.
 DOMINANT_SHARE = 0.6  # of answers on one letter ...
@@ -24,14 +21,14 @@ UNPARSED_SHARE = 0.1
 LENGTH_EXCESS = 0.2  # answers on the shortest (or longest) option more than the key has of them, beyond guessing's error
 
 
-def find_alarms(report: Report) -> tuple[str, ...]:
+def find_alarms(report: Scored) -> tuple[str, ...]:
     """Returns the alarms of a report, gravest first; () if nothing looks wrong."""
     about_answers = (_chance_alarm, _dominance_alarm, _length_alarm, _unparsed_alarm)
     raised = (*(find(report) for find in about_answers), *_prompt_alarms(report))
     return tuple(alarm for alarm in raised if alarm)
 
 
-def _chance_alarm(report: Report) -> str | None:
+def _chance_alarm(report: Scored) -> str | None:
     if not report.is_at_chance:
         return None
     score = report.overall
@@ -57,7 +54,7 @@ def _chance_alarm(report: Report) -> str | None:
     )
 
 
-def _dominance_alarm(report: Report) -> str | None:
+def _dominance_alarm(report: Scored) -> str | None:
     if report.overall.n < DOMINANT_MIN_ANSWERS:
         return None
     taken_by_letter = collections.Counter(a.predicted for a in report.answers if a.predicted)
@@ -75,7 +72,7 @@ def _dominance_alarm(report: Report) -> str | None:
     )
 
 
-def _length_alarm(report: Report) -> str | None:
+def _length_alarm(report: Scored) -> str | None:
     """Says when a cloze score follows the length of the options: how often the one shortest (longest) is taken."""
     for end, word, cause in (
         (min, "shortest", "a summed log-likelihood falls with every token, so short options win"),
@@ -100,7 +97,7 @@ def _length_alarm(report: Report) -> str | None:
     return None
 
 
-def _unparsed_alarm(report: Report) -> str | None:
+def _unparsed_alarm(report: Scored) -> str | None:
     unparsed = [a.text for a in report.answers if a.predicted is None]
     if len(unparsed) / report.overall.n <= UNPARSED_SHARE:
         return None
@@ -119,7 +116,7 @@ def _unparsed_alarm(report: Report) -> str | None:
     )
 
 
-def _prompt_alarms(report: Report) -> list[str]:
+def _prompt_alarms(report: Scored) -> list[str]:
     shown, cut = sum(a.among_shots for a in report.answers), sum(a.truncated for a in report.answers)
     alarms = []
     if shown:

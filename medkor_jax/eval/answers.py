@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import re
 
-from medkor_jax.data.exams import LETTERS
+from medkor_jax.data.question import LETTERS
 from medkor_jax.data.reasoning import ReasoningFormat
 
 _KOREAN = (

@@ -26,10 +26,11 @@ from typing import Any, Callable, Protocol, Sequence
 
 import numpy as np
 
-from medkor_jax.data.exams import LETTERS, Question, answer_text, cloze_prompt, prompt
+from medkor_jax.data.question import LETTERS, Question, answer_text, cloze_prompt, prompt
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.eval import answers, harness
-from medkor_jax.eval.scores import MODES, Answer, Report
+from medkor_jax.eval.report import Report
+from medkor_jax.eval.scores import MODES, Answer
 from medkor_jax.io.files import checksum
 
 MAX_REASONING_TOKENS = 512

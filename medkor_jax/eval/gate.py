@@ -32,7 +32,7 @@ from typing import Annotated, Any, Mapping, Sequence
 
 from medkor_jax.eval import stats
 from medkor_jax.eval.metric import KNOWING, METRICS, is_at_chance, outcomes, pairing
-from medkor_jax.eval.scores import Report
+from medkor_jax.eval.report import Report
 
 READINGS = ("absolute", "relative", "non_inferior")
 ON_FAILURE = ("retain", "train", "stop", "continue")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Protocol, Sequence
 
-from medkor_jax.data.exams import Question, answer_text, prompt
+from medkor_jax.data.question import Question, answer_text, prompt
 
 STOP = ("Q:", "</s>", "<|im_end|>", ".", "\n\n")
 MAX_NEW_TOKENS = 1024

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from medkor_jax.data.exams import LETTERS
+from medkor_jax.data.question import LETTERS
 from medkor_jax.eval import stats
-from medkor_jax.eval.scores import Report
+from medkor_jax.eval.report import Report
 
 KNOWING = ("accuracy", "probability")  # metrics that guessing has a value of
 WRITING = ("format", "one_letter", "form")  # of reasoned exams: the tags, one valid letter, both

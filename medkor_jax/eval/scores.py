@@ -1,12 +1,9 @@
 """Answers to an exam and the numbers drawn from them, each with its mode, count and interval.
 
-    report = Report(mode="letter", shots=0, source="kormedmcqa/doctor", split="valid", answers=answers)
-    print(report.table())
-    report.write("answers.jsonl");  Report.read("answers.jsonl")      # the same report again
+    scored = Scored(mode="letter", shots=0, source="kormedmcqa/doctor", split="valid", answers=answers)
+    scored.overall.accuracy, scored.is_at_chance
 
-Only the answers are stored; scores and alarms are computed from them, so a report read from disk cannot
-say something else than its answers do. Reasoned answers carry how they were written besides; the lines of the
-other modes do not mention it.
+What is read, printed and kept of them, alarms included: `report`. Reasoned answers carry how they were written besides.
 """
 
 from __future__ import annotations
@@ -14,20 +11,12 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import json
-import os
-import pathlib
-from typing import Any, Sequence
+from typing import Sequence
 
 from medkor_jax.eval import stats
-from medkor_jax.eval.alarms import find_alarms
-from medkor_jax.io.files import write_atomically
 
 MODES = ("letter", "harness", "reason", "cloze", "cloze_norm")
-
-_DESCRIBED = ("mode", "shots", "source", "split", "confidence")  # what a report says of itself beside its answers
-_OF_REASONING = ("has_format", "is_whole", "n_tokens")  # what only a reasoned answer says
-_OF_SOME_MODES = (*_OF_REASONING, "option_lengths")
+OF_REASONING = ("has_format", "is_whole", "n_tokens")  # what only a reasoned answer says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +87,9 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class Scored:
+    """The answers to one exam, all asked in the same way."""
+
     mode: str
     shots: int
     source: str
@@ -106,7 +97,6 @@ class Report:
     answers: tuple[Answer, ...]
     confidence: float = 0.95
     max_new_tokens: int | None = None  # reason mode only: what an answer was given to end in
-    made_by: dict[str, Any] | None = None  # of `medkor eval`: weights with their digest, dtype, few-shot file, limit, prompts
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -116,9 +106,9 @@ class Report:
         repeated = [id for id, count in collections.Counter(a.id for a in self.answers).items() if count > 1]
         if repeated:
             raise ValueError(f"question id {repeated[0]!r} occurs more than once; ids must tell questions apart")
-        unknown = [name for name in _OF_REASONING if any(getattr(a, name) is None for a in self.answers)]
+        unknown = [name for name in OF_REASONING if any(getattr(a, name) is None for a in self.answers)]
         if self.mode == "reason" and (unknown or self.max_new_tokens is None):
-            raise ValueError(f"reasoned answers must say max_new_tokens and {', '.join(_OF_REASONING)}; evaluate again")
+            raise ValueError(f"reasoned answers must say max_new_tokens and {', '.join(OF_REASONING)}; evaluate again")
 
     @functools.cached_property
     def overall(self) -> Score:
@@ -153,11 +143,6 @@ class Report:
             max_new_tokens=self.max_new_tokens,
         )
 
-    def _described(self) -> dict[str, Any]:
-        described = {name: getattr(self, name) for name in _DESCRIBED}
-        more = {"max_new_tokens": self.max_new_tokens, "made_by": self.made_by}
-        return described | {name: value for name, value in more.items() if value is not None}
-
     def _score(self, answers: Sequence[Answer], group: str, exam: str, year: int | None) -> Score:
         n, correct = len(answers), sum(a.correct for a in answers)
         low, high = stats.wilson(correct, n, self.confidence)
@@ -172,73 +157,3 @@ class Report:
     def is_at_chance(self) -> bool:
         """Whether the overall interval contains what guessing expects, or lies below it."""
         return self.overall.low <= self.overall.chance
-
-    @functools.cached_property
-    def alarms(self) -> tuple[str, ...]:
-        """Sentences: what looks wrong, with numbers, and the likely cause."""
-        return find_alarms(self)
-
-    def summary(self) -> dict[str, Any]:
-        """Returns the numbers and alarms as JSON types, without the single answers."""
-        return {
-            **self._described(),
-            "at_chance": self.is_at_chance,
-            **({"reasoning": dataclasses.asdict(self.reasoning)} if self.reasoning else {}),
-            "scores": [dataclasses.asdict(score) for score in self.scores],
-            "alarms": list(self.alarms),
-        }
-
-    def table(self) -> str:
-        """Returns the scores as aligned lines for a terminal, alarms below."""
-        heading = f"{self.source} {self.split}".strip() or "exam"
-        lines = [
-            f"{heading}: {self.mode} mode, {self.shots} shots, {self.confidence:.0%} intervals, "
-            f"chance {self.overall.chance:.1%}"
-        ]
-        width = max(len(_label(score)) for score in self.scores)
-        for score in self.scores:
-            lines.append(
-                f"  {_label(score):<{width}}  {score.correct:>5}/{score.n:<5} {score.accuracy:>6.1%}"
-                f"  [{score.low:.1%}, {score.high:.1%}]" + (f"  {score.unparsed} unparsed" if score.unparsed else "")
-            )
-        if self.reasoning:
-            lines.append(f"  {self.reasoning.words}")
-        return "\n".join([*lines, *(f"  ALARM: {alarm}" for alarm in self.alarms)])
-
-    def write(self, path: str | os.PathLike) -> None:
-        """Writes one JSON line an answer, atomically; each line also carries mode, shots, source and split."""
-        shared = self._described()
-        rows = [dataclasses.asdict(a) for a in self.answers]
-        rows = [{name: value for name, value in row.items() if name not in _OF_SOME_MODES or value is not None} for row in rows]
-        lines = [json.dumps({**row, **shared}, ensure_ascii=False) + "\n" for row in rows]
-        write_atomically(path, "".join(lines))
-
-    @classmethod
-    def read(cls, path: str | os.PathLike) -> Report:
-        """Returns the report that `write` stored.
-
-        Raises: ValueError if the file is no such report, or its lines come from different runs.
-        """
-        answers, shared = [], None
-        # Not splitlines(): a generated text may hold other line separators, which JSON leaves as they are.
-        for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
-            try:
-                row = json.loads(line)
-                line_shared = {name: row.pop(name) for name in _DESCRIBED}
-                line_shared |= {name: row.pop(name, None) for name in ("max_new_tokens", "made_by")}
-                for name in ("probabilities", "option_lengths"):
-                    if row.get(name) is not None:
-                        row[name] = tuple(row[name])
-                answers.append(Answer(**row))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{path}, line {number} is not an answer written by this program ({error!r}); evaluate again"
-                ) from error
-            if shared is not None and line_shared != shared:
-                raise ValueError(f"{path}, line {number} is from another run: {line_shared}, those before {shared}")
-            shared = line_shared
-        return cls(answers=tuple(answers), **shared)
-
-
-def _label(score: Score) -> str:
-    return {"all": "all", "exam": score.exam, "year": f"{score.exam} {score.year}"}[score.group]

@@ -23,7 +23,7 @@ import pathlib
 from typing import Any, Mapping, Sequence
 
 from medkor_jax.eval.gate import Gate, Judgement
-from medkor_jax.eval.scores import Report
+from medkor_jax.eval.report import Report
 from medkor_jax.io.files import write_atomically
 
 FORMAT = 2

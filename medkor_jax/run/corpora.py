@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 
 from medkor_jax.data.check import FEWSHOT, JUDGED, TRAINED, Use, leaks_of, loader_of
 from medkor_jax.data.contents import content_digest
-from medkor_jax.data.exams import Question
 from medkor_jax.data.kept import size_bytes
 from medkor_jax.data.leakage import Leak, unexcused
 from medkor_jax.data.pairs import Pair, load_pairs
+from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import Example, Loaded, Source
 from medkor_jax.data.sources import OF_QUESTIONS, load_examples, load_questions

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from medkor_jax.data.reading import add_readings
 from medkor_jax.eval.gate import Evidence, Judgement, judge, judge_all
-from medkor_jax.eval.scores import Report
+from medkor_jax.eval.report import Report
 from medkor_jax.eval.verdict import GateClosed, read_verdict, waive, write_verdict
 from medkor_jax.io.checkpoint import digest_tree
 from medkor_jax.io.files import checksum, write_json

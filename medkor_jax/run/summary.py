@@ -9,7 +9,7 @@ import json
 import pathlib
 from typing import Any, Sequence
 
-from medkor_jax.eval.scores import Report
+from medkor_jax.eval.report import Report
 from medkor_jax.eval.translation import METRIC_NAMES
 from medkor_jax.eval.verdict import GateClosed, read_verdict
 

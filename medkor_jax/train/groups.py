@@ -13,7 +13,7 @@ from typing import Iterator, Sequence
 
 import numpy as np
 
-from medkor_jax.data.exams import Question
+from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.train.actor import Sample
 from medkor_jax.train.rewards import PARTS, Earned, Reward

@@ -25,7 +25,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from medkor_jax.data.batches import Batches, one_pass
-from medkor_jax.data.exams import Question
+from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Example, Source
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.checkpoint import StageCheckpoints, abstract_like

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from medkor_jax.data.exams import Question
+from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.eval.answers import parse_reasoned
 

@@ -24,9 +24,9 @@ import numpy as np
 
 from medkor_jax.data.batches import check_cursor, document_order
 from medkor_jax.data.contents import content_digest
-from medkor_jax.data.exams import Question
 from medkor_jax.data.option_order import keeps_order
 from medkor_jax.data.packing import LANGUAGE_IDS, ROUTES, Batch, Encoded, PackedRows
+from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import reasoning_prompt
 from medkor_jax.data.rows import BadDataError, BadRow, Source
 from medkor_jax.data.tokenizer import Tokenizer

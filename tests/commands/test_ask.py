@@ -13,7 +13,7 @@ from medkor_jax.commands import ask as asking
 from medkor_jax.commands.ask import Asked, answer_table, ask, exam_question, typed_question
 from medkor_jax.commands.eval import evaluate_file
 from medkor_jax.data import embedded
-from medkor_jax.data.exams import prompt
+from medkor_jax.data.question import prompt
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.io.models import open_model
 from medkor_jax.model.forward import Inputs, forward, project_logits

@@ -9,9 +9,10 @@ from medkor_jax import cli
 from medkor_jax.commands.data_translate import finish_exam, translate_exam
 from medkor_jax.commands.translation_work import Work
 from medkor_jax.data import embedded
-from medkor_jax.data.exams import Question, load
+from medkor_jax.data.exams import load
 from medkor_jax.data.likeness import content_key
 from medkor_jax.data.pairs import LABELS
+from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Source
 from medkor_jax.eval.exam import Continuation
 

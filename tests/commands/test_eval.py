@@ -67,6 +67,6 @@ def test_a_letter_past_e_is_rewarded(make_ten):
 
 @pytest.fixture
 def make_ten():
-    from medkor_jax.data.exams import Question
+    from medkor_jax.data.question import Question
 
     return lambda answer: Question("q", "exam", None, "en", "Which?", tuple(ELEMENTS), answer)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from medkor_jax.data.exams import answer_text, prompt
+from medkor_jax.data.question import answer_text, prompt
 from medkor_jax.data.rows import BadDataError, Source
 from medkor_jax.data.sources import load_questions
 

@@ -13,10 +13,10 @@ import pytest
 
 from medkor_jax.data import comparing, converting, embedded, sources
 from medkor_jax.data.contents import cache_directory
-from medkor_jax.data.exams import Question, prompt
 from medkor_jax.data.leak_search import Search
 from medkor_jax.data.leakage import find_leaks
 from medkor_jax.data.pairs import Pair
+from medkor_jax.data.question import Question, prompt
 from medkor_jax.data.rows import Example, Source
 from medkor_jax.data.sources import load_examples
 from medkor_jax.data.translation_leaks import Translations, marks_of

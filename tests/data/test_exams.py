@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from medkor_jax.data.exams import LETTERS, Question, answer_text, example, prompt, stated_letter
+from medkor_jax.data.exams import stated_letter
+from medkor_jax.data.question import LETTERS, Question, answer_text, example, prompt
 from medkor_jax.data.rows import BadDataError, Source
 from medkor_jax.data.sources import load_questions
 

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from medkor_jax.data.exams import Question, answer_text, example, prompt
 from medkor_jax.data.leakage import find_leaks
 from medkor_jax.data.likeness import content_key
 from medkor_jax.data.pairs import Pair, both_ways, pair_of
+from medkor_jax.data.question import Question, answer_text, example, prompt
 from medkor_jax.data.rows import Example, Source
 from medkor_jax.data.sources import load_examples, load_questions
 

@@ -3,9 +3,9 @@ import random
 
 import pytest
 
-from medkor_jax.data.exams import Question, example
 from medkor_jax.data.leakage import find_leaks, unexcused
 from medkor_jax.data.likeness import normalise, says_nothing
+from medkor_jax.data.question import Question, example
 from medkor_jax.data.rows import Example, Source
 from medkor_jax.data.sources import load_examples, load_questions
 

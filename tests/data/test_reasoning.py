@@ -3,7 +3,7 @@
 import pytest
 
 from medkor_jax.data import embedded
-from medkor_jax.data.exams import LETTERS, prompt
+from medkor_jax.data.question import LETTERS, prompt
 from medkor_jax.data.reasoning import ReasoningFormat, reasoned_example, reasoned_text, reasoning_prompt
 from medkor_jax.eval.answers import parse_reasoned
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from medkor_jax.data import embedded, likeness
-from medkor_jax.data.exams import Question, prompt
 from medkor_jax.data.leak_search import Search
 from medkor_jax.data.likeness import QUESTION_CANDIDATE, TEXT_CANDIDATE, form_of, letters, match, normalise
+from medkor_jax.data.question import Question, prompt
 from medkor_jax.data.rows import Example
 from medkor_jax.data.sieve import Block, Sieve, _keys_of, _Letters, rules_of
 

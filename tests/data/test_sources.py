@@ -1,7 +1,8 @@
 import pytest
 
 from medkor_jax.data import embedded, rows, sources
-from medkor_jax.data.exams import LETTERS, stated_letter
+from medkor_jax.data.exams import stated_letter
+from medkor_jax.data.question import LETTERS
 from medkor_jax.data.reasoning import ReasoningFormat, reasoned_example
 from medkor_jax.data.rows import BadDataError, BadRow, Source
 from medkor_jax.data.sources import load_examples, load_questions

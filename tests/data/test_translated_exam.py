@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from medkor_jax.data.exams import Question, load
+from medkor_jax.data.exams import load
+from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Source
 from medkor_jax.data.translated_exam import TranslatedQuestion, find_faults
 

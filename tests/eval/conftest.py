@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from medkor_jax.data.exams import LETTERS, Question
-from medkor_jax.eval.scores import Answer, Report
+from medkor_jax.data.question import LETTERS, Question
+from medkor_jax.eval.report import Report
+from medkor_jax.eval.scores import Answer
 
 
 class CharacterTokenizer:

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from medkor_jax.data.exams import LETTERS
+from medkor_jax.data.question import LETTERS
 from medkor_jax.eval.answers import extract_letter, parse_answer, patterns
 
 

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from medkor_jax.data.exams import LETTERS, answer_text, prompt
+from medkor_jax.data.question import LETTERS, answer_text, prompt
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.eval import exam, harness
 from medkor_jax.eval.exam import Continuation

@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from medkor_jax.data import exams
+from medkor_jax.data.question import LETTERS, answer_text
 from medkor_jax.data.rows import Source
 from medkor_jax.eval import harness
 
@@ -30,7 +31,7 @@ def harness_task(questions, shots, directory: pathlib.Path, num_fewshot: int):
         files[split] = str(directory / f"{split}.jsonl")
         with open(files[split], "w", encoding="utf-8") as file:
             for q in rows:
-                options = dict(zip(exams.LETTERS[:5], q.options, strict=True))
+                options = dict(zip(LETTERS[:5], q.options, strict=True))
                 file.write(json.dumps({"question": q.question, **options, "answer": q.answer + 1}) + "\n")
     config = load_yaml(pathlib.Path(lm_eval.__file__).parent / "tasks" / "kormedmcqa" / "doctor.yaml")
     config = {k: v for k, v in config.items() if k != "include"} | {
@@ -69,7 +70,7 @@ def test_rows_reach_the_prompt_unchanged(doctor, shared_data):
     for question, row in zip(doctor[0], rows, strict=True):
         expected = row["question"].strip() + "".join(f"\n{letter}. {row[letter]}" for letter in "ABCDE") + "\n정답："
         assert harness.context(question) == expected
-        assert exams.answer_text(question) == f" {row['answer']}"
+        assert answer_text(question) == f" {row['answer']}"
 
 
 def test_shots_carry_their_answers_and_a_blank_line(make_question):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medkor_jax.data.exams import LETTERS, answer_text, cloze_prompt, prompt
 from medkor_jax.data.language import ENGLISH, KOREAN, has_hangul, language_automaton, token_languages
+from medkor_jax.data.question import LETTERS, answer_text, cloze_prompt, prompt
 from medkor_jax.eval.exam import evaluate
 from medkor_jax.eval.scorer import ModelScorer
 from medkor_jax.model.config import preset

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from medkor_jax.eval import stats
-from medkor_jax.eval.scores import Report
+from medkor_jax.eval.report import Report
 from medkor_jax.io.files import write_atomically
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from medkor_jax.data import embedded
-from medkor_jax.eval.scores import Report
+from medkor_jax.eval.report import Report
 from medkor_jax.io.models import open_model
 from medkor_jax.run import pipeline
 from medkor_jax.run.config_file import make_recipe

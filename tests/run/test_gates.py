@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from medkor_jax.data.exams import Question
+from medkor_jax.data.question import Question
 from medkor_jax.run.config_file import load_recipe, make_recipe
 from medkor_jax.run.corpora import Corpora
 from medkor_jax.run.gate_outlook import gate_outlook, reference_account

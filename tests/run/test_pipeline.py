@@ -13,7 +13,8 @@ from medkor_jax.data import embedded
 from medkor_jax.data.rows import BadDataError, Loaded
 from medkor_jax.eval import verdict as verdicts
 from medkor_jax.eval.gate import Evidence
-from medkor_jax.eval.scores import Answer, Report
+from medkor_jax.eval.report import Report
+from medkor_jax.eval.scores import Answer
 from medkor_jax.eval.verdict import GateClosed, read_verdict
 from medkor_jax.io.checkpoint import digest_tree, save_tree
 from medkor_jax.io.models import open_model, read_ledger, save_base

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from medkor_jax.eval.gate import Condition, Evidence, Gate, judge_all
-from medkor_jax.eval.scores import Answer, Report
+from medkor_jax.eval.report import Report
+from medkor_jax.eval.scores import Answer
 from medkor_jax.eval.verdict import write_verdict
 from medkor_jax.run.summary import closing_table
 

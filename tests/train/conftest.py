@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from medkor_jax.data.exams import Question
+from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Source
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.model.config import preset

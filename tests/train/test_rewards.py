@@ -1,6 +1,6 @@
 import pytest
 
-from medkor_jax.data.exams import Question
+from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.train.rewards import PARTS, Reward
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medkor_jax.data import embedded
-from medkor_jax.data.exams import Question
+from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import reasoning_prompt
 from medkor_jax.data.rows import BadDataError, Source
 from medkor_jax.train.actor import Sample

@@ -21,7 +21,7 @@ import functools
 import random
 
 from medkor_jax.data.embedded.table import LANGUAGES, SPLITS, Fact, Template, check_name, facts, facts_of, fill, relations
-from medkor_jax.data.exams import Question
+from medkor_jax.data.question import Question
 
 N_OPTIONS = 5  # of every question
 _FRAMES: tuple[Template, ...] = (

@@ -1,0 +1,107 @@
+"""What an exam says of a model: its scores with their alarms, as a table, as JSON, and on disk.
+
+    report = Report(mode="letter", shots=0, source="kormedmcqa/doctor", split="valid", answers=answers)
+    print(report.table())
+    report.write("answers.jsonl");  Report.read("answers.jsonl")      # the same report again
+
+Only the answers are stored; scores and alarms are computed from them, so a report read from disk cannot
+say something else than its answers do. Lines of modes other than reason do not mention how an answer was written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from typing import Any
+
+from medkor_jax.eval.alarms import find_alarms
+from medkor_jax.eval.scores import OF_REASONING, Answer, Score, Scored
+from medkor_jax.io.files import write_atomically
+
+_DESCRIBED = ("mode", "shots", "source", "split", "confidence")  # what a report says of itself beside its answers
+_OF_SOME_MODES = (*OF_REASONING, "option_lengths")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report(Scored):
+    """made_by, of `medkor eval`: weights with their digest, dtype, few-shot file, limit, prompts."""
+
+    made_by: dict[str, Any] | None = None
+
+    @functools.cached_property
+    def alarms(self) -> tuple[str, ...]:
+        """Sentences: what looks wrong, with numbers, and the likely cause."""
+        return find_alarms(self)
+
+    def summary(self) -> dict[str, Any]:
+        """Returns the numbers and alarms as JSON types, without the single answers."""
+        return {
+            **self._described(),
+            "at_chance": self.is_at_chance,
+            **({"reasoning": dataclasses.asdict(self.reasoning)} if self.reasoning else {}),
+            "scores": [dataclasses.asdict(score) for score in self.scores],
+            "alarms": list(self.alarms),
+        }
+
+    def table(self) -> str:
+        """Returns the scores as aligned lines for a terminal, alarms below."""
+        heading = f"{self.source} {self.split}".strip() or "exam"
+        lines = [
+            f"{heading}: {self.mode} mode, {self.shots} shots, {self.confidence:.0%} intervals, "
+            f"chance {self.overall.chance:.1%}"
+        ]
+        width = max(len(_label(score)) for score in self.scores)
+        for score in self.scores:
+            lines.append(
+                f"  {_label(score):<{width}}  {score.correct:>5}/{score.n:<5} {score.accuracy:>6.1%}"
+                f"  [{score.low:.1%}, {score.high:.1%}]" + (f"  {score.unparsed} unparsed" if score.unparsed else "")
+            )
+        if self.reasoning:
+            lines.append(f"  {self.reasoning.words}")
+        return "\n".join([*lines, *(f"  ALARM: {alarm}" for alarm in self.alarms)])
+
+    def write(self, path: str | os.PathLike) -> None:
+        """Writes one JSON line an answer, atomically; each line also carries mode, shots, source and split."""
+        shared = self._described()
+        rows = [dataclasses.asdict(a) for a in self.answers]
+        rows = [{name: value for name, value in row.items() if name not in _OF_SOME_MODES or value is not None} for row in rows]
+        lines = [json.dumps({**row, **shared}, ensure_ascii=False) + "\n" for row in rows]
+        write_atomically(path, "".join(lines))
+
+    @classmethod
+    def read(cls, path: str | os.PathLike) -> Report:
+        """Returns the report that `write` stored.
+
+        Raises: ValueError if the file is no such report, or its lines come from different runs.
+        """
+        answers, shared = [], None
+        # Not splitlines(): a generated text may hold other line separators, which JSON leaves as they are.
+        for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
+            try:
+                row = json.loads(line)
+                line_shared = {name: row.pop(name) for name in _DESCRIBED}
+                line_shared |= {name: row.pop(name, None) for name in ("max_new_tokens", "made_by")}
+                for name in ("probabilities", "option_lengths"):
+                    if row.get(name) is not None:
+                        row[name] = tuple(row[name])
+                answers.append(Answer(**row))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}, line {number} is not an answer written by this program ({error!r}); evaluate again"
+                ) from error
+            if shared is not None and line_shared != shared:
+                raise ValueError(f"{path}, line {number} is from another run: {line_shared}, those before {shared}")
+            shared = line_shared
+        return cls(answers=tuple(answers), **shared)
+
+
+    def _described(self) -> dict[str, Any]:
+        described = {name: getattr(self, name) for name in _DESCRIBED}
+        more = {"max_new_tokens": self.max_new_tokens, "made_by": self.made_by}
+        return described | {name: value for name, value in more.items() if value is not None}
+
+def _label(score: Score) -> str:
+    return {"all": "all", "exam": score.exam, "year": f"{score.exam} {score.year}"}[score.group]
