@@ -1,10 +1,11 @@
-"""Phases 0 to 3 of the embedded 270M on real data, with a stated budget: the run of docs/RESULTS.md.
+"""Phases 0 to 3 of the embedded 270M on real data, with a stated budget: the run of
+docs/RESULTS.md.
 
-    medkor run --config configs/measured.py:DATA_DIR                # DATA_DIR holds kormedmcqa/, english_text/, ...
-    medkor run --config configs/measured.py:DATA_DIR,no-retention   # the same without "each layer" training
+    medkor run --config configs/measured.py:DATA_DIR                # it holds kormedmcqa/, ...
+    medkor run --config configs/measured.py:DATA_DIR,no-retention   # no "each layer" training
 
-A 270M model is at chance on these exams, and stays there: no gate stops it, the gates allow chance and say so in every
-verdict, and what is compared is the loss on held-out text.
+A 270M model is at chance on these exams, and stays there: no gate stops it, the gates allow chance
+and say so in every verdict, and what is compared is the loss on held-out text.
 """
 
 from configs import common, pipeline
@@ -21,7 +22,10 @@ def shape(stage):
 def get_config(argument="data"):
     data, _, retention = argument.partition(",")
     config = pipeline.get_config(run=pipeline.up_to("phase3"))
-    config.run_dir, config.weights = "runs/measured" + (f"-{retention}" if retention else ""), "embedded"
+    config.run_dir, config.weights = (
+        "runs/measured" + (f"-{retention}" if retention else ""),
+        "embedded",
+    )
     config.dtype = config.param_dtype = "float32"
     config.remat, config.log_every, config.watch_tokens, config.drop_bad = "none", 4, 2000, True
     english = dict(language="en", licence=NON_COMMERCIAL, limit=100)
@@ -30,7 +34,10 @@ def get_config(argument="data"):
         "english": common.exam(f"{data}/kormedmcqa_en/doctor-valid.jsonl", english),
         "korean": common.exam(f"{data}/kormedmcqa/doctor/valid.csv", korean),
     }
-    test, dev = f"{data}/kormedmcqa/doctor/test.csv", f"{data}/english_exam/medqa-5-options-dev.jsonl"
+    test, dev = (
+        f"{data}/kormedmcqa/doctor/test.csv",
+        f"{data}/english_exam/medqa-5-options-dev.jsonl",
+    )
     config.watch = {
         "korean": common.text(test, "ko", NON_COMMERCIAL, fields=EXAM_TEXT),
         "english": common.text(dev, "en", "MIT", fields=("question",)),
@@ -41,7 +48,10 @@ def get_config(argument="data"):
 
 def set_phases(config, data, on_failure):
     medquad = f"{data}/english_text/medquad-5k.jsonl.gz"
-    genmedgpt, train = f"{data}/korean_text/genmedgpt-5k-ko.csv", f"{data}/kormedmcqa/doctor/train.csv"
+    genmedgpt, train = (
+        f"{data}/korean_text/genmedgpt-5k-ko.csv",
+        f"{data}/kormedmcqa/doctor/train.csv",
+    )
     english = {"medquad": common.text(medquad, "en", "CC BY 4.0")}
     korean = {
         "genmedgpt-ko": common.text(genmedgpt, "ko", "none stated", fields=("input", "output")),

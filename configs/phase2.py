@@ -1,4 +1,5 @@
-"""Phase 2: two extra embeddings, Korean and English, chosen by each token's language; they alone train."""
+"""Phase 2: two extra embeddings, Korean and English, chosen by each token's language; they alone
+train."""
 
 from configs import pipeline
 

@@ -1,4 +1,5 @@
-"""Phase 3: Korean text trains the two embeddings and LoRA_1; "each layer" training while the English gate is closed."""
+"""Phase 3: Korean text trains the two embeddings and LoRA_1; "each layer" training while the
+English gate is closed."""
 
 from configs import pipeline
 

@@ -1,4 +1,5 @@
-"""Phase 4: Korean text again, then a front-most and a back-most layer and Korean translation; English checked after each."""
+"""Phase 4: Korean text again, then a front-most and a back-most layer and Korean translation;
+English checked after each."""
 
 from configs import pipeline
 

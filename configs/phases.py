@@ -1,8 +1,9 @@
 """All phases on one sheet, in the order they run: ORDER, at the end.
 
-Each function makes the phase of its name, for MedGemma; what it does not set has its default (docs/CONFIG.md). Other
-configs take them all (`pipeline.get_config()`) and set what differs: `config.phase3.steps = 16`. To add a phase, write its
-function here and put it where it runs in ORDER.
+Each function makes the phase of its name, for MedGemma; what it does not set has its default
+(docs/CONFIG.md). Other configs take them all (`pipeline.get_config()`) and set what differs:
+`config.phase3.steps = 16`. To add a phase, write its function here and put it where it runs in
+ORDER.
 """
 
 from configs.common import form, hold_english, korean, phase, text
@@ -10,7 +11,11 @@ from configs.common import form, hold_english, korean, phase, text
 ENGLISH = {"english-text": text("data/english_text.jsonl", "en")}
 KOREAN_EXAM = {
     "korean-exam-train": dict(
-        kind="exam", path="sean0042/KorMedMCQA", subset="doctor", language="ko", licence="CC BY-NC 2.0"
+        kind="exam",
+        path="sean0042/KorMedMCQA",
+        subset="doctor",
+        language="ko",
+        licence="CC BY-NC 2.0",
     )
 }
 KOREAN = {"korean-text": text("data/korean_text.jsonl", "ko")} | KOREAN_EXAM

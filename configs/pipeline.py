@@ -1,12 +1,15 @@
 """All phases in order, on MedGemma: `medkor run --config configs/pipeline.py`.
 
-Bring, under data/: english_text.jsonl and korean_text.jsonl ({"text": ...} a line), english_held_out.jsonl and
-korean_held_out.jsonl (the same, never trained on), english_exam_train.jsonl and english_exam_valid.jsonl (the exam in
-English, the KorMedMCQA columns; `medkor data translate` makes them), pairs_train.jsonl and pairs_valid.jsonl
-({"en": ..., "ko": ...}), korean_solutions.jsonl (questions with their reasoning). The Korean exam and MedQA come from the hub.
+Bring, under data/: english_text.jsonl and korean_text.jsonl ({"text": ...} a line),
+english_held_out.jsonl and korean_held_out.jsonl (the same, never trained on),
+english_exam_train.jsonl and english_exam_valid.jsonl (the exam in English, the KorMedMCQA columns;
+`medkor data translate` makes them), pairs_train.jsonl and pairs_valid.jsonl ({"en": ..., "ko":
+...}), korean_solutions.jsonl (questions with their reasoning). The Korean exam and MedQA come from
+the hub.
 
-The exam in English chooses the model in phase 1; MedQA, whose 1,273 questions can tell 3 points, holds it from then on. The
-test split is put to the finished model once. What each gate asks, and why: docs/GATES.md.
+The exam in English chooses the model in phase 1; MedQA, whose 1,273 questions can tell 3 points,
+holds it from then on. The test split is put to the finished model once. What each gate asks, and
+why: docs/GATES.md.
 """
 
 from configs import common, phases
@@ -26,7 +29,9 @@ def get_config(run=ALL):
             config[make.__name__] = make()
     medqa = dict(split="test", language="en", licence="CC BY 4.0")
     config.exams = {
-        "english-choice": common.exam("data/english_exam_valid.jsonl", dict(language="en"), phases=ALL[:2]),
+        "english-choice": common.exam(
+            "data/english_exam_valid.jsonl", dict(language="en"), phases=ALL[:2]
+        ),
         "english": common.exam(MEDQA, medqa, phases=ALL[1:]),
         "korean": common.exam(KORMEDMCQA, KOREAN),
         "korean-reasoned": common.exam(KORMEDMCQA, KOREAN, mode="reason", phases=REASONING),
@@ -40,7 +45,8 @@ def get_config(run=ALL):
 
 
 def running(config, run):
-    """Returns `config` with the phases `run` to run; what comes after the last of them needs no data yet, and is left out."""
+    """Returns `config` with the phases `run` to run; what comes after the last of them needs no
+    data yet, and is left out."""
     if run[-1] not in ALL:
         raise ValueError(f"{run[-1]!r} is no phase to run up to; the phases are {', '.join(ALL)}")
     config.run, config.phases = run, up_to(run[-1])
@@ -53,28 +59,34 @@ def running(config, run):
 
 
 def up_to(last):
-    """Returns the phases from the first up to `last`; `last` alone, for `running` to refuse, if it is none."""
+    """Returns the phases from the first up to `last`; `last` alone, for `running` to refuse, if it
+    is none."""
     return ALL[: ALL.index(last) + 1] if last in ALL else (last,)
 
 
 def final_exams():
-    """The test split, put to the finished model once: letter by letter, and as the harness that everyone quotes asks it."""
+    """The test split, put to the finished model once: letter by letter, and as the harness that
+    everyone quotes asks it."""
     test, fewshot = KOREAN | dict(split="test"), KOREAN | dict(split="fewshot")
     shots = dict(name="korean-shots", kind="exam", path=KORMEDMCQA, **fewshot)
     return {
         "korean-final": common.exam(KORMEDMCQA, test),
-        "korean-final-harness": common.exam(KORMEDMCQA, test, mode="harness", shots=5, fewshot=shots),
+        "korean-final-harness": common.exam(
+            KORMEDMCQA, test, mode="harness", shots=5, fewshot=shots
+        ),
     }
 
 
 def on_machine(topology, weights, *, mesh, rows, remat="gate_up", chunk=256, last=ALL[-1]):
-    """Returns the config of all phases up to `last` for one machine: its choices laid over every phase.
+    """Returns the config of all phases up to `last` for one machine: its choices laid over every
+    phase.
 
-    What a phase learns from is its own business; what is set here changes no result beyond rounding. `medkor plan
-    --config FILE` says what each stage then needs of the machine.
+    What a phase learns from is its own business; what is set here changes no result beyond
+    rounding. `medkor plan --config FILE` says what each stage then needs of the machine.
 
-    topology: as `medkor plan` names it. rows: of the training batch that one device holds at once; the rest of its share
-    comes in further microbatches. Only this model is a candidate: another would be another machine's.
+    topology: as `medkor plan` names it. rows: of the training batch that one device holds at once;
+    the rest of its share comes in further microbatches. Only this model is a candidate: another
+    would be another machine's.
     """
     config = get_config(up_to(last))
     config.topology, config.weights, config.remat, config.chunk = topology, weights, remat, chunk

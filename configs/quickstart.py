@@ -1,28 +1,34 @@
 """The whole method on the embedded Gemma 3 270M and the embedded exam, in minutes on two CPU cores.
 
     medkor run --config configs/quickstart.py           # phases 0 to 5
-    medkor run --config configs/quickstart.py:phase3    # up to phase 3; the line above goes on from there
+    medkor run --config configs/quickstart.py:phase3    # to phase 3; the line above goes on there
 
-The texts state the facts of the training and the validation exam; questions, solutions and rewards are about
-training facts only. Facts of the test split are in nothing that is trained on: their texts are what is watched,
-their sentence pairs what translation is judged on.
+The texts state the facts of the training and the validation exam; questions, solutions and rewards
+are about training facts only. Facts of the test split are in nothing that is trained on: their
+texts are what is watched, their sentence pairs what translation is judged on.
 """
 
 from configs import common, pipeline
 
 OURS = dict(path="embedded", licence="Apache-2.0")
-QUESTIONS = {"en": 64, "ko": 32}  # of 96; the rest choose the model (English) and are the final exam (Korean)
+QUESTIONS = {
+    "en": 64,
+    "ko": 32,
+}  # of 96; the rest choose the model (English) and are the final exam (Korean)
 
 
 def text(language):
     return {
-        f"{language}-text-{split}": dict(kind="text", language=language, subset=split, **OURS, weight=weight)
+        f"{language}-text-{split}": dict(
+            kind="text", language=language, subset=split, **OURS, weight=weight
+        )
         for split, weight in (("train", 3.0), ("valid", 1.0))
     }
 
 
 def asked(language, first=0, **changes):
-    """An exam about the embedded questions, those that later gates ask or, from `first` on, all the others.
+    """An exam about the embedded questions, those that later gates ask or, from `first` on, all the
+    others.
 
     A 270M model cannot bind an answer to its letter in minutes; "cloze" asks for the answer's text.
     """
@@ -42,12 +48,19 @@ def shape(stage, *, lora=1e-3, lang=2e-2, expand=1e-4, batch_size=4, seq_len=128
 
 def hold(p, *, late=False, threshold=0.5, **requires):
     """What the gate of a phase asks, and the remedy while it is closed."""
-    # What 64 questions about 16 facts can tell: that half of the reference's mean probability is surely kept, not 97 %.
-    p.gate.reading, p.gate.threshold, p.gate.rounds, p.gate.requires = "relative", threshold, 2, requires
+    # What 64 questions about 16 facts can tell: that half of the reference's mean probability is
+    # surely kept, not 97 %.
+    p.gate.reading, p.gate.threshold, p.gate.rounds, p.gate.requires = (
+        "relative",
+        threshold,
+        2,
+        requires,
+    )
     p.remedy.data, p.remedy.steps = text("en"), 8
     shape(p.remedy)
     if late:
-        # Late phases go gently; their remedy takes all layers at few positions, so that it always holds what the model finally says.
+        # Late phases go gently; their remedy takes all layers at few positions, so that it always
+        # holds what the model finally says.
         p.remedy.steps, p.remedy.retention.layers, p.remedy.retention.positions = 4, 0, 8
         shape(p.remedy, lora=3e-4, lang=2e-3)
 
@@ -56,8 +69,15 @@ def get_config(last=pipeline.ALL[-1]):
     config = pipeline.get_config()
     config.run_dir, config.weights = "runs/quickstart", "embedded"
     config.dtype = config.param_dtype = "float32"
-    config.remat, config.log_every, config.watch_tokens, config.max_translation_tokens = "none", 4, 450, 64
-    reasoned = asked("ko", mode="reason", max_new_tokens=160, batch_size=16, phases=("phase5d_exam",))
+    config.remat, config.log_every, config.watch_tokens, config.max_translation_tokens = (
+        "none",
+        4,
+        450,
+        64,
+    )
+    reasoned = asked(
+        "ko", mode="reason", max_new_tokens=160, batch_size=16, phases=("phase5d_exam",)
+    )
     reasoned["source"]["limit"] = 20
     config.exams = {
         "english-choice": asked("en", QUESTIONS["en"], phases=pipeline.ALL[:2]),
@@ -76,7 +96,8 @@ def get_config(last=pipeline.ALL[-1]):
 
 
 def set_first_phases(config):
-    # Of Korean the held-out loss alone is asked: this model is at chance on its 32 questions, and no gate opens by those.
+    # Of Korean the held-out loss alone is asked: this model is at chance on its 32 questions, and
+    # no gate opens by those.
     loss = {"korean-loss": common.korean_loss(0.2)}
 
     p = config.phase0

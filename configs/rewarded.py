@@ -1,9 +1,10 @@
-"""Does the reward teach? A short cold start and GRPO by itself, on the quick start's model: the runs of docs/RESULTS.md.
+"""Does the reward teach? A short cold start and GRPO by itself, on the quick start's model: the
+runs of docs/RESULTS.md.
 
     medkor run --config configs/rewarded.py:SEED        # after the quick start
 
-In English, whose solutions are shorter. The cold start is too short on purpose: what it leaves undone is what the
-reward has to teach. Gates decide nothing here.
+In English, whose solutions are shorter. The cold start is too short on purpose: what it leaves
+undone is what the reward has to teach. Gates decide nothing here.
 """
 
 from configs import common, phases, quickstart
@@ -19,7 +20,10 @@ def get_config(seed="0"):
     with config.unlocked():
         for name in config.phases:
             del config[name]
-        config.phase5c_reasoning, config.phase5d_exam = phases.phase5c_reasoning(), phases.phase5d_exam()
+        config.phase5c_reasoning, config.phase5d_exam = (
+            phases.phase5c_reasoning(),
+            phases.phase5d_exam(),
+        )
     config.run = config.phases = RUN
     config.final = {}
     english = dict(language="en", licence="Apache-2.0", limit=32)

@@ -1,8 +1,10 @@
-"""A config, as plain data, becomes the recipe's dataclasses; what does not fit is refused by its key.
+"""A config, as plain data, becomes the recipe's dataclasses; what does not fit is refused by its
+key.
 
     build(Phase, {"name": "phase0", "exam": "english", "steps": 3, ...}, "config.phase0")
 
-What a value may be is beside its field's type: bounds (">= 0"), a function that checks it. Nothing is left out or
+What a value may be is beside its field's type: bounds (">= 0"), a function that checks it. Nothing
+is left out or
 guessed: an unknown key fails with the nearest.
 """
 
@@ -19,15 +21,19 @@ from medkor_jax.run.config_keys import BESIDE, REQUIRED, Key, keys_of, renamed
 from medkor_jax.run.phases import ConfigError, Exam
 
 _RULES = {
-    ">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt, "!=": operator.ne,
-}  # fmt: skip
+    ">=": operator.ge,
+    ">": operator.gt,
+    "<=": operator.le,
+    "<": operator.lt,
+    "!=": operator.ne,
+}
 
 
 def build(kind: type, raw: Mapping[str, Any], path: str = "config") -> Any:
     """Returns the dataclass `kind` made of `raw`, nested ones included.
 
-    A tuple of dataclasses is written as a mapping {name: keys}; its order is kept, and an entry of None
-    is left out (so a config can switch off what it inherits).
+    A tuple of dataclasses is written as a mapping {name: keys}; its order is kept, and an entry of
+    None is left out (so a config can switch off what it inherits).
 
     Raises: ConfigError naming the key, what was found, and the nearest valid name.
     """
@@ -41,7 +47,8 @@ def build(kind: type, raw: Mapping[str, Any], path: str = "config") -> Any:
 
 
 def fields_of(kind: type, raw: Mapping[str, Any], path: str = "config") -> dict[str, Any]:
-    """Returns what `raw` says of the fields of `kind`, each of its own type. Raises: ConfigError, as `build`."""
+    """Returns what `raw` says of the fields of `kind`, each of its own type. Raises: ConfigError,
+    as `build`."""
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{path} is {raw!r}; expected the keys of {kind.__name__}")
     keys = keys_of(kind)
@@ -54,7 +61,8 @@ def fields_of(kind: type, raw: Mapping[str, Any], path: str = "config") -> dict[
 
 
 def make(kind: type, fields: Mapping[str, Any], path: str) -> Any:
-    """Returns kind(**fields). Raises: ConfigError with `path` in front of what the class itself refuses."""
+    """Returns kind(**fields). Raises: ConfigError with `path` in front of what the class itself
+    refuses."""
     try:
         return kind(**fields)
     except ConfigError:
@@ -64,7 +72,8 @@ def make(kind: type, fields: Mapping[str, Any], path: str) -> Any:
 
 
 def unknown(path: str, keys: Iterable[str], kind: type) -> ConfigError:
-    """Returns the error for a key that is none of a class: what it is called now, or the nearest that is one."""
+    """Returns the error for a key that is none of a class: what it is called now, or the nearest
+    that is one."""
     if words := renamed(path):
         return ConfigError(words)
     name = path.rpartition(".")[2]

@@ -2,10 +2,10 @@
 
     recipe = load_recipe("configs/phase3.py", ["--config.phase3.steps=100"])
 
-A config file may import its neighbours (`from configs import common`) and writes only what differs from the defaults,
-which are those of the recipe's dataclasses (`defaults`): whatever it leaves out is put in before overrides are read, so
-that every key can be overridden. Overrides are type-checked by ml_collections; a key that does not exist fails with the
-nearest one.
+A config file may import its neighbours (`from configs import common`) and writes only what differs
+from the defaults, which are those of the recipe's dataclasses (`defaults`): whatever it leaves out
+is put in before overrides are read, so that every key can be overridden. Overrides are type-checked
+by ml_collections; a key that does not exist fails with the nearest one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _OVERRIDE = re.compile(r"(?P<flag>--?(?:no)?config\.)(?P<keys>[^=\s]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """A config as its file says it, and with what the command line changed. overridden: the keys named there, "phase3.steps"."""
+    """A config as its file says it, and with what the command line changed. overridden: the keys
+    named there, "phase3.steps"."""
 
     path: str
     of_file: Mapping[str, Any]
@@ -43,7 +44,8 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
-    """Returns the ConfigDict of `path` ("file.py" or "file.py:argument") with overrides applied; every key is in it.
+    """Returns the ConfigDict of `path` ("file.py" or "file.py:argument") with overrides applied;
+    every key is in it.
 
     Raises: ConfigError on a missing file, a wrong override, or a file that does not build a config.
     """
@@ -51,7 +53,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
 
 
 def load_layers(path: str, overrides: Sequence[str] = ()) -> Layers:
-    """Returns the config of `path` before and after overrides. Raises: ConfigError, as `load_config`."""
+    """Returns the config of `path` before and after overrides. Raises: ConfigError, as
+    `load_config`."""
     from absl import flags
     from ml_collections import config_flags
 
@@ -59,7 +62,10 @@ def load_layers(path: str, overrides: Sequence[str] = ()) -> Layers:
     if not file.is_file():
         near = difflib.get_close_matches(str(file), map(str, file.parent.glob("*.py")), n=1)
         raise ConfigError(f"no config file {file}" + (f"; nearest: {near[0]}" if near else ""))
-    for place in (file.resolve().parent.parent, pathlib.Path.cwd()):  # so that `from configs import common` works
+    for place in (
+        file.resolve().parent.parent,
+        pathlib.Path.cwd(),
+    ):  # so that `from configs import common` works
         if str(place) not in sys.path:
             sys.path.insert(0, str(place))
     named = [parts for text in overrides if (parts := _named_by(text))]
@@ -76,12 +82,15 @@ def load_layers(path: str, overrides: Sequence[str] = ()) -> Layers:
         argv = ["medkor", *map(_in_brackets, overrides)]
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         if left := values(argv, known_only=True)[1:]:
-            raise ConfigError(f"not understood: {' '.join(left)}; overrides read --config.phase3.steps=100")
+            raise ConfigError(
+                f"not understood: {' '.join(left)}; overrides read --config.phase3.steps=100"
+            )
     return Layers(path, of_file, values.config, frozenset(map(".".join, named)))
 
 
 def _named_by(override: str) -> list[str]:
-    """Returns the keys on the way to what "--config.phase3.data.korean-text.weight=2" sets; [] if it sets nothing."""
+    """Returns the keys on the way to what "--config.phase3.data.korean-text.weight=2" sets; [] if
+    it sets nothing."""
     found = _OVERRIDE.match(override)
     return re.findall(r"""[^.\[\]'"]+""", found["keys"]) if found else []
 
@@ -92,17 +101,22 @@ def _check_is_there(config: Any, parts: Sequence[str]) -> None:
     for depth, part in enumerate(parts):
         if is_mapping(place) and part not in place:
             path = ".".join(("config", *parts[: depth + 1]))
-            raise ConfigError(renamed(path) or f"{path} is not a key; nearest: {nearest(part, place.keys())!r}")
+            raise ConfigError(
+                renamed(path) or f"{path} is not a key; nearest: {nearest(part, place.keys())!r}"
+            )
         place = place[part] if is_mapping(place) else None
 
 
 def _in_brackets(override: str) -> str:
-    """Returns the override as ml_collections reads it, which takes "korean-text" for a difference: data["korean-text"]."""
+    """Returns the override as ml_collections reads it, which takes "korean-text" for a difference:
+    data["korean-text"]."""
     found = _OVERRIDE.match(override)
     if not found:
         return override
     first, *others = _named_by(override)
-    rest = (f".{o}" if o.isidentifier() else f"[{o}]" if o.isdigit() else f"['{o}']" for o in others)
+    rest = (
+        f".{o}" if o.isidentifier() else f"[{o}]" if o.isdigit() else f"['{o}']" for o in others
+    )
     return f"{found['flag']}{first}{''.join(rest)}{override[found.end() :]}"
 
 
@@ -117,18 +131,23 @@ def _as_config_errors(path: str) -> Iterator[None]:
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         said = str(error.args[0]) if error.args else repr(error)  # str() of a KeyError is quoted
-        if unknown_key := re.search(r'Key "(\w+)" does not exist', said):  # the rest of it is the whole config
+        if unknown_key := re.search(
+            r'Key "(\w+)" does not exist', said
+        ):  # the rest of it is the whole config
             near = re.search(r'Did you mean "(\w+)"', said)
-            near = f'; nearest: {near[1]!r}' if near else ""
+            near = f"; nearest: {near[1]!r}" if near else ""
             said = renamed(f"config.{unknown_key[1]}") or f"{unknown_key[1]!r} is not a key{near}"
-        if "field 'remat'" in said and "<class 'bool'>" in said:  # what older config files say; checked where they say it
+        if (
+            "field 'remat'" in said and "<class 'bool'>" in said
+        ):  # what older config files say; checked where they say it
             said = 'remat is a name now: "full" for what was True, "none" for what was False'
         raise ConfigError(f"{path}: {' '.join(said.split())}") from error
 
 
 def make_recipe(config: Mapping[str, Any]) -> Recipe:
-    """Returns the recipe a whole config describes. `phases` names the phases it defines, in the order they run (those of
-    `run` if it is empty); the keys of each are under its own name, those of its training stage beside them.
+    """Returns the recipe a whole config describes. `phases` names the phases it defines, in the
+    order they run (those of `run` if it is empty); the keys of each are under its own name, those
+    of its training stage beside them.
 
     Raises: ConfigError, naming the key, as `build`.
     """
@@ -138,7 +157,9 @@ def make_recipe(config: Mapping[str, Any]) -> Recipe:
     for name in names:
         if name not in defined:
             near = difflib.get_close_matches(name, defined, n=1, cutoff=0.0)
-            said = f"{'phases' if own.get('phases') else 'run'} names {name!r}, which is not defined"
+            said = (
+                f"{'phases' if own.get('phases') else 'run'} names {name!r}, which is not defined"
+            )
             raise ConfigError(f"{said}; nearest: {near[0] if near else 'none'!r}")
     for name in (name for name in defined if name not in names):
         if renamed(f"config.{name}") or not isinstance(config[name], Mapping):
@@ -153,5 +174,9 @@ def make_recipe(config: Mapping[str, Any]) -> Recipe:
 
 def _phase(name: str, raw: Any) -> Phase:
     if isinstance(raw, Mapping) and "name" in raw:
-        raise unknown(f"config.{name}.name", [key for key in keys_of(Phase) if key != "name"], Phase)
-    return build(Phase, {"name": name, **raw} if isinstance(raw, Mapping) else raw, f"config.{name}")
+        raise unknown(
+            f"config.{name}.name", [key for key in keys_of(Phase) if key != "name"], Phase
+        )
+    return build(
+        Phase, {"name": name, **raw} if isinstance(raw, Mapping) else raw, f"config.{name}"
+    )

@@ -1,12 +1,14 @@
-"""The keys of a config, as the recipe's dataclasses have them: type, bounds, default, and what each means.
+"""The keys of a config, as the recipe's dataclasses have them: type, bounds, default, and what each
+means.
 
     keys_of(Phase)["seq_len"].default       # 1024, from the class that is used
     meaning_of(Stage, "seq_len")            # the text below the field, read from the source
 
-A key is a field. A dataclass in a field is a mapping of its keys; a tuple of dataclasses a mapping from names to theirs.
-Two things lie otherwise in a config than in the recipe: a phase holds the keys of its training stage beside its own, so
-that `config.phase3.steps` reads as it should; and `config.phases` names the phases, in the order they run, whose keys are
-under their own names (`config.phase3`). Nothing is checked here: `building` does that.
+A key is a field. A dataclass in a field is a mapping of its keys; a tuple of dataclasses a mapping
+from names to theirs. Two things lie otherwise in a config than in the recipe: a phase holds the
+keys of its training stage beside its own, so that `config.phase3.steps` reads as it should; and
+`config.phases` names the phases, in the order they run, whose keys are under their own names
+(`config.phase3`). Nothing is checked here: `building` does that.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ BESIDE = {Phase: "train"}  # the field whose keys lie beside the class's own
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One key. owner: the dataclass that has the field; holds: the dataclass below it, if any; is_many: a mapping from
-    names to such; rules: bounds such as ">= 0"; check: what else a value is held to; default: REQUIRED where there is none."""
+    """One key. owner: the dataclass that has the field; holds: the dataclass below it, if any;
+    is_many: a mapping from names to such; rules: bounds such as ">= 0"; check: what else a value is
+    held to; default: REQUIRED where there is none."""
 
     name: str
     owner: type
@@ -58,7 +61,8 @@ class Key:
 
 @functools.cache
 def keys_of(kind: type) -> dict[str, Key]:
-    """Returns every key that a config may hold where it describes a `kind`, in the order of the fields."""
+    """Returns every key that a config may hold where it describes a `kind`, in the order of the
+    fields."""
     keys = {}
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
@@ -96,7 +100,8 @@ def renamed(path: str) -> str:
 
 
 def meaning_of(owner: type, field: str) -> str:
-    """Returns the text below the field in its class (the string literal on the next lines), on one line; "" if there is none."""
+    """Returns the text below the field in its class (the string literal on the next lines), on one
+    line; "" if there is none."""
     for kind in owner.__mro__[:-1]:
         if found := _meanings(kind).get(field):
             return found
@@ -106,10 +111,16 @@ def meaning_of(owner: type, field: str) -> str:
 @functools.cache
 def _meanings(kind: type) -> dict[str, str]:
     tree = ast.parse(pathlib.Path(inspect.getfile(kind)).read_text(encoding="utf-8"))
-    body = next(n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == kind.__name__).body
+    body = next(
+        n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == kind.__name__
+    ).body
     found = {}
     for field, text in zip(body, body[1:]):
-        is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+        is_text = (
+            isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+            and isinstance(text.value.value, str)
+        )
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
             found[field.target.id] = " ".join(text.value.value.split())
     return found

@@ -1,7 +1,7 @@
 """The defaults of a config, made from the recipe's dataclasses: no default is written twice.
 
     defaults_of(Phase)["seq_len"]           # what an empty config of that class says
-    complete(config)                        # every key that is not there yet, put there with its default
+    complete(config)                        # every key that is not there, put in with its default
     plain(recipe)                           # back again: the config that builds this recipe
 
 `building.build` is the inverse: build(kind, defaults_of(kind)) equals kind().
@@ -17,7 +17,8 @@ from medkor_jax.run.phases import Exam, Phase, Recipe
 
 
 def defaults_of(kind: type) -> dict[str, Any]:
-    """Returns every key of a config of that class that has a default, nested ones too, as plain data."""
+    """Returns every key of a config of that class that has a default, nested ones too, as plain
+    data."""
     keys = keys_of(kind).values()
     return {key.name: _plain(key, key.default) for key in keys if key.default is not REQUIRED}
 
@@ -49,7 +50,8 @@ def _entry(one: Any) -> tuple[str, dict[str, Any]]:
 
 
 def complete(config: MutableMapping[str, Any]) -> None:
-    """Puts into a config of a run, at every depth, each key that has a default and is not there: then all can be overridden."""
+    """Puts into a config of a run, at every depth, each key that has a default and is not there:
+    then all can be overridden."""
     _complete(Recipe, config)
     for name in phase_names(config):
         if is_mapping(config.get(name)):
@@ -57,7 +59,8 @@ def complete(config: MutableMapping[str, Any]) -> None:
 
 
 def is_mapping(value: Any) -> bool:
-    """Whether `value` has keys of its own: a dict, or the ConfigDict that a config file makes, which is no Mapping."""
+    """Whether `value` has keys of its own: a dict, or the ConfigDict that a config file makes,
+    which is no Mapping."""
     return hasattr(value, "keys")
 
 

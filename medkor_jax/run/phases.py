@@ -45,8 +45,12 @@ class LoraRecipe:
     """rank 0: this phase adds no adapter. Applied as alpha / rank * A @ B."""
 
     rank: Annotated[int, ">= 0"] = 16
+    """Columns of A and rows of B, R. 0: this phase adds no adapter."""
     alpha: Annotated[float, "> 0"] = 32.0
+    """Strength: what an adapter adds is multiplied by alpha / rank."""
     targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    """Which matrices of every layer are adapted: q, k, v, o (attention), gate, up, down
+    (feed-forward)."""
 
     def __post_init__(self) -> None:
         if self.rank:
@@ -62,6 +66,8 @@ class LanguageRecipe:
     """kind "": this phase adds no language embeddings."""
 
     kind: str = ""
+    """"vector": one vector a language; "table": one row a token and language. "": this phase adds
+    none."""
 
     def __post_init__(self) -> None:
         if self.kind and self.kind not in KINDS:
@@ -73,8 +79,12 @@ class ExpandRecipe:
     """front, back: how many layers this phase adds at each end (both 0: none); init: see `adapt.expansion`."""
 
     front: Annotated[int, ">= 0"] = 0
+    """Layers added before the first, copies of it."""
     back: Annotated[int, ">= 0"] = 0
+    """Layers added behind the last, copies of it."""
     init: str = "identity"
+    """"identity": the copies change nothing until they have learnt; "copy": they double their
+    source at once."""
 
     def __post_init__(self) -> None:
         if self.front or self.back:
@@ -91,22 +101,45 @@ class RewardRecipe:
     """
 
     algorithm: str = ""
+    """"grpo": answers that earn more than others to their question become likelier; "rft": those
+    that earn all there is to earn are imitated. "": the stage learns from documents, and nothing
+    else here is read."""
     group_size: Annotated[int, ">= 1"] = 8
+    """Answers drawn of each question; grpo compares them, so it needs at least 2."""
     temperature: Annotated[float, "> 0"] = 1.0
+    """Of the sampling, and of the probabilities that the policy loss reads."""
     max_new_tokens: Annotated[int, ">= 1"] = 128
+    """Longest answer, in tokens; one that is cut off there earns nothing."""
     answer: Annotated[float, ">= 0"] = 1.0
+    """What the key's letter earns."""
     letter: Annotated[float, ">= 0"] = 0.1
+    """What a text earns that ends in exactly one of the question's letters."""
     format: Annotated[float, ">= 0"] = 0.2
+    """What reasoning between the two tags earns."""
     length_penalty: Annotated[float, ">= 0"] = 0.0
+    """What an answer of more than max_reasoning_tokens loses, little by little up to twice as many.
+    0: nothing."""
     max_reasoning_tokens: Annotated[int, ">= 0"] = 0
+    """Tokens above which length_penalty begins. 0: never."""
     clip_low: Annotated[float, "> 0", "< 1"] = 0.2
+    """How far below 1 the ratio of new to old probability still pushes a token."""
     clip_high: Annotated[float, "> 0"] = 0.28
+    """How far above 1 it does."""
     kl_weight: Annotated[float, ">= 0"] = 0.0
+    """Weight of KL(policy || reference), in nats a token; the reference is the model at the start
+    of the stage. 0: none."""
     std_normalised: bool = True
+    """grpo: advantages are divided by the spread of rewards in their group (Dr. GRPO does not)."""
     updates_per_batch: Annotated[int, ">= 1"] = 1
+    """Optimizer updates on one batch of answers."""
     max_refills: Annotated[int, ">= 0"] = 4
+    """How often other questions are asked in place of groups that teach nothing, a batch. 0: rows
+    stay empty."""
     patience: Annotated[int, ">= 1"] = 3
+    """After how many batches in a row that stayed empty through all refills the stage gives up."""
     importance_cap: Annotated[float, ">= 0"] = 2.0
+    """grpo: the most that a token counts whose sampler was less sure of it (`policy`, departure 8).
+    0: all count 1."""
 
     def __post_init__(self) -> None:
         self.rollout(), self.policy()  # they check themselves
@@ -130,39 +163,55 @@ class RewardRecipe:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stretch of training. steps 0: not trained at all.
-
-    batch_size: rows of the global batch, over all devices and microbatches; seq_len: tokens a row.
-    loss_positions: predicted positions a row at most; 0 derives it from the data.
-    validation: held-out text whose loss is measured every `validate_every` steps (0: never);
-    take: which checkpoint goes on, "last" or "best" by that loss.
-    reward: learn from the model's own answers to the questions of `data`; one answer a row.
-    """
+    """The settings of one stretch of training."""
 
     steps: Annotated[int, ">= 0"] = 0
+    """Updates of the weights that train. 0: this stage does not train."""
     trees: tuple[str, ...] = ()
+    """What trains, of lora, lang and expand; all else is frozen."""
     data: tuple[Source, ...] = ()
+    """What it learns from; drawn by weight."""
     batch_size: Annotated[int, ">= 1"] = 16
+    """Rows of the global batch, over all devices and microbatches."""
     seq_len: Annotated[int, ">= 4"] = 1024
+    """Tokens a row; short documents share one."""
     microbatches: Annotated[int, ">= 1"] = 1
+    """Parts a batch is cut into, one after the other, to save memory; changes no result beyond
+    rounding."""
     loss_positions: Annotated[int, ">= 0"] = 0
+    """Predicted positions a row at most. 0: derived from the data."""
     groups: tuple[Group, ...] = (
         Group("lora", "lora/.*", 2e-4),
         Group("lang", "lang/.*", 1e-3),
         Group("expand", "expand/.*", 1e-4),
     )
+    """Who learns how fast, and by which optimizer; rules of trees that do not train here are not
+    read."""
     warmup_steps: Annotated[int, ">= 0"] = 20
+    """Steps in which the learning rates rise to their full height. 0: they begin there."""
     final_share: Annotated[float, ">= 0", "<= 1"] = 0.1
+    """Share of the full learning rates that is left at the last step; they fall along a cosine."""
     clip_norm: Annotated[float, "> 0"] = 1.0
+    """Longest gradient, over all leaves that train together; a longer one is shortened to it."""
     dropout: Annotated[float, ">= 0", "< 1"] = 0.0
+    """Share of what goes into the adapters that is left out at random. 0: none."""
     next_token_weight: Annotated[float, ">= 0"] = 1.0
+    """Weight of the next-token loss. 0: none. Not read with reward.algorithm "grpo", whose loss
+    stands in its place."""
     retention: Retention = Retention()
+    """The "each layer" loss, which holds the model to the one that it is compared with."""
     save_every: Annotated[int, ">= 1"] = 200
+    """Steps from one checkpoint to the next; the last step and a signal save too."""
     keep_last: Annotated[int, ">= 1"] = 1
+    """How many checkpoints stay on disk, beside the best one where validation measures it."""
     validation: tuple[Source, ...] = ()
+    """Held-out text whose loss is measured on the way."""
     validate_every: Annotated[int, ">= 0"] = 0
+    """Steps from one such measurement to the next. 0: never."""
     take: str = "last"
+    """Which checkpoint goes on: "last", or "best" by the loss on `validation`."""
     reward: RewardRecipe = RewardRecipe()
+    """Learning from the model's own answers to the questions of `data`; one answer a row."""
 
     def __post_init__(self) -> None:
         if self.steps and not self.trees:
@@ -195,18 +244,26 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Exam:
-    """An exam that judges. shots are taken from the head of `fewshot`; max_new_tokens is read in reason mode only.
-
-    phases: where it is put to the model (empty: in all); one that generates is dear.
-    """
+    """An exam that judges, and how it is asked."""
 
     source: Source
+    """Where the questions come from; its `kind` is "exam" and its `name` the exam's, unless said
+    otherwise."""
     mode: str = "letter"
+    """How it is asked: "letter" (the likeliest letter), "cloze" (the option whose text is
+    likeliest, by its tokens' sum; "cloze_norm": by character), "harness" (text, read as
+    `kormedmcqa` of lm-evaluation-harness does) or "reason" (reasoning in tags, then a letter)."""
     shots: Annotated[int, ">= 0"] = 0
+    """Solved questions in front of each, from the head of `fewshot`. Reason mode takes none."""
     fewshot: Source | None = None
+    """Source of the shots; never an exam's own questions. None: there are no shots."""
     batch_size: Annotated[int, ">= 1"] = 16
+    """Questions asked at once, over all devices; decides nothing."""
     max_new_tokens: Annotated[int, ">= 1"] = MAX_REASONING_TOKENS
+    """Longest reasoned answer, in tokens; one that is cut off there is wrong. Read in reason mode
+    alone."""
     phases: tuple[str, ...] = ()
+    """Phases to whose models it is put. (): to all; one that generates is expensive."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -221,31 +278,46 @@ class Exam:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """after: the phase whose model this one starts from ("": the weights).
+    """One phase: what it starts from, adds, trains and is judged by.
 
-    candidates: weights (or phases) to put to the gate in order of size; the first that opens it is taken. They are
-    compared with nothing but a number, so the gate is absolute.
-    merge: fold the trained LoRA into a new base at the end. is_reference: later gates compare with this
-    phase's model, and retention holds to it. exam: the name, in `exams`, that the gate is judged by.
-    remedy: trained while the gate stays closed, at most gate.rounds times. A phase with a gate but no
-    stages is judged as it stands first. translations: held-out pairs, translated before and after.
+    A phase with a gate and no stage is judged as it stands first.
     """
 
     name: str
+    """The name under which the config has the phase, and its directory in the run's."""
     title: str = ""
+    """What it is for, in a line; shown, and decides nothing."""
     after: str = ""
+    """Phase whose model it starts from. "": the run's `weights`."""
     candidates: tuple[str, ...] = ()
+    """Phases or weights put to the gate in order of size; the first that opens it is taken.
+    Compared with nothing but a number, so the gate is absolute. (): `after` alone."""
     lora: LoraRecipe = LoraRecipe(rank=0)
+    """The adapter that this phase adds before it trains; a model that has one already must have the
+    same."""
     remedy_lora: LoraRecipe = LoraRecipe(rank=0)
+    """The adapter that the remedy adds before it trains, where the phase has added none."""
     language: LanguageRecipe = LanguageRecipe()
+    """The language embeddings that this phase adds, unless the model has them."""
     expand: ExpandRecipe = ExpandRecipe()
+    """The layers that this phase adds at each end."""
     train: Stage = Stage()
+    """What is trained before the gate is asked. In a config these keys stand beside the phase's
+    own."""
     merge: bool = False
+    """Whether the trained LoRA is folded into a new base at the end."""
     is_reference: bool = False
+    """Whether later gates compare with this phase's model, and "each layer" training holds to
+    it."""
     exam: str = ""
+    """Name, among `exams`, of the exam that the gate is judged by."""
     gate: Gate = Gate()
+    """What must hold before the next phase may start."""
     remedy: Stage = Stage()
+    """What is trained while the gate stays closed, at most `gate.rounds` times."""
     translations: tuple[Source, ...] = ()
+    """Sentence pairs that nothing trains on, translated both ways before and after; measured, and
+    decide nothing."""
 
     def __post_init__(self) -> None:
         if self.gate.on_failure in ("retain", "train") and not self.remedy.steps:
@@ -272,40 +344,62 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A whole run. `phases` are all that the config defines; `run` names those to run now, in order.
+    """A whole run: a config file, checked.
 
-    exams, watch: measured before and after every phase; a gate is judged by one of the exams. watch holds
-    texts that nothing trains on; the loss is taken over the first `watch_tokens` tokens of each (0: all).
-    final: exams put to the last phase's model alone, once, when all is done.
-    max_translation_tokens: the longest translation written of a held-out pair.
-    remat: what the backward pass makes again to save memory, see `model.remat`; chunk: positions whose logits exist at
-    once; attention: which kernel, see `model.kernel`; mesh: how devices share the work. None of them changes a result but by rounding.
-    topology: the machine that these are chosen for, which `medkor plan` takes if it is given none; nothing else reads it.
-    allow_leaks: leaks the user knows of, by their printed key.
+    `phases` are all that the config defines; `run` names those to run now.
     """
 
     run_dir: str
+    """Directory of the run: records, verdicts, adapters, checkpoints. All hosts must see it."""
     weights: str
+    """The model to start from: embedded, a directory, a .gguf file, a hub id, a run, or
+    random:PRESET."""
     run: tuple[str, ...]
+    """Names of the phases to run now, in order."""
     phases: tuple[Phase, ...]
+    """Names of the phases that the config defines, in the order they run; each has its keys under
+    its own name (config.phase3). (): those of `run`."""
     exams: tuple[Exam, ...]
+    """Exams put to the model before and after every phase; a gate is judged by one of them."""
     final: tuple[Exam, ...] = ()
+    """Exams put to the last phase's model alone, once, when all is done."""
     watch: tuple[Source, ...] = ()
+    """Texts that nothing trains on, whose loss is measured before and after every phase."""
     watch_tokens: Annotated[int, ">= 0"] = 65536
+    """Tokens at the head of each of them that the loss is taken over. 0: all."""
     max_translation_tokens: Annotated[int, ">= 1"] = 256
+    """Longest translation of a held-out pair, in tokens."""
     dtype: str = "bfloat16"
+    """What activations are computed in: "bfloat16" or "float32"; softmax, norms, loss and optimizer
+    state are float32 in any case."""
     param_dtype: str = "bfloat16"
+    """What frozen weights are held in: "bfloat16" or "float32"."""
     remat: Annotated[str, check_remat] = "gate_up"
+    """What the backward pass makes again to save memory: "none", "gate_up", "all_but_down" or
+    "full", from most memory to least (`model.remat`). Changes results by rounding alone."""
     attention: Annotated[str, check_attention] = "auto"
+    """Which attention kernel: "auto", "plain", "blocked" or "splash" (`model.kernel`). Changes
+    results by rounding alone."""
     chunk: Annotated[int, ">= 1"] = 256
+    """Positions whose logits exist at once. Fewer save memory; changes results by rounding
+    alone."""
     route: str = "token"
+    """What a language embedding is chosen by: "token" (each token's own language) or "document"."""
     mesh: MeshShape = MeshShape()
+    """How devices share the work."""
     topology: str = ""
+    """Machine that these choices are for, such as "v5e:4x4"; `medkor plan` takes it where it is
+    given none, nothing else reads it. "": none."""
     reasoning: ReasoningFormat = ReasoningFormat()
+    """The tags around reasoning."""
     seed: Annotated[int, ">= 0"] = 0
+    """Of everything drawn at random."""
     allow_leaks: tuple[str, ...] = ()
+    """Leaks that you know of and accept, by the key they are printed with."""
     drop_bad: bool = False
+    """Whether to go on without rows that cannot be read; they are listed."""
     log_every: Annotated[int, ">= 1"] = 10
+    """Steps from one line of metrics to the next."""
 
     def __post_init__(self) -> None:
         for name in ("dtype", "param_dtype"):

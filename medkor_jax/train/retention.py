@@ -37,9 +37,13 @@ class Retention:
     """weight 0 switches it off. layers, positions: how many a step and a sequence (0: all)."""
 
     weight: Annotated[float, ">= 0"] = 0.0
+    """Weight in the loss. 0: no "each layer" training, and nothing else here is read."""
     layers: Annotated[int, ">= 0"] = 4
+    """Layers drawn a step, of which the two models' predictions are compared. 0: all."""
     positions: Annotated[int, ">= 0"] = 32
+    """Positions drawn a row, among those that carry loss. 0: all."""
     temperature: Annotated[float, "> 0"] = 1.0
+    """By which the logits of both models are divided before they are compared."""
 
     def __post_init__(self) -> None:
         if self.layers < 0 or self.positions < 0 or self.weight < 0 or self.temperature <= 0:

@@ -29,9 +29,14 @@ class Group:
     """Leaves whose path fully matches `pattern` learn at `learning_rate` (peak) with `weight_decay`."""
 
     name: str
+    """What it is called in messages and in the log; in a config, its key."""
     pattern: str
+    """A regular expression for the whole path of a leaf, such as "lora/.*" or "lang/vector"."""
     learning_rate: Annotated[float, "> 0"]
+    """The highest rate, reached at the end of the warm-up."""
     weight_decay: Annotated[float, ">= 0", "< 1"] = 0.0
+    """adamw: share of a weight taken away a step, times the learning rate; norms never decay. 0:
+    none."""
 
 
 @dataclasses.dataclass(frozen=True)

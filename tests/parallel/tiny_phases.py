@@ -25,12 +25,12 @@ def get_config():
     # Rates at which rounding does not grow: Adam turns a gradient of nearly 0 into a whole step of either sign.
     rules = {tree: dict(pattern=f"{tree}/.*", learning_rate=rate) for tree, rate in dict(lora=1e-3, lang=1e-3, expand=1e-4).items()}
     stage = dict(steps=3, batch_size=4, seq_len=64, warmup_steps=0, save_every=2, groups=rules)
-    gate = dict(reading="absolute", threshold=1.0, on_failure="continue", allow_chance=True)
+    gate = dict(reading="absolute", threshold=1.0, on_failure="continue", rounds=1, allow_chance=True)
     common, lora, trees = dict(exam="english", gate=gate), dict(rank=2, alpha=4.0, targets=("q", "down")), ("lora", "lang", "expand")
     held = dict(gate=gate | dict(rounds=1), remedy=dict(data=text["en"], trees=("lora", "lang"), next_token_weight=0.0, retention=dict(weight=1.0, layers=2, positions=4), **stage))
     pairs = dict(kind="translation", path="embedded")
     return ConfigDict(dict(
-        mesh=dict(data=-1, fsdp=1, tensor=1), run_dir=os.environ["RUN_DIR"], weights=os.environ["WEIGHTS"], run=PHASES, dtype="float32", param_dtype="float32", seed=int(os.environ.get("SEED", "0")), log_every=1,
+        mesh=dict(data=-1, fsdp=1, tensor=1), run_dir=os.environ["RUN_DIR"], weights=os.environ["WEIGHTS"], run=PHASES, phases=PHASES, dtype="float32", param_dtype="float32", seed=int(os.environ.get("SEED", "0")), log_every=1,
         exams=dict(english=dict(source=dict(path="embedded", language="en", split="valid", limit=20), batch_size=8)),
         watch=dict(korean=dict(kind="text", path="embedded", language="ko", subset="test", limit=4)), watch_tokens=64, max_translation_tokens=4,
         phase0=dict(lora=lora, trees=("lora",), merge=True, data=text["en"], **common, **stage),

@@ -38,7 +38,9 @@ CLASSES = [*classes(Recipe), *(kind for kind in classes(Phase) if kind not in cl
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_defaults_and_dataclass_invert_each_other(kind):
     defaults, needed = defaults_of(kind), NEEDED.get(kind.__name__, {})
-    assert set(defaults) == {name for name, key in keys_of(kind).items() if key.default is not REQUIRED}
+    assert set(defaults) == {
+        name for name, key in keys_of(kind).items() if key.default is not REQUIRED
+    }
     assert not set(defaults) & set(needed) - {"exam"}
     if kind is Recipe:
         return  # none without phases: test_config_file has those that ship
@@ -64,8 +66,13 @@ def test_what_a_config_leaves_out_is_put_in_at_every_depth():
         phase0=dict(steps=3, data=dict(text=dict(kind="text", path="x"), off=None)),
     )  # fmt: skip
     complete(config)
-    assert config["phase0"]["steps"] == 3 and config["phase0"]["batch_size"] == defaults_of(Phase)["batch_size"]
-    assert config["phase0"]["data"] == dict(text=defaults_of(_source()) | dict(kind="text", path="x"), off=None)
+    assert (
+        config["phase0"]["steps"] == 3
+        and config["phase0"]["batch_size"] == defaults_of(Phase)["batch_size"]
+    )
+    assert config["phase0"]["data"] == dict(
+        text=defaults_of(_source()) | dict(kind="text", path="x"), off=None
+    )
     exam = defaults_of(Exam) | dict(source=defaults_of(_source()) | dict(path="embedded"), shots=2)
     assert config["exams"]["english"] == exam
 

@@ -24,7 +24,7 @@ def exam(limit=64, skip=0, mode="letter", **more):
 
 def make(phase1={}, phase2={}, exams={}, **changed):
     """Two phases: phase 1 chooses a model by its own questions and is the reference, phase 2 trains and compares with it."""
-    first = dict(exam="choice", is_reference=True, gate=dict(reading="absolute", threshold=0.3, on_failure="train"), remedy=REMEDY)
+    first = dict(exam="choice", is_reference=True, gate=dict(reading="absolute", threshold=0.3, on_failure="train", rounds=1), remedy=REMEDY)
     second = dict(after="phase1", exam="english", gate=WIDE, remedy=REMEDY, **STAGE)
     config = dict(
         run_dir="runs/x", weights="embedded", run=("phase1", "phase2"),
