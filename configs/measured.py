@@ -16,7 +16,7 @@ NON_COMMERCIAL = "CC BY-NC 2.0"
 
 def shape(stage):
     stage.batch_size, stage.seq_len, stage.warmup_steps, stage.save_every = 4, 256, 4, 50
-    stage.groups.lora.learning_rate, stage.groups.lang.learning_rate = 3e-4, 1e-2
+    stage.rules.lora.learning_rate, stage.rules.lang.learning_rate = 3e-4, 1e-2
 
 
 def get_config(argument="data"):

@@ -125,8 +125,8 @@ def phase5d_exam():
     title = "the exam itself, with a reward: form, one letter, the right letter"
     p = phase(title, after="phase5c_reasoning")
     p.trees, p.data, p.steps, p.batch_size = ALL_TREES, KOREAN_EXAM, 1000, 64
-    p.reward.algorithm, p.reward.max_new_tokens = "grpo", 512
-    for rule in p.groups.values():
+    p.reward.algorithm, p.reward.rollout.max_new_tokens = "grpo", 512
+    for rule in p.rules.values():
         rule.learning_rate = 2e-5
     p.gate.requires = korean() | {"form": form()}
     hold_english(p, ENGLISH)

@@ -41,9 +41,9 @@ def shape(stage, *, lora=1e-3, lang=2e-2, expand=1e-4, batch_size=4, seq_len=128
     """Small batches, few steps; short runs want high rates."""
     stage.batch_size, stage.seq_len = batch_size, seq_len
     stage.warmup_steps, stage.save_every = 3, 50
-    stage.groups.lora.learning_rate = lora
-    stage.groups.lang.learning_rate = lang
-    stage.groups.expand.learning_rate = expand
+    stage.rules.lora.learning_rate = lora
+    stage.rules.lang.learning_rate = lang
+    stage.rules.expand.learning_rate = expand
 
 
 def hold(p, *, late=False, threshold=0.5, **requires):
@@ -159,6 +159,6 @@ def set_late_phases(config):
     p = config.phase5d_exam
     p.data, p.steps = {"exam-train": dict(kind="exam", language="ko", **OURS)}, 2
     shape(p, lora=1e-4, lang=1e-4, batch_size=8, seq_len=256)
-    p.reward.group_size, p.reward.max_new_tokens = 4, 160
-    p.reward.max_refills = 0  # a refill of fewer rows compiles anew
+    p.reward.rollout.group_size, p.reward.rollout.max_new_tokens = 4, 160
+    p.reward.rollout.max_refills = 0  # a refill of fewer rows compiles anew
     hold(p, late=True, form=common.form(threshold=0.5), **loss)

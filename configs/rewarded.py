@@ -43,5 +43,6 @@ def get_config(seed="0"):
     p = config.phase5d_exam
     p.data, p.steps = {"exam-train": dict(kind="exam", language="en", **quickstart.OURS)}, 12
     quickstart.shape(p, lora=5e-4, lang=5e-3, batch_size=16, seq_len=192)
-    p.reward.group_size, p.reward.max_new_tokens, p.reward.max_refills = 4, MAX_NEW_TOKENS, 0
+    rollout = p.reward.rollout
+    rollout.group_size, rollout.max_new_tokens, rollout.max_refills = 4, MAX_NEW_TOKENS, 0
     return config

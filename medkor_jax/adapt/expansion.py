@@ -13,8 +13,9 @@ Where the layers stand and how they run is `model`'s business (`params.layer_kin
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 
@@ -22,6 +23,26 @@ from medkor_jax.model.params import BACK, FRONT, Tree
 
 INITS = ("identity", "copy")
 _SILENCED = ("post_attn_norm", "post_ffw_norm")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpansionSettings:
+    """The layers that a phase adds at the ends of the model; both counts 0: none."""
+
+    front: Annotated[int, ">= 0"] = 0
+    """Layers added before the first, copies of it."""
+    back: Annotated[int, ">= 0"] = 0
+    """Layers added behind the last, copies of it."""
+    init: str = "identity"
+    """"identity": the copies change nothing until they have learnt; "copy": they double their source at once."""
+
+    def __post_init__(self) -> None:
+        if self.is_on:
+            check_expansion(self.front, self.back, self.init)
+
+    @property
+    def is_on(self) -> bool:
+        return self.front > 0 or self.back > 0
 
 
 def check_expansion(front: int, back: int, init: str) -> None:

@@ -9,6 +9,7 @@ has is data (`data.language`), not this file's business.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,6 +18,22 @@ from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.params import Tree
 
 KINDS = ("vector", "table")
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageSettings:
+    """The language embeddings that a phase adds."""
+
+    kind: str = ""
+    """"vector": one vector a language; "table": one row a token and language. "": this phase adds none."""
+
+    def __post_init__(self) -> None:
+        if self.kind and self.kind not in KINDS:
+            raise ValueError(f"language kind is {self.kind!r}; expected {', '.join(KINDS)}, or '' for none")
+
+    @property
+    def is_on(self) -> bool:
+        return bool(self.kind)
 
 
 def make_language(config: ModelConfig, *, kind: str, dtype: Any = jnp.float32) -> Tree:

@@ -9,15 +9,40 @@ B starts at zero, so a fresh adapter changes nothing. How an adapter is applied 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
-from typing import Any, Iterable
+from typing import Annotated, Any, Iterable
 
 import jax
 import jax.numpy as jnp
 
 from medkor_jax.model.layers import merged_matrix
 from medkor_jax.model.params import ADAPTABLE, Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraSettings:
+    """The adapter that a phase adds, applied as alpha / rank * A @ B."""
+
+    rank: Annotated[int, ">= 0"] = 16
+    """Columns of A and rows of B, R. 0: this phase adds no adapter."""
+    alpha: Annotated[float, "> 0"] = 32.0
+    """Strength: what an adapter adds is multiplied by alpha / rank."""
+    targets: tuple[str, ...] = ADAPTABLE
+    """Which matrices of every layer are adapted: q, k, v, o (attention), gate, up, down (feed-forward)."""
+
+    def __post_init__(self) -> None:
+        if self.is_on:
+            check_targets(self.targets, self.rank)
+
+    @property
+    def is_on(self) -> bool:
+        return self.rank > 0
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
 
 
 def check_targets(targets: Iterable[str], rank: int) -> tuple[str, ...]:

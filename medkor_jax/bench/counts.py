@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import functools
 
+from medkor_jax.adapt.lora import LoraSettings
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.kernel import choose, n_scores
 from medkor_jax.model.layout import platform
 from medkor_jax.model.params import ADAPTABLE, matrix_sizes
 from medkor_jax.plan.handcount import hand_flops
 from medkor_jax.plan.stages import STEP, Program, Trees
-from medkor_jax.run.phases import LoraRecipe
 from medkor_jax.train.step import StepSpec
 
 RECOMPUTED_SHARE = 0.1
@@ -29,6 +29,6 @@ def lora_parameters(config: ModelConfig, rank: int) -> int:
 def step_flops(config: ModelConfig, batch_size: int, seq_len: int, loss_positions: int, rank: int) -> float:
     """Returns the FLOPs of a LoRA step on all seven matrices; rank 0 is a step without adapters."""
     kernel = choose("auto", t=seq_len, head_dim=config.head_dim, platform=platform())
-    trees, trained = (Trees(LoraRecipe(rank, rank, ADAPTABLE)), ("lora",)) if rank else (Trees(), ())
+    trees, trained = (Trees(LoraSettings(rank, rank, ADAPTABLE)), ("lora",)) if rank else (Trees(), ())
     program = Program(STEP, trees, trained, StepSpec(), batch_size, seq_len, loss_positions, "float32")
     return hand_flops(program, config, functools.partial(n_scores, kernel))

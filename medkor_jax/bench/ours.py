@@ -33,7 +33,7 @@ from medkor_jax.train.actor import Actor, Sample
 from medkor_jax.train.policy import PolicyLoss
 from medkor_jax.train.retention import Retention
 from medkor_jax.train.step import StepSpec, make_state, make_step
-from medkor_jax.train.trainable import Group, Schedule, make_optimizer, split
+from medkor_jax.train.trainable import OptimizerRule, Schedule, make_optimizer, split
 
 _MANY_STEPS = 1_000_000  # keeps the learning rate where it starts
 
@@ -196,4 +196,4 @@ def _spec(dtype: str, retention: bool, remat: str = "none") -> StepSpec:
 
 
 def _optimizer(trainable: Any, learning_rate: float) -> Any:
-    return make_optimizer((Group("lora", "lora/.*", learning_rate),), Schedule(_MANY_STEPS), trainable)
+    return make_optimizer((OptimizerRule("lora", "lora/.*", learning_rate),), Schedule(_MANY_STEPS, 0, 0.1, 1.0), trainable)

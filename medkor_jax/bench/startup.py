@@ -55,7 +55,7 @@ def _config(source: str, exam: str, weights: str, run_dir: str) -> str:
             "lora": {"rank": 2, "alpha": 4.0, "targets": ("q", "down")}, "trees": ("lora",), "exam": "judged",
             "gate": {"reading": "absolute", "threshold": 1.0, "on_failure": "continue", "allow_chance": True},
             "data": {"text": {"kind": "text", "path": source}}, "steps": 1, "batch_size": 4, "seq_len": 256, "warmup_steps": 0,
-            "groups": {"lora": {"pattern": "lora/.*", "learning_rate": 1e-3}},
+            "rules": {"lora": {"pattern": "lora/.*", "learning_rate": 1e-3}},
         },
     }  # fmt: skip
     return f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({config!r})\n"

@@ -11,12 +11,12 @@ from __future__ import annotations
 import collections
 from typing import Sequence
 
+from medkor_jax.adapt.lora import LoraSettings
 from medkor_jax.bench.documents import Document
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.params import ADAPTABLE
 from medkor_jax.plan.handcount import hand_flops
 from medkor_jax.plan.stages import READ, SCORE, STEP, WRITE, Program, Trees
-from medkor_jax.run.phases import LoraRecipe
 from medkor_jax.train.retention import Retention
 from medkor_jax.train.step import StepSpec
 
@@ -31,7 +31,7 @@ def training_flops(documents: Sequence[Document], config: ModelConfig, rank: int
     """retention: the each-layer loss at its defaults in place of the text's; every document is a row of its own then."""
     spec = StepSpec(next_token_weight=0.0, retention=Retention(weight=1.0)) if retention else StepSpec()
     sizes = collections.Counter((len(document["tokens"]) + 1, sum(document["loss"])) for document in documents)
-    trees = Trees(LoraRecipe(rank=rank, alpha=rank, targets=ADAPTABLE))
+    trees = Trees(LoraSettings(rank=rank, alpha=rank, targets=ADAPTABLE))
     reference = Trees() if retention else None
     return sum(
         n * hand_flops(_program(STEP, trees, spec, length, positions, trained=("lora",), reference=reference), config)
@@ -41,7 +41,7 @@ def training_flops(documents: Sequence[Document], config: ModelConfig, rank: int
 
 def writing_flops(prompts: Sequence[Sequence[int]], new_tokens: int, config: ModelConfig, rank: int = 0) -> float:
     """Returns those of reading the prompts and writing `new_tokens` behind each, the first of them by the pass that reads."""
-    trees, spec = Trees(LoraRecipe(rank=rank, alpha=rank, targets=ADAPTABLE) if rank else None), StepSpec()
+    trees, spec = Trees(LoraSettings(rank=rank, alpha=rank, targets=ADAPTABLE) if rank else None), StepSpec()
     total = 0.0
     for length, n in collections.Counter(map(len, prompts)).items():
         read = _program(READ, trees, spec, length, 1)
@@ -51,7 +51,7 @@ def writing_flops(prompts: Sequence[Sequence[int]], new_tokens: int, config: Mod
 
 
 def scoring_flops(prompts: Sequence[Sequence[int]], new_tokens: int, config: ModelConfig, rank: int) -> float:
-    trees = Trees(LoraRecipe(rank=rank, alpha=rank, targets=ADAPTABLE))
+    trees = Trees(LoraSettings(rank=rank, alpha=rank, targets=ADAPTABLE))
     lengths = collections.Counter(map(len, prompts))
     return sum(n * hand_flops(_program(SCORE, trees, StepSpec(), length + new_tokens, new_tokens), config) for length, n in lengths.items())
 

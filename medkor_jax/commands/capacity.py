@@ -25,7 +25,8 @@ from medkor_jax.plan.compiling import sharded_bytes
 from medkor_jax.plan.stages import STEP, Program, Trees, abstract_params, planned_stages
 from medkor_jax.plan.topology import Chip, Topology
 from medkor_jax.run.named_model import open_model
-from medkor_jax.run.phases import Recipe, Stage
+from medkor_jax.run.phases import Recipe
+from medkor_jax.train.stage import Stage
 
 _MOMENTS = 2  # that the optimizer keeps of each trained weight
 

@@ -20,17 +20,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.adapt.language import make_language
-from medkor_jax.adapt.lora import make_lora
+from medkor_jax.adapt.lora import LoraSettings, make_lora
 from medkor_jax.model import decode
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.params import Params, abstract_base
 from medkor_jax.model.prompts import Routing, bucket, pad_prompts
 from medkor_jax.model.sampling import Sampling
 from medkor_jax.parallel.mesh import batch_sharding, shard_tree
-from medkor_jax.run.phases import LoraRecipe, Phase, Recipe, Stage
-from medkor_jax.run.stage_plans import step_spec
-from medkor_jax.train.step import StepSpec, make_scoring, make_state, make_step
-from medkor_jax.train.trainable import Group, Schedule, make_optimizer, split
+from medkor_jax.run.phases import Phase, Recipe
+from medkor_jax.train.stage import Stage
+from medkor_jax.train.step import StepSpec, make_scoring, make_state, make_step, step_spec
+from medkor_jax.train.trainable import OptimizerRule, Schedule, make_optimizer, split
 
 STEP, SCORE, READ, WRITE = "step", "score", "read prompts", "write a token"
 TOKENS_PER_RUN = 8  # that the decoder writes between two looks of the host, see `decode.Decoder`
@@ -40,7 +40,7 @@ TOKENS_PER_RUN = 8  # that the decoder writes between two looks of the host, see
 class Trees:
     """Which trees a model has besides its base. lora: (rank, targets) or None; lang: its kind or ""; expand: layers at each end."""
 
-    lora: LoraRecipe | None = None
+    lora: LoraSettings | None = None
     lang: str = ""
     expand: tuple[int, int] = (0, 0)
 
@@ -106,26 +106,26 @@ def planned_stages(recipe: Recipe, config: ModelConfig) -> list[PlannedStage]:
     return stages
 
 
-def _with(trees: Trees, phase: Phase, lora: LoraRecipe) -> Trees:
+def _with(trees: Trees, phase: Phase, lora: LoraSettings) -> Trees:
     """Returns the trees after the phase added its own, as `standing.add_trees` does."""
     return Trees(
-        lora=lora if lora.rank else trees.lora,
+        lora=lora if lora.is_on else trees.lora,
         lang=phase.language.kind or trees.lang,
-        expand=(phase.expand.front, phase.expand.back) if phase.expand.front or phase.expand.back else trees.expand,
+        expand=(phase.expand.front, phase.expand.back) if phase.expand.is_on else trees.expand,
     )
 
 
 def _stages(recipe: Recipe, phase: Phase, stage: Stage, name: str, trees: Trees, held: Trees) -> Iterator[PlannedStage]:
     if not stage.steps:
         return
-    spec = step_spec(recipe, stage, 0)
-    rollout = stage.reward.rollout(recipe.reasoning)
+    spec = step_spec(stage, recipe.compute, 0)
+    rollout = stage.reward.rollout if stage.reward.is_on else None
     longest = rollout.max_new_tokens if rollout else stage.seq_len
     notes = [] if stage.loss_positions or rollout else ["loss at every token (loss_positions is 0: the data would tell)"]
     common = dict(trees=trees, trained=stage.trees, spec=spec, param_dtype=recipe.param_dtype)
     step = Program(
         STEP, rows=stage.batch_size, length=stage.seq_len, positions=stage.loss_positions or longest,
-        reference=held if stage.retention.weight > 0 else None,
+        reference=held if stage.retention.is_on else None,
         with_reference_nats=spec.policy is not None and spec.policy.kl_weight > 0, **common,
     )  # fmt: skip
     runs = [PlannedRun(step, 1.0)]
@@ -188,8 +188,8 @@ def traceable(program: Program, config: ModelConfig, mesh: Mesh) -> Traceable:
 def _step(program: Program, config: ModelConfig, mesh: Mesh) -> Traceable:
     params = abstract_params(config, program.trees, program.param_dtype)
     trainable, frozen = split(params, program.trained)
-    groups = tuple(Group(name, f"{name}/.*", 1e-4) for name in program.trained)
-    optimizer = make_optimizer(groups, Schedule(100), trainable)
+    rules = tuple(OptimizerRule(name, f"{name}/.*", 1e-4) for name in program.trained)
+    optimizer = make_optimizer(rules, Schedule(100, 0, 0.1, 1.0), trainable)
     state = jax.eval_shape(lambda t: make_state(optimizer, t), trainable)
     shardings = shard_tree(state, mesh)
     state, frozen = lay(state, shardings), lay(frozen, shard_tree(frozen, mesh))
@@ -235,9 +235,8 @@ def _score(program: Program, config: ModelConfig, mesh: Mesh) -> Traceable:
 def _decoding(program: Program, config: ModelConfig, mesh: Mesh) -> tuple[Params, dict, Any, Any, decode.Settings, NamedSharding]:
     params, parts = _model(program, config, mesh)
     whole = NamedSharding(mesh, PartitionSpec())
-    temperature = 1.0 if program.spec.policy is None else program.spec.policy.temperature
     settings = decode.Settings(
-        config, jnp.dtype(program.spec.dtype), Sampling(temperature), (1, 106), TOKENS_PER_RUN, program.spec.policy is not None
+        config, jnp.dtype(program.spec.dtype), Sampling(program.spec.temperature), (1, 106), TOKENS_PER_RUN, program.spec.policy is not None
     )  # fmt: skip
     routing = Routing.constant(config.vocab_size)
     prompt = pad_prompts([[2] * program.length] * program.rows, routing, seeds=[0] * program.rows)

@@ -26,11 +26,12 @@ from medkor_jax.profiling.timeline import BATCH_MARK, KINDS, Spent, read_spent
 from medkor_jax.run.config_file import load_recipe
 from medkor_jax.run.corpora import Corpora
 from medkor_jax.run.named_model import open_model
-from medkor_jax.run.phases import ConfigError, Phase, Recipe, Stage
+from medkor_jax.run.phases import ConfigError, Phase, Recipe
 from medkor_jax.run.stage_plans import stage_plan
 from medkor_jax.run.trees import add_trees
 from medkor_jax.train import loop
 from medkor_jax.train.loop import StagePlan
+from medkor_jax.train.stage import Stage
 from medkor_jax.train.step import make_state, make_step
 from medkor_jax.train.trainable import make_optimizer, split
 
@@ -127,12 +128,13 @@ def loaded_at(recipe: Recipe, phase: Phase, stage: str, mesh: jax.sharding.Mesh)
 
 def _profile(plan: StagePlan, loaded: LoadedModel, mesh: jax.sharding.Mesh, steps: int, out: pathlib.Path) -> Profile:
     params, config, tokenizer = loaded.params, loaded.config, loaded.tokenizer
-    trained, frozen = split(params, plan.trees)
-    optimizer = make_optimizer(plan.groups, plan.schedule, trained)
+    stage = plan.stage
+    trained, frozen = split(params, stage.trees)
+    optimizer = make_optimizer(stage.rules_in_force, stage.schedule, trained)
     state = jax.jit(lambda t: make_state(optimizer, jax.tree.map(jnp.copy, t)))(trained)
     shardings = shard_tree(state, mesh)
     state, step = jax.device_put(state, shardings), make_step(config, plan.spec, optimizer, shardings)
-    reference = params if plan.spec.retention.weight > 0 else None
+    reference = params if stage.retention.is_on else None
     batches = loop.make_batches(plan, tokenizer)
     draw = loop.drawing(plan, batches, params, frozen, config, tokenizer, mesh)
     tokens = []
@@ -161,7 +163,7 @@ def _profile(plan: StagePlan, loaded: LoadedModel, mesh: jax.sharding.Mesh, step
     (trace,) = set(out.rglob("*.xplane.pb")) - before
     device = jax.devices()[0]
     return Profile(
-        plan.name, f"{plan.batch_size} x {plan.seq_len} tokens", f"{mesh.size} x {device.device_kind} ({device.platform})", steps, seconds,
+        plan.name, f"{stage.batch_size} x {stage.seq_len} tokens", f"{mesh.size} x {device.device_kind} ({device.platform})", steps, seconds,
         sum(tokens) / steps, first, read_spent(trace), trace,
     )  # fmt: skip
 

@@ -74,10 +74,9 @@ def make(kind: type, fields: Mapping[str, Any], path: str) -> Any:
 def unknown(path: str, keys: Iterable[str], kind: type) -> ConfigError:
     """Returns the error for a key that is none of a class: what it is called now, or the nearest
     that is one."""
-    if words := renamed(path):
-        return ConfigError(words)
     name = path.rpartition(".")[2]
-    return ConfigError(f"{path} is not a key of {kind.__name__}; nearest: {nearest(name, keys)!r}")
+    said = renamed(path) or f"nearest: {nearest(name, keys)!r}"
+    return ConfigError(f"{path} is not a key of {kind.__name__}; {said}")
 
 
 def nearest(name: str, keys: Iterable[str]) -> str:

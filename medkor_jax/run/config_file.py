@@ -101,9 +101,8 @@ def _check_is_there(config: Any, parts: Sequence[str]) -> None:
     for depth, part in enumerate(parts):
         if is_mapping(place) and part not in place:
             path = ".".join(("config", *parts[: depth + 1]))
-            raise ConfigError(
-                renamed(path) or f"{path} is not a key; nearest: {nearest(part, place.keys())!r}"
-            )
+            said = renamed(path) or f"nearest: {nearest(part, place.keys())!r}"
+            raise ConfigError(f"{path} is not a key; {said}")
         place = place[part] if is_mapping(place) else None
 
 
@@ -131,17 +130,18 @@ def _as_config_errors(path: str) -> Iterator[None]:
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         said = str(error.args[0]) if error.args else repr(error)  # str() of a KeyError is quoted
-        if unknown_key := re.search(
-            r'Key "(\w+)" does not exist', said
-        ):  # the rest of it is the whole config
-            near = re.search(r'Did you mean "(\w+)"', said)
-            near = f"; nearest: {near[1]!r}" if near else ""
-            said = renamed(f"config.{unknown_key[1]}") or f"{unknown_key[1]!r} is not a key{near}"
-        if (
-            "field 'remat'" in said and "<class 'bool'>" in said
-        ):  # what older config files say; checked where they say it
-            said = 'remat is a name now: "full" for what was True, "none" for what was False'
-        raise ConfigError(f"{path}: {' '.join(said.split())}") from error
+        raise ConfigError(f"{path}: {_in_short(' '.join(said.split()))}") from error
+
+
+def _in_short(said: str) -> str:
+    """Returns what ml_collections said without the whole config, which it adds to a wrong key."""
+    if found := re.search(r'Key "(\w+)" does not exist', said):
+        near = re.search(r'Did you mean "(\w+)"', said)
+        words = renamed(found[1]) or (f"nearest: {near[1]!r}" if near else "")
+        return f"{found[1]!r} is not a key" + (f"; {words}" if words else "")
+    if "field 'remat'" in said and "<class 'bool'>" in said:  # older config files
+        return 'remat is a name now: "full" for what was True, "none" for what was False'
+    return said
 
 
 def make_recipe(config: Mapping[str, Any]) -> Recipe:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import fnmatch
 import functools
 import inspect
 import pathlib
@@ -27,7 +26,26 @@ from typing import Annotated, Any
 from medkor_jax.run.phases import Phase, Recipe
 
 REQUIRED = dataclasses.MISSING
-RENAMED: dict[str, str] = {}  # a pattern of what a key's path was -> the key's name now
+RENAMED = {
+    "groups": "rules",
+    "reward.answer": "reward.parts.answer.weight",
+    "reward.letter": "reward.parts.letter.weight",
+    "reward.format": "reward.parts.format.weight",
+    "reward.length_penalty": "reward.parts.length.weight (below 0)",
+    "reward.max_reasoning_tokens": "reward.parts.length.bound",
+    "reward.group_size": "reward.rollout.group_size",
+    "reward.temperature": "reward.rollout.temperature",
+    "reward.max_new_tokens": "reward.rollout.max_new_tokens",
+    "reward.std_normalised": "reward.rollout.std_normalised",
+    "reward.updates_per_batch": "reward.rollout.updates_per_batch",
+    "reward.max_refills": "reward.rollout.max_refills",
+    "reward.patience": "reward.rollout.patience",
+    "reward.importance_cap": "reward.rollout.importance_cap",
+    "reward.clip_low": "reward.policy.clip_low",
+    "reward.clip_high": "reward.policy.clip_high",
+    "reward.kl_weight": "reward.policy.kl_weight",
+}
+"""What keys were called before, wherever they stand, and what they are called now."""
 BESIDE = {Phase: "train"}  # the field whose keys lie beside the class's own
 
 
@@ -92,10 +110,11 @@ def _key(owner: type, field: dataclasses.Field, hint: Any) -> Key:
 
 
 def renamed(path: str) -> str:
-    """Returns what to say of a key that has another name now, "" of any other."""
+    """Returns "groups is rules now" for a key that had another name; "" for any other. Of a name
+    without its way, the last part of an old one is enough."""
     for old, new in RENAMED.items():
-        if fnmatch.fnmatchcase(path, old):
-            return f"{path} has another name now: {path.rpartition('.')[0]}.{new}"
+        if f".{old}." in f".{path}." or old.rpartition(".")[2] == path:
+            return f"{old} is {new} now"
     return ""
 
 

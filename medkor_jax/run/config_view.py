@@ -90,10 +90,8 @@ def explained(leaves: Mapping[str, Leaf], asked: str) -> list[Leaf]:
     asked = asked.removeprefix("config.")
     if found := [leaf for path, leaf in leaves.items() if _is_asked(path, asked)]:
         return found
-    said = renamed(f"config.{asked}")
-    raise ConfigError(
-        said or f"config.{asked} is not a key; nearest: {_nearest_path(asked, leaves)!r}"
-    )
+    said = renamed(asked) or f"nearest: {_nearest_path(asked, leaves)!r}"
+    raise ConfigError(f"config.{asked} is not a key; {said}")
 
 
 def differences(one: Mapping[str, Leaf], other: Mapping[str, Leaf]) -> list[tuple[str, Any, Any]]:

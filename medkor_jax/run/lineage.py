@@ -26,12 +26,14 @@ from medkor_jax.eval.verdict import GateClosed, amend_digests, read_verdict, req
 from medkor_jax.io import models
 from medkor_jax.io.files import checksum, write_sealed
 from medkor_jax.io.models import Model
+from medkor_jax.io.old_formats import RECORD_FORMAT, upgraded_record
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.hosts import say
 from medkor_jax.run.corpora import Corpora
-from medkor_jax.run.named_model import RECORD_FORMAT, open_model, read_record
-from medkor_jax.run.phases import Exam, Phase, Recipe, Stage
+from medkor_jax.run.named_model import open_model, read_record
+from medkor_jax.run.phases import Exam, Phase, Recipe
 from medkor_jax.run.roles import JUDGED, TRAINED, roles_of
+from medkor_jax.train.stage import Stage
 
 
 class Stale(GateClosed):
@@ -48,10 +50,14 @@ class Facts:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """What a phase left. judged_otherwise: the names of what would be judged in another way now."""
+    """What a phase left. record: in today's format; seal: digest of the one on disk, which the verdict names.
+
+    judged_otherwise: the names of what would be judged in another way now.
+    """
 
     model: Model
     record: Mapping[str, Any]
+    seal: str
     judged_otherwise: tuple[str, ...]
 
 
@@ -87,7 +93,7 @@ class Lineage:
                 raise GateClosed(f"{self._directory / name} was not finished; run {name} first")
             if finished.judged_otherwise:
                 raise Stale(f"{name} was judged by something else ({', '.join(finished.judged_otherwise)}); run {name} again: it is judged anew, not trained")
-            require_open(self._directory / name / "verdict.json", {"weights": finished.model.digest, "record": checksum(finished.record)})
+            require_open(self._directory / name / "verdict.json", {"weights": finished.model.digest, "record": finished.seal})
             self._opened[name] = finished.model
         return self._opened[name]
 
@@ -98,9 +104,10 @@ class Lineage:
         GateClosed if its verdict is damaged.
         """
         directory = self._directory / phase.name
-        record = hosts.first(f"record of {phase.name}", lambda: read_record(directory))
-        if record is None:
+        stored = hosts.first(f"record of {phase.name}", lambda: read_record(directory))
+        if stored is None:
             return None
+        record = upgraded_record(stored)
         if missing := [name for name in record["upstream"] if name["phase"] and not (self._directory / name["phase"] / "verdict.json").exists()]:
             raise Stale(f"{phase.name} was made from {missing[0]['phase']}, which is not there any more; {self._way_out(phase, accept=False)}")
         now = [model.digest for model in self.upstream(phase)]
@@ -113,11 +120,11 @@ class Lineage:
         if changed and not self._accepts:
             raise Stale(f"{phase.name} was trained otherwise: {'; '.join(map(str, changed[:6]))}. {self._way_out(phase, accept=True)}")
         if changed:
-            record = self._accept(directory, record, changed)
+            stored = record = self._accept(directory, record, changed)
         model = models.open_model(directory)
         if model.digest != record["model"]:
             raise Stale(f"{phase.name}: its weights on disk are not those it left. {self._way_out(phase, accept=False)}")
-        return Finished(model, record, tuple(c.name for c in _differing(record["judged"], facts.judged)))
+        return Finished(model, record, checksum(stored), tuple(c.name for c in _differing(record["judged"], facts.judged)))
 
     def write_record(
         self, phase: Phase, *, upstream: list[Model], chosen: str, model: str, rounds: int, resumed: Finished | None
@@ -214,13 +221,13 @@ def _stage_facts(stage: Stage, recipe: Recipe, corpora: Corpora):
         yield "steps", 0
         return
     yield from roles_of(stage, TRAINED)
-    for group in stage.groups_in_force():
-        yield f"groups.{group.name}", dataclasses.asdict(group)
+    for rule in stage.rules_in_force:
+        yield f"rules.{rule.name}", dataclasses.asdict(rule)
     if stage.take == "best":
         yield "validate_every", stage.validate_every
         yield from ((f"validation.{source.name}", corpora.said(source)) for source in stage.validation)
     yield from ((f"data.{source.name}", corpora.said(source)) for source in stage.data)
-    if stage.reward.algorithm or any(source.kind == "reasoning" for source in stage.data):
+    if stage.reward.is_on or any(source.kind == "reasoning" for source in stage.data):
         yield "reasoning", dataclasses.asdict(recipe.reasoning)
 
 

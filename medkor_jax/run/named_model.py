@@ -17,9 +17,8 @@ from medkor_jax.eval.verdict import GateClosed, read_verdict, require_open
 from medkor_jax.io import models
 from medkor_jax.io.files import checksum, read_sealed
 from medkor_jax.io.models import Model, read_ledger
+from medkor_jax.io.old_formats import RECORD_FORMAT
 from medkor_jax.io.streaming import WeightsError
-
-RECORD_FORMAT = 1
 
 
 def open_model(name: str) -> Model:
@@ -87,7 +86,7 @@ def _say(words: str) -> None:
 
 
 def read_record(directory: pathlib.Path, needs_verdict: bool = True) -> dict[str, Any] | None:
-    """Returns what made the phase in `directory`; None if it never ended, or its end was cut short.
+    """Returns what made the phase in `directory`, as it is stored; None if it never ended, or its end was cut short.
 
     Raises: GateClosed if its verdict or its record is damaged.
     """
@@ -97,8 +96,10 @@ def read_record(directory: pathlib.Path, needs_verdict: bool = True) -> dict[str
         record = read_sealed(directory / "record.json")
     except ValueError as error:
         raise GateClosed(f"{error}; put it back, or run the phase anew with --restart {directory.name}") from error
-    if record.get("format") != RECORD_FORMAT:
-        raise GateClosed(f"{directory}/record.json has format {record.get('format')!r}, this program reads {RECORD_FORMAT}; run the phase anew")
+    if record.get("format") not in range(1, RECORD_FORMAT + 1):
+        raise GateClosed(
+            f"{directory}/record.json has format {record.get('format')!r}, this program reads 1 to {RECORD_FORMAT}; run the phase anew"
+        )
     if needs_verdict and read_verdict(directory / "verdict.json")["digests"].get("record") != checksum(record):
         return None
     return record

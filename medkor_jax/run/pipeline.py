@@ -43,12 +43,13 @@ from medkor_jax.run.final import sit_final
 from medkor_jax.run.gate_outlook import reference_account
 from medkor_jax.run.lineage import Finished, Lineage, Stale
 from medkor_jax.run.measurement import Measured, Measurer
-from medkor_jax.run.phases import ConfigError, Phase, Recipe, Stage
+from medkor_jax.run.phases import ConfigError, Phase, Recipe
 from medkor_jax.run.readiness import checks
 from medkor_jax.run.stage_plans import stage_plan
 from medkor_jax.run.summary import closing_table
 from medkor_jax.run.trees import add_trees, merge_lora
 from medkor_jax.train.loop import run_stage
+from medkor_jax.train.stage import Stage
 
 
 class Run:
@@ -176,7 +177,7 @@ class Run:
         if not stage.steps:
             return loaded
         plan = stage_plan(self.recipe, self.corpora, phase, stage, name, upstream=loaded.digest)
-        reference = self._reference_params(phase, start, loaded) if stage.retention.weight > 0 else None
+        reference = self._reference_params(phase, start, loaded) if stage.retention.is_on else None
         params = run_stage(plan, loaded.params, reference, loaded.config, loaded.tokenizer, self.mesh)
         return dataclasses.replace(loaded, params=params, read=add_readings(loaded.read, stage.data, by=plan.name))
 

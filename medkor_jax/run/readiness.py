@@ -21,9 +21,10 @@ from medkor_jax.parallel.mesh import check_batch
 from medkor_jax.run.corpora import Corpora, LeakError, uses_of
 from medkor_jax.run.gate_outlook import gate_outlook
 from medkor_jax.run.named_model import open_model
-from medkor_jax.run.phases import ConfigError, Phase, Recipe, Stage
+from medkor_jax.run.phases import ConfigError, Phase, Recipe
 from medkor_jax.run.stage_plans import stage_plan
 from medkor_jax.train.loop import make_batches
+from medkor_jax.train.stage import Stage
 
 LEAKS = "leaks"
 

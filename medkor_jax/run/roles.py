@@ -28,7 +28,7 @@ ROLES: dict[str, dict[str, str]] = {
     ),
     "Stage": dict(
         steps=TRAINED, trees=TRAINED, data=ELSEWHERE, batch_size=TRAINED, seq_len=TRAINED, microbatches=TRAINED,
-        loss_positions=TRAINED, groups=ELSEWHERE, warmup_steps=TRAINED, final_share=TRAINED, clip_norm=TRAINED,
+        loss_positions=TRAINED, rules=ELSEWHERE, warmup_steps=TRAINED, final_share=TRAINED, clip_norm=TRAINED,
         dropout=TRAINED, next_token_weight=TRAINED, retention=TRAINED, save_every=NOTHING, keep_last=NOTHING,
         validation=ELSEWHERE, validate_every=ELSEWHERE, take=TRAINED, reward=TRAINED,
     ),
@@ -43,14 +43,12 @@ ROLES: dict[str, dict[str, str]] = {
     ),
 }  # fmt: skip
 
-# Where this field has this value, the rest of its class says nothing.
-_SWITCHED_OFF = {
-    "LoraRecipe": ("rank", 0), "LanguageRecipe": ("kind", ""), "Retention": ("weight", 0.0), "RewardRecipe": ("algorithm", ""),
-}  # fmt: skip
-
 
 def roles_of(value: Any, role: str) -> Iterator[tuple[str, Any]]:
-    """Yields (name, plain value) of every field of `value` with that role, nested ones as "lora.rank"."""
+    """Yields (name, plain value) of every field of `value` with that role, nested ones as "lora.rank".
+
+    Settings that are switched off (`is_on`) are no fact: what is added to the program later, and off, makes no phase stale.
+    """
     for name, own in ROLES[type(value).__name__].items():
         if own == role:
             yield from _flat(name, getattr(value, name))
@@ -64,9 +62,7 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     if not dataclasses.is_dataclass(value):
         yield name, list(value) if isinstance(value, tuple) else value
         return
-    switch = _SWITCHED_OFF.get(type(value).__name__)
-    if switch and getattr(value, switch[0]) == switch[1]:
-        yield f"{name}.{switch[0]}", switch[1]
+    if not getattr(value, "is_on", True):
         return
     for field in dataclasses.fields(value):
         yield from _flat(f"{name}.{field.name}", getattr(value, field.name))

@@ -15,18 +15,18 @@ import jax
 
 from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.adapt.language import make_language
-from medkor_jax.adapt.lora import make_lora, merge
+from medkor_jax.adapt.lora import LoraSettings, make_lora, merge
 from medkor_jax.io.checkpoint import digest_tree
 from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.io.models import save_base
 from medkor_jax.io.rounding import MOST_LOST, MOST_NOISE, Probe, compare, rms
 from medkor_jax.model.params import BACK, FRONT, Params, Tree, edge_blocks
 from medkor_jax.parallel.hosts import say
-from medkor_jax.run.phases import ConfigError, LoraRecipe, Phase
+from medkor_jax.run.phases import ConfigError, Phase
 from medkor_jax.train.loop import seed_of
 
 
-def add_trees(loaded: LoadedModel, phase: Phase, lora: LoraRecipe, *, seed: int) -> LoadedModel:
+def add_trees(loaded: LoadedModel, phase: Phase, lora: LoraSettings, *, seed: int) -> LoadedModel:
     """Returns the model with `lora` and what else the phase names, fresh where it does not have them yet.
 
     Raises: ConfigError if it has them in another shape.
@@ -37,13 +37,13 @@ def add_trees(loaded: LoadedModel, phase: Phase, lora: LoraRecipe, *, seed: int)
         raise ConfigError(f"{phase.name} asks for language embeddings of kind {kind!r}; the model has {sorted(params.lang)}")
     if kind and not params.lang:
         params = params.replace(lang=make_language(loaded.config, kind=kind))
-    if phase.expand.front or phase.expand.back:
+    if phase.expand.is_on:
         params = params.replace(expand=_expansion(params, phase))
     return dataclasses.replace(loaded, params=params)
 
 
-def _with_lora(params: Params, phase: Phase, lora: LoraRecipe, seed: int) -> Params:
-    if not lora.rank:
+def _with_lora(params: Params, phase: Phase, lora: LoraSettings, seed: int) -> Params:
+    if not lora.is_on:
         return params
     if not params.lora:
         key = jax.random.key(seed_of(seed, phase.name, "lora"))

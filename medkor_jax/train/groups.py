@@ -16,55 +16,11 @@ import numpy as np
 from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.train.actor import Sample
-from medkor_jax.train.rewards import PARTS, Earned, Reward
+from medkor_jax.train.reward_settings import RewardSettings
+from medkor_jax.train.rewards import Earned, best
 
-ALGORITHMS = ("grpo", "rft")
 _SAME = 1e-6  # rewards closer than this are the same
 _STD_FLOOR = 1e-4
-
-
-@dataclasses.dataclass(frozen=True)
-class RolloutSettings:
-    """How answers are drawn and what becomes of them.
-
-    group_size: samples a question. updates_per_batch: optimizer updates on one batch of samples. max_refills: how often
-    other questions are asked in place of dead groups; patience: after how many batches in a row that stayed empty
-    through all refills the stage gives up. importance_cap: see `policy`, departure 8; 0: samples are taken as they come.
-    """
-
-    algorithm: str = "grpo"
-    group_size: int = 8
-    temperature: float = 1.0
-    max_new_tokens: int = 128
-    reward: Reward = Reward()
-    form: ReasoningFormat = ReasoningFormat()
-    std_normalised: bool = True
-    updates_per_batch: int = 1
-    max_refills: int = 4
-    patience: int = 3
-    importance_cap: float = 2.0
-
-    def __post_init__(self) -> None:
-        if self.algorithm not in ALGORITHMS:
-            raise ValueError(f"algorithm is {self.algorithm!r}; expected {' or '.join(ALGORITHMS)}")
-        if self.algorithm == "grpo" and self.group_size < 2:
-            raise ValueError(f"group_size is {self.group_size}; grpo compares samples of a question, at least 2")
-        if min(self.group_size, self.max_new_tokens, self.updates_per_batch, self.patience) < 1 or self.max_refills < 0:
-            raise ValueError(
-                "group_size, max_new_tokens, updates_per_batch and patience must be at least 1 and max_refills at least 0; "
-                f"got {self.group_size}, {self.max_new_tokens}, {self.updates_per_batch}, {self.patience}, {self.max_refills}"
-            )
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}; samples of a question must differ, so it must be above 0")
-
-    def check_shape(self, batch_size: int, seq_len: int, loss_positions: int) -> None:
-        """Raises: ValueError if batches of that shape (loss_positions 0: derived) hold no groups or no answer."""
-        if batch_size % self.group_size:
-            raise ValueError(f"batch_size {batch_size} is not a multiple of group_size {self.group_size}: groups stay whole")
-        if self.max_new_tokens + 2 > seq_len:
-            raise ValueError(f"seq_len {seq_len} has no room for a prompt and max_new_tokens {self.max_new_tokens}")
-        if 0 < loss_positions < self.max_new_tokens:
-            raise ValueError(f"loss_positions is {loss_positions}, below max_new_tokens {self.max_new_tokens}; set it to 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,21 +52,21 @@ def advantages(rewards: np.ndarray, *, std_normalised: bool) -> np.ndarray | Non
     return (above / (rewards.std() + _STD_FLOOR) if std_normalised else above).astype(np.float32)
 
 
-def taught(group: Group, settings: RolloutSettings) -> Iterator[tuple[Group, Sample, float]]:
+def taught(group: Group, settings: RewardSettings) -> Iterator[tuple[Group, Sample, float]]:
     """Yields (group, sample, advantage) of the samples to learn from; none if the group is dead.
 
     grpo: all samples, unless all earned the same. rft: those that earned everything, the same tokens once.
     """
     rewards = group.rewards
-    if settings.algorithm == "grpo":
-        if (values := advantages(rewards, std_normalised=settings.std_normalised)) is not None:
+    if settings.has_policy_loss:
+        if (values := advantages(rewards, std_normalised=settings.rollout.std_normalised)) is not None:
             yield from ((group, sample, float(value)) for sample, value in zip(group.samples, values))
         return
-    full = {sample.tokens: sample for sample, r in zip(group.samples, rewards) if r >= settings.reward.best - _SAME}
+    full = {sample.tokens: sample for sample, r in zip(group.samples, rewards) if r >= best(settings.parts) - _SAME}
     yield from ((group, sample, 1.0) for sample in full.values())
 
 
-def watch(groups: Sequence[Group], settings: RolloutSettings, *, n_rows: int, refills: int) -> dict[str, float]:
+def watch(groups: Sequence[Group], settings: RewardSettings, *, n_rows: int, refills: int) -> dict[str, float]:
     """Returns what the log keeps of a rollout, over all that was sampled, dead groups too."""
     earned = [one for group in groups for one in group.earned]
     samples = [sample for group in groups for sample in group.samples]
@@ -119,7 +75,7 @@ def watch(groups: Sequence[Group], settings: RolloutSettings, *, n_rows: int, re
     n_dead = sum(next(taught(group, settings), None) is None for group in groups)
     values = {
         "reward": rewards.mean(), "reward_spread": rewards.std(), "group_spread": rewards.std(axis=1).mean(),
-        **{f"reward_{part}": np.mean([one.parts[part] for one in earned]) for part in PARTS},
+        **{f"reward_{part}": np.mean([one.parts[part] for one in earned]) for part in earned[0].parts},
         "right": np.mean([one.is_right for one in earned]), "in_format": np.mean([one.has_format for one in earned]),
         "unparsed": np.mean([not one.is_parsed for one in earned]),
         "unfinished": np.mean([not sample.is_finished for sample in samples]),
@@ -129,42 +85,42 @@ def watch(groups: Sequence[Group], settings: RolloutSettings, *, n_rows: int, re
     return {f"rollout/{name}": float(value) for name, value in values.items()}
 
 
-def explain(groups: Sequence[Group], settings: RolloutSettings) -> str:
+def explain(groups: Sequence[Group], settings: RewardSettings, form: ReasoningFormat) -> str:
     """Returns the sentences for someone whose groups are all dead: what was earned, why probably, what to change."""
     seen = watch(groups, settings, n_rows=0, refills=0)
     share = lambda name: seen[f"rollout/{name}"]  # noqa: E731
     rewards = np.concatenate([group.rewards for group in groups])
-    if settings.algorithm == "grpo":
+    if settings.has_policy_loss:
         found = "in every group all samples earned the same"
     else:
-        found = f"none earned all of the reward ({settings.reward.best:.3g})"
+        found = f"none earned all of the reward ({best(settings.parts):.3g})"
     return (
         f"nothing can be learnt: {rewards.size} samples of {len(groups)} questions were drawn and {found}. Rewards lie between "
         f"{rewards.min():.3g} and {rewards.max():.3g}, mean {rewards.mean():.3g}; {share('right'):.0%} right, "
         f"{share('unparsed'):.0%} without one valid letter, {share('in_format'):.0%} in the format, {share('unfinished'):.0%} "
-        f"cut off at {settings.max_new_tokens} tokens. {_likely_cause(groups, settings, share)}"
+        f"cut off at {settings.rollout.max_new_tokens} tokens. {_likely_cause(groups, settings, form, share)}"
     )
 
 
-def _likely_cause(groups: Sequence[Group], settings: RolloutSettings, share) -> str:
-    form = f"{settings.form.opening} ... {settings.form.closing} and a letter"
+def _likely_cause(groups: Sequence[Group], settings: RewardSettings, form: ReasoningFormat, share) -> str:
+    rollout, written = settings.rollout, f"{form.opening} ... {form.closing} and a letter"
     if share("unfinished") > 0.9:
-        length = settings.max_new_tokens
+        length = rollout.max_new_tokens
         return f"Answers do not end: train longer on supervised reasoning first, or raise max_new_tokens (now {length})"
     if share("unparsed") > 0.9:
-        return f"The model does not write {form}: train longer on supervised reasoning first (the cold start)"
-    if settings.group_size > 1 and all(len({sample.tokens for sample in group.samples}) == 1 for group in groups):
-        return f"All samples of a question are the same text: raise temperature (now {settings.temperature})"
-    if settings.reward.answer == 0:
-        return "reward.answer is 0 and the form is learnt already: give the answer a weight above letter and format together"
+        return f"The model does not write {written}: train longer on supervised reasoning first (the cold start)"
+    if rollout.group_size > 1 and all(len({sample.tokens for sample in group.samples}) == 1 for group in groups):
+        return f"All samples of a question are the same text: raise temperature (now {rollout.temperature})"
+    if not any(part.is_on for part in settings.parts if part.name == "answer"):
+        return "reward.parts.answer.weight is 0 and the form is learnt already: give the answer a weight above letter and format together"
     if share("right") > 0.9:
         return "The questions are too easy for this model: take others, or leave this phase out"
     if share("right") < 0.1:
         return (
-            f"The questions are too hard for it to be right by chance: raise group_size (now {settings.group_size}) or "
+            f"The questions are too hard for it to be right by chance: raise group_size (now {rollout.group_size}) or "
             "max_refills, take easier questions, or train longer on supervised reasoning first"
         )
     return (
-        f"Raise group_size (now {settings.group_size}), temperature (now {settings.temperature}) or max_refills "
-        f"(now {settings.max_refills})"
+        f"Raise group_size (now {rollout.group_size}), temperature (now {rollout.temperature}) or max_refills "
+        f"(now {rollout.max_refills})"
     )

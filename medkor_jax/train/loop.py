@@ -5,7 +5,7 @@
 A stage directory holds `stage.json` (what was asked for), `checkpoints/` and `metrics.jsonl`. Asked for
 again, the stage goes on where its last checkpoint stands and gives the same bits as if it had never
 stopped; asked for with other settings, it is refused. SIGTERM and Ctrl-C save and end it. Batches come from
-documents or, with `StagePlan.rollout`, from the model's own answers to questions.
+documents or, with a reward, from the model's own answers to questions.
 
 It decides nothing about phases or gates.
 """
@@ -26,10 +26,12 @@ from jax.sharding import Mesh
 
 from medkor_jax.data.batches import Batches, one_pass
 from medkor_jax.data.question import Question
+from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import Example, Source
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.checkpoint import StageCheckpoints, abstract_like
 from medkor_jax.io.files import write_json
+from medkor_jax.io.old_formats import STAGE_FORMAT, upgraded_stage
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.params import Params
 from medkor_jax.parallel import hosts
@@ -37,10 +39,11 @@ from medkor_jax.parallel.hosts import say
 from medkor_jax.parallel.mesh import check_batch, place_batch, shard_tree
 from medkor_jax.train import trainable as trainables
 from medkor_jax.train.actor import Actor
-from medkor_jax.train.groups import NothingToLearn, RolloutSettings
+from medkor_jax.train.groups import NothingToLearn
 from medkor_jax.train.metrics import MetricsLog
 from medkor_jax.train.rollout import Rollouts
-from medkor_jax.train.step import State, StepSpec, make_evaluation, make_state, make_step
+from medkor_jax.train.stage import Stage
+from medkor_jax.train.step import ComputeSettings, State, StepSpec, make_evaluation, make_state, make_step, step_spec
 
 Corpus = Sequence[tuple[Source, Sequence[Example] | Sequence[Question]]]
 
@@ -51,33 +54,28 @@ class StoppedEarly(hosts.Stopped):
 
 @dataclasses.dataclass(frozen=True)
 class StagePlan:
-    """A stage with everything it needs resolved: what the loop runs.
+    """A stage and what was resolved for it: what the loop runs.
 
-    spec: what a step computes; schedule: over how many updates; groups: who learns how fast.
-    train, validation: the documents; with `rollout`, train holds questions, and the stage learns from the model's own
-    answers to them. lora_scale and the like travel in Params.
+    train, validation: the data that was read, documents or, with a reward, questions. form: how reasoning is written.
+    upstream: digest of the model that the stage starts from. route: how tokens are told their language.
     """
 
     name: str
     directory: pathlib.Path
-    trees: tuple[str, ...]
-    spec: StepSpec
-    schedule: trainables.Schedule
-    groups: tuple[trainables.Group, ...]
+    stage: Stage
+    compute: ComputeSettings
+    seed: int
     train: Corpus
     validation: Corpus
-    batch_size: int
-    seq_len: int
-    loss_positions: int
+    upstream: str
     route: str
-    save_every: int
-    keep_last: int
-    validate_every: int
-    take: str
-    log_every: int
-    drop_bad: bool
-    upstream: str  # digest of the model the stage starts from
-    rollout: RolloutSettings | None = None
+    form: ReasoningFormat = ReasoningFormat()
+    drop_bad: bool = False
+    log_every: int = 10
+
+    @property
+    def spec(self) -> StepSpec:
+        return step_spec(self.stage, self.compute, self.seed)
 
 
 def run_stage(
@@ -89,14 +87,15 @@ def run_stage(
     start of the stage; StoppedEarly after a signal; FloatingPointError if the loss is not finite; NothingToLearn if
     the model's own answers cannot teach it anything.
     """
-    check_batch(plan.batch_size, plan.spec.microbatches, mesh)
-    trained, frozen = trainables.split(params, plan.trees)
-    optimizer = trainables.make_optimizer(plan.groups, plan.schedule, trained)
+    stage = plan.stage
+    check_batch(stage.batch_size, stage.microbatches, mesh)
+    trained, frozen = trainables.split(params, stage.trees)
+    optimizer = trainables.make_optimizer(stage.rules_in_force, stage.schedule, trained)
     batches = make_batches(plan, tokenizer)
     _claim(plan, trained)
     shardings = shard_tree(jax.eval_shape(lambda t: make_state(optimizer, t), trained), mesh)
     with (
-        StageCheckpoints(plan.directory / "checkpoints", keep_last=plan.keep_last) as checkpoints,
+        StageCheckpoints(plan.directory / "checkpoints", keep_last=stage.keep_last) as checkpoints,
         hosts.stops(1, plan.name) as may_begin,
     ):
         # the step donates its state: copy, so that the caller's arrays stay alive
@@ -105,11 +104,11 @@ def run_stage(
             state, cursor = found
             batches.set_state(cursor)
         start = int(state.step)
-        if start < plan.schedule.steps:
+        if start < stage.steps:
             step = make_step(config, plan.spec, optimizer, shardings)
             draw = drawing(plan, batches, params, frozen, config, tokenizer, mesh)
             state = _steps(plan, step, state, frozen, reference, batches, draw, checkpoints, config, tokenizer, mesh, may_begin)
-        if plan.take == "best" and (best := checkpoints.best_step) is not None:
+        if stage.take == "best" and (best := checkpoints.best_step) is not None:
             checkpoints.wait()
             state, _ = checkpoints.restore(abstract_like(state), best)
     if not trainables.has_changed(trained, state.trainable):
@@ -122,25 +121,22 @@ def run_stage(
 
 def make_batches(plan: StagePlan, tokenizer: Tokenizer) -> Batches | Rollouts:
     """Returns where the stage's batches come from, once its data was found to fit."""
-    if plan.rollout is not None:
-        return Rollouts(
-            plan.train, tokenizer, plan.rollout, batch_size=plan.batch_size, seq_len=plan.seq_len, seed=plan.spec.seed,
-            loss_positions=plan.loss_positions, route=plan.route, drop_bad=plan.drop_bad,
-        )  # fmt: skip
-    return Batches(
-        plan.train, tokenizer, batch_size=plan.batch_size, seq_len=plan.seq_len, seed=plan.spec.seed,
-        loss_positions=plan.loss_positions or None, route=plan.route, drop_bad=plan.drop_bad,
-    )  # fmt: skip
+    stage = plan.stage
+    common = dict(batch_size=stage.batch_size, seq_len=stage.seq_len, seed=plan.seed, route=plan.route, drop_bad=plan.drop_bad)
+    if stage.reward.is_on:
+        return Rollouts(plan.train, tokenizer, stage.reward, loss_positions=stage.loss_positions, form=plan.form, **common)
+    return Batches(plan.train, tokenizer, loss_positions=stage.loss_positions or None, **common)
 
 
 def drawing(plan, batches, params: Params, frozen: Params, config, tokenizer, mesh) -> Callable[[State], Any]:
     """Returns draw(state): the next batch, and what is to be logged of how it was made. params: as the stage began."""
-    if plan.rollout is None:
+    reward = plan.stage.reward
+    if not reward.is_on:
         return lambda state: (next(batches), {})
-    policy = plan.spec.policy
+    needs_reference = reward.has_policy_loss and reward.policy.kl_weight > 0
     actor = Actor(
-        config, plan.spec, tokenizer, mesh, temperature=plan.rollout.temperature, route=plan.route,
-        max_new_tokens=plan.rollout.max_new_tokens, reference=params if policy is not None and policy.kl_weight > 0 else None,
+        config, plan.spec, tokenizer, mesh, temperature=reward.rollout.temperature, route=plan.route,
+        max_new_tokens=reward.rollout.max_new_tokens, reference=params if needs_reference else None,
     )  # fmt: skip
 
     def draw(state: State):
@@ -173,8 +169,8 @@ def text_loss(
 def _steps(plan, step, state, frozen, reference, batches, draw, checkpoints, config, tokenizer, mesh, may_begin) -> State:
     from tqdm import tqdm
 
-    total, start = plan.schedule.steps, int(state.step)
-    rates = {group.name: trainables.learning_rate(group, plan.schedule) for group in plan.groups}
+    stage, total, start = plan.stage, plan.stage.steps, int(state.step)
+    rates = {rule.name: trainables.learning_rate(rule, stage.schedule) for rule in stage.rules_in_force}
     log = MetricsLog(plan.directory, start)
     bar = tqdm(total=total, initial=start, desc=plan.name, unit="step", dynamic_ncols=True, mininterval=1.0,
                disable=not hosts.is_first())  # fmt: skip
@@ -225,14 +221,14 @@ def _steps(plan, step, state, frozen, reference, batches, draw, checkpoints, con
             if number % plan.log_every == 0 or is_last or asked_to_stop:
                 flush()
             nats = None
-            if plan.validate_every and (number % plan.validate_every == 0 or is_last):
+            if stage.validate_every and (number % stage.validate_every == 0 or is_last):
                 flush()
                 trained = trainables.join(state.trainable, frozen)
                 nats = text_loss(trained, config, tokenizer, mesh, plan.validation, plan.spec, route=plan.route,
-                                 batch_size=plan.batch_size, seq_len=plan.seq_len, max_tokens=0)["nats"]  # fmt: skip
+                                 batch_size=stage.batch_size, seq_len=stage.seq_len, max_tokens=0)["nats"]  # fmt: skip
                 log.write(number, {"validation_nats": nats})
                 clock = time.perf_counter()
-            if nats is not None or number % plan.save_every == 0 or is_last or asked_to_stop:
+            if nats is not None or number % stage.save_every == 0 or is_last or asked_to_stop:
                 flush()
                 hosts.at(f"{plan.name}, saving step {number}")
                 checkpoints.save(number, state, batches.get_state(), nats)
@@ -256,21 +252,16 @@ def _require_finite(plan: StagePlan, number: int, loss: Any, checkpoints: StageC
         )
 
 
+_MAY_CHANGE = ("save_every", "keep_last", "validation", "validate_every", "take")  # under a stage that has begun
+
+
 def _claim(plan: StagePlan, trained: Any) -> None:
     """Writes what this stage is, or checks that an earlier start of it was the same."""
-    spec = {name: value for name, value in dataclasses.asdict(plan.spec).items() if name not in ("remat", "chunk", "attention")}
-    said = {
-        "trees": sorted(plan.trees), "spec": spec, "schedule": dataclasses.asdict(plan.schedule),
-        "groups": [dataclasses.asdict(group) for group in plan.groups], "batch_size": plan.batch_size,
-        "seq_len": plan.seq_len, "loss_positions": plan.loss_positions, "route": plan.route, "upstream": plan.upstream,
-        "sources": [dataclasses.asdict(source) for source, _ in plan.train],
-        "rollout": dataclasses.asdict(plan.rollout) if plan.rollout is not None else None,
-        "trainable": trainables.count(trained),
-    }  # fmt: skip
-    said = json.loads(json.dumps(said))
+    said = json.loads(json.dumps(_said(plan, trained)))
     path = plan.directory / "stage.json"
     before = hosts.first(path, lambda: json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)
     if before is not None:
+        before = upgraded_stage(before)
         differing = [f"{k}: was {before.get(k)!r}, is {v!r}" for k, v in said.items() if before.get(k) != v]
         if differing:
             raise ValueError(
@@ -279,7 +270,32 @@ def _claim(plan: StagePlan, trained: Any) -> None:
             )
     else:
         write_json(path, said)
-    say(f"{plan.name}: training {', '.join(plan.trees)} ({said['trainable']}), {plan.schedule.steps} steps")
+    say(f"{plan.name}: training {', '.join(plan.stage.trees)} ({said['trainable']}), {plan.stage.steps} steps")
+
+
+def _said(plan: StagePlan, trained: Any) -> dict[str, Any]:
+    """Returns all that decides what the stage learns, as plain data; what is switched off is None."""
+    stage = plan.stage
+    settings = {field.name: getattr(stage, field.name) for field in dataclasses.fields(stage) if field.name not in _MAY_CHANGE}
+    of_documents = not stage.reward.has_policy_loss
+    settings |= {
+        "trees": sorted(stage.trees), "rules": stage.rules_in_force, "data": tuple(source for source, _ in plan.train),
+        "next_token_weight": stage.next_token_weight if of_documents else 0.0, "reward": stage.reward.in_force(plan.form),
+        "policy": None if of_documents else stage.reward.policy,
+    }  # fmt: skip
+    resolved = {
+        "format": STAGE_FORMAT, "dtype": plan.compute.dtype, "seed": plan.seed, "route": plan.route, "upstream": plan.upstream,
+        "trainable": trainables.count(trained),
+    }  # fmt: skip
+    return {name: _plain(value) for name, value in settings.items()} | resolved
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    return dataclasses.asdict(value) if getattr(value, "is_on", True) else None
 
 
 def seed_of(*parts: Any) -> int:

@@ -30,7 +30,7 @@ arXiv:2503.14476, Dr. GRPO arXiv:2503.20783):
 from __future__ import annotations
 
 import dataclasses
-from typing import Mapping
+from typing import Annotated, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -41,18 +41,20 @@ _MAX_LOG_RATIO = 20.0  # e^20: far outside any clip, and far from overflow
 
 @dataclasses.dataclass(frozen=True)
 class PolicyLoss:
-    """clip_low, clip_high: how far below and above 1 a ratio still pushes. temperature: that of the sampling."""
+    """The loss of sampled answers."""
 
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    kl_weight: float = 0.0
-    temperature: float = 1.0
+    clip_low: Annotated[float, "> 0", "< 1"] = 0.2
+    """How far below 1 the ratio of new to old probability still pushes a token."""
+    clip_high: Annotated[float, "> 0"] = 0.28
+    """How far above 1 it does."""
+    kl_weight: Annotated[float, ">= 0"] = 0.0
+    """Weight of KL(policy || reference), in nats a token; the reference is the model at the start of the stage. 0: none."""
 
     def __post_init__(self) -> None:
         if not 0 < self.clip_low < 1 or self.clip_high <= 0:
             raise ValueError(f"clip_low {self.clip_low} must lie in (0, 1) and clip_high {self.clip_high} above 0")
-        if self.kl_weight < 0 or self.temperature <= 0:
-            raise ValueError(f"kl_weight {self.kl_weight} must be at least 0 and temperature {self.temperature} above 0")
+        if self.kl_weight < 0:
+            raise ValueError(f"kl_weight {self.kl_weight} must be at least 0")
 
 
 @struct.dataclass

@@ -34,7 +34,7 @@ from medkor_jax.train.losses import LossSums, gather_positions, token_losses
 
 @dataclasses.dataclass(frozen=True)
 class Retention:
-    """weight 0 switches it off. layers, positions: how many a step and a sequence (0: all)."""
+    """"Each layer" training beside, or in place of, the other losses."""
 
     weight: Annotated[float, ">= 0"] = 0.0
     """Weight in the loss. 0: no "each layer" training, and nothing else here is read."""
@@ -48,6 +48,10 @@ class Retention:
     def __post_init__(self) -> None:
         if self.layers < 0 or self.positions < 0 or self.weight < 0 or self.temperature <= 0:
             raise ValueError(f"retention needs layers, positions, weight >= 0 and temperature > 0; got {self}")
+
+    @property
+    def is_on(self) -> bool:
+        return self.weight > 0
 
 
 def n_compared(config: ModelConfig, *models: Params | None) -> int:

@@ -1,6 +1,6 @@
 """Batches made of the model's own answers: a source for the same loop that trains on documents.
 
-    rollouts = Rollouts([(source, questions)], tokenizer, settings, batch_size=32, seq_len=512)
+    rollouts = Rollouts([(source, questions)], tokenizer, RewardSettings("grpo"), batch_size=32, seq_len=512)
     batch, watched = rollouts.next(params, actor)
     cursor = rollouts.get_state()                   # JSON: set_state(cursor) goes on to the same bits
 
@@ -27,13 +27,16 @@ from medkor_jax.data.contents import content_digest
 from medkor_jax.data.option_order import keeps_order
 from medkor_jax.data.packing import LANGUAGE_IDS, ROUTES, Batch, Encoded, PackedRows
 from medkor_jax.data.question import Question
-from medkor_jax.data.reasoning import reasoning_prompt
+from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.data.rows import BadDataError, BadRow, Source
 from medkor_jax.data.tokenizer import Tokenizer
+from medkor_jax.io.old_formats import CURSOR_FORMAT, upgraded_cursor
 from medkor_jax.model.params import Params
 from medkor_jax.parallel.hosts import say
 from medkor_jax.train.actor import Actor, Sample
-from medkor_jax.train.groups import Group, NothingToLearn, RolloutSettings, explain, taught, watch
+from medkor_jax.train.groups import Group, NothingToLearn, explain, taught, watch
+from medkor_jax.train.reward_settings import RewardSettings
+from medkor_jax.train.rewards import Reward
 
 SAMPLER_GAP_NATS = 0.05
 """Mean difference a token, between the decoder and the training pass, above which an alarm is given."""
@@ -49,16 +52,18 @@ class Rollouts:
     """
 
     def __init__(
-        self, sources: Sequence[tuple[Source, Sequence[Question]]], tokenizer: Tokenizer, settings: RolloutSettings, *,
+        self, sources: Sequence[tuple[Source, Sequence[Question]]], tokenizer: Tokenizer, settings: RewardSettings, *,
         batch_size: int, seq_len: int, loss_positions: int = 0, seed: int = 0, route: str = "token", drop_bad: bool = False,
+        form: ReasoningFormat = ReasoningFormat(),
     ) -> None:
-        settings.check_shape(batch_size, seq_len, loss_positions)
+        settings.rollout.check_shape(batch_size, seq_len, loss_positions)
         if not sources or not all(len(questions) for _, questions in sources):
             raise ValueError("no questions: every source needs at least one")
         if route not in ROUTES:
             raise ValueError(f"route is {route!r}, expected one of {', '.join(ROUTES)}")
-        self.settings, self.batch_size, self.seq_len, self.route = settings, batch_size, seq_len, route
-        self.loss_positions = loss_positions or settings.max_new_tokens
+        self.settings, self.batch_size, self.seq_len, self.route = settings.rollout, batch_size, seq_len, route
+        self._learning, self._reward = settings, Reward(settings.parts, form)
+        self.loss_positions = loss_positions or settings.rollout.max_new_tokens
         self._questions = [questions for _, questions in sources]
         self._tokenizer, self._seed = tokenizer, seed
         self.dropped: list[BadRow] = []
@@ -72,7 +77,7 @@ class Rollouts:
         self._order = document_order(kept, [source.weight for source, _ in sources], seed=seed, epochs=None, shuffle=True)
         self._identity = {
             "sources": [f"{s.name} ({len(indices)} questions, weight {s.weight})" for (s, _), indices in zip(sources, kept)],
-            "rollouts": dataclasses.asdict(settings), "batch_size": batch_size, "seq_len": seq_len,
+            "rollouts": settings.in_force(form), "batch_size": batch_size, "seq_len": seq_len,
             "loss_positions": self.loss_positions, "seed": seed, "route": route, "tokenizer": tokenizer.digest,
             "content": [content_digest(questions) for questions in self._questions],
         }  # fmt: skip
@@ -113,11 +118,12 @@ class Rollouts:
             in_hand = {"batch": {name: _to_json(array) for name, array in self._in_hand[0].items()}, "watched": self._in_hand[1]}
         return {
             "rollout": self._rollout, "next": self._next, "update": self._update, "in_hand": in_hand, "settings": self._identity,
+            "format": CURSOR_FORMAT,
         }  # fmt: skip
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes to where `state` stood. Raises: ValueError, naming what differs, if it is the state of another source."""
-        check_cursor(state, self._identity)
+        check_cursor(upgraded_cursor(state), self._identity)
         self._rollout, self._next, self._update = state["rollout"], state["next"], state["update"]
         self._in_hand = None
         if held := state["in_hand"]:
@@ -130,19 +136,19 @@ class Rollouts:
             rows, refills = self._fill(params, actor, seen)
             if rows:
                 break
-            watched = watch(seen[tried:], settings, n_rows=0, refills=refills)
+            watched = watch(seen[tried:], self._learning, n_rows=0, refills=refills)
             say(
                 f"ALARM: all {len(seen) - tried} groups of a batch are dead (reward {watched['rollout/reward']:.3f}, right "
                 f"{watched['rollout/right']:.0%}, unparsed {watched['rollout/unparsed']:.0%}), {empty} of {settings.patience} "
                 "times"
             )
         else:
-            raise NothingToLearn(explain(seen, settings))
+            raise NothingToLearn(explain(seen, self._learning, self._reward.form))
         if len(rows) * 2 < self.batch_size and not self._warned:
             self._warned = True
             say(f"ALARM: only {len(rows)} of {self.batch_size} rows teach anything after {refills} refills; said once")
         batch, gap = self._arrays([(group, sample) for group, sample, _ in rows]), {}
-        if settings.algorithm == "grpo":
+        if self._learning.has_policy_loss:
             advantages = np.zeros((self.batch_size, 1), np.float32)
             advantages[: len(rows), 0] = [advantage for *_, advantage in rows]
             batch["advantages"] = advantages * (batch["loss_weights"] > 0)
@@ -152,7 +158,7 @@ class Rollouts:
             if actor.has_reference:
                 batch["reference_nats"] = actor.reference_nats(batch)
         self._rollout, self._next = self._rollout + 1, self._next + len(seen)
-        return batch, watch(seen, settings, n_rows=len(rows), refills=refills) | gap
+        return batch, watch(seen, self._learning, n_rows=len(rows), refills=refills) | gap
 
     def _watch_gap(self, gap: dict[str, float]) -> None:
         """Says once that the decoder and the training pass are two different models, where they are."""
@@ -173,7 +179,7 @@ class Rollouts:
             n_groups = -(-(self.batch_size - len(rows)) // self.settings.group_size)
             groups = self._ask(params, actor, first=len(seen), n_groups=n_groups)
             seen += groups
-            rows += [row for group in groups for row in taught(group, self.settings)]
+            rows += [row for group in groups for row in taught(group, self._learning)]
             if len(rows) >= self.batch_size:
                 break
         return rows[: self.batch_size], refill
@@ -195,8 +201,7 @@ class Rollouts:
         for i, (question, prompt) in enumerate(asked):
             own = samples[i * size : (i + 1) * size]
             earned = [
-                settings.reward.score(s.text, question, n_tokens=len(s.tokens), is_finished=s.is_finished, form=settings.form)
-                for s in own
+                self._reward.score(s.text, question, n_tokens=len(s.tokens), is_finished=s.is_finished) for s in own
             ]
             groups.append(Group(question, prompt, own, earned))
         return groups

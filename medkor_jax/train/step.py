@@ -12,7 +12,7 @@ and stay.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable
+from typing import Annotated, Any, Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from medkor_jax.model.remat import check_remat
 from medkor_jax.train.losses import LossSums, cross_entropy, gather_positions, token_losses
 from medkor_jax.train.policy import PolicyLoss, PolicySums, policy_sums
 from medkor_jax.train.retention import Retention, choose_layers, choose_positions, each_layer, n_compared
+from medkor_jax.train.stage import Stage
 from medkor_jax.train.trainable import join
 
 Batch = dict[str, jax.Array]
@@ -43,6 +44,20 @@ class State:
 
 
 @dataclasses.dataclass(frozen=True)
+class ComputeSettings:
+    """How a step is computed: but for dtype, none of it changes a result by more than rounding."""
+
+    dtype: str = "bfloat16"
+    """Of activations: "bfloat16" or "float32"; losses, norms and the optimizer are float32 either way."""
+    remat: Annotated[str, check_remat] = "gate_up"
+    """What the backward pass makes again to save memory, see `model.remat`."""
+    attention: Annotated[str, check_attention] = "auto"
+    """Which attention kernel, see `model.kernel`; "auto": by length and device."""
+    chunk: Annotated[int, ">= 1"] = 256
+    """Positions whose logits exist at once on one part of the batch axes."""
+
+
+@dataclasses.dataclass(frozen=True)
 class StepSpec:
     """What a step computes. dtype: of activations; chunk: positions whose logits exist at once
     on one part of the batch axes. remat: what the backward pass makes again, see `model.remat`;
@@ -52,6 +67,7 @@ class StepSpec:
     dtype: str = "float32"
     next_token_weight: float = 1.0
     policy: PolicyLoss | None = None
+    temperature: float = 1.0  # by which the policy loss divides logits: that of the sampling
     retention: Retention = Retention()
     microbatches: int = 1
     remat: str = "none"
@@ -72,6 +88,17 @@ class StepSpec:
             )
         if self.policy is None and self.next_token_weight <= 0 and self.retention.weight <= 0:
             raise ValueError("both loss weights are 0: nothing would be learnt")
+
+
+def step_spec(stage: Stage, compute: ComputeSettings, seed: int) -> StepSpec:
+    """Returns what a step of the stage computes."""
+    reward = stage.reward
+    policy = reward.policy if reward.has_policy_loss else None
+    return StepSpec(
+        next_token_weight=stage.next_token_weight if policy is None else 0.0, policy=policy, retention=stage.retention,
+        temperature=reward.rollout.temperature if policy is not None else 1.0, microbatches=stage.microbatches,
+        dropout=stage.dropout, seed=seed, **dataclasses.asdict(compute),
+    )  # fmt: skip
 
 
 def make_state(optimizer: optax.GradientTransformation, trainable: dict[str, Tree]) -> State:
@@ -173,8 +200,7 @@ def _next_token(hidden: jax.Array, params: Params, batch: Batch, spec: StepSpec)
 
 def _token_nats(hidden: jax.Array, params: Params, batch: Batch, spec: StepSpec) -> jax.Array:
     hidden = gather_positions(hidden, batch["loss_positions"])
-    temperature = spec.policy.temperature
-    return token_losses(hidden, head_table(params.base), batch["targets"], chunk=spec.chunk, temperature=temperature).nats
+    return token_losses(hidden, head_table(params.base), batch["targets"], chunk=spec.chunk, temperature=spec.temperature).nats
 
 
 def _sums(params, reference, config, spec, batch, layer_weights, key) -> _Sums:

@@ -16,7 +16,7 @@ from medkor_jax.model.forward import Inputs, edge_inputs, embed, forward, layer_
 from medkor_jax.model.params import BACK, FRONT, Params, abstract_base, leaf_paths
 from medkor_jax.train.losses import cross_entropy
 from medkor_jax.train.step import StepSpec, make_state, make_step
-from medkor_jax.train.trainable import Group, Schedule, make_optimizer, split
+from medkor_jax.train.trainable import OptimizerRule, Schedule, make_optimizer, split
 
 C = preset("tiny")
 SIZES = [(1, 1), (2, 1), (0, 2), (1, 0)]
@@ -146,7 +146,7 @@ def test_gradients_have_their_natural_size(params, batch):
 def learn_one_step(params, config, batch, **spec):
     """Returns the model after one step of AdamW at the default rate on its added layers alone, and the metrics."""
     trainable, frozen = split(params, ("expand",))
-    optimizer = make_optimizer((Group("expand", r"expand/.*", 1e-4),), Schedule(100, 1), trainable)
+    optimizer = make_optimizer((OptimizerRule("expand", r"expand/.*", 1e-4),), Schedule(100, 1, 0.1, 1.0), trainable)
     state = make_state(optimizer, jax.tree.map(jnp.array, trainable))
     state, metrics = make_step(config, StepSpec(**spec), optimizer)(state, frozen, None, batch)
     return frozen.replace(**state.trainable), metrics

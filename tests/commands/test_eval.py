@@ -6,7 +6,6 @@ import unicodedata
 import pytest
 
 from medkor_jax.commands.eval import evaluate_file, evaluate_pairs
-from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import BadDataError
 from medkor_jax.train.rewards import Reward
 
@@ -61,7 +60,7 @@ def test_notes_on_pairs_are_said(tiny_base_dir, tmp_path, capsys):
 def test_a_letter_past_e_is_rewarded(make_ten):
     question, reward = make_ten(6), Reward()
     for letter, is_right, is_parsed in (("G", True, True), ("B", False, True), ("K", False, False)):
-        earned = reward.score(f" <R> because <R/> {letter}", question, n_tokens=9, is_finished=True, form=ReasoningFormat())
+        earned = reward.score(f" <R> because <R/> {letter}", question, n_tokens=9, is_finished=True)
         assert (earned.is_right, earned.is_parsed) == (is_right, is_parsed)
 
 

@@ -16,7 +16,7 @@ from medkor_jax.run.config_file import make_recipe
 
 STAGE = dict(
     trees=("lora",), data=dict(text=dict(kind="text", path="embedded", language="en", subset="train", limit=20)), steps=2, batch_size=4, seq_len=64,
-    warmup_steps=0, groups=dict(lora=dict(pattern="lora/.*", learning_rate=1e-3)),
+    warmup_steps=0, rules=dict(lora=dict(pattern="lora/.*", learning_rate=1e-3)),
 )  # fmt: skip
 ROWS = ("versions", "devices", "all-reduce", "run directory", "data", "disk", "memory", "order", "leaks", "gates", "lengths", "batches")
 

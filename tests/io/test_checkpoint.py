@@ -9,7 +9,7 @@ from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.io.checkpoint import StageCheckpoints, abstract_like, digest_tree, restore_tree, save_tree, stored_shapes
 from medkor_jax.model.config import preset
 from medkor_jax.train.step import make_state
-from medkor_jax.train.trainable import Group, Schedule, make_optimizer
+from medkor_jax.train.trainable import OptimizerRule, Schedule, make_optimizer
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_an_unfinished_checkpoint_is_not_taken(tmp_path):
 
 def test_added_layers_and_their_moments_are_resumed_bit_for_bit(tmp_path, make_base):
     trainable = {"expand": make_expansion(make_base(preset("tiny")), front=2, back=1)}
-    optimizer = make_optimizer((Group("expand", r"expand/.*", 1e-4, weight_decay=0.1),), Schedule(10), trainable)
+    optimizer = make_optimizer((OptimizerRule("expand", r"expand/.*", 1e-4, weight_decay=0.1),), Schedule(10, 0, 0.1, 1.0), trainable)
     state = make_state(optimizer, trainable)
     noise = iter(range(1000))
     state = jax.tree.map(lambda x: x + jnp.asarray(next(noise) / 7, x.dtype), state)

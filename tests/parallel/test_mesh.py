@@ -15,7 +15,7 @@ from medkor_jax.model.layout import batch_ways, spread
 from medkor_jax.model.params import ADAPTABLE, Params, abstract_base, leaf_paths
 from medkor_jax.parallel.mesh import RULES, MeshShape, check_batch, make_mesh, place_batch, shard_tree, spec_of
 from medkor_jax.train.step import make_state
-from medkor_jax.train.trainable import Group, Schedule, make_optimizer, split
+from medkor_jax.train.trainable import OptimizerRule, Schedule, make_optimizer, split
 
 MESH = make_mesh(MeshShape(1, 2, 2), jax.devices())
 
@@ -45,7 +45,7 @@ def _every_leaf():
         lang |= jax.eval_shape(functools.partial(make_language, preset("tiny"), kind=kind))
     params = Params(base, lora=lora, lang=lang, expand=jax.eval_shape(make_expansion, base))
     trainable, frozen = split(params, ("lora", "lang", "expand"))
-    optimizer = make_optimizer((Group("all", ".*", 1.0),), Schedule(10), trainable)
+    optimizer = make_optimizer((OptimizerRule("all", ".*", 1.0),), Schedule(10, 0, 0.1, 1.0), trainable)
     return leaf_paths((frozen, jax.eval_shape(functools.partial(make_state, optimizer), trainable)))
 
 

@@ -24,10 +24,10 @@ def get_config():
     text = {code: {"text": dict(kind="text", path="embedded", language=code, subset="train", limit=40)} for code in ("en", "ko")}
     # Rates at which rounding does not grow: Adam turns a gradient of nearly 0 into a whole step of either sign.
     rules = {tree: dict(pattern=f"{tree}/.*", learning_rate=rate) for tree, rate in dict(lora=1e-3, lang=1e-3, expand=1e-4).items()}
-    stage = dict(steps=3, batch_size=4, seq_len=64, warmup_steps=0, save_every=2, groups=rules)
+    stage = dict(steps=3, batch_size=4, seq_len=64, warmup_steps=0, save_every=2, rules=rules)
     gate = dict(reading="absolute", threshold=1.0, on_failure="continue", rounds=1, allow_chance=True)
     common, lora, trees = dict(exam="english", gate=gate), dict(rank=2, alpha=4.0, targets=("q", "down")), ("lora", "lang", "expand")
-    held = dict(gate=gate | dict(rounds=1), remedy=dict(data=text["en"], trees=("lora", "lang"), next_token_weight=0.0, retention=dict(weight=1.0, layers=2, positions=4), **stage))
+    held = dict(gate=gate, remedy=dict(data=text["en"], trees=("lora", "lang"), next_token_weight=0.0, retention=dict(weight=1.0, layers=2, positions=4), **stage))
     pairs = dict(kind="translation", path="embedded")
     return ConfigDict(dict(
         mesh=dict(data=-1, fsdp=1, tensor=1), run_dir=os.environ["RUN_DIR"], weights=os.environ["WEIGHTS"], run=PHASES, phases=PHASES, dtype="float32", param_dtype="float32", seed=int(os.environ.get("SEED", "0")), log_every=1,
@@ -47,7 +47,7 @@ def get_config():
         ),
         phase5d=dict(
             after="phase5c", trees=trees, data=dict(exam=dict(kind="exam", path="embedded", language="en", limit=8)), **common,
-            reward=dict(algorithm="grpo", group_size=4, max_new_tokens=12), **stage | dict(seq_len=256, batch_size=8, steps=2),
+            reward=dict(algorithm="grpo", rollout=dict(group_size=4, max_new_tokens=12)), **stage | dict(seq_len=256, batch_size=8, steps=2),
         ),
     ))  # fmt: skip
 

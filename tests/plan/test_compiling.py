@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from medkor_jax.adapt.lora import LoraSettings
 from medkor_jax.model.config import preset
 from medkor_jax.parallel.mesh import MeshShape
 from medkor_jax.plan import compiling, kept
@@ -16,10 +17,9 @@ from medkor_jax.plan.program import Cost, Kernel
 from medkor_jax.plan.stages import STEP, Program, Trees
 from medkor_jax.plan.topology import GIB, parse_topology
 from medkor_jax.plan.traffic import Collective
-from medkor_jax.run.phases import LoraRecipe
 from medkor_jax.train.step import StepSpec
 
-PROGRAM = Program(STEP, Trees(LoraRecipe()), ("lora",), StepSpec(), 8, 64, 64, "float32")
+PROGRAM = Program(STEP, Trees(LoraSettings()), ("lora",), StepSpec(), 8, 64, 64, "float32")
 
 
 @pytest.fixture(autouse=True)

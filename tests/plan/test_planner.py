@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from medkor_jax import cli
+from medkor_jax.adapt.lora import LoraSettings
 from medkor_jax.model.config import preset
 from medkor_jax.parallel.mesh import MeshShape
 from medkor_jax.plan import auto, report, search
@@ -22,12 +23,12 @@ from medkor_jax.plan.stages import STEP, PlannedRun, PlannedStage, Program, Tree
 from medkor_jax.plan.topology import GIB, parse_topology
 from medkor_jax.plan.traffic import Collective
 from medkor_jax.run.config_file import load_recipe
-from medkor_jax.run.phases import ConfigError, LoraRecipe
+from medkor_jax.run.phases import ConfigError
 from medkor_jax.train.step import StepSpec
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 V5E = parse_topology("v5e:4x4")
-TEXT = Program(STEP, Trees(LoraRecipe(rank=2)), ("lora",), StepSpec("bfloat16", remat="gate_up"), 16, 64, 64, "bfloat16")
+TEXT = Program(STEP, Trees(LoraSettings(rank=2)), ("lora",), StepSpec("bfloat16", remat="gate_up"), 16, 64, 64, "bfloat16")
 
 
 def found(gib=1.0, flops=0.0, main=0.0, wire=0.0, refused=""):

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medkor_jax.adapt.lora import LoraSettings
 from medkor_jax.model.config import preset
 from medkor_jax.plan.stages import READ, SCORE, STEP, WRITE, Program, Trees, _batch, abstract_params, planned_stages
 from medkor_jax.run.config_file import load_recipe
-from medkor_jax.run.phases import LoraRecipe
 from medkor_jax.train.policy import PolicyLoss
 from medkor_jax.train.step import StepSpec
 
@@ -39,10 +39,10 @@ def test_stages_that_differ_in_steps_alone_share_their_program(stages):
 
 def test_trees_are_added_as_the_phases_add_them_and_a_merge_takes_lora_away(stages):
     trees = {name: stage.runs[0].program.trees for name, stage in stages.items()}
-    assert trees["phase0/train"] == Trees(LoraRecipe())
+    assert trees["phase0/train"] == Trees(LoraSettings())
     assert trees["phase2/train"].lang == "vector" and not any(trees["phase2/train"].expand)
-    assert trees["phase5d_exam/train"] == Trees(LoraRecipe(), "vector", (1, 1))
-    assert stages["phase3/remedy"].runs[0].program.reference == Trees(LoraRecipe())  # phase1's model, remedied
+    assert trees["phase5d_exam/train"] == Trees(LoraSettings(), "vector", (1, 1))
+    assert stages["phase3/remedy"].runs[0].program.reference == Trees(LoraSettings())  # phase1's model, remedied
     assert stages["phase3/train"].runs[0].program.reference is None
 
 
@@ -63,7 +63,7 @@ def test_abstract_parameters_have_the_shapes_of_real_ones(make_base):
     from medkor_jax.adapt.lora import make_lora
     from medkor_jax.model.params import Params
 
-    base, recipe = make_base(CONFIG), LoraRecipe(rank=4)
+    base, recipe = make_base(CONFIG), LoraSettings(rank=4)
     lora = make_lora(base, jax.random.key(0), rank=4, targets=recipe.targets)
     real = Params(base, lora, make_language(CONFIG, kind="vector"), make_expansion(base, front=1, back=2), recipe.scale)
     planned = abstract_params(CONFIG, Trees(recipe, "vector", (1, 2)), "float32")
@@ -73,7 +73,7 @@ def test_abstract_parameters_have_the_shapes_of_real_ones(make_base):
 
 
 def test_an_abstract_batch_has_what_a_packed_one_has(make_batch):
-    program = Program(STEP, Trees(LoraRecipe()), ("lora",), StepSpec(), 8, 24, 10, "float32")
+    program = Program(STEP, Trees(LoraSettings()), ("lora",), StepSpec(), 8, 24, 10, "float32")
     real = {name: (rows.shape, jnp.dtype(rows.dtype)) for name, rows in make_batch(CONFIG).items()}
     assert {name: (rows.shape, rows.dtype) for name, rows in _batch(program).items()} == real
     grpo = dataclasses.replace(program, spec=StepSpec(next_token_weight=0.0, policy=PolicyLoss(kl_weight=0.1)), with_reference_nats=True)

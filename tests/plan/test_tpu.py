@@ -5,6 +5,7 @@ import importlib.util
 
 import pytest
 
+from medkor_jax.adapt.lora import LoraSettings
 from medkor_jax.model.config import preset
 from medkor_jax.parallel.mesh import MeshShape
 from medkor_jax.plan.compiling import compile_program, machine, prepare
@@ -12,7 +13,6 @@ from medkor_jax.plan.handcount import costly_share
 from medkor_jax.plan.stages import READ, STEP, WRITE, Program, Trees, traceable
 from medkor_jax.plan.topology import GIB, parse_topology
 from medkor_jax.plan.trace import jaxpr_work
-from medkor_jax.run.phases import LoraRecipe
 from medkor_jax.train.policy import PolicyLoss
 from medkor_jax.train.retention import Retention
 from medkor_jax.train.step import StepSpec
@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 CONFIG = preset("gemma3-4b")
-TREES = Trees(LoraRecipe(), "vector", (1, 1))
+TREES = Trees(LoraSettings(), "vector", (1, 1))
 TEXT = Program(STEP, TREES, ("lora", "lang", "expand"), StepSpec("bfloat16", remat="gate_up"), 16, 1024, 1024, "bfloat16")
 GRPO = dataclasses.replace(TEXT, spec=dataclasses.replace(TEXT.spec, next_token_weight=0.0, policy=PolicyLoss()), positions=128)
 RETENTION = dataclasses.replace(TEXT.spec, next_token_weight=0.0, retention=Retention(weight=1.0))

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import pytest
 
+from medkor_jax.adapt.lora import LoraSettings
 from medkor_jax.model.config import preset
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.plan.compiling import compile_program
@@ -12,13 +13,12 @@ from medkor_jax.plan.handcount import costly_share, hand_flops, visible_scores
 from medkor_jax.plan.stages import READ, SCORE, STEP, Program, Trees, traceable
 from medkor_jax.plan.topology import parse_topology
 from medkor_jax.plan.trace import jaxpr_work
-from medkor_jax.run.phases import LoraRecipe
 from medkor_jax.train.policy import PolicyLoss
 from medkor_jax.train.retention import Retention
 from medkor_jax.train.step import StepSpec
 
 CONFIG = preset("tiny")
-ADAPTED, ALL = Trees(LoraRecipe(rank=2), "vector"), Trees(LoraRecipe(rank=2), "vector", (1, 1))
+ADAPTED, ALL = Trees(LoraSettings(rank=2), "vector"), Trees(LoraSettings(rank=2), "vector", (1, 1))
 TEXT = Program(STEP, ADAPTED, ("lora", "lang"), StepSpec("bfloat16", chunk=16), 8, 64, 32, "bfloat16")
 GRPO = dataclasses.replace(TEXT.spec, next_token_weight=0.0, policy=PolicyLoss())
 EACH_LAYER = dataclasses.replace(TEXT.spec, next_token_weight=0.0, retention=Retention(1.0, layers=2, positions=16))
@@ -26,7 +26,7 @@ PROGRAMS = {
     "text": dataclasses.replace(TEXT, trees=ALL, trained=("lora", "lang", "expand"), length=256),
     "text, all made again": dataclasses.replace(TEXT, spec=dataclasses.replace(TEXT.spec, remat="full")),
     "text, two microbatches": dataclasses.replace(TEXT, spec=dataclasses.replace(TEXT.spec, microbatches=2)),
-    "each layer": dataclasses.replace(TEXT, spec=EACH_LAYER, reference=Trees(LoraRecipe(rank=2))),
+    "each layer": dataclasses.replace(TEXT, spec=EACH_LAYER, reference=Trees(LoraSettings(rank=2))),
     "each layer, layers added": dataclasses.replace(TEXT, trees=ALL, trained=("expand",), spec=EACH_LAYER, reference=Trees()),
     "grpo": dataclasses.replace(TEXT, spec=GRPO),
     "score": dataclasses.replace(TEXT, kind=SCORE, spec=GRPO, trained=()),

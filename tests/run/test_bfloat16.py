@@ -21,7 +21,7 @@ def make_config(run_dir, weights):
     text = {code: {"text": dict(kind="text", path="embedded", language=code, subset="train", limit=40)} for code in ("en", "ko")}
     rates = dict(lora=1e-3, lang=5e-2, expand=1e-3)  # two steps of less would leave language vectors below a unit of bfloat16
     rules = {tree: dict(pattern=f"{tree}/.*", learning_rate=rate) for tree, rate in rates.items()}
-    stage = dict(steps=2, batch_size=4, seq_len=64, warmup_steps=0, groups=rules)
+    stage = dict(steps=2, batch_size=4, seq_len=64, warmup_steps=0, rules=rules)
     gate = dict(reading="absolute", threshold=1.0, on_failure="continue", allow_chance=True)
     common, lora = dict(exam="english", gate=gate), dict(rank=2, alpha=4.0, targets=("q", "down"))
     all_trees = ("lora", "lang", "expand")
@@ -46,7 +46,7 @@ def make_config(run_dir, weights):
         ),
         phase5d=dict(
             after="phase5c", trees=all_trees, data=dict(exam=dict(kind="exam", path="embedded", language="en", limit=8)), **common,
-            reward=dict(algorithm="grpo", group_size=4, max_new_tokens=12),
+            reward=dict(algorithm="grpo", rollout=dict(group_size=4, max_new_tokens=12)),
             **stage | dict(seq_len=256, batch_size=8),
         ),
     )  # fmt: skip

@@ -16,7 +16,8 @@ NEEDED = {
     "Source": dict(name="s", kind="exam", path="embedded"),
     "Exam": dict(source=dict(name="s", kind="exam", path="embedded")),
     "Condition": dict(name="c", exam="english"),
-    "Group": dict(name="g", pattern="lora/.*", learning_rate=1e-3),
+    "OptimizerRule": dict(name="g", pattern="lora/.*", learning_rate=1e-3),
+    "RewardPart": dict(name="answer", weight=1.0),
 }
 
 

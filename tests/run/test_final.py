@@ -16,7 +16,7 @@ TEXT = {"en": dict(kind="text", path="embedded", language="en", subset="train", 
 PHASE = dict(
     exam="english", gate=dict(reading="absolute", threshold=1.0, on_failure="continue", allow_chance=True),
     lora=dict(rank=2, alpha=4.0, targets=("q",)), trees=("lora",), data=TEXT, steps=1, batch_size=4, seq_len=64, warmup_steps=0,
-    groups=dict(lora=dict(pattern="lora/.*", learning_rate=0.01)),
+    rules=dict(lora=dict(pattern="lora/.*", learning_rate=0.01)),
 )  # fmt: skip
 
 

@@ -13,8 +13,8 @@ from medkor_jax.run.phases import ConfigError
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 TEXT = {"text": dict(kind="text", path="embedded", language="en")}
-STAGE = dict(steps=3, trees=("lora",), data=TEXT, groups=dict(lora=dict(pattern="lora/.*", learning_rate=1.0)), lora=dict(rank=2))
-REMEDY = dict(steps=2, trees=("lora",), data=TEXT, groups=STAGE["groups"], next_token_weight=0.0, retention=dict(weight=1.0))
+STAGE = dict(steps=3, trees=("lora",), data=TEXT, rules=dict(lora=dict(pattern="lora/.*", learning_rate=1.0)), lora=dict(rank=2))
+REMEDY = dict(steps=2, trees=("lora",), data=TEXT, rules=STAGE["rules"], next_token_weight=0.0, retention=dict(weight=1.0))
 WIDE = dict(reading="relative", threshold=0.6)
 
 

@@ -22,7 +22,7 @@ TEXT = dict(en=dict(kind="text", path="embedded", language="en", subset="train",
 
 
 def stage(data):
-    return dict(data=data, steps=1, batch_size=4, seq_len=64, warmup_steps=0, groups=dict(lora=dict(pattern="lora/.*", learning_rate=0.01)))
+    return dict(data=data, steps=1, batch_size=4, seq_len=64, warmup_steps=0, rules=dict(lora=dict(pattern="lora/.*", learning_rate=0.01)))
 
 
 def make_config(run_dir, weights, data, **more):

@@ -20,8 +20,9 @@ from medkor_jax.run.config_file import make_recipe
 from medkor_jax.run.corpora import Corpora
 from medkor_jax.run.lineage import Lineage, Stale
 from medkor_jax.run.named_model import open_model
-from medkor_jax.run.phases import Exam, Phase, Recipe, Stage
+from medkor_jax.run.phases import Exam, Phase, Recipe
 from medkor_jax.run.roles import ROLES
+from medkor_jax.train.stage import Stage
 
 DONE, JUDGED, STALE = "done", "judged anew", "stale"
 PHASES = ("phase0", "phase1", "phase2")
@@ -49,7 +50,7 @@ def make_config(run_dir, weights, data):
     gate = dict(reading="absolute", threshold=1.0, on_failure="continue", allow_chance=True)
     stage = dict(
         steps=1, batch_size=4, seq_len=64, warmup_steps=0, data=dict(text=dict(kind="text", path=str(data / "train.jsonl"), language="en")),
-        groups=dict(lora=dict(pattern="lora/.*", learning_rate=0.01), lang=dict(pattern="lang/.*", learning_rate=0.01)),
+        rules=dict(lora=dict(pattern="lora/.*", learning_rate=0.01), lang=dict(pattern="lang/.*", learning_rate=0.01)),
     )  # fmt: skip
     lora = dict(rank=2, alpha=4.0, targets=("q",))
     return dict(
@@ -107,7 +108,7 @@ TABLE = {
     },
     Stage: {
         "steps": (2, STALE), "trees": None, "data": (dict(text=TEXT), STALE), "batch_size": (8, STALE), "seq_len": (32, STALE),
-        "microbatches": (2, STALE), "loss_positions": (32, STALE), "groups": (dict(lang=dict(pattern="lang/.*", learning_rate=0.02)), STALE),
+        "microbatches": (2, STALE), "loss_positions": (32, STALE), "rules": (dict(lang=dict(pattern="lang/.*", learning_rate=0.02)), STALE),
         "warmup_steps": (1, STALE), "final_share": (0.5, STALE), "clip_norm": (2.0, STALE), "dropout": (0.5, STALE), "next_token_weight": (2.0, STALE),
         "retention": (dict(weight=0.5), STALE), "save_every": (7, DONE), "keep_last": (3, DONE), "validation": (dict(v=TEXT), DONE),
         "validate_every": (1, DONE), "take": None, "reward": None,

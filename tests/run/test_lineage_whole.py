@@ -23,12 +23,14 @@ from medkor_jax.run.roles import ROLES
 PAIRS = dict(kind="translation", path="embedded", subset="test", limit=2)
 TEXT = dict(kind="text", path="embedded", language="en", subset="train", limit=8)
 EXAM = dict(kind="exam", path="embedded", language="en", limit=8)
+PARTS = dict(answer=dict(weight=1.0), letter=dict(weight=0.1), length=dict(weight=-0.1, bound=4.0))
 
 
 def rich_recipe():
     """Every class of a recipe in force somewhere: what is switched off decides nothing."""
-    rules = {tree: dict(pattern=f"{tree}/.*", learning_rate=0.01, weight_decay=0.1) for tree in ("lora", "lang", "expand")}
-    stage = dict(steps=2, batch_size=4, seq_len=64, warmup_steps=0, groups=rules)
+    own = dict(lora=dict(weight_decay=0.1), lang=dict(optimizer="sgd", momentum=0.5), expand={})
+    rules = {tree: dict(pattern=f"{tree}/.*", learning_rate=0.01, **more) for tree, more in own.items()}
+    stage = dict(steps=2, batch_size=4, seq_len=64, warmup_steps=0, rules=rules)
     condition = dict(metric="probability", threshold=0.5, reading="relative")
     gate = dict(
         metric="probability", threshold=0.5, reading="relative", on_failure="retain", rounds=2,
@@ -50,7 +52,7 @@ def rich_recipe():
                     remedy_lora=dict(rank=2, alpha=4.0, targets=("q", "down")),
                     remedy=dict(trees=("lora",), data=dict(text=TEXT), **stage | held)),
         phase2=dict(after="phase1", exam="english", gate=gate | dict(requires={}), trees=("lora", "lang"), data=dict(asked=EXAM),
-                    reward=dict(algorithm="grpo", group_size=4, max_new_tokens=8, length_penalty=0.1, kl_weight=0.1),
+                    reward=dict(algorithm="grpo", rollout=dict(group_size=4, max_new_tokens=8), policy=dict(kl_weight=0.1), parts=PARTS),
                     **stage | dict(seq_len=256), remedy=dict(trees=("lora",), data=dict(text=TEXT), **stage | held)),
     ))  # fmt: skip
 
@@ -59,11 +61,12 @@ RECIPE = rich_recipe()
 WORDS = {  # of a field that takes some words only
     "reading": ("absolute", "relative", "non_inferior"), "metric": ("accuracy", "probability"), "on_failure": ("retain", "train", "stop", "continue"),
     "algorithm": ("grpo", "rft"), "kind": ("vector", "table"), "init": ("identity", "duplicate", "copy"), "exam": ("english", "korean", "reasoned"),
-    "pattern": ("lora/.*", "lang/.*", "(lora|lang|expand)/.*", "lora/.*a"), "watch": ("held",), "against": ("start", "reference"), "targets": (("q",), ("q", "k")), "name": (),
+    "pattern": ("lora/.*", "lang/.*", "(lora|lang|expand)/.*", "lora/.*a"), "watch": ("held",), "against": ("start", "reference"), "optimizer": ("adamw", "sgd"), "targets": (("q",), ("q", "k")), "name": (),
 }  # fmt: skip
 DECIDES_NOTHING = {"MeshShape.data", "MeshShape.fsdp", "MeshShape.tensor"}
 NO_OTHER = {  # fields without another valid value in this recipe, and why
-    "Condition.name": "a name to print", "Gate.requires": "its conditions are walked one by one", "Condition.watch": "one text is watched", "Group.name": "it is the tree's",
+    "Condition.name": "a name to print", "Gate.requires": "its conditions are walked one by one", "Condition.watch": "one text is watched", "OptimizerRule.name": "it is the tree's",
+    "RewardPart.name": "another part has its own weight",
 }  # fmt: skip
 
 
@@ -120,7 +123,8 @@ def test_every_other_key_of_a_recipe_is_in_what_decides_a_phase():
     assert ignored == DECIDES_NOTHING, "these keys are in no record: a change of them would go unnoticed"
     classes = {name.split(".")[0] for name in found}
     assert classes == {
-        "Gate", "Condition", "LoraRecipe", "LanguageRecipe", "ExpandRecipe", "Retention", "RewardRecipe", "Group", "ReasoningFormat", "MeshShape",
+        "Gate", "Condition", "LoraSettings", "LanguageSettings", "ExpansionSettings", "Retention", "RewardSettings", "RewardPart", "RolloutSettings",
+        "PolicyLoss", "OptimizerRule", "ReasoningFormat", "MeshShape",
     }  # fmt: skip
 
 
@@ -131,7 +135,7 @@ def tiny_config(run_dir, weights):
     gate = dict(reading="absolute", threshold=1.0, on_failure="continue", allow_chance=True)
     stage = dict(
         steps=1, batch_size=4, seq_len=64, warmup_steps=0, data=dict(text=TEXT),
-        groups=dict(lora=dict(pattern="lora/.*", learning_rate=0.01), lang=dict(pattern="lang/.*", learning_rate=0.01)),
+        rules=dict(lora=dict(pattern="lora/.*", learning_rate=0.01), lang=dict(pattern="lang/.*", learning_rate=0.01)),
     )  # fmt: skip
     lora = dict(rank=2, alpha=4.0, targets=("q",))
     return dict(

@@ -7,12 +7,11 @@ import typing
 
 import pytest
 
-from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.run.config_file import make_recipe
 from medkor_jax.run.phases import ConfigError, Exam, Phase, Recipe
 
 TEXT = {"kind": "text", "path": "embedded", "language": "en"}
-STAGE = {"steps": 3, "trees": ("lora",), "data": {"text": TEXT}, "groups": {"lora": {"pattern": "lora/.*", "learning_rate": 1}}}
+STAGE = {"steps": 3, "trees": ("lora",), "data": {"text": TEXT}, "rules": {"lora": {"pattern": "lora/.*", "learning_rate": 1}}}
 CONFIG = {
     "run_dir": "runs/x", "weights": "embedded", "run": ("phase0", "phase1"),
     "phases": ("phase0", "phase1", "phase9"),
@@ -40,14 +39,14 @@ def test_a_config_becomes_phases_in_order_with_their_stages():
     assert (first.train.steps, first.train.trees, first.lora.scale) == (3, ("lora",), 2.0)
     assert second.train.steps == 0 and second.lora.rank == 0
     assert [(source.name, source.kind) for source in first.train.data] == [("text", "text")]
-    assert first.train.groups[0].learning_rate == 1.0 and isinstance(first.train.groups[0].learning_rate, float)
+    assert first.train.rules[0].learning_rate == 1.0 and isinstance(first.train.rules[0].learning_rate, float)
     assert recipe.exam("english").source.name == "english" and isinstance(recipe.exam("english"), Exam)
 
 
 def test_only_rules_of_trees_that_train_are_in_force():
-    groups = STAGE["groups"] | {"lang": {"pattern": "lang/.*", "learning_rate": 0.1}}
-    phase = make_recipe(with_key("phase0.groups", groups)).phases[0]
-    assert [group.name for group in phase.train.groups_in_force()] == ["lora"]
+    rules = STAGE["rules"] | {"lang": {"pattern": "lang/.*", "learning_rate": 0.1}}
+    phase = make_recipe(with_key("phase0.rules", rules)).phases[0]
+    assert [rule.name for rule in phase.train.rules_in_force] == ["lora"]
 
 
 def test_the_order_is_the_one_that_phases_states_and_not_that_of_names():
@@ -131,7 +130,8 @@ def test_a_missing_key_is_named():
         make_recipe({key: value for key, value in CONFIG.items() if key != "weights"})
 
 
-GRPO = {"algorithm": "grpo", "group_size": 4, "max_new_tokens": 32, "answer": 2, "kl_weight": 0.1}
+ROLLOUT = {"group_size": 4, "max_new_tokens": 32}
+GRPO = {"algorithm": "grpo", "rollout": ROLLOUT, "policy": {"kl_weight": 0.1}, "parts": {"answer": {"weight": 2}, "letter": {"weight": 1}}}
 EXAM = {"exam": {"kind": "exam", "path": "embedded", "language": "ko"}}
 
 
@@ -143,24 +143,27 @@ def with_reward(**changes):
 
 
 def test_a_reward_becomes_rollouts_and_a_policy():
-    stage = make_recipe(with_reward()).phases[0].train
-    rollout, policy = stage.reward.rollout(ReasoningFormat("[", "]")), stage.reward.policy()
-    assert (rollout.algorithm, rollout.group_size, rollout.max_new_tokens) == ("grpo", 4, 32)
-    assert (rollout.reward.answer, rollout.reward.format, rollout.form) == (2.0, 0.2, ReasoningFormat("[", "]"))
-    assert (policy.kl_weight, policy.clip_low, policy.clip_high) == (0.1, 0.2, 0.28)
+    reward = make_recipe(with_reward()).phases[0].train.reward
+    assert (reward.algorithm, reward.rollout.group_size, reward.rollout.max_new_tokens) == ("grpo", 4, 32)
+    assert {part.name: part.weight for part in reward.parts} == {"answer": 2.0, "letter": 1.0}
+    assert (reward.policy.kl_weight, reward.policy.clip_low, reward.policy.clip_high) == (0.1, 0.2, 0.28)
+    assert reward.is_on and reward.has_policy_loss
     rft = make_recipe(with_reward(reward=GRPO | {"algorithm": "rft"})).phases[0].train.reward
-    assert rft.policy() is None and rft.rollout().algorithm == "rft"
+    assert rft.is_on and not rft.has_policy_loss
     documents = make_recipe(CONFIG).phases[0].train.reward
-    assert documents.policy() is documents.rollout() is None
+    assert not documents.is_on and not documents.has_policy_loss
 
 
 @pytest.mark.parametrize(
     "changes, words",
     [
         (dict(reward=GRPO | {"algorithm": "ppo"}), r"config.phase0.reward.*'ppo'; expected grpo or rft"),
-        (dict(reward=GRPO | {"answer": 0.3}), r"Raise answer"),
-        (dict(reward=GRPO | {"groupsize": 3}), r"nearest: 'group_size'"),
-        (dict(reward=GRPO | {"clip_low": 2.0}), r"clip_low"),
+        (dict(reward=GRPO | {"parts": {"answer": {"weight": 0.3}, "letter": {"weight": 0.3}}}), r"Raise answer"),
+        (dict(reward=GRPO | {"rollout": {"groupsize": 3}}), r"nearest: 'group_size'"),
+        (dict(reward=GRPO | {"group_size": 3}), r"reward.group_size is not a key .*; reward.group_size is reward.rollout.group_size now"),
+        (dict(reward=GRPO | {"length_penalty": 0.1}), r"reward.length_penalty is reward.parts.length.weight .below 0. now"),
+        (dict(groups={}), r"config.phase0.groups is not a key .*; groups is rules now"),
+        (dict(reward=GRPO | {"policy": {"clip_low": 2.0}}), r"clip_low"),
         (dict(batch_size=6), r"6 is not a multiple of group_size 4"),
         (dict(seq_len=32), r"seq_len 32 has no room"),
         (dict(loss_positions=8), r"below max_new_tokens 32"),
@@ -208,7 +211,7 @@ def test_every_number_has_a_range_that_is_checked_when_the_config_is_read(path, 
             make_recipe(config_with(path, wrong))
 
 
-ENTRY = {"exams": "english", "final": "last", "requires": "korean", "watch": "text", "groups": "lora", "data": "text", "validation": "text", "translations": "text"}
+ENTRY = {"exams": "english", "final": "last", "requires": "korean", "watch": "text", "rules": "lora", "data": "text", "validation": "text", "translations": "text", "parts": "answer"}
 
 
 def config_with(path, value):
@@ -221,7 +224,7 @@ def config_with(path, value):
     config = copy.deepcopy(CONFIG | {"phase1": None, "run": ("phase0",)})
     place = config
     for key in steps[:-1]:
-        fresh = {"last": {"source": dict(path="embedded")}, "korean": {"exam": "english"}, "text": TEXT, "lora": rule if "groups" in steps else {}, "fewshot": dict(TEXT, kind="exam", name="few")}
+        fresh = {"last": {"source": dict(path="embedded")}, "korean": {"exam": "english"}, "text": TEXT, "lora": rule if "rules" in steps else {}, "fewshot": dict(TEXT, kind="exam", name="few"), "answer": {"weight": 1.0}}
         place = place.setdefault(key, dict(fresh.get(key, {})))
     place[steps[-1]] = value
     return config

@@ -35,7 +35,7 @@ TEXT = {"en": dict(kind="text", path="embedded", language="en", subset="train", 
 LORA = dict(rank=2, alpha=4.0, targets=("q", "down"))
 STAGE = dict(
     data=TEXT, steps=2, batch_size=4, seq_len=64, warmup_steps=1, save_every=2,
-    groups=dict(lora=dict(pattern="lora/.*", learning_rate=0.01), lang=dict(pattern="lang/.*", learning_rate=0.01)),
+    rules=dict(lora=dict(pattern="lora/.*", learning_rate=0.01), lang=dict(pattern="lang/.*", learning_rate=0.01)),
 )  # fmt: skip
 OPEN = dict(reading="absolute", threshold=1.0, on_failure="continue", allow_chance=True)
 
@@ -379,15 +379,16 @@ def test_a_later_gate_compares_with_what_phase_1_left(config, run_dir, stages, e
 
 def test_a_stage_with_a_reward_is_given_questions_rollouts_and_a_policy(config):
     exam = dict(exam=dict(kind="exam", path="embedded", language="ko", limit=6))
-    reward = dict(algorithm="grpo", group_size=4, max_new_tokens=8, kl_weight=0.1, temperature=0.9)
+    rollout = dict(group_size=4, max_new_tokens=8, temperature=0.9)
+    reward = dict(algorithm="grpo", rollout=rollout, policy=dict(kl_weight=0.1))
     config["phase3"] |= dict(data=exam, reward=reward, seq_len=128)
     run = pipeline.Run(make_recipe(config))
     phase = run.recipe.phases[3]
     plan = stage_plan(run.recipe, run.corpora, phase, phase.train, "train")
     ((source, questions),) = plan.train
     assert source.kind == "exam" and len(questions) == 6 and questions[0].options
-    assert (plan.rollout.group_size, plan.rollout.temperature) == (4, 0.9)
-    assert plan.spec.next_token_weight == 0 and (plan.spec.policy.kl_weight, plan.spec.policy.temperature) == (0.1, 0.9)
+    assert plan.stage is phase.train and plan.spec.next_token_weight == 0
+    assert (plan.spec.policy.kl_weight, plan.spec.temperature) == (0.1, 0.9)
     checks(run.recipe, run.corpora, run.mesh)["phase3/train"]()
     config["phase3"] |= dict(seq_len=32)
     with pytest.raises(BadDataError, match="none fits"):
@@ -395,4 +396,4 @@ def test_a_stage_with_a_reward_is_given_questions_rollouts_and_a_policy(config):
     config["phase3"] |= dict(reward=reward | dict(algorithm="rft"), seq_len=128)
     recipe = make_recipe(config)
     plan = stage_plan(recipe, run.corpora, recipe.phases[3], recipe.phases[3].train, "train")
-    assert plan.spec.policy is None and plan.spec.next_token_weight == 1 and plan.rollout.algorithm == "rft"
+    assert plan.spec.policy is None and plan.spec.next_token_weight == 1 and plan.stage.reward.is_on

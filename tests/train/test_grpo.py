@@ -13,19 +13,22 @@ from medkor_jax.io.checkpoint import digest_tree
 from medkor_jax.parallel.mesh import MeshShape, make_mesh, shard_tree
 from medkor_jax.train import loop
 from medkor_jax.train.actor import Actor
-from medkor_jax.train.groups import NothingToLearn, RolloutSettings
+from medkor_jax.train.groups import NothingToLearn
 from medkor_jax.train.metrics import read_metrics
 from medkor_jax.train.policy import PolicyLoss
-from medkor_jax.train.rewards import Reward
+from medkor_jax.train.reward_settings import RewardSettings, RolloutSettings
+from medkor_jax.train.rewards import make_parts
 from medkor_jax.train.rollout import Rollouts
-from medkor_jax.train.step import StepSpec, make_state, make_step
-from medkor_jax.train.trainable import Group, Schedule, join, make_optimizer, split
+from medkor_jax.train.stage import Stage
+from medkor_jax.train.step import ComputeSettings, StepSpec, make_state, make_step
+from medkor_jax.train.trainable import OptimizerRule, Schedule, join, make_optimizer, split
 
-GROUPS = (Group("lora", "lora/.*", 0.02), Group("lang", "lang/.*", 0.02))
+RULES = (OptimizerRule("lora", "lora/.*", 0.02), OptimizerRule("lang", "lang/.*", 0.02))
 GRPO = StepSpec(next_token_weight=0.0, policy=PolicyLoss())
 # no refills: they would compile the decoder for fewer rows, and an empty batch is tried again anyway
-SETTINGS = RolloutSettings(group_size=8, max_new_tokens=3, max_refills=0, patience=20, reward=Reward(1.0, 0.4, 0.2))
-RFT = dataclasses.replace(SETTINGS, algorithm="rft", reward=Reward(1.0, 0.4, 0.0))
+ROLLOUT = RolloutSettings(group_size=8, max_new_tokens=3, max_refills=0, patience=20)
+SETTINGS = RewardSettings("grpo", make_parts(answer=1.0, letter=0.4, format=0.2), ROLLOUT)
+RFT = dataclasses.replace(SETTINGS, algorithm="rft", parts=make_parts(answer=1.0, letter=0.4, format=0.0))
 STEPS = 24
 
 
@@ -38,7 +41,7 @@ def one_device():
 def learn(letter_config, letter_params, letters, quiz, one_device):
     """learn(spec, settings, seed) -> the reward of each step. One compilation for all seeds of a spec."""
     trainable, frozen = split(letter_params, ("lora", "lang"))
-    optimizer = make_optimizer(GROUPS, Schedule(STEPS), trainable)
+    optimizer = make_optimizer(RULES, Schedule(STEPS, 0, 0.1, 1.0), trainable)
     steps = {}
 
     def learn(spec, settings, seed):
@@ -79,15 +82,23 @@ def run(letter_config, letter_params, letters, one_device):
     return run
 
 
-def make_plan(quiz, directory, **changed):
-    spec = dataclasses.replace(GRPO, policy=PolicyLoss(kl_weight=0.1), seed=3)
-    plan = loop.StagePlan(
-        name="stage", directory=directory / "stage", trees=("lora", "lang"), spec=spec, schedule=Schedule(5, clip_norm=1.0),
-        groups=GROUPS, train=quiz, validation=[], batch_size=32, seq_len=32, loss_positions=0, route="token", save_every=2,
-        keep_last=1, validate_every=0, take="last", log_every=2, drop_bad=False, upstream="model",
-        rollout=dataclasses.replace(SETTINGS, group_size=8, updates_per_batch=2),
+def make_plan(quiz, directory):
+    reward = dataclasses.replace(
+        SETTINGS, policy=PolicyLoss(kl_weight=0.1), rollout=dataclasses.replace(ROLLOUT, updates_per_batch=2)
+    )
+    stage = Stage(
+        steps=5, trees=("lora", "lang"), data=tuple(source for source, _ in quiz), rules=RULES, warmup_steps=0,
+        batch_size=32, seq_len=32, save_every=2, reward=reward,
     )  # fmt: skip
-    return dataclasses.replace(plan, **changed)
+    return loop.StagePlan(
+        name="stage", directory=directory / "stage", stage=stage, compute=ComputeSettings("float32", "none"), seed=3, train=quiz,
+        validation=[], upstream="model", route="token", log_every=2,
+    )  # fmt: skip
+
+
+def with_reward(plan, **changed):
+    reward = dataclasses.replace(plan.stage.reward, **changed)
+    return dataclasses.replace(plan, stage=dataclasses.replace(plan.stage, reward=reward))
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +173,8 @@ def test_four_devices_do_as_one(run, quiz, uninterrupted, tmp_path):
 def test_a_reward_made_constant_stops_readably_with_its_state_saved(run, quiz, tmp_path, capsys):
     """Only the format earns, and this model never writes it."""
     plan = make_plan(quiz, tmp_path)
-    plan = dataclasses.replace(plan, rollout=dataclasses.replace(plan.rollout, patience=3, reward=Reward(0.0, 0.0, 0.2)))
+    rollout = dataclasses.replace(plan.stage.reward.rollout, patience=3)
+    plan = with_reward(plan, rollout=rollout, parts=make_parts(answer=0.0, letter=0.0, format=0.2))
     with pytest.raises(NothingToLearn, match="stopped before step 1 of 5, its state saved: .*mean 0; .*supervised"):
         run(plan)
     assert capsys.readouterr().out.count("ALARM") == 3
@@ -190,5 +202,5 @@ def test_other_rewards_on_the_same_directory_are_refused(run, quiz, tmp_path, mo
     monkeypatch.setattr(Rollouts, "next", lambda *_: power_cut())
     with pytest.raises(OSError):
         run(plan)
-    with pytest.raises(ValueError, match="other settings.*rollout"):
-        run(dataclasses.replace(plan, rollout=dataclasses.replace(plan.rollout, reward=Reward())))
+    with pytest.raises(ValueError, match="other settings.*reward"):
+        run(with_reward(plan, parts=RewardSettings().parts))

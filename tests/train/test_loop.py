@@ -19,8 +19,9 @@ from medkor_jax.io.models import open_model
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.train import loop
 from medkor_jax.train.metrics import read_metrics
-from medkor_jax.train.step import StepSpec
-from medkor_jax.train.trainable import Group, Schedule
+from medkor_jax.train.stage import Stage
+from medkor_jax.train.step import ComputeSettings, StepSpec
+from medkor_jax.train.trainable import OptimizerRule
 
 STEPS = 6
 
@@ -53,12 +54,19 @@ def plan(corpus, tmp_path):
 
 
 def make_plan(corpus, directory):
-    return loop.StagePlan(
-        name="stage", directory=directory / "stage", trees=("lora",), spec=StepSpec(dropout=0.1, seed=3),
-        schedule=Schedule(STEPS, warmup_steps=2), groups=(Group("lora", "lora/.*", 0.01),), train=corpus, validation=[],
-        batch_size=4, seq_len=64, loss_positions=0, route="token", save_every=2, keep_last=1, validate_every=0,
-        take="last", log_every=3, drop_bad=False, upstream="model",
+    stage = Stage(
+        steps=STEPS, trees=("lora",), data=tuple(source for source, _ in corpus), batch_size=4, seq_len=64, dropout=0.1,
+        rules=(OptimizerRule("lora", "lora/.*", 0.01),), warmup_steps=2, save_every=2,
     )  # fmt: skip
+    return loop.StagePlan(
+        name="stage", directory=directory / "stage", stage=stage, compute=ComputeSettings("float32", "none"), seed=3, train=corpus,
+        validation=[], upstream="model", route="token", log_every=3,
+    )  # fmt: skip
+
+
+def staged(plan, **changes):
+    """`plan` with another stage."""
+    return dataclasses.replace(plan, stage=dataclasses.replace(plan.stage, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -154,20 +162,20 @@ def test_other_settings_on_the_same_directory_are_refused(run, plan, disturb):
     disturb(1, power_cut)
     with contextlib.suppress(OSError):
         run(plan)
-    for change in (
-        dict(upstream="another"), dict(seq_len=32), dict(schedule=Schedule(STEPS + 1, warmup_steps=2)),
-        dict(groups=(Group("lora", "lora/.*", 0.02),)), dict(spec=dataclasses.replace(plan.spec, seed=4)),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=f"other settings.*{next(iter(change))}.*--restart"):
-            run(dataclasses.replace(plan, **change))
+    rules = (OptimizerRule("lora", "lora/.*", 0.02),)
+    others = {name: dataclasses.replace(plan, **{name: value}) for name, value in (("upstream", "another"), ("seed", 4))}
+    others |= {name: staged(plan, **{name: value}) for name, value in (("seq_len", 32), ("steps", STEPS + 1), ("rules", rules))}
+    for name, other in others.items():
+        with pytest.raises(ValueError, match=f"other settings.*{name}.*--restart"):
+            run(other)
     with pytest.raises(ValueError, match="batch_size"):
-        run(dataclasses.replace(plan, batch_size=6, directory=plan.directory / "new"))
+        run(dataclasses.replace(staged(plan, batch_size=6), directory=plan.directory / "new"))
 
 
 def test_a_loss_that_is_not_finite_ends_the_stage_unsaved(run, plan, params):
     broken = params.replace(base=params.base | {"final_norm": params.base["final_norm"] * jnp.nan})
     with pytest.raises(FloatingPointError, match="step 1"):
-        run(dataclasses.replace(plan, schedule=Schedule(1), save_every=1), broken)
+        run(staged(plan, steps=1, warmup_steps=0, save_every=1), broken)
     assert not [p for p in (plan.directory / "checkpoints").iterdir() if p.name.isdigit()]
 
 
@@ -180,7 +188,7 @@ def test_best_takes_the_checkpoint_of_lowest_validation_loss(run, plan, corpus, 
         return {"nats": next(nats), "tokens": 1.0}
 
     monkeypatch.setattr(loop, "text_loss", measured)
-    best = run(dataclasses.replace(plan, validation=corpus, validate_every=2, save_every=100, take="best"))
+    best = run(dataclasses.replace(staged(plan, validation=plan.stage.data, validate_every=2, save_every=100, take="best"), validation=corpus))
     assert len(set(seen)) == 3
     assert digest_tree(best.lora) == seen[1]
     assert [r["validation_nats"] for r in read_metrics(plan.directory) if "validation_nats" in r] == [3.0, 1.0, 2.0]
@@ -206,7 +214,7 @@ def test_seeds_depend_on_every_part():
 
 
 def test_a_stage_that_changed_nothing_ends_in_an_alarm(run, plan, capsys):
-    still = dataclasses.replace(plan, groups=(Group("lora", "lora/.*", 0.0),))
+    still = staged(plan, rules=(OptimizerRule("lora", "lora/.*", 0.0),))
     run(still)
     assert "ALARM: stage ended and not one trained weight has changed" in capsys.readouterr().out
 
@@ -221,7 +229,7 @@ def test_how_memory_is_saved_may_change_under_a_stage(run, plan, disturb):
     disturb(6, power_cut)
     with contextlib.suppress(OSError):
         run(plan)
-    run(dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, remat="full", chunk=128)))
+    run(dataclasses.replace(plan, compute=dataclasses.replace(plan.compute, remat="full", chunk=128)))
 
 
 def test_a_damaged_checkpoint_is_never_trained_on(run, plan, disturb, uninterrupted):

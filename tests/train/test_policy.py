@@ -15,13 +15,15 @@ from medkor_jax.model.params import Params, abstract_base
 from medkor_jax.parallel.mesh import MeshShape, make_mesh, place_batch, shard_tree
 from medkor_jax.train.policy import PolicyLoss, policy_sums
 from medkor_jax.train.retention import Retention
+from medkor_jax.train.reward_settings import RolloutSettings
 from medkor_jax.train.step import StepSpec, make_scoring, make_state, make_step
 from medkor_jax.train.trainable import split
 
 C = preset("tiny")
 SGD = optax.sgd(1.0)  # its update is the gradient itself
-POLICY = PolicyLoss(clip_low=0.2, clip_high=0.3, kl_weight=0.5, temperature=1.3)
-SPEC = StepSpec(next_token_weight=0.0, policy=POLICY, chunk=20)
+POLICY = PolicyLoss(clip_low=0.2, clip_high=0.3, kl_weight=0.5)
+TEMPERATURE = 1.3
+SPEC = StepSpec(next_token_weight=0.0, policy=POLICY, temperature=TEMPERATURE, chunk=20)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def whole(run):
 
 def naive_log_p(lora, params, batch):
     hidden = forward(params.replace(lora=lora), C, Inputs.of(batch), dtype=jnp.float32)
-    log_p = jax.nn.log_softmax(project_logits(params.base, hidden) / POLICY.temperature)
+    log_p = jax.nn.log_softmax(project_logits(params.base, hidden) / TEMPERATURE)
     return log_p[jnp.arange(8)[:, None], batch["loss_positions"], batch["targets"]]
 
 
@@ -174,7 +176,7 @@ def test_the_step_lowers_from_shapes_alone(params):
     "kind, wrong, words",
     [
         (PolicyLoss, dict(clip_low=1.0), "clip_low"), (PolicyLoss, dict(clip_high=0.0), "clip_high"),
-        (PolicyLoss, dict(kl_weight=-1.0), "kl_weight"), (PolicyLoss, dict(temperature=0.0), "temperature"),
+        (PolicyLoss, dict(kl_weight=-1.0), "kl_weight"), (RolloutSettings, dict(temperature=0.0), "temperature"),
         (StepSpec, dict(policy=PolicyLoss()), "next_token_weight is 1.0"),
         (StepSpec, dict(policy=PolicyLoss(), next_token_weight=0.0, dropout=0.1), "dropout 0.1"),
     ],

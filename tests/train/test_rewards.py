@@ -2,14 +2,14 @@ import pytest
 
 from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat
-from medkor_jax.train.rewards import PARTS, Reward
+from medkor_jax.train.rewards import DEFAULT_PARTS, PARTS, Reward, RewardPart, best, make_parts
 
 QUESTION = Question("q", "exam", None, "en", "Which?", ("one", "two", "three"), 2)
-REWARD = Reward(answer=1.0, letter=0.1, format=0.2)
+REWARD = Reward()
 
 
-def score(text, reward=REWARD, *, n_tokens=10, is_finished=True, **more):
-    return reward.score(text, QUESTION, n_tokens=n_tokens, is_finished=is_finished, **more)
+def score(text, reward=REWARD, *, n_tokens=10, is_finished=True):
+    return reward.score(text, QUESTION, n_tokens=n_tokens, is_finished=is_finished)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def score(text, reward=REWARD, *, n_tokens=10, is_finished=True, **more):
 )
 def test_each_part_is_earned_by_itself(text, earned):
     result = score(text)
-    assert tuple(result.parts.values()) == (*earned, 0.0) and tuple(result.parts) == PARTS
+    assert tuple(result.parts.values()) == (*earned, 0.0) and tuple(result.parts) == tuple(PARTS)
     assert result.total == pytest.approx(sum(earned))
     assert (result.is_right, result.is_parsed, result.has_format) == tuple(part > 0 for part in earned)
 
@@ -38,20 +38,20 @@ def test_what_was_cut_off_earns_nothing_even_if_it_reads_right():
 
 
 def test_the_tags_are_those_of_the_format():
-    form = ReasoningFormat("[", "]")
-    assert score("[because] C", form=form).has_format and not score("<R> because <R/> C", form=form).has_format
+    reward = Reward(form=ReasoningFormat("[", "]"))
+    assert score("[because] C", reward).has_format and not score("<R> because <R/> C", reward).has_format
 
 
 @pytest.mark.parametrize("n_tokens, taken", [(8, 0.0), (12, 0.15), (16, 0.3), (99, 0.3)])
 def test_length_costs_little_by_little_up_to_twice_the_bound(n_tokens, taken):
-    reward = Reward(length_penalty=0.3, max_reasoning_tokens=8)
+    reward = Reward((*make_parts(answer=1.0), RewardPart("length", -0.3, bound=8)))
     for is_finished in (True, False):
         assert score("C", reward, n_tokens=n_tokens, is_finished=is_finished).parts["length"] == pytest.approx(-taken)
-    assert score("C", Reward(length_penalty=0.3), n_tokens=99).parts["length"] == 0.0  # no bound
+    assert score("C", Reward(make_parts(answer=1.0, length=-0.3)), n_tokens=99).parts["length"] == 0.0  # no bound
 
 
 def test_the_best_is_what_a_right_answer_in_form_earns():
-    assert score(" <R> because <R/> C").total == pytest.approx(REWARD.best) == 1.3
+    assert score(" <R> because <R/> C").total == pytest.approx(best(REWARD.parts)) == 1.3
 
 
 @pytest.mark.parametrize(
@@ -59,15 +59,17 @@ def test_the_best_is_what_a_right_answer_in_form_earns():
     [
         (dict(answer=0.3), "worth 0.3 and letter .* 0.3.*Raise answer"),
         (dict(letter=0.9), "Raise answer"),
-        (dict(length_penalty=0.7), "Raise answer"),
+        (dict(length=-0.7), "Raise answer"),
         (dict(format=-0.1), "below 0"),
+        (dict(length=0.1), "takes away"),
+        (dict(lettre=0.1), "no part of a reward.*nearest: 'letter'"),
         (dict(answer=0.0, letter=0.0, format=0.0), "nothing would be rewarded"),
     ],
 )
 def test_a_reward_that_teaches_the_wrong_thing_is_refused(parts, words):
     with pytest.raises(ValueError, match=words):
-        Reward(**parts)
+        Reward(make_parts(**{part.name: part.weight for part in DEFAULT_PARTS} | parts))
 
 
 def test_the_form_alone_may_be_taught():
-    assert Reward(answer=0.0).best == pytest.approx(0.3)
+    assert best(Reward(make_parts(answer=0.0, letter=0.1, format=0.2)).parts) == pytest.approx(0.3)

@@ -10,16 +10,25 @@ import pytest
 
 from medkor_jax.data import embedded
 from medkor_jax.data.question import Question
-from medkor_jax.data.reasoning import reasoning_prompt
+from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.data.rows import BadDataError, Source
 from medkor_jax.train.actor import Sample
-from medkor_jax.train.groups import Group, NothingToLearn, RolloutSettings, advantages, explain, taught
-from medkor_jax.train.rewards import Reward
+from medkor_jax.train.groups import Group, NothingToLearn, advantages, explain, taught
+from medkor_jax.train.reward_settings import RewardSettings, RolloutSettings
+from medkor_jax.train.rewards import Reward, make_parts
 from medkor_jax.train.rollout import Rollouts, shuffle_options
 
 EOS = 1
-SETTINGS = RolloutSettings(group_size=4, max_new_tokens=3, max_refills=2, reward=Reward(1.0, 0.4, 0.2))
+SETTINGS = RewardSettings(
+    "grpo", make_parts(answer=1.0, letter=0.4, format=0.2), RolloutSettings(group_size=4, max_new_tokens=3, max_refills=2)
+)
 RIGHT, WRONG = "right", "wrong"
+
+
+def changed_to(settings, **changes):
+    """`settings` with other fields, of its own or of its rollout."""
+    own = {name: changes.pop(name) for name in ("algorithm", "parts") if name in changes}
+    return dataclasses.replace(settings, rollout=dataclasses.replace(settings.rollout, **changes), **own)
 
 
 class Told:
@@ -37,9 +46,9 @@ class Told:
         self.calls.append((prompts, seeds, languages))
         answers = []
         for i, prompt in enumerate(prompts):
-            if i % SETTINGS.group_size == 0:
+            if i % SETTINGS.rollout.group_size == 0:
                 self.prompts.append(prompt)
-            text = self.script(len(self.prompts) - 1, i % SETTINGS.group_size)
+            text = self.script(len(self.prompts) - 1, i % SETTINGS.rollout.group_size)
             if text in (RIGHT, WRONG):
                 read = self.tokenizer.decode(prompt[1:])
                 at_x = read.index("x")
@@ -184,12 +193,12 @@ def test_what_is_cut_off_is_not_right_and_stays_in_the_loss(make, letters):
         (lambda g, s: "xyx...", {}, "100% cut off at 3 tokens. Answers do not end"),
         (lambda g, s: "xy"[s % 2], {}, "100% without one valid letter.*cold start"),
         (lambda g, s: RIGHT, {}, "All samples of a question are the same text: raise temperature"),
-        (lambda g, s: "?" * (s % 2) + "A", {"reward": Reward(0.0, 0.0, 0.2)}, "reward.answer is 0"),
+        (lambda g, s: "?" * (s % 2) + "A", {"parts": make_parts(answer=0.0, letter=0.0, format=0.2)}, "reward.parts.answer.weight is 0"),
         (lambda g, s: " " * (s % 2) + RIGHT, {"algorithm": "rft"}, "none earned all of the reward"),
     ],
 )  # fmt: skip
 def test_a_reward_that_never_differs_says_so_and_stops(answers, changed, words, make, letters, capsys):
-    rollouts = make(dataclasses.replace(SETTINGS, **changed))
+    rollouts = make(changed_to(SETTINGS, **changed))
     actor = Told(letters, answers)
     before = rollouts.get_state()
     with pytest.raises(NothingToLearn, match=words):
@@ -203,7 +212,7 @@ def test_a_reward_that_never_differs_says_so_and_stops(answers, changed, words, 
 def group_of(letters, *texts, answer=0):
     question = Question("q", "exam", None, "en", "?", ("x", "y"), answer)
     samples = [Sample((*letters.encode(text), EOS), text, True) for text in texts]
-    earned = [SETTINGS.reward.score(s.text, question, n_tokens=2, is_finished=True) for s in samples]
+    earned = [Reward(SETTINGS.parts).score(s.text, question, n_tokens=2, is_finished=True) for s in samples]
     return Group(question, [2], samples, earned)
 
 
@@ -212,7 +221,7 @@ def group_of(letters, *texts, answer=0):
     [(("A", "A "), "too easy"), (("B", "B "), "too hard"), (("A", "B"), "Raise group_size"), (("x", "x "), "cold start")],
 )
 def test_the_likely_cause_is_named(texts, words, letters):
-    assert words in explain([group_of(letters, *texts)], SETTINGS)
+    assert words in explain([group_of(letters, *texts)], SETTINGS, ReasoningFormat())
 
 
 def test_one_empty_batch_is_an_alarm_and_not_the_end(make, letters, capsys):
@@ -223,10 +232,10 @@ def test_one_empty_batch_is_an_alarm_and_not_the_end(make, letters, capsys):
 
 
 def test_rft_keeps_what_earned_everything_once_and_nothing_else(letters, make):
-    settings = dataclasses.replace(SETTINGS, algorithm="rft", reward=Reward(1.0, 0.4, 0.0))
+    settings = changed_to(SETTINGS, algorithm="rft", parts=make_parts(answer=1.0, letter=0.4, format=0.0))
     group = group_of(letters, "A", "A", " A", "B", "x A", "")
     assert [sample.text for _, sample, _ in taught(group, settings)] == ["A", " A"]
-    with_form = dataclasses.replace(settings, reward=SETTINGS.reward)
+    with_form = dataclasses.replace(settings, parts=SETTINGS.parts)
     assert not list(taught(group, with_form))  # right, but not in the format
     batch, watched = make(settings).next(0, Told(letters, one_right))
     assert "advantages" not in batch and "behaviour_nats" not in batch
@@ -243,7 +252,7 @@ def equal(one, other):
 
 
 def test_a_cursor_goes_on_to_the_same_bits_and_holds_a_batch_that_is_not_done(make, letters):
-    settings = dataclasses.replace(SETTINGS, updates_per_batch=2)
+    settings = changed_to(SETTINGS, updates_per_batch=2)
     whole, actor = make(settings), Told(letters, one_right)
     batches = [whole.next(step, actor)[0] for step in range(7)]
     assert len(actor.calls) == 4  # sampled at every other update
@@ -269,7 +278,7 @@ def test_another_seed_asks_and_draws_otherwise(make, letters):
 def test_a_cursor_of_other_rollouts_is_refused(make, letters):
     cursor = make().get_state()
     with pytest.raises(ValueError, match="rollouts was .*temperature"):
-        make(dataclasses.replace(SETTINGS, temperature=0.7)).set_state(cursor)
+        make(changed_to(SETTINGS, temperature=0.7)).set_state(cursor)
 
 
 def test_questions_without_room_are_named_or_left_out(make, quiz, letters):
@@ -302,7 +311,7 @@ def test_questions_without_room_are_named_or_left_out(make, quiz, letters):
 )
 def test_settings_that_cannot_work_are_refused(settings, shape, words, make):
     with pytest.raises(ValueError, match=words):
-        make(dataclasses.replace(SETTINGS, **settings), **shape)
+        make(changed_to(SETTINGS, **settings), **shape)
 
 
 def test_importance_is_the_true_ratio_truncated():
@@ -328,10 +337,10 @@ def test_the_decoder_says_how_likely_its_tokens_were(dtype, tiny_base_dir):
     from medkor_jax.train.step import StepSpec
 
     model, mesh = open_model(tiny_base_dir), make_mesh(MeshShape())
-    spec = StepSpec(dtype=dtype, policy=PolicyLoss(temperature=0.7), next_token_weight=0.0)
+    spec = StepSpec(dtype=dtype, policy=PolicyLoss(), temperature=0.7, next_token_weight=0.0)
     questions = embedded.questions("train", "en")[:8]
     source = Source("quiz", "exam", "embedded", language="en")
-    settings = dataclasses.replace(SETTINGS, group_size=4, temperature=0.7, max_new_tokens=12)
+    settings = changed_to(SETTINGS, group_size=4, temperature=0.7, max_new_tokens=12)
     rollouts = Rollouts([(source, questions)], model.tokenizer, settings, batch_size=8, seq_len=128, seed=3)
     with jax.set_mesh(mesh):
         params = model.load(jnp.dtype(dtype), mesh)

@@ -14,7 +14,7 @@ from medkor_jax.model.params import Params, abstract_base
 from medkor_jax.parallel.mesh import MeshShape, make_mesh, place_batch, shard_tree
 from medkor_jax.train.retention import Retention
 from medkor_jax.train.step import StepSpec, make_evaluation, make_state, make_step
-from medkor_jax.train.trainable import Group, Schedule, make_optimizer, split
+from medkor_jax.train.trainable import OptimizerRule, Schedule, make_optimizer, split
 
 C = preset("tiny")
 SGD = optax.sgd(1.0)  # its update is the gradient itself, so runs compare without Adam blowing up rounding
@@ -181,8 +181,8 @@ def adam(params):
 
 
 def make_adam(params):
-    groups = tuple(Group(name, rf"{name}/.*", 1e-2) for name in trees_of(params))
-    optimizer = make_optimizer(groups, Schedule(10, 2), trees_of(params))
+    groups = tuple(OptimizerRule(name, rf"{name}/.*", 1e-2) for name in trees_of(params))
+    optimizer = make_optimizer(groups, Schedule(10, 2, 0.1, 1.0), trees_of(params))
 
     def update(*args):
         with jax.numpy_dtype_promotion("standard"):  # optax's Adam raises a float to an int32; the rest stays strict
