@@ -72,8 +72,8 @@ def _row(key: Key, default: Any) -> str:
     shown = (
         "must be given" if default is REQUIRED else "" if is_spelt_below else f"`{_short(default)}`"
     )
-    meaning = meaning_of(key.owner, key.name)
-    return f"| `{key.name}` | {meaning} | {key.kind}{bounds} | {shown} |".replace("||", "| |")
+    meaning = meaning_of(key.owner, key.name).replace("|", "\\|")
+    return f"| `{key.name}` | {meaning} | {key.kind}{bounds} | {shown} |"
 
 
 def _short(default: Any) -> str:

@@ -135,7 +135,8 @@ def _as_config_errors(path: str) -> Iterator[None]:
 
 def _in_short(said: str) -> str:
     """Returns what ml_collections said without the whole config, which it adds to a wrong key."""
-    if found := re.search(r'Key "(\w+)" does not exist', said):
+    is_read = re.fullmatch(r"""["']+(\w+)["']+( Did you mean "\w+".*)?""", said)
+    if found := re.search(r'Key "(\w+)" does not exist', said) or is_read:
         near = re.search(r'Did you mean "(\w+)"', said)
         words = renamed(found[1]) or (f"nearest: {near[1]!r}" if near else "")
         return f"{found[1]!r} is not a key" + (f"; {words}" if words else "")
