@@ -118,7 +118,7 @@ def tiny_base_dir(make_base, tmp_path_factory) -> pathlib.Path:
 
     from medkor_jax.data import embedded
     from medkor_jax.data.tokenizer import Tokenizer
-    from medkor_jax.io.models import save_base
+    from medkor_jax.io.bases import save_base
     from medkor_jax.model.config import preset
 
     directory = tmp_path_factory.mktemp("tiny") / "base"

@@ -12,11 +12,11 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 # room -> what of ours it may import, beside itself. A room is a folder, or a module at the top.
 MAY_IMPORT = {
-    "model": (),
+    "model": ("parallel.mesh",),  # where activations lie
     "data": (),
     "parallel": (),
     "adapt": ("model",),
-    "io": ("model", "data.tokenizer", "data.contents", "data.reading", "parallel"),
+    "io": ("model", "data.tokenizer", "data.tokenizer_engines", "data.contents", "data.reading", "parallel"),
     "train": ("model", "adapt", "io", "data", "parallel", "eval.answers"),
     "eval": ("model", "adapt", "io", "data", "parallel"),
     "run": ("model", "adapt", "io", "data", "parallel", "train", "eval"),
@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "bench": ("model", "adapt", "io", "data", "parallel", "train", "eval", "plan", "run"),
     "commands": ("model", "adapt", "io", "data", "parallel", "train", "eval", "plan", "profiling", "bench", "run"),
 }
-TOP = {"cli", "__init__"}
+TOP = {"cli", "__init__", "nearest"}
+EVERYWHERE = ("nearest",)  # below all rooms
 # Circles that other work in hand cuts: to be cleared before the next version.
 TO_BE_CUT = [
     ["medkor_jax.run.final", "medkor_jax.run.pipeline"],
@@ -114,10 +115,14 @@ def test_a_room_imports_only_what_stands_below_it(room):
     wrong = {}
     for file in FILES:
         if _room(file) == room:
-            allowed = (room, *MAY_IMPORT[room])
+            allowed = (room, *MAY_IMPORT[room], *EVERYWHERE)
             if names := {name for name in _ours(file) if not _is_within(name, allowed)}:
                 wrong[_name(file)] = sorted(names)
     assert wrong == {}
+
+
+def test_what_is_below_all_rooms_imports_none_of_them():
+    assert {name: _ours(PACKAGE / f"{name}.py") for name in EVERYWHERE} == {name: set() for name in EVERYWHERE}
 
 
 def test_flax_linen_is_imported_in_one_file():

@@ -14,12 +14,12 @@ Where the layers stand and how they run is `model`'s business (`params.layer_kin
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Annotated, Any
 
 import jax.numpy as jnp
 
 from medkor_jax.model.params import BACK, FRONT, Tree
+from medkor_jax.nearest import nearest
 
 INITS = ("identity", "copy")
 _SILENCED = ("post_attn_norm", "post_ffw_norm")
@@ -54,8 +54,7 @@ def check_expansion(front: int, back: int, init: str) -> None:
     if not any(counts.values()):
         raise ValueError("expansion front and back are both 0: nothing would be added. Give one at least 1, or leave it out")
     if init not in INITS:
-        near = difflib.get_close_matches(str(init), INITS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"expansion init {init!r} is none of {', '.join(INITS)}; nearest: {near!r}")
+        raise ValueError(f"expansion init {init!r} is none of {', '.join(INITS)}; nearest: {nearest(init, INITS)!r}")
 
 
 def make_expansion(

@@ -10,7 +10,6 @@ B starts at zero, so a fresh adapter changes nothing. How an adapter is applied 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from typing import Annotated, Any, Iterable
 
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 
 from medkor_jax.model.layers import merged_matrix
 from medkor_jax.model.params import ADAPTABLE, Tree
+from medkor_jax.nearest import nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +52,7 @@ def check_targets(targets: Iterable[str], rank: int) -> tuple[str, ...]:
         raise ValueError(f"LoRA rank is {rank}; it must be at least 1")
     for name in targets:
         if name not in ADAPTABLE:
-            near = difflib.get_close_matches(str(name), ADAPTABLE, n=1, cutoff=0.0)[0]
-            raise ValueError(f"LoRA target {name!r} is none of {', '.join(ADAPTABLE)}; nearest: {near!r}")
+            raise ValueError(f"LoRA target {name!r} is none of {', '.join(ADAPTABLE)}; nearest: {nearest(name, ADAPTABLE)!r}")
     if not targets or len(set(targets)) != len(targets):
         raise ValueError(f"LoRA targets {targets} must name at least one matrix, each once")
     return targets

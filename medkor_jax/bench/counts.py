@@ -13,8 +13,8 @@ import functools
 from medkor_jax.adapt.lora import LoraSettings
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.kernel import choose, n_scores
-from medkor_jax.model.layout import platform
 from medkor_jax.model.params import ADAPTABLE, matrix_sizes
+from medkor_jax.parallel.mesh import platform
 from medkor_jax.plan.handcount import hand_flops
 from medkor_jax.plan.stages import STEP, Program, Trees
 from medkor_jax.train.step import StepSpec

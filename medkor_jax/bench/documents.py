@@ -17,12 +17,12 @@ import numpy as np
 from medkor_jax.data import embedded
 from medkor_jax.data.packing import Encoded, PackedRows, encode
 from medkor_jax.data.question import example, prompt
+from medkor_jax.data.rows import EMBEDDED
 from medkor_jax.data.sources import Source, load_questions
 
 Document = dict[str, list[int]]
 """tokens: ids without bos; loss: 1 where the token is predicted, else 0."""
 
-EMBEDDED = "embedded"
 _SEED = 0
 _MADE_UP_LENGTHS = (60, 260)  # tokens of an exam question, about what a Korean licensing exam has
 

@@ -93,7 +93,7 @@ class Ours:
     def prepare_rollout(self, prompts: list[list[int]], max_new_tokens: int, rank: int) -> None:
         """The sampler of GRPO as `train.rollout` uses it, but for text: what is drawn is not read, and nothing ends early."""
         config, v = self._weights.config, self._weights.config.vocab_size
-        no_text = types.SimpleNamespace(eos_id=None, end_of_turn_id=None, vocab_size=v, is_writable=np.ones(v, bool), decode=lambda ids: "")
+        no_text = types.SimpleNamespace(stop_ids=(), vocab_size=v, is_writable=np.ones(v, bool), decode=lambda ids: "")
         self._params, self._prompts, self._n_drawn = self._load(rank), prompts, 0
         self._max_new_tokens = max_new_tokens
         spec = dataclasses.replace(_spec(self._dtype, False, self._remat), next_token_weight=0.0, policy=PolicyLoss())

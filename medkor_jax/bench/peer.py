@@ -156,10 +156,10 @@ class Peer:
         import transformers
 
         if self._model_path.startswith("random:"):
-            from medkor_jax.io.export import hf_config
+            from medkor_jax.io.export_form import hf_config
             from medkor_jax.model.config import preset
 
-            ids = types.SimpleNamespace(bos_id=2, eos_id=1, end_of_turn_id=None, pad_id=0)
+            ids = types.SimpleNamespace(bos_id=2, stop_ids=(1,), pad_id=0)
             sizes = hf_config(preset(self._model_path.removeprefix("random:")), str(self._dtype).removeprefix("torch."), ids)
             config = transformers.Gemma3TextConfig(**sizes)
             torch.manual_seed(0)

@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
-from typing import Any, Callable, Iterable, Sequence
+from typing import Any, Callable, Sequence
 
 from medkor_jax.bench import documents
-from medkor_jax.bench.checks import BenchError, check_counts, check_losses, check_tokens
+from medkor_jax.bench.cases import check_cases, run_cases
+from medkor_jax.bench.checks import check_counts, check_losses, check_tokens
 from medkor_jax.bench.counts import RECOMPUTED_SHARE
-from medkor_jax.bench.peer import SETTINGS, missing_packages
+from medkor_jax.bench.machine import find_peer
 from medkor_jax.bench.report import Report, Row, compare, describe_machine
-from medkor_jax.bench.worker import Worker, WorkerError
-from medkor_jax.data.contents import cache_directory
+from medkor_jax.bench.worker import Worker
+from medkor_jax.data.rows import EMBEDDED
+from medkor_jax.io.embedded_model import EMBEDDED_MODEL
 from medkor_jax.io.weights import Weights, open_weights
 
 COMPILE_GROWTH = 1.5
@@ -185,7 +186,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
 
 
 def run(
-    weights: str = "embedded", cases: Sequence[str] = (), *, repeats: int = 5, out: str = "", exam: str = documents.EMBEDDED
+    weights: str = EMBEDDED_MODEL, cases: Sequence[str] = (), *, repeats: int = 5, out: str = "", exam: str = EMBEDDED
 ) -> Report:
     """Returns the figures of `cases` (none named: all), and writes them to `out` as JSON if that is given.
 
@@ -202,58 +203,6 @@ def run(
     bench = Bench(settings, open_weights(weights), peer_model)
     report = Report(dataclasses.asdict(settings), {"machine": machine}, [], notes, bench.steps)
     return run_cases(report, bench, CASES, cases, out)
-
-
-def run_cases(report: Report, bench: Any, known: dict[str, Callable[[Any], list[Row]]], cases: Sequence[str], out: str) -> Report:
-    """Returns `report` with the rows of `cases` (none named: all `known`), and what `bench` notes and finds of versions.
-
-    Raises: BenchError or WorkerError, with what was measured before it.
-    """
-    start = report
-    for case in cases or known:
-        try:
-            rows = known[case](bench)
-        except (BenchError, WorkerError) as error:
-            measured = f"; measured before that:\n{report}" if report.rows else ""
-            raise type(error)(f"{case}: {error}{measured}") from error
-        report = dataclasses.replace(
-            report, versions=start.versions | bench.versions, rows=[*report.rows, *rows], notes=[*start.notes, *bench.notes]
-        )
-        if out:  # after every case: a later one that fails loses nothing
-            report.save(out)
-    return report
-
-
-def check_cases(cases: Sequence[str], known: Iterable[str]) -> None:
-    """Raises: ValueError, with the nearest, on a case that is not known."""
-    for case in cases:
-        if case not in known:
-            near = difflib.get_close_matches(case, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"bench case {case!r} is none of {', '.join(known)}; nearest: {near!r}")
-
-
-def find_peer(weights: str) -> tuple[str | None, list[str]]:
-    """Returns (what transformers loads for the same weights, or None, and what to say about it).
-
-    GGUF weights are converted once, into the cache directory, by transformers itself.
-    """
-    import pathlib
-
-    if missing := missing_packages():
-        return None, [f"no peer: {', '.join(missing)} not installed; pip install 'medkor-jax[test]'. Ours was measured alone."]
-    if weights.startswith("random:"):
-        return None, [f"no peer: {weights} exists only here. Ours was measured alone."]
-    note = f"other: transformers with PEFT: {SETTINGS}"
-    path = pathlib.Path(weights).expanduser()
-    is_gguf = weights == "embedded" or path.suffix == ".gguf" or (path.is_dir() and not any(path.glob("*.safetensors")))
-    if not is_gguf:
-        return weights, [note]
-    target = cache_directory() / "bench" / open_weights(weights).digest[:16]
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with Worker("peer", {"model": str(target)}) as converter:
-            converter.call("convert", weights=weights, directory=str(target))
-    return str(target), [note]
 
 
 def _series(times: list[list[dict[str, Any]]], key: str) -> list[list[float]]:

@@ -132,12 +132,13 @@ def _make_tiny(directory: pathlib.Path) -> str:
     import jax
     import numpy as np
 
-    from medkor_jax.io.models import save_base
+    from medkor_jax.io.bases import save_base
+    from medkor_jax.io.embedded_model import EMBEDDED_MODEL
     from medkor_jax.io.weights import open_weights
     from medkor_jax.model.config import preset
     from medkor_jax.model.params import abstract_base
 
-    tokenizer = open_weights("embedded").tokenizer
+    tokenizer = open_weights(EMBEDDED_MODEL).tokenizer
     config = dataclasses.replace(preset("tiny"), vocab_size=tokenizer.vocab_size)
     rng = np.random.default_rng(0)
     shapes = abstract_base(config, np.float32)

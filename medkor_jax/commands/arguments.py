@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from typing import Callable
 
+from medkor_jax.model.dtypes import DTYPES
+
 WEIGHTS = (
     "embedded, a directory, a .gguf file, a hub id, a run, "
     "or random:PRESET such as random:gemma3-4b"
@@ -42,7 +44,7 @@ def above_zero(text: str) -> float:
 
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
 
 
 def add_tags(parser: argparse.ArgumentParser, when: str = "") -> None:

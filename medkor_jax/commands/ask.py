@@ -18,12 +18,14 @@ from typing import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import softmax
 
 from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, add_tags, whole
+from medkor_jax.data.cells import composed
 from medkor_jax.data.language import ENGLISH, KOREAN, has_hangul
 from medkor_jax.data.question import LETTERS, Question, prompt
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
-from medkor_jax.data.rows import Source, composed
+from medkor_jax.data.rows import Source
 from medkor_jax.data.sources import load_questions
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.eval.exam import evaluate
@@ -151,8 +153,8 @@ def ask(
         stop = () if isinstance(question, str) else (form.closing,)
         by_token = model.route == "token"
         decoder = Decoder(
-            config, dtype=dtype, stop_ids=_end_ids(tokenizer), check_every=1,
-            decode=lambda ids: tokenizer.decode([i for i in ids if i < tokenizer.vocab_size]),
+            config, dtype=dtype, stop_ids=tokenizer.stop_ids, check_every=1,
+            decode=tokenizer.decode,
             routing=make_routing(tokenizer, config.vocab_size, by_token=by_token),
         )  # fmt: skip
         stream = _Stream(write, stop)
@@ -193,18 +195,13 @@ def _with_letters(
     is_closed = written.finish == STOP_STRING
     tokens = list(written.tokens)
     if not is_closed:  # by length, or by an end that the model set too early: the tag is put in its place
-        tokens = [token for token in tokens if token not in _end_ids(tokenizer)] + tokenizer.encode(f" {form.closing}")
+        tokens = [token for token in tokens if token not in tokenizer.stop_ids] + tokenizer.encode(f" {form.closing}")
     write(form.closing if is_closed else f" {form.closing} (not closed by the model)")
     letters = [tokenizer.encode(f" {letter}") for letter in LETTERS[: len(question.options)]]
     if any(len(letter) != 1 for letter in letters):
         raise ValueError(f"the tokenizer spells the letters in {letters}; probabilities need one token each")
     logits = scorer.next_logits([ids + tokens], [letter[0] for letter in letters])[0].astype(np.float64)
-    weights = np.exp(logits - logits.max())
-    return Asked(written.text, tuple((weights / weights.sum()).tolist()), is_closed)
-
-
-def _end_ids(tokenizer: Tokenizer) -> list[int]:
-    return [token for token in (tokenizer.eos_id, tokenizer.end_of_turn_id) if token is not None]
+    return Asked(written.text, tuple(softmax(logits).tolist()), is_closed)
 
 
 class _Stream:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from medkor_jax import bench
 from medkor_jax.commands.arguments import WEIGHTS, whole
+from medkor_jax.model.dtypes import DTYPES
 
 PRESET_OF = {"270m": "gemma3-270m", "1b": "gemma3-1b", "4b": "gemma3-4b"}
 _BEST = (
@@ -35,7 +36,7 @@ def _add_best(best) -> None:
     words = "default: what jax finds"
     best.add_argument("--device", default="", choices=("", "cpu", "gpu", "tpu"), help=words)
     words = "default: float32 on a CPU, else bfloat16"
-    best.add_argument("--dtype", default="", choices=("", "float32", "bfloat16"), help=words)
+    best.add_argument("--dtype", default="", choices=("", *DTYPES), help=words)
     words = "tokens a row (default: 512 on a CPU, else 2048)"
     best.add_argument("--seq-len", type=whole(8), help=words)
     words = "rows over all devices (default: 4 on a CPU, else 8 a device)"

@@ -16,13 +16,14 @@ import shutil
 import jax
 from jax.sharding import Mesh
 
-from medkor_jax.io import hf
+from medkor_jax.io import download
 from medkor_jax.io.weights import is_hub_id
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.plan.arithmetic import estimate
 from medkor_jax.plan.command import config_of
 from medkor_jax.plan.compiling import sharded_bytes
-from medkor_jax.plan.stages import STEP, Program, Trees, abstract_params, planned_stages
+from medkor_jax.plan.lowering import abstract_params
+from medkor_jax.plan.stages import STEP, Program, Trees, planned_stages
 from medkor_jax.plan.topology import Chip, Topology
 from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import Recipe
@@ -41,7 +42,7 @@ def model_config(recipe: Recipe) -> ModelConfig:
 
 def is_at_hand(weights: str) -> bool:
     """Whether the weights can be opened without fetching them."""
-    return pathlib.Path(weights).exists() or not is_hub_id(weights) or hf.is_cached(weights)
+    return pathlib.Path(weights).exists() or not is_hub_id(weights) or download.is_cached(weights)
 
 
 def disk_room(recipe: Recipe) -> str:

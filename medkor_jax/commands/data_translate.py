@@ -4,7 +4,7 @@
     say(done.table())
 
 Question and options are translated one by one, a question of several lines line by line, each asked as
-translation is taught (`data.translation`); the key is carried over, and a text without a word of the other
+translation is taught (`data.pairs`); the key is carried over, and a text without a word of the other
 language (a number, a drug's Latin name) is kept. What the model wrote goes to OUT.work.jsonl, some questions at a
 time, so that a killed run goes on where it stood and ends with the same file. A row is kept only if it passes
 `data.translated_exam.find_faults`; the others, with the reasons, are in OUT.failed.jsonl.
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import os
 import pathlib
 import re
@@ -27,13 +26,14 @@ from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, whole
 from medkor_jax.commands.eval import open_scorer
 from medkor_jax.commands.translation_work import Work, json_lines
 from medkor_jax.data import rows
+from medkor_jax.data.contents import sha256_of
 from medkor_jax.data.language import has_hangul
 from medkor_jax.data.pairs import LABELS, translation_prompt
 from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Source
 from medkor_jax.data.sources import load_questions
 from medkor_jax.data.translated_exam import TranslatedQuestion, find_faults, row_of
-from medkor_jax.eval.exam import ExamTokenizer, Scorer
+from medkor_jax.eval.scoring import ExamTokenizer, Scorer
 from medkor_jax.eval.translation import translate
 from medkor_jax.io.files import write_atomically
 from medkor_jax.parallel.hosts import say
@@ -229,7 +229,7 @@ def _other(to: str) -> str:
 
 
 def _digest(questions: Sequence[Question]) -> str:
-    return hashlib.sha256(repr(list(questions)).encode()).hexdigest()
+    return sha256_of([repr(list(questions))])
 
 
 def _beside(out: pathlib.Path, what: str) -> pathlib.Path:

@@ -30,7 +30,8 @@ from medkor_jax.data.sources import load_questions
 from medkor_jax.eval.exam import MAX_REASONING_TOKENS, READ_VERSION, contexts_digest, evaluate
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.scorer import ModelScorer
-from medkor_jax.eval.translation import MAX_TRANSLATION_TOKENS, TranslationReport, evaluate_translation
+from medkor_jax.eval.translation import MAX_TRANSLATION_TOKENS, evaluate_translation
+from medkor_jax.eval.translation_report import TranslationReport
 from medkor_jax.io.models import Model
 from medkor_jax.model.dtypes import slow_here
 from medkor_jax.parallel import hosts

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from medkor_jax.commands.arguments import WEIGHTS, above_zero
 from medkor_jax.io.export import export_hf
 from medkor_jax.io.export_peft import export_peft
+from medkor_jax.model.dtypes import DTYPES
 from medkor_jax.run.named_model import open_model
 
 _TO = "hf: the whole model for transformers; peft: adapters alone"
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", required=True, choices=("hf", "peft"), help=_TO)
     parser.add_argument("--out", required=True, help="a directory that does not exist yet")
     words = "hf only (default: that of the base)"
-    parser.add_argument("--dtype", default="", choices=("", "float32", "bfloat16"), help=words)
+    parser.add_argument("--dtype", default="", choices=("", *DTYPES), help=words)
     parser.add_argument("--exact-bytes", action="store_true", help=_EXACT_BYTES)
     parser.add_argument("--text-only", action="store_true", help=_TEXT_ONLY)
     words = "hf only: largest weight file (default 4)"

@@ -28,7 +28,7 @@ from medkor_jax.commands.capacity import device_room, disk_room, is_at_hand, mod
 from medkor_jax.data import rows
 from medkor_jax.data.contents import file_digest, files_digest
 from medkor_jax.data.rows import EMBEDDED
-from medkor_jax.io import hf
+from medkor_jax.io import download
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.agreement import require_same, require_shared
 from medkor_jax.parallel.mesh import AXES, check_batch, make_mesh
@@ -189,7 +189,7 @@ def _data(recipe: Recipe) -> str:
             if path.is_file():
                 found[source.name] = file_digest(path)
             elif source.path != EMBEDDED and not path.is_dir() and rows.is_hub_id(source.path):
-                hf.check_access(source.path, "dataset")
+                download.check_access(source.path, "dataset")
             elif source.path != EMBEDDED and not path.is_dir():
                 trouble.append(f"{source.name}: {path.absolute()} is not there")
         except (OSError, ValueError) as error:
@@ -202,7 +202,7 @@ def _data(recipe: Recipe) -> str:
 
 def _weights(name: str) -> str:
     if not is_at_hand(name):
-        hf.check_access(name)
+        download.check_access(name)
         return "the hub gives them"
     weights = open_model(name).base
     return f"{weights.config.n_params / 1e9:.2f}B parameters, stored in {weights.stored_dtype}"

@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from medkor_jax.data.exams import Question
+from medkor_jax.data.question import Question
 from medkor_jax.data.translated_exam import TranslatedQuestion
 from medkor_jax.io.files import write_atomically
 from medkor_jax.parallel import hosts

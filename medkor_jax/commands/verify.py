@@ -43,7 +43,7 @@ from medkor_jax.data import embedded
 from medkor_jax.data.question import prompt as exam_prompt
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.eval.scorer import ModelScorer, read_prompts
-from medkor_jax.io.export import RECORD
+from medkor_jax.io.hf import EXPORT_RECORD
 from medkor_jax.io.models import Model
 from medkor_jax.io.reference import load_reference_tokenizer, reference_answers
 from medkor_jax.io.rounding import EVERYTHING, rms
@@ -225,5 +225,5 @@ def _logits_at(params: Params, prompt: Prompt, places: jax.Array, *, config: Mod
 
 def export_record(export: str) -> dict[str, Any]:
     """Returns what an export of ours says of itself; {} of anything else."""
-    path = pathlib.Path(export) / RECORD
+    path = pathlib.Path(export) / EXPORT_RECORD
     return json.loads(path.read_text(encoding="utf-8")) if export and path.is_file() else {}

@@ -14,9 +14,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from medkor_jax.data.cells import plain_number
 from medkor_jax.data.notes import Tally
 from medkor_jax.data.question import LETTERS
-from medkor_jax.data.rows import plain_number
 
 
 class AmbiguousKeys(ValueError):

@@ -17,12 +17,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from medkor_jax.data.contents import content_digest
-from medkor_jax.data.packing import ROUTES, Batch, Encoded, PackedRows, encode, find_too_long
+from medkor_jax.data.language import check_route
+from medkor_jax.data.packing import Batch, Encoded, PackedRows, derive_loss_positions, encode, find_too_long
 from medkor_jax.data.rows import BadDataError, BadRow, Example, Source
-from medkor_jax.data.stored import StoredExamples
 
 if TYPE_CHECKING:
     from medkor_jax.data.tokenizer import Tokenizer
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 # How many documents may wait for a later batch. Measured on doctor questions, 8 rows of 512 tokens: 1 fills
 # 89 % of the tokens, 32 fill 94 %, 64 fill 95 %.
 MAX_WAITING = 32
-_SAMPLE = 512
 
 
 class Batches:
@@ -54,7 +51,7 @@ class Batches:
         self._examples = [examples for _, examples in sources]
         self._tokenizer = tokenizer
         self.batch_size, self.seq_len, self.route = batch_size, seq_len, route
-        self.loss_positions = loss_positions or _loss_positions(self._examples, tokenizer, seq_len)
+        self.loss_positions = loss_positions or derive_loss_positions(self._examples, tokenizer, seq_len)
         self.dropped: list[BadRow] = []
         kept = [self._kept(source, examples) for source, examples in sources]
         if self.dropped and not drop_bad:
@@ -167,31 +164,6 @@ def document_order(kept: Sequence[Sequence[int]], weights: Sequence[float], *, s
     return streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights=list(weights))
 
 
-def _loss_positions(sources: Sequence[Sequence[Example]], tokenizer: Tokenizer, seq_len: int) -> int:
-    """Returns M for these examples, a multiple of 8 and at most T.
-
-    Where nothing may be cut: a quarter more than the share of predicted tokens asks for (in the source that
-    has most), and enough for any one example that fits a row. A row that has used up its M takes no more
-    examples, so M bounds the cost of the head and never loses a loss.
-    """
-    needed = 0.0
-    for examples in sources:
-        if examples[0].splittable:
-            return seq_len
-        sample = [encode(examples[i], tokenizer) for i in range(0, len(examples), max(1, len(examples) // _SAMPLE))]
-        share = sum(e.loss.sum() for e in sample) / sum(len(e.tokens) + 1 for e in sample)
-        needed = max(needed, 1.25 * share * seq_len)
-        asked = range(len(examples))
-        if isinstance(examples, StoredExamples):  # what their sizes tell needs no reading
-            asked = np.flatnonzero(examples.loss_bytes + 1 > needed).tolist()
-        for example in map(examples.__getitem__, asked):
-            if sum(len(text.encode()) for text, has_loss in example.parts if has_loss) + 1 > needed:  # else it has fewer
-                encoded = encode(example, tokenizer)
-                if len(encoded.tokens) < seq_len:
-                    needed = max(needed, int(encoded.loss.sum()))
-    return min(seq_len, 8 * math.ceil(needed / 8))
-
-
 def _check_settings(sources, batch_size: int, seq_len: int, loss_positions: int | None, epochs: int | None, route: str) -> None:
     if not sources:
         raise ValueError("no sources: expected at least one")
@@ -202,8 +174,7 @@ def _check_settings(sources, batch_size: int, seq_len: int, loss_positions: int 
         raise ValueError(f"batch_size is {batch_size} and seq_len {seq_len}, expected at least 1 and 4")
     if loss_positions is not None and not 1 <= loss_positions <= seq_len:
         raise ValueError(f"loss_positions is {loss_positions}, expected 1 to seq_len ({seq_len}), or None to derive it")
-    if route not in ROUTES:
-        raise ValueError(f"route is {route!r}, expected one of {', '.join(ROUTES)}")
+    check_route(route)
     if epochs is not None and len({source.weight for source, _ in sources}) > 1:
         weights = ", ".join(f"{source.name} {source.weight}" for source, _ in sources)
         raise ValueError(f"epochs is {epochs} and the weights differ ({weights}): every document cannot come equally often "

@@ -17,7 +17,8 @@ from typing import Any
 
 from medkor_jax.data import pairs as translation
 from medkor_jax.data import rows, text, workers
-from medkor_jax.data.files import UnreadableFile, open_text, read_jsonl
+from medkor_jax.data.files import read_jsonl
+from medkor_jax.data.lines import UnreadableFile, open_text
 from medkor_jax.data.notes import Note, Tally
 from medkor_jax.data.rows import BadDataError, BadRow, Example, Source
 from medkor_jax.data.stored import RowsWriter, Segment, join_segments

@@ -17,8 +17,10 @@ from typing import Any
 
 from medkor_jax.data import rows
 from medkor_jax.data.answer_keys import Key
+from medkor_jax.data.cells import BadRowReason, plain_number, text_of
+from medkor_jax.data.lines import Row
 from medkor_jax.data.question import LETTERS
-from medkor_jax.data.rows import BadDataError, BadRow, BadRowReason, Row, Source
+from medkor_jax.data.rows import BadDataError, BadRow, Source
 
 KORMEDMCQA_SUBJECTS = ("doctor", "nurse", "pharm", "dentist")
 KEYS = ("answer_idx", "answer_index", "cop", "answer", "answerKey")  # columns of the key; the first that is there is it
@@ -50,12 +52,12 @@ def draft_from_row(row: Row, source: Source, number: int) -> Draft:
     """
     try:
         flat = _flat(row, source)
-        stem = rows.text_of(flat["question"], "question")
+        stem = text_of(flat["question"], "question")
         options = _options(flat)
     except TooManyOptionsError as error:  # left out, such questions would leave an easier exam
         raise BadDataError([BadRow(rows.file_label(source), number, str(error))],
                            advice="questions with more options than can be asked, which --drop-bad does not leave out") from None
-    subject = rows.plain_number(flat.get("subject")) or rows.plain_number(flat.get("config"))
+    subject = plain_number(flat.get("subject")) or plain_number(flat.get("config"))
     has_columns = set("ABCDE") <= row.keys() and len(options) <= 5 and "answer" in row and not source.fields
     named = "subject" if subject in KORMEDMCQA_SUBJECTS else "columns" if has_columns else ""
     key = Key(number, flat["answer"], options, flat.get(NAMES, ()), flat.get(SAID, ()), named)
@@ -106,7 +108,7 @@ def _listed(value: Any) -> Row:
         pairs = list(zip(value["label"], value["text"], strict=False))
     elif isinstance(value, dict):
         pairs = list(value.items())
-        if all(rows.plain_number(name).upper() in [*LETTERS] for name, _ in pairs):
+        if all(plain_number(name).upper() in [*LETTERS] for name, _ in pairs):
             pairs.sort(key=lambda pair: LETTERS.index(pair[0].strip().upper()))
             return {name.strip().upper(): text for name, text in pairs}  # a letter may be missing: that is seen later
     elif value and all(isinstance(one, dict) for one in value):
@@ -118,7 +120,7 @@ def _listed(value: Any) -> Row:
         pairs.pop()
     if len(pairs) > len(LETTERS):
         raise TooManyOptionsError(f"{len(pairs)} options, expected 2 to {len(LETTERS)}")
-    names = tuple(rows.plain_number(name).upper() for name, _ in pairs)
+    names = tuple(plain_number(name).upper() for name, _ in pairs)
     own = {NAMES: names} if names != tuple(LETTERS[: len(names)]) and all(names) and len(set(names)) == len(names) else {}
     return {**dict(zip(LETTERS, (text for _, text in pairs))), **own}
 
@@ -129,7 +131,7 @@ def _options(row: Row) -> tuple[str, ...]:
     expected = string.ascii_uppercase[: string.ascii_uppercase.index(present[-1]) + 1] if present else ""
     if not 2 <= len(expected) <= len(LETTERS):
         raise (BadRowReason if len(expected) < 2 else TooManyOptionsError)(f"{len(expected)} options, expected 2 to {len(LETTERS)}")
-    return tuple(rows.text_of(row.get(letter), f"option {letter}") for letter in expected)
+    return tuple(text_of(row.get(letter), f"option {letter}") for letter in expected)
 
 
 def _run(letters: list[str]) -> list[str]:

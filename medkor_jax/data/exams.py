@@ -16,11 +16,13 @@ import re
 
 from medkor_jax.data import embedded, rows
 from medkor_jax.data.answer_keys import AmbiguousKeys, read_keys
+from medkor_jax.data.cells import BadRowReason, plain_number, text_of
 from medkor_jax.data.exam_rows import KORMEDMCQA_SUBJECTS, Draft, draft_from_row
 from medkor_jax.data.language import has_hangul
+from medkor_jax.data.lines import Row
 from medkor_jax.data.notes import Note, Tally
 from medkor_jax.data.question import LETTERS, Question
-from medkor_jax.data.rows import BadDataError, BadRow, BadRowReason, Loaded, Row, Source
+from medkor_jax.data.rows import BadDataError, BadRow, Loaded, Source
 
 # Where a reasoning says which letter is right: "정답은 (E) 입니다", "the answer is **B**". Not "정답은 C1인 B번", nor
 # "정답은 A가 아니다".
@@ -83,28 +85,28 @@ def _question(draft: Draft, answer: int | str, source: Source, number: int, tall
     if isinstance(answer, str):
         raise BadRowReason(answer)
     row, subject, options = draft.row, draft.subject, draft.options
-    exam = f"kormedmcqa/{subject}" if subject in KORMEDMCQA_SUBJECTS else rows.plain_number(row.get("exam")) or source.name
-    split = rows.plain_number(row.get("split")) or rows.part_name(source)
+    exam = f"kormedmcqa/{subject}" if subject in KORMEDMCQA_SUBJECTS else plain_number(row.get("exam")) or source.name
+    split = plain_number(row.get("split")) or rows.part_name(source)
     numbered = f"{subject or exam}/{split}/{row.get('row', number - 1)}"
-    reasoning = next((row[name] for name in ("cot", "rationale") if rows.plain_number(row.get(name))), "")
-    rationale = rows.text_of(reasoning, "reasoning").strip() if reasoning != "" else ""
+    reasoning = next((row[name] for name in ("cot", "rationale") if plain_number(row.get(name))), "")
+    rationale = text_of(reasoning, "reasoning").strip() if reasoning != "" else ""
     if stated_letter(rationale, len(options)) not in ("", LETTERS[answer]):
         rationale = ""
         if source.kind == "exam":  # `reasoning` counts its own
             tally.count("rationales left out, since they state another answer than the key")
     language = source.language or ("ko" if has_hangul(draft.question + "".join(options)) else "en")
-    year = rows.plain_number(row.get("year"))
+    year = plain_number(row.get("year"))
     tally.count("years left out, since they are no number", bool(year) and not year.isdecimal())
     return Question(
-        id=rows.plain_number(row.get("id")) or numbered, exam=exam, year=int(year) if year.isdecimal() else None,
+        id=plain_number(row.get("id")) or numbered, exam=exam, year=int(year) if year.isdecimal() else None,
         language=language, question=draft.question, options=options, answer=answer, rationale=rationale,
-        number=_number(row), origin=rows.plain_number(row.get("translated_from")))
+        number=_number(row), origin=plain_number(row.get("translated_from")))
 
 
 def _number(row: Row) -> str:
     """Returns "period/number" of KorMedMCQA's columns, or what a row of ours says."""
-    parts = [rows.plain_number(row.get(name)) for name in ("period", "q_number")]
-    return "/".join(parts) if all(parts) else rows.plain_number(row.get("number"))
+    parts = [plain_number(row.get(name)) for name in ("period", "q_number")]
+    return "/".join(parts) if all(parts) else plain_number(row.get("number"))
 
 
 def stated_letter(reasoning: str, n_options: int = 5) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import hashlib
 import json
 import os
 import pathlib
@@ -23,7 +22,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from medkor_jax.data.contents import cache_directory, hash_file
+from medkor_jax.data.contents import cache_directory, hash_file, sha256_of
 
 LIST = "files.json"
 CHECKED_BY_ROW = ".texts"  # files of this suffix bear a checksum for each row: here only their size is looked at
@@ -82,15 +81,13 @@ def size_bytes(place: pathlib.Path) -> int:
 @functools.cache
 def code_digest() -> str:
     """Returns the SHA-256 of the code that reads and compares: of every module beside this one."""
-    sha = hashlib.sha256()
-    for file in sorted(pathlib.Path(__file__).parent.glob("*.py")):
-        sha.update(file.name.encode() + file.read_bytes())
-    return sha.hexdigest()
+    files = sorted(pathlib.Path(__file__).parent.glob("*.py"))
+    return sha256_of(file.name.encode() + file.read_bytes() for file in files)
 
 
 def key_of(*parts: Any) -> str:
     """Returns the name of an entry that is made from these parts, by this code."""
-    return hashlib.sha256(repr((code_digest(), *parts)).encode("utf-8", "surrogatepass")).hexdigest()[:40]
+    return sha256_of([repr((code_digest(), *parts))])[:40]
 
 
 def _make(place: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
@@ -115,7 +112,7 @@ def _said_of(file: pathlib.Path) -> tuple[int, str]:
 
 
 def _checksum(files: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
+    return sha256_of([json.dumps(files, sort_keys=True)])[:16]
 
 
 @contextlib.contextmanager

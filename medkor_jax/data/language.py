@@ -25,6 +25,7 @@ from typing import Protocol
 import numpy as np
 
 ENGLISH, KOREAN = 0, 1  # rows of the language embedding
+ROUTES = ("token", "document")  # how a token's language is told: by its own text, or by its whole document's
 
 # Jamo, compatibility jamo, jamo extended A, syllables, jamo extended B, halfwidth jamo. All are three
 # bytes in UTF-8, which is all that the automaton reads.
@@ -42,6 +43,12 @@ _MOSTLY_HANGUL_LEADS = range(0xEA, 0xEE)
 # Token classes: two for ordinary pieces, then one for each byte value.
 _OTHER_PIECE, _HANGUL_PIECE, _FIRST_BYTE = 0, 1, 2
 _N_CLASSES = _FIRST_BYTE + 256
+
+
+def check_route(route: str) -> None:
+    """Raises: ValueError unless `route` is one of ROUTES."""
+    if route not in ROUTES:
+        raise ValueError(f"route is {route!r}, expected one of {', '.join(ROUTES)}")
 
 
 def has_hangul(text: str) -> bool:

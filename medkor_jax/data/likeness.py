@@ -10,15 +10,16 @@ What counts as alike is said in `leakage`. It knows nothing of sources, configs 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
+from medkor_jax.data.cells import count_hangul
+from medkor_jax.data.contents import sha256_of
 from medkor_jax.data.question import Question
-from medkor_jax.data.rows import Example, count_hangul
+from medkor_jax.data.rows import Example
 
 Document = Example | Question
 
@@ -121,7 +122,7 @@ def _form(source: str, id: str, raw: str, raw_options: tuple[str, ...], answer: 
 def content_key(question: Question) -> str:
     """Returns what names a question by what it says, whatever its id and the order of its options: 16 hex digits."""
     said = "|".join([normalise(question.question), *sorted(map(normalise, question.options))])
-    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return sha256_of([said])[:16]
 
 
 def match(ours: Form, theirs: Form) -> tuple[str, str, float] | None:

@@ -13,6 +13,7 @@ What it does not do: choose which document comes next (`batches`).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from medkor_jax.data.tokenizer import Tokenizer
 
 LANGUAGE_IDS = {"en": ENGLISH, "ko": KOREAN}
-ROUTES = ("token", "document")
+_MEASURED = 512  # examples of a source, from which the share of predicted tokens is taken
 Batch = dict[str, np.ndarray]
 
 
@@ -165,3 +166,28 @@ class PackedRows:
         self._weights[row, spots] = 1.0
         self._used[row] = here.stop
         self._used_loss[row] = spots.stop
+
+
+def derive_loss_positions(sources: Sequence[Sequence[Example]], tokenizer: Tokenizer, seq_len: int) -> int:
+    """Returns M for these examples, a multiple of 8 and at most T.
+
+    Where nothing may be cut: a quarter more than the share of predicted tokens asks for (in the source that
+    has most), and enough for any one example that fits a row. A row that has used up its M takes no more
+    examples, so M bounds the cost of the head and never loses a loss.
+    """
+    needed = 0.0
+    for examples in sources:
+        if examples[0].splittable:
+            return seq_len
+        sample = [encode(examples[i], tokenizer) for i in range(0, len(examples), max(1, len(examples) // _MEASURED))]
+        share = sum(e.loss.sum() for e in sample) / sum(len(e.tokens) + 1 for e in sample)
+        needed = max(needed, 1.25 * share * seq_len)
+        asked = range(len(examples))
+        if isinstance(examples, StoredExamples):  # what their sizes tell needs no reading
+            asked = np.flatnonzero(examples.loss_bytes + 1 > needed).tolist()
+        for example in map(examples.__getitem__, asked):
+            if sum(len(text.encode()) for text, has_loss in example.parts if has_loss) + 1 > needed:  # else it has fewer
+                encoded = encode(example, tokenizer)
+                if len(encoded.tokens) < seq_len:
+                    needed = max(needed, int(encoded.loss.sum()))
+    return min(seq_len, 8 * math.ceil(needed / 8))

@@ -18,10 +18,12 @@ import re
 from collections.abc import Iterable, Iterator
 
 from medkor_jax.data import rows
-from medkor_jax.data.files import UnreadableFile, lines_of, open_text
+from medkor_jax.data.cells import BadRowReason, text_of
 from medkor_jax.data.language import has_hangul
+from medkor_jax.data.lines import Row, UnreadableFile, lines_of, open_text
 from medkor_jax.data.notes import Note, Tally
-from medkor_jax.data.rows import BadDataError, BadRow, BadRowReason, Example, Loaded, Row, Source
+from medkor_jax.data.rows import BadDataError, BadRow, Example, Loaded, Source
+from medkor_jax.data.tables import CELLS, TEXT
 
 LABELS = {"en": "English:", "ko": "한국어:"}
 DIRECTIONS = (("en", "ko"), ("ko", "en"))  # (given, target)
@@ -100,7 +102,7 @@ def _read(
 
     def convert(number: int, row: Row) -> Pair:
         pair = Pair(f"{source.name}/{number - 1}", *_sentences(row, source, tally))
-        if number == 1 and (twins or rows.CELLS in row) and _looks_like_header(pair):
+        if number == 1 and (twins or CELLS in row) and _looks_like_header(pair):
             raise BadRowReason(f"{pair.en!r} and {pair.ko!r} look like the names of columns and not like a pair; "
                                "delete the line, or in a file of tabs write en and ko")
         return pair
@@ -127,8 +129,8 @@ def twin_files(source: Source) -> tuple[pathlib.Path, pathlib.Path] | None:
 
 def _sentences(row: Row, source: Source, tally: Tally) -> tuple[str, str]:
     """Returns (English, Korean) of one row."""
-    if set(row) == {rows.TEXT, rows.CELLS}:
-        cells = row[rows.CELLS]
+    if set(row) == {TEXT, CELLS}:
+        cells = row[CELLS]
         if len(cells) < 2:
             raise BadRowReason("no tab: expected the English sentence, a tab, the Korean one")
         english, korean = cells[:2]
@@ -146,7 +148,7 @@ def _sentences(row: Row, source: Source, tally: Tally) -> tuple[str, str]:
         if missing:
             raise rows.columns_missing(source, missing, list(row))
         english, korean = (row[column] for column in columns)
-    return rows.text_of(english, "English sentence").strip(), rows.text_of(korean, "Korean sentence").strip()
+    return text_of(english, "English sentence").strip(), text_of(korean, "Korean sentence").strip()
 
 
 def _read_twins(source: Source, twins: tuple[pathlib.Path, pathlib.Path], tally: Tally) -> Iterator[tuple[int, Row]]:

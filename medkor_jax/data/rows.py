@@ -9,38 +9,29 @@ reason why it cannot. This module reads the rows, numbers them and carries the r
 
 Files are read by `files` and not through `datasets`, which gives up on a whole file at the first byte that
 is not UTF-8 and reads the option "None" as missing; hub data sets, and directories laid out like one,
-go through `datasets`. Text is composed (NFC) on reading: decomposed Hangul, as macOS writes it, looks the same
-and has other tokens. What it does not do: judge what a row means.
+go through `datasets`. What one cell says: `cells`. What it does not do: judge what a row means.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import pathlib
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
 
-from medkor_jax.data.files import CELLS, SUFFIXES, TEXT, Row, UnreadableFile, read_file  # noqa: F401
-from medkor_jax.data.language import HANGUL_RANGES
+from medkor_jax.data.cells import BadRowReason, composed, composed_row
+from medkor_jax.data.files import SUFFIXES, read_file
+from medkor_jax.data.lines import Row, UnreadableFile
 from medkor_jax.data.notes import Note, Tally
+from medkor_jax.nearest import nearest
 
 KINDS = ("text", "chat", "exam", "reasoning", "translation")
-EMBEDDED = "embedded"
+EMBEDDED = "embedded"  # the exam, texts and pairs that come with this package; the model of that name: `io.embedded_model`
 SHOWN_BAD_ROWS = 20
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HANGUL = re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in HANGUL_RANGES) + "]")
-
-_LONE_CARRIAGE_RETURN = re.compile(r"\r(?!\n)")
-# Characters of one code point that NFC would write as another: KorMedMCQA holds Chinese characters of this kind, and the
-# prompts of others keep them.
-_KEPT = re.compile("([\u2126\u212a\u212b\uf900-\ufaff\U0002f800-\U0002fa1f]+)")
-_MARK = "\ufeff"  # a byte order mark; inside a file where files were put together
-
 T = TypeVar("T", covariant=True)
 
 
@@ -136,10 +127,6 @@ class BadDataError(ValueError):
         super().__init__("\n".join([f"{count}; {advice}:", *lines]))
 
 
-class BadRowReason(ValueError):
-    """Why one row cannot be used. Raised by the converters, turned into a BadRow by `convert_rows`."""
-
-
 def convert_rows(
     source: Source, convert: Callable[[int, Row], T], rows: Iterable[tuple[int, Row | str]] | None = None, *,
     tally: Tally | None = None, columns: Sequence[tuple[str, ...]] = (),
@@ -153,7 +140,7 @@ def convert_rows(
         try:
             if isinstance(row, str):
                 raise BadRowReason(row)
-            yield convert(number, _composed(row, tally))
+            yield convert(number, composed_row(row, tally))
         except BadRowReason as reason:
             yield BadRow(file_label(source), number, str(reason))
     yield from tally.notes()
@@ -255,93 +242,11 @@ def columns_missing(source: Source, wanted: Sequence[str], found: Sequence[str])
     near = []
     for name in wanted:
         folded = {column.casefold(): column for column in found}
-        close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
-        near.append(f"{name!r}" + (f" (nearest: {folded[close[0]]!r})" if close else ""))
+        close = nearest(name.casefold(), folded, least=0.5)
+        near.append(f"{name!r}" + (f" (nearest: {folded[close]!r})" if close else ""))
     reason = (f"no column {', '.join(near)}; the columns are {', '.join(map(repr, found))}. "
               f"Rename them, or name them in `fields` of source {source.name!r}")
     return BadDataError([BadRow(file_label(source), 0, reason)], advice="wrong column names")
-
-
-def text_of(value: Any, name: str) -> str:
-    """Returns the value as text, untouched: a space at its end is part of the prompt that others measure with.
-
-    Raises: BadRowReason if it is empty, not text or a number, or was not decoded properly.
-    """
-    if value is None or value != value:
-        raise BadRowReason(f"{name} is missing")
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise BadRowReason(f"{name} is {type(value).__name__}, expected text")
-    text = str(value)
-    if not text.strip():
-        raise BadRowReason(f"{name} is empty")
-    if "\ufffd" in text:
-        raise BadRowReason(f"{name} holds U+FFFD (broken encoding): {_around(text, text.index(chr(0xFFFD)))}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadRowReason(f"{name} holds bytes that are not UTF-8 at character {error.start}; "
-                           "convert the file (Korean files are often CP949)") from None
-    return text
-
-
-def plain_number(value: Any) -> str:
-    """Returns the value as text, "" for none; a whole number without the ".0" that tables write behind it."""
-    if value is None or value != value:
-        return ""
-    text = str(value).strip()
-    return text.split(".")[0] if re.fullmatch(r"-?\d+\.0+", text) else text
-
-
-def text_language(text: str) -> str:
-    """Returns "ko" if at least a fifth of the letters are Hangul, else "en".
-
-    A fifth and not one: English reasoning quotes Korean terms, and Korean exams quote English ones.
-    """
-    hangul = count_hangul(text)
-    if not hangul or hangul * 5 >= len(text):  # most texts need no count of their letters
-        return "ko" if hangul else "en"
-    return "ko" if hangul * 5 >= sum(map(str.isalpha, text)) else "en"
-
-
-def count_hangul(text: str) -> int:
-    return 0 if text.isascii() else len(_HANGUL.findall(text))
-
-
-def composed(text: str) -> str:
-    """Returns the text in Unicode's composed form (NFC, but for `_KEPT`), without byte order marks."""
-    if not unicodedata.is_normalized("NFC", text):
-        text = "".join(part if _KEPT.match(part) else unicodedata.normalize("NFC", part) for part in _KEPT.split(text))
-    return text.replace(_MARK, "")
-
-
-def _composed(row: Row, tally: Tally) -> Row:
-    """Returns the row with all its texts and names composed, counting what that changed."""
-    found: dict[str, None] = {}  # in the order in which it was met, whoever reads
-
-    def of(value: Any) -> Any:
-        if isinstance(value, str):
-            if value.isascii() and "\r" not in value:
-                return value
-            plain = composed(value)
-            if plain != value.replace(_MARK, ""):
-                found.setdefault("rows in decomposed form (macOS writes Hangul so), read as composed (NFC)")
-            if _MARK in value:
-                found.setdefault("rows with a byte order mark inside, read without it")
-            if _LONE_CARRIAGE_RETURN.search(value):
-                found.setdefault("rows with a carriage return inside a line, kept as it is")
-            return plain
-        if isinstance(value, dict):
-            return {of(name): of(inner) for name, inner in value.items()}
-        return [of(inner) for inner in value] if isinstance(value, list) else value
-
-    row = of(row)
-    for what in found:
-        tally.count(what)
-    return row
-
-
-def _around(text: str, index: int) -> str:
-    return repr(text[max(0, index - 12):index + 13])
 
 
 def _unreadable(source: Source, reason: str) -> BadDataError:

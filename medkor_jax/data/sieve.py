@@ -232,7 +232,7 @@ def _is_letter() -> np.ndarray:
 
 @functools.cache
 def _is_hangul() -> np.ndarray:
-    """[code points] bool, as `rows.count_hangul` has it."""
+    """[code points] bool, as `count_hangul` has it."""
     found = np.zeros(sys.maxunicode + 1, np.bool_)
     for first, last in HANGUL_RANGES:
         found[first : last + 1] = True

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from medkor_jax.data.contents import sha256_of
 from medkor_jax.data.rows import BadRow, Example
 
 LANGUAGES = ("en", "ko")
@@ -108,7 +109,7 @@ def join_segments(directory: pathlib.Path, segments: Sequence[Segment], notes: S
     arrays["first"] = np.concatenate([[0], np.cumsum(arrays.pop("parts"))])
     for name, array in arrays.items():
         np.save(directory / f"{name}.npy", array)
-    content = hashlib.sha256(b"".join(arrays[name].tobytes() for name in ("digest", "number", "tail"))).hexdigest()
+    content = sha256_of(arrays[name].tobytes() for name in ("digest", "number", "tail"))
     files = [[segment.name, size] for segment, size in zip(segments, sizes)]
     about = {"segments": files, "bad": bad, "notes": list(notes), "content": content}
     (directory / "about.json").write_text(json.dumps(about), encoding="utf-8")

@@ -16,10 +16,13 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 from medkor_jax.data import rows
+from medkor_jax.data.cells import BadRowReason, text_language, text_of
+from medkor_jax.data.lines import Row
 from medkor_jax.data.notes import Note, Tally
-from medkor_jax.data.rows import BadRow, BadRowReason, Example, Row, Source
+from medkor_jax.data.rows import BadRow, Example, Source
+from medkor_jax.data.tables import TEXT
 
-TEXT_COLUMNS = ((rows.TEXT,), ("question", "answer"), ("input", "output"), ("content",))
+TEXT_COLUMNS = ((TEXT,), ("question", "answer"), ("input", "output"), ("content",))
 CHAT_COLUMNS = (("question", "answer"), ("input", "output"), ("instruction", "output"), ("prompt", "response"))
 
 
@@ -39,7 +42,7 @@ def load(
 
     def convert(number: int, row: Row) -> Example:
         parts = parts_of(row, source)
-        language = source.language or rows.text_language("".join(text for text, _ in parts))
+        language = source.language or text_language("".join(text for text, _ in parts))
         return Example(f"{source.name}/{number - 1}", parts, language, splittable=True)
 
     columns = TEXT_COLUMNS if source.kind == "text" else CHAT_COLUMNS
@@ -68,12 +71,12 @@ def _columns(row: Row, source: Source, usual: tuple[tuple[str, ...], ...]) -> tu
 
 def _text_parts(row: Row, source: Source) -> tuple[tuple[str, bool], ...]:
     columns = _columns(row, source, TEXT_COLUMNS)
-    return (("\n".join(rows.text_of(row[column], column).strip() for column in columns), True),)
+    return (("\n".join(text_of(row[column], column).strip() for column in columns), True),)
 
 
 def _chat_parts(row: Row, source: Source) -> tuple[tuple[str, bool], ...]:
     """Returns the turns, each on a new line; the newline goes with the turn before it that carries no loss."""
-    turns = [(rows.text_of(text, who).strip(), is_answer) for who, text, is_answer in _turns(row, source)]
+    turns = [(text_of(text, who).strip(), is_answer) for who, text, is_answer in _turns(row, source)]
     if not turns or not turns[-1][1]:
         raise BadRowReason("the chat does not end in an assistant's turn: there is nothing to learn")
     parts = []

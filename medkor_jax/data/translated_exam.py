@@ -15,7 +15,8 @@ import re
 import unicodedata
 from typing import Any
 
-from medkor_jax.data import exams, rows
+from medkor_jax.data import exams
+from medkor_jax.data.cells import BadRowReason
 from medkor_jax.data.language import has_hangul
 from medkor_jax.data.likeness import content_key
 from medkor_jax.data.question import LETTERS, Question
@@ -76,7 +77,7 @@ def _faults_of_reading(question: Question, translated: TranslatedQuestion, to: s
     """Returns what changed for the reader of the written row: its key, count, id or language."""
     try:
         read = exams.question_from_row(row_of(question, translated), Source("translated", "exam", "translated"), 1)
-    except rows.BadRowReason as reason:
+    except BadRowReason as reason:
         return (str(reason),)
     expected = (question.id, question.answer, len(question.options), question.exam, question.year, question.number, to)
     found = (read.id, read.answer, len(read.options), read.exam, read.year, read.number, read.language)

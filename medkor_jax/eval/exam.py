@@ -15,57 +15,29 @@ Letter scores are steadier and cheaper; only harness scores may be set beside pu
 hundred million parameters often knows an answer that it cannot bind to a letter (Robinson & Wingate 2023,
 arXiv:2210.12353), and cloze shows that. Modes are never mixed in a comparison.
 
-Knows nothing of weights or devices: a `Scorer` answers questions about token ids.
+Knows nothing of weights or devices: a `Scorer` (`scoring`) answers questions about token ids.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-from typing import Any, Callable, Protocol, Sequence
+from typing import Any, Callable, Sequence
 
 import numpy as np
 
+from medkor_jax.data.contents import checksum
 from medkor_jax.data.question import LETTERS, Question, answer_text, cloze_prompt, prompt
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.eval import answers, harness
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.scores import MODES, Answer
-from medkor_jax.io.files import checksum
+from medkor_jax.eval.scoring import Continuation, ExamTokenizer, Scorer
 
 MAX_REASONING_TOKENS = 512
 READ_VERSION = 2  # raise it when answers are read otherwise out of the same text: stored ones are then asked for again
 CLOZE = ("cloze", "cloze_norm")
 _PROMPTS = {"reason": reasoning_prompt} | dict.fromkeys(CLOZE, cloze_prompt)  # where they are not those of the harness
-
-
-@dataclasses.dataclass(frozen=True)
-class Continuation:
-    """What a model wrote after a prompt. is_whole: it ended by a stop token or stop string, and not by length."""
-
-    text: str
-    n_tokens: int  # the stop token included
-    is_whole: bool
-
-
-class Scorer(Protocol):
-    """What an exam asks of a model. Prompts differ in length; bucketing and padding are the scorer's business."""
-
-    def next_logits(self, prompts: list[list[int]], token_ids: list[int]) -> np.ndarray:
-        """Returns float32 [prompts, token_ids]: the logits after each prompt's last token, at `token_ids`."""
-
-    def generate(self, prompts: list[list[int]], *, max_new_tokens: int, stop: tuple[str, ...]) -> list[str]:
-        """Returns the greedy continuations as text without control tokens, each cut before its first stop string."""
-
-    def complete(self, prompts: list[list[int]], *, max_new_tokens: int, stop: tuple[str, ...]) -> list[Continuation]:
-        """Returns what `generate` does, with the number of tokens and whether the text ended before the limit."""
-
-    def continuation_nats(self, prompts: list[list[int]], continuations: list[list[list[int]]]) -> list[np.ndarray]:
-        """Returns for each prompt float64 [its continuations]: the negative log-likelihood of the tokens of each."""
-
-
-class ExamTokenizer(harness.Encoder, Protocol):
-    def encode(self, text: str) -> list[int]: ...
 
 
 def evaluate(
@@ -93,58 +65,81 @@ def evaluate(
     Raises: ValueError for an unknown mode, no questions, shots in reason mode, a letter that is not one token
     after its prompt, or logits that are not finite.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode {mode!r} is unknown; it is one of {', '.join(MODES)}")
-    if mode == "reason" and shots:
-        raise ValueError(f"reason mode is asked without shots, and {len(shots)} were given; a shot would show no reasoning")
-    if not questions:
-        raise ValueError(f"no questions in {source or 'this exam'} {split}: nothing to evaluate")
-    if mode in CLOZE and shots:
-        raise ValueError(f"{mode} mode shows no options, so it has no shots; set shots to 0")
+    _check_asked(questions, mode, shots, f"{source or 'this exam'} {split}")
     new_tokens = {"harness": harness.MAX_NEW_TOKENS, "reason": max_new_tokens}.get(mode, 1)
     texts = contexts(questions, mode, shots)
     requests = harness.bounded(questions, texts, tokenizer, max_positions=max_positions, max_new_tokens=new_tokens)
+    read = _reader(scorer, tokenizer, questions, requests, mode, max_new_tokens, form)
     shown = {prompt(shot) for shot in shots}
-    letters = _letter_tokens(tokenizer, questions, requests) if mode == "letter" else {}
 
     answered: dict[int, Answer] = {}
     for batch in _batches(questions, requests, batch_size):
-        prompts = [list(requests[i].token_ids) for i in batch]
-        if mode == "letter":
-            logits = scorer.next_logits(prompts, letters[questions[batch[0]].language])
-            read = [_read_logits(row, questions[i]) for i, row in zip(batch, logits, strict=True)]
-        elif mode in CLOZE:
-            options = [[tokenizer.encode(f" {option}") for option in questions[i].options] for i in batch]
-            nats = scorer.continuation_nats(prompts, options)
-            read = [_read_cloze(row, questions[i], mode) for i, row in zip(batch, nats, strict=True)]
-        elif mode == "reason":
-            written = scorer.complete(prompts, max_new_tokens=max_new_tokens, stop=())
-            read = [_read_reasoned(one, questions[i], form) for i, one in zip(batch, written, strict=True)]
-        else:
-            texts = scorer.generate(prompts, max_new_tokens=harness.MAX_NEW_TOKENS, stop=harness.STOP)
-            read = [_read_text(text, questions[i]) for i, text in zip(batch, texts, strict=True)]
-        for i, (predicted, text, further) in zip(batch, read, strict=True):
-            question = questions[i]
-            answered[i] = Answer(
-                id=question.id,
-                key=LETTERS[question.answer],
-                predicted=None if predicted is None else LETTERS[predicted],
-                correct=predicted == question.answer,
-                text=text,
-                exam=question.exam,
-                year=question.year,
-                language=question.language,
-                n_options=len(question.options),
-                among_shots=prompt(question) in shown,
-                truncated=requests[i].truncated,
-                **further,
-            )
+        asked = [questions[i] for i in batch]
+        for i, found in zip(batch, read([list(requests[i].token_ids) for i in batch], asked), strict=True):
+            answered[i] = _answer(questions[i], found, prompt(questions[i]) in shown, requests[i].truncated)
         if on_progress is not None:
             on_progress(len(answered), len(questions))
     ordered = tuple(answered[i] for i in range(len(questions)))
     return Report(
         mode=mode, shots=len(shots), source=source, split=split, answers=ordered, confidence=confidence,
         max_new_tokens=max_new_tokens if mode == "reason" else None,
+    )  # fmt: skip
+
+
+def _check_asked(questions: Sequence[Question], mode: str, shots: Sequence[Question], where: str) -> None:
+    """Raises: ValueError for an unknown mode, no questions, or shots in a mode that has none."""
+    if mode not in MODES:
+        raise ValueError(f"mode {mode!r} is unknown; it is one of {', '.join(MODES)}")
+    if mode == "reason" and shots:
+        raise ValueError(f"reason mode is asked without shots, and {len(shots)} were given; a shot would show no reasoning")
+    if not questions:
+        raise ValueError(f"no questions in {where}: nothing to evaluate")
+    if mode in CLOZE and shots:
+        raise ValueError(f"{mode} mode shows no options, so it has no shots; set shots to 0")
+
+
+# The 0-based option, None where none could be read; the text; and what else an Answer says in this mode.
+_Found = tuple[int | None, str, dict[str, Any]]
+_Read = Callable[[list[list[int]], list[Question]], list[_Found]]
+
+
+def _reader(
+    scorer: Scorer, tokenizer: ExamTokenizer, questions: Sequence[Question], requests: Sequence[harness.Request],
+    mode: str, max_new_tokens: int, form: ReasoningFormat,
+) -> _Read:  # fmt: skip
+    """Returns what asks the model a batch of prompts in this mode, and reads what each question got.
+
+    A batch is of one language. questions, requests: all of them, since letters must be the same tokens after every prompt.
+    """
+    letters = _letter_tokens(tokenizer, questions, requests) if mode == "letter" else {}
+
+    def read_letters(prompts: list[list[int]], asked: list[Question]) -> list[_Found]:
+        logits = scorer.next_logits(prompts, letters[asked[0].language])
+        return [_read_logits(row, question) for question, row in zip(asked, logits, strict=True)]
+
+    def read_cloze(prompts: list[list[int]], asked: list[Question]) -> list[_Found]:
+        options = [[tokenizer.encode(f" {option}") for option in question.options] for question in asked]
+        nats = scorer.continuation_nats(prompts, options)
+        return [_read_cloze(row, question, mode) for question, row in zip(asked, nats, strict=True)]
+
+    def read_reasoned(prompts: list[list[int]], asked: list[Question]) -> list[_Found]:
+        written = scorer.complete(prompts, max_new_tokens=max_new_tokens, stop=())
+        return [_read_reasoned(one, question, form) for question, one in zip(asked, written, strict=True)]
+
+    def read_texts(prompts: list[list[int]], asked: list[Question]) -> list[_Found]:
+        texts = scorer.generate(prompts, max_new_tokens=harness.MAX_NEW_TOKENS, stop=harness.STOP)
+        return [_read_text(text, question) for question, text in zip(asked, texts, strict=True)]
+
+    return {"letter": read_letters, "reason": read_reasoned, "harness": read_texts}.get(mode, read_cloze)
+
+
+def _answer(question: Question, found: _Found, among_shots: bool, truncated: bool) -> Answer:
+    predicted, text, further = found
+    return Answer(
+        id=question.id, key=LETTERS[question.answer], predicted=None if predicted is None else LETTERS[predicted],
+        correct=predicted == question.answer, text=text, exam=question.exam, year=question.year,
+        language=question.language, n_options=len(question.options), among_shots=among_shots, truncated=truncated,
+        **further,
     )  # fmt: skip
 
 
@@ -208,19 +203,19 @@ def _letter_token(tokenizer: ExamTokenizer, question: Question, context: str) ->
     return apart[0]
 
 
-def _read_logits(logits: np.ndarray, question: Question) -> tuple[int, str, dict[str, Any]]:
-    """Returns the 0-based option, the text, and what else an Answer says in this mode; so do its siblings."""
+def _read_logits(logits: np.ndarray, question: Question) -> _Found:
+    from scipy.special import softmax  # half a second, which a config need not wait for
+
     own = np.asarray(logits, np.float64)[: len(question.options)]
     if not np.isfinite(own).all():
         raise ValueError(
             f"question {question.id!r} has option logits {own.tolist()}; they must be finite: check weights and dtype"
         )
-    weights = np.exp(own - own.max())
     chosen = int(own.argmax())
-    return chosen, LETTERS[chosen], {"probabilities": tuple((weights / weights.sum()).tolist())}
+    return chosen, LETTERS[chosen], {"probabilities": tuple(softmax(own).tolist())}
 
 
-def _read_cloze(nats: np.ndarray, question: Question, mode: str) -> tuple[int, str, dict[str, Any]]:
+def _read_cloze(nats: np.ndarray, question: Question, mode: str) -> _Found:
     """nats: float64 [options]. Normalised, each is what its option would cost at the mean length of this question's options.
 
     The factor is the same for all options, so the choice is `acc_norm`'s; it puts the probabilities on the scale of the sum's.
@@ -231,12 +226,12 @@ def _read_cloze(nats: np.ndarray, question: Question, mode: str) -> tuple[int, s
     return chosen, text, further | {"option_lengths": tuple(lengths.tolist())}
 
 
-def _read_text(text: str, question: Question) -> tuple[int | None, str, dict[str, Any]]:
+def _read_text(text: str, question: Question) -> _Found:
     text = harness.cut_at_stop(text)
     return answers.parse_answer(text, len(question.options), question.language), text, {}
 
 
-def _read_reasoned(written: Continuation, question: Question, form: ReasoningFormat) -> tuple[int | None, str, dict[str, Any]]:
+def _read_reasoned(written: Continuation, question: Question, form: ReasoningFormat) -> _Found:
     # A text cut by length may happen to stand at a letter, or just behind the closing tag: it is not an answer yet.
     found = answers.parse_reasoned(written.text if written.is_whole else "", len(question.options), form)
     how = {"has_format": found.has_format, "is_whole": written.is_whole, "n_tokens": written.n_tokens}

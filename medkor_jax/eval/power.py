@@ -109,14 +109,9 @@ def _absolute(asked: Gate | Condition, n: int, confidence: float, looks: int) ->
 @functools.lru_cache(maxsize=1024)
 def _least_right(n: int, threshold: float, confidence: float) -> int:
     """Returns the least number of right answers whose exact interval reaches the threshold; n + 1 if none does."""
-    low, high = 0, n + 1
-    while low < high:
-        middle = (low + high) // 2
-        if stats.at_least(middle, n, threshold) <= (1 - confidence) / 2:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    from scipy.stats import binom
+
+    return int(binom.isf((1 - confidence) / 2, n, threshold)) + 1
 
 
 @functools.lru_cache(maxsize=1024)

@@ -18,29 +18,28 @@ import collections
 import contextlib
 import functools
 import math
-from typing import Any, Callable, Sequence
+from typing import Any, Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medkor_jax.data.language import ENGLISH, KOREAN, token_languages
+from medkor_jax.data.language import ENGLISH, KOREAN, check_route, token_languages
 from medkor_jax.data.tokenizer import Tokenizer
-from medkor_jax.eval.exam import Continuation
+from medkor_jax.eval.scoring import Continuation
 from medkor_jax.model.completion import LENGTH
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.decode import Decoder
 from medkor_jax.model.forward import Inputs, forward, project_logits
-from medkor_jax.model.layout import replicate, spread
 from medkor_jax.model.params import Params, head_table
 from medkor_jax.model.prompts import Prompt, bucket, make_routing, pad_branches, pad_prompts
+from medkor_jax.parallel.mesh import replicate, spread
 
-ROUTES = ("token", "document")
 _POSITIONS = 32  # whose logits exist at once in `continuation_nats`
 
 
 class ModelScorer:
-    """Implements `eval.exam.Scorer`."""
+    """Implements `eval.scoring.Scorer`."""
 
     def __init__(
         self,
@@ -57,20 +56,14 @@ class ModelScorer:
 
         Raises: ValueError on another route, or a batch of no rows.
         """
-        if route not in ROUTES:
-            raise ValueError(f"route is {route!r}, expected one of {', '.join(ROUTES)}")
+        check_route(route)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         self.params, self.config, self._tokenizer, self._mesh = params, config, tokenizer, mesh
         self._dtype, self._batch_size, self._is_by_token = jnp.dtype(dtype), batch_size, route == "token"
         self.routing = make_routing(tokenizer, config.vocab_size, by_token=self._is_by_token)
-        stop_ids = (tokenizer.eos_id, tokenizer.end_of_turn_id)
         self.decoder = Decoder(
-            config,
-            dtype=dtype,
-            stop_ids=[token for token in stop_ids if token is not None],
-            decode=self._decode,
-            routing=self.routing,
+            config, dtype=dtype, stop_ids=tokenizer.stop_ids, decode=tokenizer.decode, routing=self.routing
         )
 
     def next_logits(self, prompts: list[list[int]], token_ids: list[int]) -> np.ndarray:
@@ -159,10 +152,6 @@ class ModelScorer:
             return None
         has_korean = [(token_languages(np.asarray(prompt), self._tokenizer) == KOREAN).any() for prompt in batch]
         return [KOREAN if found else ENGLISH for found in has_korean]
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        """Returns the text; rows of the embedding beyond the vocabulary have none."""
-        return self._tokenizer.decode([i for i in ids if i < self._tokenizer.vocab_size])
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))

@@ -7,15 +7,16 @@
 An exam is a small sample, so every score here comes with an interval, and two scores over the same
 questions are compared as pairs: the questions that both get right or wrong carry no information on which
 model is better. Shares of right answers have closed forms; means of probabilities are resampled, with a fixed
-seed. Plain Python and NumPy. Nothing here corrects for looking many times: whoever looks asks for
-`confidence_of_look`.
+seed. Nothing here corrects for looking many times: whoever looks asks for `confidence_of_look`.
+
+What SciPy has is SciPy's (jax brings it along; imported where it is used, since that takes a second). By hand is what no
+library here has: Tango's interval of paired shares; the bootstrap-t (SciPy's bootstrap is not studentised); and the chance
+of guessing, whose tails SciPy's Poisson binomial, made by a Fourier transform, rounds to 0.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 import statistics
 from typing import NamedTuple, Sequence
 
@@ -77,13 +78,7 @@ def wilson(correct: int, n: int, confidence: float = 0.95) -> Interval:
     Raises: ValueError unless 0 <= correct <= n, n >= 1 and 0 < confidence < 1.
     Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209-212; method 3 of Newcombe 1998, Stat. Med. 17, 857-872.
     """
-    _check_share(correct, n)
-    z2 = _normal_quantile(confidence) ** 2
-    share = correct / n
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = math.sqrt(z2) / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # At the ends the bound is exactly 0 or 1; rounding must not leave 1e-17 there.
-    return Interval(0.0 if correct == 0 else centre - half, 1.0 if correct == n else centre + half)
+    return _share_interval(correct, n, confidence, "wilson")
 
 
 def exact_share(correct: int, n: int, confidence: float = 0.95) -> Interval:
@@ -94,39 +89,25 @@ def exact_share(correct: int, n: int, confidence: float = 0.95) -> Interval:
     Raises: ValueError as `wilson`.
     Source: Clopper & Pearson 1934, Biometrika 26, 404-413.
     """
-    _check_share(correct, n)
-    _normal_quantile(confidence)  # checks it
-    tail = (1 - confidence) / 2
+    return _share_interval(correct, n, confidence, "exact")
 
-    def lower(k: int) -> float:
-        """The share at which k or more right answers have the probability `tail`."""
-        if k == 0:
-            return 0.0
-        below, above = 0.0, 1.0
-        for _ in range(60):
-            middle = (below + above) / 2
-            below, above = (middle, above) if at_least(k, n, middle) <= tail else (below, middle)
-        return below
 
-    return Interval(lower(correct), 1 - lower(n - correct))
+def _share_interval(correct: int, n: int, confidence: float, method: str) -> Interval:
+    from scipy.stats import binomtest
+
+    if n < 1 or not 0 <= correct <= n:
+        raise ValueError(f"{correct} correct of {n}: an interval needs 0 <= correct <= n and at least one question")
+    _check_confidence(confidence)
+    found = binomtest(correct, n).proportion_ci(confidence, method)
+    # At the ends the bound is exactly 0 or 1; rounding must not leave 1e-17 there.
+    return Interval(0.0 if correct == 0 else float(found.low), 1.0 if correct == n else float(found.high))
 
 
 def at_least(k: int, n: int, share: float) -> float:
     """Returns the probability of k or more right answers of n, each right with probability `share`."""
-    if not 0 < share < 1 or k <= 0:
-        return float(k <= 0 or (share >= 1 and k <= n))
-    return float(_binomial(n, share)[k:].sum())
+    from scipy.stats import binom
 
-
-def _binomial(n: int, share: float) -> np.ndarray:
-    """Returns the probabilities of 0 to n right answers; 0 < share < 1."""
-    right, log = np.arange(n + 1), _log_factorials(n)
-    return np.exp(log[n] - log - log[::-1] + right * math.log(share) + right[::-1] * math.log1p(-share))
-
-
-@functools.lru_cache(maxsize=64)
-def _log_factorials(n: int) -> np.ndarray:
-    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
+    return float(binom.sf(k - 1, n, share))
 
 
 def paired_difference(counts: PairedCounts, confidence: float = 0.95, kept: float = 1.0) -> Interval:
@@ -210,9 +191,10 @@ def mcnemar_exact(counts: PairedCounts) -> float:
 
     Source: McNemar 1947, Psychometrika 12, 153-157; the exact conditional form (sign test on discordant pairs).
     """
-    differ, fewer = counts.only_first + counts.only_second, min(counts.only_first, counts.only_second)
-    tail = sum(math.comb(differ, k) for k in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**differ)
+    from scipy.stats import binomtest
+
+    differ = counts.only_first + counts.only_second
+    return float(binomtest(counts.only_first, differ).pvalue) if differ else 1.0
 
 
 def chance_p_value(correct: int, n_options: Sequence[int]) -> float:
@@ -232,12 +214,11 @@ def chance_share(n_options: Sequence[int]) -> float:
     return float(np.mean([1 / options for options in n_options]))
 
 
-def _check_share(correct: int, n: int) -> None:
-    if n < 1 or not 0 <= correct <= n:
-        raise ValueError(f"{correct} correct of {n}: an interval needs 0 <= correct <= n and at least one question")
-
-
 def _normal_quantile(confidence: float) -> float:
+    _check_confidence(confidence)
+    return statistics.NormalDist().inv_cdf(0.5 + confidence / 2)
+
+
+def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence {confidence} is not between 0 and 1 (0.95 means 95 %)")
-    return statistics.NormalDist().inv_cdf(0.5 + confidence / 2)

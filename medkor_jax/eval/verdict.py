@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 import json
 import os
 import pathlib
 from typing import Any, Mapping, Sequence
 
-from medkor_jax.eval.gate import Gate, Judgement
+from medkor_jax.data.contents import checksum
+from medkor_jax.eval.gate import Gate
+from medkor_jax.eval.judgement import Judgement
 from medkor_jax.eval.report import Report
 from medkor_jax.io.files import write_atomically
 
@@ -93,7 +94,7 @@ def read_verdict(path: str | os.PathLike) -> dict[str, Any]:
         raise GateClosed(f"{path} does not exist: its phase was not evaluated; run that phase first") from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise GateClosed(f"{path} is not a whole verdict ({error!r}); evaluate the phase again") from error
-    if stated != _checksum(verdict):
+    if stated != checksum(verdict):
         raise GateClosed(
             f"{path} was changed after it was written (its checksum does not hold); evaluate the phase again. To let a "
             "failed phase pass, waive its verdict instead of editing it"
@@ -153,14 +154,9 @@ def require_open(path: str | os.PathLike, expected: Mapping[str, str]) -> dict[s
 
 
 def _store(path: str | os.PathLike, verdict: dict[str, Any]) -> dict[str, Any]:
-    text = json.dumps({**verdict, "checksum": _checksum(verdict)}, ensure_ascii=False, indent=2, allow_nan=False)
+    text = json.dumps({**verdict, "checksum": checksum(verdict)}, ensure_ascii=False, indent=2, allow_nan=False)
     write_atomically(path, text + "\n")
     return verdict
-
-
-def _checksum(verdict: Mapping[str, Any]) -> str:
-    canonical = json.dumps(verdict, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
 
 
 def _stamp(time: datetime.datetime | None) -> str:

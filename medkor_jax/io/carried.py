@@ -22,7 +22,8 @@ from typing import Any
 
 from medkor_jax.data.contents import files_digest
 from medkor_jax.io.files import write_json
-from medkor_jax.io.hf import SafeTensor, is_vision, read_bytes, read_safetensors_header
+from medkor_jax.io.hf import is_vision
+from medkor_jax.io.safetensors_file import SafeTensor, read_bytes, read_safetensors_header
 from medkor_jax.io.shards import Planned, write_safetensors
 from medkor_jax.io.streaming import WeightsError
 from medkor_jax.model.fields import Fields

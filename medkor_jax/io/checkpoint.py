@@ -12,7 +12,6 @@ an error. Nothing here decides when to save.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from medkor_jax.io.files import checksum
+from medkor_jax.data.contents import checksum, sha256_of
 from medkor_jax.model.params import Tree, leaf_paths
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.gather import pieces
@@ -64,13 +63,14 @@ def digest_tree(tree: Any) -> str:
 
     Leaves spread over several processes are gathered: all of them must call this together.
     """
-    sha = hashlib.sha256()
     leaves = {path: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for path, leaf in sorted(leaf_paths(tree).items())}
-    for (path, leaf), rows in zip(leaves.items(), pieces(list(leaves.values())), strict=True):
-        sha.update(f"{path} {leaf.shape} {leaf.dtype}\n".encode())
-        for part in rows:
-            sha.update(np.ascontiguousarray(part).tobytes())
-    return sha.hexdigest()
+
+    def parts() -> Iterator[str | bytes]:
+        for (path, leaf), rows in zip(leaves.items(), pieces(list(leaves.values())), strict=True):
+            yield f"{path} {leaf.shape} {leaf.dtype}\n"
+            yield from (np.ascontiguousarray(part).tobytes() for part in rows)
+
+    return sha256_of(parts())
 
 
 def abstract_like(tree: Any, shardings: Tree | None = None) -> Any:

@@ -15,9 +15,13 @@ import json
 import os
 import pathlib
 
-from medkor_jax.data.contents import cache_directory
+from medkor_jax.data.contents import cache_directory, hash_file
 from medkor_jax.io.files import write_json
-from medkor_jax.io.streaming import WeightsError, digest_files
+from medkor_jax.io.streaming import WeightsError
+
+EMBEDDED_MODEL = "embedded"
+"""What the model is called where weights are named. The exam that comes with this package bears the same name where data is
+named: `data.rows.EMBEDDED`."""
 
 
 def embedded_gguf() -> tuple[pathlib.Path, str]:
@@ -56,7 +60,7 @@ def _is_verified(path: pathlib.Path, sha256: str) -> bool:
         recorded = None
     if recorded == _facts(path, sha256):
         return True
-    if digest_files([path]) != sha256:
+    if hash_file(path) != sha256:
         return False
     write_json(_stamp(path), _facts(path, sha256))
     return True

@@ -13,26 +13,21 @@ are `export_peft`'s business; quantised formats are nobody's here.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import os
 import pathlib
-import shutil
-from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from medkor_jax.data.reading import without_place
 from medkor_jax.io.carried import SENTENCEPIECE
 from medkor_jax.io.export_carried import check_carried, outer_config, tokenizer_names, with_tower, write_carried
+from medkor_jax.io.export_form import depth_of, exported_config, generation_config, hf_config, plan_tensors, rounded_form
 from medkor_jax.io.export_tokenizer import write_tokenizer
+from medkor_jax.io.exported import Exported, ExportError, check_exportable_here, new_directory
 from medkor_jax.io.files import write_atomically, write_json
-from medkor_jax.io.hf import EXPORT_RECORD, LAYER_NAMES
+from medkor_jax.io.hf import EXPORT_RECORD
 from medkor_jax.io.language_fold import LanguageFold, make_fold
 from medkor_jax.io.model_card import read_history, write_card
 from medkor_jax.io.models import Model
@@ -40,42 +35,18 @@ from medkor_jax.io.rounding import (
     EVERYTHING,
     MOST_LOST,
     MOST_NOISE,
-    SILENCED,
     Kept,
     Probe,
     choose_stream_scale,
     compare,
     rms,
-    scaled_norm,
 )
-from medkor_jax.io.shards import DTYPES, Planned, write_shards
-from medkor_jax.io.streaming import WeightsError
-from medkor_jax.model.config import LOCAL, ModelConfig, periodic_kinds
-from medkor_jax.model.layers import merged_matrix
-from medkor_jax.model.params import BACK, FRONT, Params, head_table, layer_kinds
-from medkor_jax.parallel import hosts
-from medkor_jax.parallel.mesh import MeshShape, make_mesh
+from medkor_jax.io.shards import write_shards
+from medkor_jax.model.config import ModelConfig, periodic_kinds
+from medkor_jax.model.params import BACK, FRONT, LEARNED, Params
+from medkor_jax.parallel.mesh import host_mesh
 
-RECORD = EXPORT_RECORD
 MAX_SHARD_BYTES = 4 * 10**9
-
-
-class ExportError(WeightsError):
-    """A model that cannot be written in the form asked for; the message names what stands in the way."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Exported:
-    """directory: what was written; files: bytes of each weight file; notes: what whoever uses it should know."""
-
-    directory: pathlib.Path
-    files: dict[str, int]
-    notes: tuple[str, ...]
-
-    def text(self) -> str:
-        size = sum(self.files.values()) / 1e9
-        lines = [f"{self.directory}: {size:.2f} GB in {len(self.files)} file{'s' if len(self.files) > 1 else ''}"]
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
 def export_hf(
@@ -98,10 +69,7 @@ def export_hf(
     WeightsError if the model's files do not fit together.
     """
     dtype = dtype or model.base.stored_dtype
-    if dtype not in DTYPES:
-        raise ExportError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)} (float16 overflows)")
-    if hosts.n_processes() > 1:
-        raise ExportError(f"export runs in one process, this is one of {hosts.n_processes()}; run it on one host")
+    check_exportable_here(dtype)
     tokenizer, carried = model.tokenizer, model.base.carried
     check_carried(model, text_only=text_only)
     with new_directory(out) as directory:
@@ -114,46 +82,14 @@ def export_hf(
         check_carried(model, text_only=text_only, stream_scale=scale)
         kept = _what_rounding_took(model, params, fold, dtype, scale)
         config = exported_config(model.config, params, is_tied=model.config.tied_head and not fold.changes and scale == 1)
-        write_json(directory / "config.json", outer_config(hf_config(config, dtype, tokenizer), carried, text_only=text_only))
-        said = write_carried(directory, model, text_only=text_only, generation=_generation_config(tokenizer))
-        said += write_tokenizer(
-            tokenizer, directory, max_positions=config.max_positions, sentencepiece=carried.files.get(SENTENCEPIECE, b""),
-            names=tokenizer_names(carried, tokenizer.pieces, text_only=text_only),
-        )  # fmt: skip
+        said = _write_what_is_no_tensor(directory, model, config, dtype, text_only=text_only)
         tensors = with_tower(plan_tensors(params, config, fold, scale), carried, text_only=text_only, stream_scale=scale)
         files = write_shards(directory, tensors, dtype, max_bytes=max_shard_bytes)
         notes = (*_notes(model, config, fold, dtype, kept, scale), *said)
-        history = read_history(model)
-        write_json(directory / RECORD, {
-            "format": 1, "model": model.name, "model_digest": model.digest, "base_digest": model.base.digest, "dtype": dtype,
-            "stream_scale": scale, "rounding": {part: one.to_json() for part, one in kept.items()},
-            "read": [without_place(one).to_json() for one in model.read], "merged": sorted(params.lora), "folded": sorted(params.lang), "added_layers": _n_added(params), "notes": list(notes),
-        })  # fmt: skip
-        write_atomically(directory / "README.md", write_card(model, history, config, dtype, notes))
+        record = {"dtype": dtype, "stream_scale": scale, "rounding": {part: one.to_json() for part, one in kept.items()}}
+        write_json(directory / EXPORT_RECORD, _identity(model) | record | _made_ordinary(params) | {"notes": list(notes)})
+        write_atomically(directory / "README.md", write_card(model, read_history(model), config, dtype, notes))
     return Exported(out, files, notes)
-
-
-def host_mesh() -> Mesh:
-    """Returns one CPU device as a mesh: what is only to be written need not pass through an accelerator's memory."""
-    return make_mesh(MeshShape(data=1), jax.local_devices(backend="cpu")[:1])
-
-
-@contextlib.contextmanager
-def new_directory(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a directory beside `out` that becomes `out` at the end; if it fails, nothing is left.
-
-    Raises: ExportError if `out` is there and is not an empty directory.
-    """
-    if out.is_symlink() or out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise ExportError(f"{out} exists and is not empty; name a new directory, or remove this one")
-    beside = out.absolute().with_name(f".{out.name}.{os.getpid()}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        os.replace(beside, out)  # onto nothing or an empty directory
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def check_expressible(model: Model, params: Params) -> None:
@@ -170,108 +106,6 @@ def check_expressible(model: Model, params: Params) -> None:
             raise ExportError(f"{model.name} has added layers {side!r} of {sorted(blocks)}; expected {sorted(params.base['layers'])}")
 
 
-def exported_config(config: ModelConfig, params: Params, *, is_tied: bool) -> ModelConfig:
-    """Returns the config of the whole model, added layers included."""
-    return dataclasses.replace(config, layer_kinds=layer_kinds(params, config), tied_head=is_tied)
-
-
-def hf_config(config: ModelConfig, dtype: str, tokenizer: Any) -> dict[str, Any]:
-    """Returns the config.json of a `Gemma3ForCausalLM`, in the layout of transformers 5 and, beside it, of 4.5x.
-
-    Source: transformers 5.23 and 4.53, `Gemma3TextConfig`.
-    """
-    linear = {"rope_type": "linear", "factor": config.rope_scaling_global}
-    scaling = linear if config.rope_scaling_global != 1.0 else None
-    scalar = config.query_pre_attn_scalar
-    return {
-        "architectures": ["Gemma3ForCausalLM"],
-        "model_type": "gemma3_text",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "intermediate_size": config.d_ff,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads,
-        "head_dim": config.head_dim,
-        "query_pre_attn_scalar": int(scalar) if float(scalar).is_integer() else scalar,
-        "hidden_activation": "gelu_pytorch_tanh",
-        "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.rms_eps,
-        "sliding_window": config.sliding_window,
-        "layer_types": ["sliding_attention" if kind == LOCAL else "full_attention" for kind in config.layer_kinds],
-        "rope_parameters": {
-            "full_attention": {"rope_theta": config.rope_base_global, **(scaling or {"rope_type": "default"})},
-            "sliding_attention": {"rope_theta": config.rope_base_local, "rope_type": "default"},
-        },
-        "rope_theta": config.rope_base_global,
-        "rope_local_base_freq": config.rope_base_local,
-        "rope_scaling": scaling,
-        "tie_word_embeddings": config.tied_head,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "attn_logit_softcapping": None,
-        "final_logit_softcapping": None,
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": _end_ids(tokenizer),
-        "pad_token_id": tokenizer.pad_id,
-        "use_cache": True,
-        "dtype": dtype,
-        "torch_dtype": dtype,
-    }
-
-
-def plan_tensors(params: Params, config: ModelConfig, fold: LanguageFold, scale: int = 1) -> list[Planned]:
-    """Returns every tensor of the exported model, in the order of the layers; nothing is computed yet.
-
-    scale: how much larger the residual stream is carried, see `rounding.choose_stream_scale`.
-    """
-    base = params.base
-    size = (config.vocab_size, config.d_model)
-    planned = [Planned("model.embed_tokens.weight", size, lambda: _input_table(base, fold, scale))]
-    stacks = [(params.expand.get(FRONT, {}), {}), (base["layers"], params.lora), (params.expand.get(BACK, {}), {})]
-    number = 0
-    for blocks, lora in stacks:
-        for layer in range(_depth(blocks)):
-            for leaf, name in LAYER_NAMES.items():
-                shape = blocks[leaf].shape[:0:-1]  # a matrix is [in, out] here and [out, in] there
-                make = functools.partial(_layer_value, blocks[leaf], lora.get(leaf), layer, params.lora_scale)
-                if scale != 1 and leaf in SILENCED:
-                    make = functools.partial(lambda blocks, leaf, layer: scaled_norm(blocks[leaf][layer], scale), blocks, leaf, layer)
-                planned.append(Planned(f"model.layers.{number}.{name}.weight", shape, make))
-            number += 1
-    planned.append(Planned("model.norm.weight", (config.d_model,), lambda: np.asarray(base["final_norm"])))
-    if not config.tied_head:
-        planned.append(Planned("lm_head.weight", size, lambda: np.asarray(head_table(base))))
-    return planned
-
-
-def _input_table(base: dict[str, Any], fold: LanguageFold, scale: int) -> np.ndarray:
-    table = fold.apply(base["embed"])
-    return table if scale == 1 else table * np.asarray(scale, table.dtype)  # a power of two: exact
-
-
-def rounded_form(params: Params, fold: LanguageFold, dtype: str, scale: int) -> Params:
-    """Returns the model as `plan_tensors` and `dtype` make it, in a form that runs here: for measuring, on the host."""
-    kind, base = jnp.dtype(dtype), params.base
-
-    def stack(blocks: dict[str, jax.Array], lora: dict[str, Any]) -> dict[str, jax.Array]:
-        def value(name: str, leaf: jax.Array) -> jax.Array:
-            if scale != 1 and name in SILENCED:
-                return jnp.asarray(scaled_norm(leaf, scale)).astype(kind)
-            if name not in lora:
-                return leaf.astype(kind)
-            one = lambda wab: _merged(wab[0].astype(jnp.float32), *wab[1:], params.lora_scale).astype(kind)  # noqa: E731
-            return jax.lax.map(one, (leaf, lora[name]["a"], lora[name]["b"]))
-
-        return {name: value(name, leaf) for name, leaf in blocks.items()}
-
-    whole = {
-        "embed": jnp.asarray(_input_table(base, fold, scale)).astype(kind), "head": head_table(base).astype(kind),
-        "final_norm": base["final_norm"].astype(kind), "layers": stack(base["layers"], params.lora),
-    }  # fmt: skip
-    return Params(whole, expand={side: stack(blocks, {}) for side, blocks in params.expand.items()})
-
-
 def _what_rounding_took(model: Model, params: Params, fold: LanguageFold, dtype: str, scale: int) -> dict[str, Kept]:
     """Returns what the export keeps of each part of the model; {} in float32, which keeps all of it.
 
@@ -282,7 +116,7 @@ def _what_rounding_took(model: Model, params: Params, fold: LanguageFold, dtype:
     probe, plain = Probe(model.config, model.tokenizer), dataclasses.replace(fold, lang={}, changes=False)
     whole, rounded = probe.logits(params), probe.logits(rounded_form(params, fold, dtype, scale))
     kept = {}
-    for part, name in (("LoRA", "lora"), ("language embeddings", "lang"), ("added layers", "expand")):
+    for name, part in LEARNED.items():
         if getattr(params, name):
             without = params.replace(**{name: {}})
             folded = plain if name == "lang" else fold
@@ -299,34 +133,31 @@ def _what_rounding_took(model: Model, params: Params, fold: LanguageFold, dtype:
     return kept
 
 
-def _layer_value(leaf: jax.Array, pair: dict[str, jax.Array] | None, layer: int, scale: float) -> np.ndarray:
-    """Returns one layer's tensor; float32 where an adapter is merged, so that it is rounded once."""
-    value = leaf[layer]
-    if pair is not None:
-        value = _merged(value.astype(jnp.float32), pair["a"][layer], pair["b"][layer], scale)
-    return np.asarray(value).T
+def _write_what_is_no_tensor(
+    directory: pathlib.Path, model: Model, config: ModelConfig, dtype: str, *, text_only: bool
+) -> tuple[str, ...]:
+    """Writes the config, the tokenizer and what the base carries; returns what is to be said of them."""
+    tokenizer, carried = model.tokenizer, model.base.carried
+    write_json(directory / "config.json", outer_config(hf_config(config, dtype, tokenizer), carried, text_only=text_only))
+    said = write_carried(directory, model, text_only=text_only, generation=generation_config(tokenizer))
+    return (*said, *write_tokenizer(
+        tokenizer, directory, max_positions=config.max_positions, sentencepiece=carried.files.get(SENTENCEPIECE, b""),
+        names=tokenizer_names(carried, tokenizer.pieces, text_only=text_only),
+    ))  # fmt: skip
 
 
-_merged = jax.jit(merged_matrix, static_argnums=3)
-
-
-def _depth(blocks: dict[str, jax.Array]) -> int:
-    return next(iter(blocks.values())).shape[0] if blocks else 0
-
-
-def _n_added(params: Params) -> dict[str, int]:
-    return {side: _depth(params.expand.get(side, {})) for side in (FRONT, BACK)}
-
-
-def _end_ids(tokenizer: Any) -> list[int]:
-    return [i for i in (tokenizer.eos_id, tokenizer.end_of_turn_id) if i is not None]
-
-
-def _generation_config(tokenizer: Any) -> dict[str, Any]:
+def _identity(model: Model) -> dict[str, Any]:
+    """Returns what an export says of the model that it was made from."""
     return {
-        "bos_token_id": tokenizer.bos_id, "eos_token_id": _end_ids(tokenizer), "pad_token_id": tokenizer.pad_id,
-        "do_sample": False,
+        "format": 1, "model": model.name, "model_digest": model.digest, "base_digest": model.base.digest,
+        "read": [without_place(one).to_json() for one in model.read],
     }  # fmt: skip
+
+
+def _made_ordinary(params: Params) -> dict[str, Any]:
+    """Returns what an export says of the parts that have become weights like others."""
+    added = {side: depth_of(params.expand.get(side, {})) for side in (FRONT, BACK)}
+    return {"merged": sorted(params.lora), "folded": sorted(params.lang), "added_layers": added}
 
 
 def _notes(

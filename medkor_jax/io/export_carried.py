@@ -20,7 +20,7 @@ import numpy as np
 from medkor_jax.io.carried import CONFIG, GENERATION, PROCESSOR, TOKENIZER_CONFIG, Carried, copied
 from medkor_jax.io.files import write_json
 from medkor_jax.io.models import Model
-from medkor_jax.io.shards import DTYPES, Planned
+from medkor_jax.io.shards import STORED, Planned
 from medkor_jax.io.streaming import WeightsError
 
 _JOINT = "multi_modal_projector.mm_input_projection_weight"
@@ -148,7 +148,7 @@ def _check_generation(carried: Carried, model: Model) -> None:
 
 def _scaled(tensor: Planned, scale: float) -> Planned:
     """Returns the tensor times a power of two, in the dtype it is stored in. Raises: WeightsError if that loses anything."""
-    kinds = {label: kind for kind, label in DTYPES.values()}
+    kinds = {label: kind for kind, label in STORED.values()}
     if tensor.stored[0] not in kinds:
         raise WeightsError(f"{tensor.name} is stored as {tensor.stored[0]}; to be scaled by {scale:g}, expected {' or '.join(kinds)}")
     kind = kinds[tensor.stored[0]]

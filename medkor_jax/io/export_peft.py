@@ -17,15 +17,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from medkor_jax.io.export import RECORD, Exported, ExportError, host_mesh, new_directory
+from medkor_jax.io.download import download
+from medkor_jax.io.exported import Exported, ExportError, check_exportable_here, new_directory
 from medkor_jax.io.files import write_atomically, write_json
-from medkor_jax.io.hf import LAYER_NAMES, download
+from medkor_jax.io.hf import EXPORT_RECORD, LAYER_NAMES
 from medkor_jax.io.model_card import read_history, write_card
 from medkor_jax.io.models import Model
 from medkor_jax.io.shards import Planned, write_safetensors
 from medkor_jax.io.weights import is_hub_id, open_weights
-from medkor_jax.model.params import ADAPTABLE, Tree
-from medkor_jax.parallel import hosts
+from medkor_jax.model.params import ADAPTABLE, LEARNED, Tree
+from medkor_jax.parallel.mesh import host_mesh
 
 _WEIGHTS = "adapter_model.safetensors"
 
@@ -39,12 +40,11 @@ def export_peft(model: Model, out: pathlib.Path, *, base: str = "") -> Exported:
     Raises: ExportError, before anything is written, on what `peft` cannot express, on a base that it cannot load,
     and on a base that is not the adapter's.
     """
-    if hosts.n_processes() > 1:
-        raise ExportError(f"export runs in one process, this is one of {hosts.n_processes()}; run it on one host")
+    check_exportable_here()
     params = model.load(jnp.float32, host_mesh(), base={})  # the base stays where it is
-    for name, what in (("lang", "language embeddings"), ("expand", "added layers")):
+    for name in ("lang", "expand"):
         if getattr(params, name):
-            raise ExportError(f"{model.name} has {what}, which a PEFT adapter cannot hold; export it with --to hf")
+            raise ExportError(f"{model.name} has {LEARNED[name]}, which a PEFT adapter cannot hold; export it with --to hf")
     if not params.lora:
         raise ExportError(f"{model.name} has no adapters: there is nothing for peft. Export it with --to hf")
     base = base or _own_base(model)
@@ -109,8 +109,8 @@ def _check_base(model: Model, base: str) -> tuple[str, ...]:
         return () if base == model.base.name else (f"{base} was not compared with the base of the run, digest {model.base.digest}",)
     weights = open_weights(base)
     digest, dtype = weights.digest, weights.stored_dtype
-    if digest != model.base.digest and (path / RECORD).is_file():
-        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+    if digest != model.base.digest and (path / EXPORT_RECORD).is_file():
+        record = json.loads((path / EXPORT_RECORD).read_text(encoding="utf-8"))
         digest, dtype = record["model_digest"], record["dtype"]
     if digest != model.base.digest:
         raise ExportError(

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from medkor_jax.data.tokenizer import Tokenizer
+from medkor_jax.data.tokenizer_engines import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from medkor_jax.io.files import write_json
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # sentencepiece's own numbers
 _SPACE = "\u2581"
 _NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -51,7 +51,7 @@ def write_tokenizer(
     if model.is_file():
         pieces = ModelProto.FromString(model.read_bytes()).pieces
         spec = fast_spec(*zip(*((p.piece, p.score, p.type) for p in pieces), strict=True), bos_id=tokenizer.bos_id)
-        called["unk_token"] = next(p.piece for p in pieces if p.type == _UNKNOWN)
+        called["unk_token"] = next(p.piece for p in pieces if p.type == UNKNOWN)
     else:
         spec = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
         called["unk_token"] = spec["model"].get("unk_token") or "<unk>"
@@ -87,7 +87,7 @@ def sentencepiece_of(spec: dict[str, Any]) -> bytes:
     if [ids[piece] for piece in pieces] != list(range(len(pieces))) or model.get("unk_token") not in ids:
         return b""
     kinds = [_kind(piece, added.get(i), model["unk_token"]) for i, piece in enumerate(pieces)]
-    merged = {piece for piece, kind in zip(pieces, kinds) if kind == _NORMAL}  # the others are found whole, before any merge
+    merged = {piece for piece, kind in zip(pieces, kinds) if kind == NORMAL}  # the others are found whole, before any merge
     merges = [merge.split(" ") if isinstance(merge, str) else list(merge) for merge in model["merges"]]
     merges = [merge for merge in merges if "".join(merge) in merged]
     rank: dict[str, int] = {}
@@ -111,10 +111,10 @@ def sentencepiece_of(spec: dict[str, Any]) -> bytes:
 
 def _kind(piece: str, added: dict[str, Any] | None, unknown: str) -> int:
     if piece == unknown:
-        return _UNKNOWN
+        return UNKNOWN
     if _BYTE_PIECE.fullmatch(piece):
-        return _BYTE
-    return _NORMAL if added is None or not piece.strip(_SPACE) else _CONTROL if added["special"] else _USER_DEFINED
+        return BYTE
+    return NORMAL if added is None or not piece.strip(_SPACE) else CONTROL if added["special"] else USER_DEFINED
 
 
 def _says_the_same(tokenizer: Tokenizer, raw: bytes) -> bool:
@@ -152,9 +152,9 @@ def fast_spec(pieces: Sequence[str], scores: Sequence[float], types: Sequence[in
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": i, "content": piece, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": kind != _USER_DEFINED}
+            {"id": i, "content": piece, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": kind != USER_DEFINED}
             for i, (piece, kind) in enumerate(zip(pieces, types, strict=True))
-            if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
+            if kind in (UNKNOWN, CONTROL, USER_DEFINED)
         ],
         "normalizer": _NORMALIZER,
         "pre_tokenizer": None,
@@ -166,7 +166,7 @@ def fast_spec(pieces: Sequence[str], scores: Sequence[float], types: Sequence[in
             ],
         },
         "model": {
-            "type": "BPE", "dropout": None, "unk_token": pieces[types.index(_UNKNOWN)], "continuing_subword_prefix": None,
+            "type": "BPE", "dropout": None, "unk_token": pieces[types.index(UNKNOWN)], "continuing_subword_prefix": None,
             "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
             "vocab": ids, "merges": _merges(pieces, scores, types, ids),
         },
@@ -180,7 +180,7 @@ def _merges(pieces: Sequence[str], scores: Sequence[float], types: Sequence[int]
     """
     ranked = []
     for piece, score, kind in zip(pieces, scores, types, strict=True):
-        if kind == _NORMAL:
+        if kind == NORMAL:
             cuts = [(k, piece[:k], piece[k:]) for k in range(1, len(piece))]
             ranked += [(-score, k, left, right) for k, left, right in cuts if left in ids and right in ids]
     ranked.sort(key=lambda item: item[:2])

@@ -8,12 +8,12 @@ The seal is a checksum: it finds damage and edits by hand. It is no signature.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pathlib
 from typing import Any
 
+from medkor_jax.data.contents import checksum
 from medkor_jax.parallel import hosts
 
 
@@ -66,9 +66,3 @@ def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
     if stated != checksum(value):
         raise ValueError(f"{path} was changed after it was written: its checksum does not hold")
     return value
-
-
-def checksum(value: Any) -> str:
-    """Returns the SHA-256, in hex, of `value` as canonical JSON."""
-    canonical = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()

@@ -12,18 +12,15 @@ Never opens pickle (`.bin`, `.pt`), and does not read adapters or quantised chec
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from medkor_jax.data.tokenizer import Tokenizer
-from medkor_jax.io.streaming import CHUNK_BYTES, LeafKey, WeightsError, check_coverage, check_shape, needed_keys
+from medkor_jax.io.safetensors_file import DTYPES, SafeTensor, is_equal, read_rows_of, read_safetensors_header
+from medkor_jax.io.streaming import LeafKey, WeightsError, check_coverage, check_shape, needed_keys
 from medkor_jax.io.tokenizer_files import read_tokenizer
 from medkor_jax.model.config import ModelConfig
 
@@ -56,21 +53,7 @@ _VISION_PREFIXES = tuple(
     for inner in ("vision_tower", "vision_model", "multi_modal_projector")
 )
 _HEADS = ("lm_head.weight", "language_model.lm_head.weight")
-_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
-_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_DOWNLOADED = ["*.json", "*.jinja", "tokenizer.model", "model*.safetensors"]
-
-
-@dataclasses.dataclass(frozen=True)
-class SafeTensor:
-    """Where one tensor lies; offset is in bytes from the file's start. dtype as safetensors calls it."""
-
-    path: pathlib.Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    n_bytes: int
 
 
 class HfSource:
@@ -88,9 +71,9 @@ class HfSource:
         for key, shape in shapes.items():
             tensor = tensors[self._name(key)]
             check_shape(self._name(key), tensor.shape, shape, str(tensor.path))
-            if tensor.dtype not in _DTYPES:
+            if tensor.dtype not in DTYPES:
                 raise WeightsError(
-                    f"{tensor.path}: {self._name(key)} is stored as {tensor.dtype}; expected {', '.join(_DTYPES)}"
+                    f"{tensor.path}: {self._name(key)} is stored as {tensor.dtype}; expected {', '.join(DTYPES)}"
                 )
 
     @classmethod
@@ -123,12 +106,12 @@ class HfSource:
         return f"{self._tensors[self._name(key)].path}: {self._name(key)}"
 
     def read_rows(self, key: LeafKey, start: int, stop: int) -> np.ndarray:
-        return _read_rows(self._tensors[self._name(key)], start, stop)
+        return read_rows_of(self._tensors[self._name(key)], start, stop)
 
     def check_before_load(self) -> None:
         """Raises: WeightsError if a checkpoint that says its head is tied carries one that is not its embedding."""
         for name in _HEADS if self.config.tied_head else ():
-            if name in self._tensors and not _is_equal(self._tensors[name], self._tensors[self._name(("embed", 0))]):
+            if name in self._tensors and not is_equal(self._tensors[name], self._tensors[self._name(("embed", 0))]):
                 raise WeightsError(
                     f"{self._tensors[name].path}: {name} differs from the embedding, but config.json does not say "
                     '"tie_word_embeddings": false; say so if this head is meant'
@@ -142,106 +125,9 @@ class HfSource:
         return f"{self._prefix}{layers}{_NAMES[path]}.weight"
 
 
-def download(repository: str) -> pathlib.Path:
-    """Returns the local directory of a hub checkpoint, fetching config, tokenizer and safetensors only.
-
-    Raises: WeightsError saying whether the name, the licence or the network was in the way.
-    """
-    import huggingface_hub
-
-    with asking_the_hub(repository):
-        return pathlib.Path(huggingface_hub.snapshot_download(repository, allow_patterns=_DOWNLOADED))
-
-
-def check_access(repository: str, kind: str = "model") -> None:
-    """Raises: WeightsError, as `download`, if the hub would not give the "model" or "dataset" and it is not cached; fetches nothing."""
-    import huggingface_hub
-
-    if not is_cached(repository, kind):
-        with asking_the_hub(repository, kind):
-            huggingface_hub.HfApi().auth_check(repository, repo_type=kind)
-
-
-def is_cached(repository: str, kind: str = "model") -> bool:
-    from huggingface_hub import constants
-
-    snapshots = pathlib.Path(constants.HF_HUB_CACHE) / f"{kind}s--{repository.replace('/', '--')}" / "snapshots"
-    return snapshots.is_dir() and any(snapshots.iterdir())
-
-
-@contextlib.contextmanager
-def asking_the_hub(repository: str, kind: str = "model") -> Iterator[None]:
-    """Turns what the hub's library raises into a WeightsError: what was in the way, and what to do."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
-        hint = f"accept its licence at {page}, then run `hf auth login`"
-        raise WeightsError(f"the hub refused {repository}: its licence gate is closed to you; {hint}") from error
-    except errors.RepositoryNotFoundError as error:
-        hint = "check the spelling; if it is private, run `hf auth login`"
-        raise WeightsError(f"the hub has no {repository}, or does not show it to you; {hint}") from error
-    except (errors.HTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
-        hint = "check the network (and HF_HUB_OFFLINE), or fetch it elsewhere and name the directory"
-        raise WeightsError(
-            f"the hub could not be reached for {repository} ({_first_line(error)}), and no whole copy is "
-            f"cached; {hint}"
-        ) from error
-
-
-def read_safetensors_header(path: pathlib.Path) -> dict[str, SafeTensor]:
-    """Returns the tensors of one file, their places checked against each other and the file's size.
-
-    Raises: WeightsError, one sentence, on a truncated or inconsistent file.
-    Source: the safetensors format (8 bytes length, JSON header, data without holes).
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
-            raise WeightsError(
-                f"{path} ({size} bytes) is not a whole safetensors file: its header would be {length} bytes"
-            )
-        raw = file.read(length)
-    try:
-        header = json.loads(raw)
-        header.pop("__metadata__", None)
-        spans = {
-            name: (entry["dtype"], tuple(map(int, entry["shape"])), *map(int, entry["data_offsets"]))
-            for name, entry in header.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path} is not a safetensors file: its header cannot be read ({error})") from error
-    data, expected = 8 + length, 0
-    for name, (dtype, shape, start, stop) in sorted(spans.items(), key=lambda item: item[1][2:]):
-        n_bytes = int(np.prod(shape, dtype=np.int64)) * _DTYPES[dtype].itemsize if dtype in _DTYPES else stop - start
-        if start != expected or stop - start != n_bytes:
-            raise WeightsError(
-                f"{path} is inconsistent: {name} ({dtype} {list(shape)}) takes bytes {start} to {stop}, "
-                f"expected {expected} to {expected + n_bytes}"
-            )
-        expected = stop
-    if data + expected != size:
-        what = "cut short" if data + expected > size else "longer than its header says"
-        raise WeightsError(f"{path} is {what}: {size} bytes, its header promises {data + expected}; get it anew")
-    return {name: SafeTensor(path, dtype, shape, data + a, b - a) for name, (dtype, shape, a, b) in spans.items()}
-
-
 def is_vision(name: str) -> bool:
     """Whether a tensor is of the vision tower of a multimodal checkpoint, or of what joins it to the text decoder."""
     return name.startswith(_VISION_PREFIXES)
-
-
-def read_bytes(tensor: SafeTensor) -> np.ndarray:
-    """Returns a tensor's bytes as they are stored, uint8 [n_bytes]."""
-    with tensor.path.open("rb") as file:
-        file.seek(tensor.offset)
-        raw = np.fromfile(file, np.uint8, tensor.n_bytes)
-    if raw.size != tensor.n_bytes:
-        raise WeightsError(f"{tensor.path} ends early; it changed while it was read")
-    return raw
 
 
 def _find_tensors(directory: pathlib.Path) -> dict[str, SafeTensor]:
@@ -278,10 +164,6 @@ def _what_is_there(directory: pathlib.Path, wanted: str) -> str:
     return f"{expected}; found {', '.join(sorted(p.name for p in directory.iterdir())[:8]) or 'nothing'}"
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
-
-
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -300,22 +182,3 @@ def _text_prefix(tensors: dict[str, SafeTensor], directory: pathlib.Path) -> str
         f"{directory} holds no text decoder: no tensor begins {' or '.join(f'{p}layers.' for p in _TEXT_PREFIXES)}; "
         f"found {', '.join(sorted(tensors)[:4]) or 'no tensors'}"
     )
-
-
-def _read_rows(tensor: SafeTensor, start: int, stop: int) -> np.ndarray:
-    """Returns rows start to stop in the stored dtype. Not memory mapped: the pages would count as ours."""
-    rows = np.empty((stop - start, *tensor.shape[1:]), _DTYPES[tensor.dtype])
-    with tensor.path.open("rb") as file:
-        file.seek(tensor.offset + start * (rows.nbytes // len(rows)))
-        if file.readinto(rows.view(np.uint8).data) != rows.nbytes:
-            raise WeightsError(f"{tensor.path} ends early; it changed while it was read")
-    return rows
-
-
-def _is_equal(one: SafeTensor, other: SafeTensor) -> bool:
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    n_rows, n_columns = one.shape
-    step = max(1, CHUNK_BYTES // (n_columns * _DTYPES[one.dtype].itemsize))
-    spans = [(row, min(row + step, n_rows)) for row in range(0, n_rows, step)]
-    return all(np.array_equal(_read_rows(one, *span), _read_rows(other, *span)) for span in spans)

@@ -15,10 +15,10 @@ import jax
 from medkor_jax.data.reading import Reading
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.checkpoint import digest_tree
-from medkor_jax.io.models import ADAPTER_TREES, model_digest
+from medkor_jax.io.models import model_digest
 from medkor_jax.io.weights import Weights
 from medkor_jax.model.config import ModelConfig
-from medkor_jax.model.params import Params
+from medkor_jax.model.params import TRAINABLE_TREES, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,6 @@ class LoadedModel:
 
     @property
     def digest(self) -> str:
-        trees = {name: getattr(self.params, name) for name in ADAPTER_TREES}
+        trees = {name: getattr(self.params, name) for name in TRAINABLE_TREES}
         trees = {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
         return model_digest(self.base.digest, digest_tree(trees) if trees else "", self.params.lora_scale)

@@ -11,8 +11,6 @@ recorded one is refused.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 import pathlib
 from typing import Any
@@ -20,20 +18,18 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from medkor_jax.data.contents import files_digest
+from medkor_jax.data.contents import sha256_of
 from medkor_jax.data.reading import Reading, read_json
 from medkor_jax.data.tokenizer import Tokenizer
-from medkor_jax.io.carried import Carried, open_carried, save_carried
+from medkor_jax.io.bases import open_base, read_whole_json, read_whole_sealed
 from medkor_jax.io.checkpoint import abstract_like, digest_tree, restore_tree, save_tree, stored_shapes
-from medkor_jax.io.files import checksum, read_sealed, write_json, write_sealed
+from medkor_jax.io.files import write_sealed
 from medkor_jax.io.streaming import WeightsError
 from medkor_jax.io.weights import Weights, open_weights
 from medkor_jax.model.config import ModelConfig
-from medkor_jax.model.params import Params, Tree, abstract_base, leaf_paths
-from medkor_jax.parallel import hosts
+from medkor_jax.model.params import TRAINABLE_TREES, Params, Tree, abstract_base, leaf_paths
 from medkor_jax.parallel.mesh import shard_tree
 
-ADAPTER_TREES = ("lora", "lang", "expand")
 _FORMAT = 3  # 1 had no seal, and a base's digest was that of its files; 2 did not say what the model had read
 
 
@@ -87,7 +83,7 @@ class Model:
 
 
 def model_digest(base: str, adapters: str, lora_scale: float) -> str:
-    return base if not adapters else hashlib.sha256(f"{base} {adapters} {lora_scale}".encode()).hexdigest()
+    return base if not adapters else sha256_of([f"{base} {adapters} {lora_scale}"])
 
 
 def open_model(name: str | os.PathLike) -> Model:
@@ -117,7 +113,7 @@ def save_model(
     read: all that the model has read, that of its base included.
     A base inside the run (beside `directory`, or below it) is named from here, so that the run can be moved.
     """
-    trees = {name: getattr(params, name) for name in ADAPTER_TREES if jax.tree.leaves(getattr(params, name))}
+    trees = {name: getattr(params, name) for name in TRAINABLE_TREES if jax.tree.leaves(getattr(params, name))}
     if trees:
         save_tree(directory / "adapters", trees)
     digest = digest_tree(trees) if trees else ""
@@ -132,95 +128,14 @@ def save_model(
     return _open_phase(directory)
 
 
-def save_base(
-    directory: pathlib.Path,
-    base: Tree,
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-    lineage: dict[str, Any],
-    carried: Carried = Carried(),
-) -> Weights:
-    """Writes a merged base with orbax, its config, tokenizer, lineage and what it carries on beside it; returns it as weights.
-
-    The lineage is written last and holds a digest of everything else: a base without it is not whole.
-    """
-    save_tree(directory / "tree", base)
-    leaves = digest_tree(base)
-
-    def write_the_rest() -> None:
-        tokenizer.save(directory)
-        write_json(directory / "model_config.json", config.to_json())
-        write_sealed(directory / "lineage.json", lineage | {
-            "dtype": str(base["embed"].dtype), "leaves_digest": leaves, "files_digest": _tree_files_digest(directory),
-            "config_digest": checksum(config.to_json()), "tokenizer_digest": tokenizer.digest,
-            "carried_digest": save_carried(directory / "carried", carried),
-        })  # fmt: skip
-
-    hosts.first(directory, write_the_rest)
-    return open_base(directory)
-
-
-def open_base(directory: pathlib.Path) -> Weights:
-    """Returns a merged base on disk as weights.
-
-    Raises: WeightsError if a part of it is missing or is not what was written.
-    """
-    for part in ("tree", "model_config.json", "lineage.json"):
-        if not (directory / part).exists():
-            raise WeightsError(f"{directory} has no {part}: it is not a whole merged base; run its phase again")
-    said = _read_sealed(directory / "lineage.json")
-    raw = _read_json(directory / "model_config.json")
-    if checksum(raw) != said.get("config_digest"):
-        raise WeightsError(f"{directory}/model_config.json is not what was written with this base; put it back, or run its phase again")
-    config = ModelConfig.from_json(raw)
-
-    def read(dtype: Any, shardings: Tree | None = None) -> Tree:
-        return restore_tree(directory / "tree", _abstract(config, dtype, shardings))
-
-    def make_digest() -> str:
-        # The files are those that were written, or else (saved once more) they hold the same tensors.
-        files = hosts.first(f"files of {directory.name}", lambda: _tree_files_digest(directory))
-        if files != said["files_digest"] and digest_tree(read(said["dtype"])) != said["leaves_digest"]:
-            raise WeightsError(
-                f"{directory}: its weights were replaced or damaged since they were written. Put them back, or run the phases again"
-            )
-        return said["leaves_digest"]
-
-    def load(dtype: Any, shardings: Tree | None = None) -> Tree:
-        make_digest()
-        return read(dtype, shardings)
-
-    def make_tokenizer() -> Tokenizer:
-        tokenizer = Tokenizer.load(directory)
-        if tokenizer.digest != said["tokenizer_digest"]:
-            raise WeightsError(f"{directory}: its tokenizer is not the one written with this base; put it back, or run its phase again")
-        return tokenizer
-
-    def make_carried() -> Carried:
-        return open_carried(directory / "carried", said.get("carried_digest", ""))
-
-    return Weights(
-        str(directory), config, load, make_digest, make_tokenizer, make_carried, stored_dtype=said["dtype"],
-        read=read_json(said.get("read", ())),
-    )  # fmt: skip
-
-
 def read_ledger(run_dir: pathlib.Path) -> list[dict[str, Any]]:
     """Returns what a run did, oldest first; [] if nothing yet."""
     path = run_dir / "ledger.json"
-    return _read_json(path) if path.exists() else []
-
-
-def _abstract(config: ModelConfig, dtype: Any, shardings: Tree | None) -> Tree:
-    abstract = abstract_base(config, dtype)
-    if shardings is None:
-        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shardings = jax.tree.map(lambda _: place, abstract)
-    return abstract_like(abstract, shardings)
+    return read_whole_json(path) if path.exists() else []
 
 
 def _open_phase(directory: pathlib.Path) -> Model:
-    said = _read_sealed(directory / "model.json")
+    said = read_whole_sealed(directory / "model.json")
     if said.get("format") != _FORMAT:
         raise WeightsError(
             f"{directory}/model.json has format {said.get('format')!r}, this program reads {_FORMAT}; run the phase again with it"
@@ -247,21 +162,3 @@ def _open_base_of(directory: pathlib.Path, said: dict[str, Any]) -> Weights:
         raise WeightsError(
             f"{directory} needs outside weights, {name!r} with digest {said['base_digest'][:12]}, and they cannot be opened: {error}"
         ) from error
-
-
-def _tree_files_digest(directory: pathlib.Path) -> str:
-    return files_digest((path for path in (directory / "tree").rglob("*") if path.is_file()), directory)
-
-
-def _read_sealed(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return read_sealed(path)
-    except ValueError as error:
-        raise WeightsError(f"{error}. Put it back, or run its phase again") from error
-
-
-def _read_json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{path} is damaged ({error}); put it back, or run its phase again") from error

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from medkor_jax.io.embedded_model import embedded_gguf
-from medkor_jax.io.hf import download
+from medkor_jax.io.download import download
+from medkor_jax.io.embedded_model import EMBEDDED_MODEL, embedded_gguf
 
 
 def load_reference_tokenizer(name: str) -> Any:
@@ -91,7 +91,7 @@ def _greedy(reference: Any, batch: list[list[int]], max_new_tokens: int) -> list
 def _place(name: str) -> pathlib.Path:
     """Returns the directory, or the GGUF file, that transformers is given."""
     path = pathlib.Path(name).expanduser()
-    if name == "embedded":
+    if name == EMBEDDED_MODEL:
         return embedded_gguf()[0]
     if not path.exists():
         path = download(name)

@@ -25,9 +25,9 @@ import numpy as np
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.forward import Inputs, forward, project_logits
-from medkor_jax.model.layout import batch_ways, replicate
 from medkor_jax.model.params import Params
 from medkor_jax.model.prompts import Routing
+from medkor_jax.parallel.mesh import batch_ways, replicate
 
 MOST_LOST = 0.1
 """Largest share of a part's effect that rounding may take."""

@@ -20,7 +20,8 @@ import numpy as np
 
 from medkor_jax.io.files import write_json
 
-DTYPES = {"float32": (np.dtype(np.float32), "F32"), "bfloat16": (np.dtype(jnp.bfloat16), "BF16")}
+STORED = {"float32": (np.dtype(np.float32), "F32"), "bfloat16": (np.dtype(jnp.bfloat16), "BF16")}
+"""dtype -> as NumPy has it, as safetensors calls it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ def write_shards(directory: pathlib.Path, tensors: Sequence[Planned], dtype: str
 
     A tensor larger than `max_bytes` has a shard to itself.
     """
-    kind = DTYPES[dtype][0]
+    kind = STORED[dtype][0]
     shards = _assign(tensors, kind, max_bytes)
     names = ["model.safetensors"]
     if len(shards) > 1:
@@ -69,7 +70,7 @@ def write_safetensors(path: pathlib.Path, tensors: Iterable[Planned], dtype: str
 
     Raises: ValueError if a value has another shape than planned, or holds NaN or infinity (in `dtype`).
     """
-    kind, label = DTYPES[dtype]
+    kind, label = STORED[dtype]
     tensors, header, end = list(tensors), {"__metadata__": {"format": "pt"}}, 0
     for tensor in tensors:
         span = [end, end := end + tensor.n_bytes(kind)]

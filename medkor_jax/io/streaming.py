@@ -13,9 +13,7 @@ What a file format has to offer is `TensorSource`. Does not know any format's na
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
-import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -24,7 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from medkor_jax.data.contents import sha256_of
 from medkor_jax.model.config import ModelConfig
+from medkor_jax.model.dtypes import check_dtype
 from medkor_jax.model.params import Tree, abstract_base, leaf_paths
 
 CHUNK_BYTES = 8 * 2**20  # of the file; large enough for disk and bus, small beside any real tensor
@@ -81,35 +81,22 @@ def check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...], wh
         raise WeightsError(f"{where}: {name} is {list(found)}, its config asks for {list(expected)}")
 
 
-def digest_files(paths: Iterable[pathlib.Path]) -> str:
-    """Returns the SHA-256 of the files' bytes, one after another in the order of their names, in hex."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        with path.open("rb") as file:
-            while block := file.read(CHUNK_BYTES):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def digest_source(source: TensorSource) -> str:
     """Returns the SHA-256, in hex, over name, shape, stored dtype and values of every tensor of the base.
 
     Of the tensors and not of the files: weights saved again, in other shards or by another program, keep their digest.
     """
-    digest = hashlib.sha256()
-    for (path, layer), shape in sorted(needed_keys(source.config).items()):
-        rows_at_once = max(1, CHUNK_BYTES // (4 * math.prod(shape[1:])))
-        for row in range(0, shape[0], rows_at_once):
-            rows = source.read_rows((path, layer), row, min(row + rows_at_once, shape[0]))
-            if not row:
-                digest.update(f"{path} {layer} {shape} {rows.dtype}\n".encode())
-            digest.update(np.ascontiguousarray(rows).view(np.uint8).data)
-    return digest.hexdigest()
 
+    def parts() -> Iterator[str | memoryview]:
+        for (path, layer), shape in sorted(needed_keys(source.config).items()):
+            rows_at_once = max(1, CHUNK_BYTES // (4 * math.prod(shape[1:])))
+            for row in range(0, shape[0], rows_at_once):
+                rows = source.read_rows((path, layer), row, min(row + rows_at_once, shape[0]))
+                if not row:
+                    yield f"{path} {layer} {shape} {rows.dtype}\n"
+                yield np.ascontiguousarray(rows).view(np.uint8).data
 
-def check_dtype(dtype: Any) -> None:
-    if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)):
-        raise ValueError(f"dtype {jnp.dtype(dtype).name} is not supported; use bfloat16 or float32 (float16 overflows)")
+    return sha256_of(parts())
 
 
 def load_base(source: TensorSource, *, dtype: Any, shardings: Tree | None = None) -> Tree:
@@ -118,7 +105,7 @@ def load_base(source: TensorSource, *, dtype: Any, shardings: Tree | None = None
     Raises: WeightsError naming the tensor if one holds NaN or infinity; ValueError on float16, or on a
     sharding that is not a NamedSharding.
     """
-    check_dtype(dtype)
+    check_dtype(jnp.dtype(dtype))
     source.check_before_load()
     abstract = abstract_base(source.config, dtype)
     placed = {} if shardings is None else leaf_paths(shardings)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import pathlib
 import re
@@ -23,16 +22,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from medkor_jax.data.contents import file_digest, remembered
+from medkor_jax.data.contents import checksum, file_digest, remembered, sha256_of
 from medkor_jax.data.reading import Reading, read_json
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.carried import Carried, read_carried
-from medkor_jax.io.embedded_model import embedded_gguf
-from medkor_jax.io.files import checksum
+from medkor_jax.io.download import download
+from medkor_jax.io.embedded_model import EMBEDDED_MODEL, embedded_gguf
 from medkor_jax.io.gguf import GgufSource
-from medkor_jax.io.hf import EXPORT_RECORD, HfSource, download
-from medkor_jax.io.streaming import TensorSource, WeightsError, check_dtype, digest_source, load_base
+from medkor_jax.io.hf import EXPORT_RECORD, HfSource
+from medkor_jax.io.streaming import TensorSource, WeightsError, digest_source, load_base
 from medkor_jax.model.config import ModelConfig, preset
+from medkor_jax.model.dtypes import check_dtype
 from medkor_jax.model.params import Tree, abstract_base, leaf_paths
 from medkor_jax.parallel import hosts
 
@@ -104,7 +104,7 @@ def open_weights(name: str) -> Weights:
 
 
 def _open_embedded(name: str) -> Weights | None:
-    if name != "embedded":
+    if name != EMBEDDED_MODEL:
         return None
     path, sha256 = embedded_gguf()
     return dataclasses.replace(_from_gguf(name, path), make_digest=lambda: sha256)
@@ -122,7 +122,7 @@ def _open_random(name: str) -> Weights | None:
         name,
         config,
         load=functools.partial(_random_base, config),
-        make_digest=lambda: hashlib.sha256(spelling.encode()).hexdigest(),
+        make_digest=lambda: sha256_of([spelling]),
     )
 
 
@@ -197,12 +197,12 @@ def _random_base(config: ModelConfig, dtype: Any, shardings: Tree | None = None)
 
     Values depend on the leaf's name alone, not on the mesh (jax's default random numbers are partitionable).
     """
-    check_dtype(dtype)
+    check_dtype(jnp.dtype(dtype))
     abstract = abstract_base(config, dtype)
     placed = {} if shardings is None else leaf_paths(shardings)
 
     def make(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        seed = int.from_bytes(hashlib.sha256(f"{_RANDOM_SEED} {path}".encode()).digest()[:4], "little")
+        seed = int.from_bytes(bytes.fromhex(sha256_of([f"{_RANDOM_SEED} {path}"]))[:4], "little")
         std = 0.0 if path.endswith("norm") else _RANDOM_STD
         return _normal_maker(leaf.shape, leaf.dtype, placed.get(path))(jnp.uint32(seed), jnp.asarray(std, dtype))
 

@@ -25,7 +25,7 @@ from flax import struct
 from jax.sharding import PartitionSpec
 
 from medkor_jax.model.config import GLOBAL, LOCAL, ModelConfig
-from medkor_jax.model.layout import BATCH_AXES
+from medkor_jax.parallel.mesh import BATCH_AXES
 
 _EMPTY = -1  # position of a slot that holds nothing
 _HIDDEN = jnp.finfo(jnp.float32).min

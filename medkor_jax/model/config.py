@@ -10,10 +10,10 @@ bidirectional attention) is refused here, by name, rather than ignored.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Any, Mapping
 
 from medkor_jax.model.fields import Fields, shown
+from medkor_jax.nearest import nearest_few
 
 LOCAL, GLOBAL = "local", "global"
 _MOST_LAYERS = 10_000  # a depth beyond any model's is a damaged file, found here and not by filling the memory
@@ -125,8 +125,7 @@ def preset(name: str) -> ModelConfig:
     Raises: ValueError naming the nearest preset.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.0)
-        raise ValueError(f"no preset {name!r}; nearest: {', '.join(near)}")
+        raise ValueError(f"no preset {name!r}; nearest: {', '.join(nearest_few(name, PRESETS, 3))}")
     return PRESETS[name]
 
 

@@ -1,6 +1,6 @@
 """Prompts to continuations: one decoder for exams, translation, reasoning and rollouts.
 
-    decoder = Decoder(config, dtype=jnp.bfloat16, stop_ids=(tokenizer.eos_id,), decode=tokenizer.decode,
+    decoder = Decoder(config, dtype=jnp.bfloat16, stop_ids=tokenizer.stop_ids, decode=tokenizer.decode,
                       routing=Routing.by_token(tokenizer.languages, config.vocab_size))
     decoder.generate(params, prompts, max_new_tokens=64, stop=("\n\n",))      # list[Completion]
 
@@ -28,10 +28,10 @@ from medkor_jax.model.cached_forward import read_prompt, read_token
 from medkor_jax.model.completion import NOTHING, Completion, Row
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.forward import project_logits
-from medkor_jax.model.layout import replicate, spread
 from medkor_jax.model.params import Params
 from medkor_jax.model.prompts import Prompt, Routing, bucket, pad_prompts
 from medkor_jax.model.sampling import Sampling, choose_tokens, restrict
+from medkor_jax.parallel.mesh import replicate, spread
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,9 +24,9 @@ from medkor_jax.model.attention import Seen, attend, visible
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.kernel import attend_by_kind, choose
 from medkor_jax.model.layers import Adapters, Attend, Block, Rope, make_rope, rms_norm
-from medkor_jax.model.layout import platform, spread
 from medkor_jax.model.params import ADAPTABLE, FRONT, LOCAL, SIDES, LayerPlan, Params, Tree, head_table, make_plan, n_edge_blocks
 from medkor_jax.model.remat import ATTENDED, policy
+from medkor_jax.parallel.mesh import platform, spread
 
 
 @struct.dataclass

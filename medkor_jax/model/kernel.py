@@ -14,7 +14,6 @@ them, and a head of 256 only from Hopper on.
 
 from __future__ import annotations
 
-import difflib
 import functools
 from typing import Any
 
@@ -22,6 +21,7 @@ import jax
 
 from medkor_jax.model import blocked, splash
 from medkor_jax.model.attention import QUERY_BLOCK, Seen, causal_scores
+from medkor_jax.nearest import nearest
 
 KERNELS = ("plain", "blocked", "splash")
 NAMES = ("auto", *KERNELS)
@@ -31,8 +31,7 @@ _FUSED_FROM = 512  # tokens; below, all scores of a row are a few MB
 def check_attention(name: Any) -> None:
     """Raises: ValueError unless `name` is one of NAMES."""
     if not isinstance(name, str) or name not in NAMES:
-        near = difflib.get_close_matches(str(name), NAMES, n=1, cutoff=0.0)[0]
-        raise ValueError(f"attention is {name!r}; expected one of {', '.join(NAMES)}; nearest: {near!r}")
+        raise ValueError(f"attention is {name!r}; expected one of {', '.join(NAMES)}; nearest: {nearest(name, NAMES)!r}")
 
 
 def choose(name: str, *, t: int, head_dim: int, platform: str, has_branches: bool = False) -> str:

@@ -20,6 +20,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from medkor_jax.model.config import ModelConfig
 
+ADAPTABLE = ("q", "k", "v", "o", "gate", "up", "down")
+"""The seven matrices of a block; a LoRA adapter can stand beside each."""
+
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(q [B,T,N,H] scaled, k [B,T,K,H], v [B,T,K,H]) -> [B,T,N*H]"""
 
@@ -87,7 +90,7 @@ def _expand_backward(kept, cotangent):
 _expand.defvjp(_expand_forward, _expand_backward)
 
 
-_NAME_SALT = {name: i for i, name in enumerate(("q", "k", "v", "o", "gate", "up", "down"))}
+_NAME_SALT = {name: i for i, name in enumerate(ADAPTABLE)}
 
 
 def rms_norm(x: jax.Array, w: jax.Array, eps: float) -> jax.Array:

@@ -17,14 +17,16 @@ import jax.numpy as jnp
 from flax import struct
 
 from medkor_jax.model.config import GLOBAL, LOCAL, ModelConfig
-from medkor_jax.model.layers import Block
+from medkor_jax.model.layers import ADAPTABLE, Block
 
 Tree = dict[str, Any]
 
 SIDES = FRONT, BACK = "front", "back"  # the two ends where layers of `Params.expand` stand
 
-ADAPTABLE = ("q", "k", "v", "o", "gate", "up", "down")
-"""Matrices of a block that a LoRA adapter can stand beside."""
+LEARNED = {"lora": "LoRA", "lang": "language embeddings", "expand": "added layers"}
+"""The trees that learn, as `Params` names them -> in words; the fourth, `base`, never does."""
+
+TRAINABLE_TREES = tuple(LEARNED)
 
 
 def matrix_sizes(config: ModelConfig) -> list[tuple[int, int]]:
@@ -120,6 +122,6 @@ def n_leaves_and_params(tree: Any) -> tuple[int, int]:
 
 
 __all__ = [
-    "ADAPTABLE", "BACK", "FRONT", "GLOBAL", "LOCAL", "LayerPlan", "Params", "SIDES", "Tree",
+    "ADAPTABLE", "BACK", "FRONT", "GLOBAL", "LEARNED", "LOCAL", "LayerPlan", "Params", "SIDES", "TRAINABLE_TREES", "Tree",
     "abstract_base", "edge_blocks", "head_table", "layer_kinds", "leaf_paths", "make_plan", "n_edge_blocks", "n_leaves_and_params",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ import numpy as np
 from flax import struct
 
 from medkor_jax.model.forward import Inputs
-from medkor_jax.model.layout import batch_ways
+from medkor_jax.parallel.mesh import batch_ways
 
 MIN_BUCKET = 32
 

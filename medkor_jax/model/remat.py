@@ -17,16 +17,18 @@ in 190 MFLOP a token, 1 us of a chip, and takes more than that to cross a PCIe b
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, Callable
 
 import jax
 
+from medkor_jax.model.layers import ADAPTABLE
+from medkor_jax.nearest import nearest
+
 ATTENDED = "attended"  # the name under which attention's output is kept; a matrix's product has the matrix's own name
 
 KEPT: dict[str, tuple[str, ...]] = {
-    "none": ("q", "k", "v", ATTENDED, "o", "gate", "up", "down"),
-    "gate_up": ("q", "k", "v", ATTENDED, "o", "down"),
+    "none": (ATTENDED, *ADAPTABLE),
+    "gate_up": (ATTENDED, *(name for name in ADAPTABLE if name not in ("gate", "up"))),
     "all_but_down": (ATTENDED, "down"),
     "full": (),
 }
@@ -38,8 +40,7 @@ def check_remat(name: Any) -> None:
         was = "full" if str(name) == "True" else "none"
         raise ValueError(f'remat is {name}; it is a name now: use "{was}" (or one of {_names()})')
     if not isinstance(name, str) or name not in KEPT:
-        near = difflib.get_close_matches(str(name), KEPT, n=1, cutoff=0.0)[0]
-        raise ValueError(f"remat is {name!r}; expected one of {_names()}; nearest: {near!r}")
+        raise ValueError(f"remat is {name!r}; expected one of {_names()}; nearest: {nearest(name, KEPT)!r}")
 
 
 def policy(name: str) -> Callable[..., Any]:

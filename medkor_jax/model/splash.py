@@ -20,7 +20,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec
 
 from medkor_jax.model.attention import Seen
-from medkor_jax.model.layout import BATCH_AXES, batch_ways, ways
+from medkor_jax.parallel.mesh import BATCH_AXES, batch_ways, ways
 
 LANES = 128  # sizes the kernel's tiles are made of
 _BLOCKS = (512, 256, 128)  # the largest that divides T; a local layer of window 1,024 then reads 3 blocks of 512 a block

@@ -1,16 +1,20 @@
-"""The device mesh and where every tensor lies on it: one table of rules, used by every step.
+"""The device mesh and where everything lies on it: weights by one table of rules, batches and activations by their rows.
 
     mesh = make_mesh(MeshShape(data=-1, fsdp=4, tensor=1))
     with jax.set_mesh(mesh): ...
     shardings = shard_tree(abstract_params, mesh)
+    x = spread(x)                                # inside a step: first axis over the batch axes
+    block = lay(block, "tensor", None, None)     # gathered from wherever it lay, but for the tensor axis
 
 Axes: `data` and `fsdp` both split the batch; `fsdp` also splits the weights' width, `tensor` their heads,
-feed-forward width and vocabulary. A dimension that an axis does not divide stays whole.
+feed-forward width and vocabulary. A dimension that an axis does not divide stays whole. What a step says of its
+activations (`spread`, `lay`, `replicate`) is told to the compiler for the mesh in force, and changes nothing without one.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from typing import Annotated, Any, Sequence
 
@@ -19,6 +23,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")  # over which the rows of a batch are spread, and of whatever is made of it
 
 # The last part(s) of a leaf's path -> the axis of each dimension. Every leaf matches exactly one rule.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
@@ -67,6 +72,16 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
 
 
+def one_device(device: Any = None) -> Mesh:
+    """Returns the mesh of one device, the first if none is given."""
+    return make_mesh(MeshShape(data=1), [jax.devices()[0] if device is None else device])
+
+
+def host_mesh() -> Mesh:
+    """Returns one CPU device as a mesh: what is only to be written need not pass through an accelerator's memory."""
+    return one_device(jax.local_devices(backend="cpu")[0])
+
+
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Returns where the leaf at `path` ("lora/q/a", also inside optimizer state) lies.
 
@@ -94,15 +109,15 @@ def shard_tree(tree: Any, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def check_batch(batch_size: int, microbatches: int, mesh: Mesh) -> None:
     """Raises: ValueError unless every device gets the same number of rows in every microbatch."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"] * microbatches
-    if batch_size % ways:
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES) * microbatches
+    if batch_size % parts:
         raise ValueError(
-            f"batch_size {batch_size} is not a multiple of {ways} = data {mesh.shape['data']} x fsdp "
+            f"batch_size {batch_size} is not a multiple of {parts} = data {mesh.shape['data']} x fsdp "
             f"{mesh.shape['fsdp']} x microbatches {microbatches}"
         )
 
@@ -114,3 +129,40 @@ def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
         name: jax.make_array_from_callback(rows.shape, sharding, lambda index, rows=rows: rows[index])
         for name, rows in batch.items()
     }
+
+
+def ways(*axes: str) -> int:
+    """Returns into how many parts these axes of the mesh divide together: 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
+
+
+def platform() -> str:
+    """Returns "cpu", "gpu" or "tpu": of the mesh in force, which may be of devices that are not here, else of this process."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    if device is None:
+        return jax.default_backend()
+    kind = device.device_kind.lower()
+    return "tpu" if "tpu" in kind else "cpu" if "cpu" in kind else "gpu"
+
+
+def batch_ways() -> int:
+    """Returns over how many parts `spread` lays a batch: 1 without a mesh."""
+    return ways(*BATCH_AXES)
+
+
+def spread(x: jax.Array) -> jax.Array:
+    """Returns x with its first axis laid over the batch axes of the mesh in force (none: unchanged)."""
+    return lay(x, BATCH_AXES, *[None] * (x.ndim - 1))
+
+
+def lay(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
+    """Returns x with each dimension over the mesh axes named for it, whole in those that are None."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def replicate(x: jax.Array) -> jax.Array:
+    """Returns x whole on every device, so that every process can read it."""
+    return lay(x, *[None] * x.ndim)

@@ -20,8 +20,9 @@ from jax.sharding import Mesh
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.plan.compiling import Found, sharded_bytes
 from medkor_jax.plan.handcount import costly_share, hand_flops
+from medkor_jax.plan.lowering import Traceable, traceable
 from medkor_jax.plan.program import Cost
-from medkor_jax.plan.stages import STEP, WRITE, Program, Traceable, traceable
+from medkor_jax.plan.stages import STEP, WRITE, Program
 from medkor_jax.plan.topology import Topology
 from medkor_jax.plan.trace import jaxpr_work, n_bytes
 from medkor_jax.plan.traffic import Collective

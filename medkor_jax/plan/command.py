@@ -10,6 +10,7 @@ import pathlib
 import sys
 from typing import Sequence
 
+from medkor_jax.io.embedded_model import EMBEDDED_MODEL
 from medkor_jax.io.weights import is_hub_id
 from medkor_jax.model.config import PRESETS, ModelConfig, preset
 from medkor_jax.plan.auto import Choice, choose, price_of
@@ -23,7 +24,7 @@ from medkor_jax.run.phases import ConfigError
 _PUBLISHED = {
     "google/medgemma-4b-it": "medgemma-4b", "google/medgemma-4b-pt": "medgemma-4b", "google/medgemma-27b-text-it": "medgemma-27b-text",
     "google/gemma-3-270m": "gemma3-270m", "google/gemma-3-1b-it": "gemma3-1b", "google/gemma-3-4b-it": "gemma3-4b",
-    "google/gemma-3-12b-it": "gemma3-12b", "google/gemma-3-27b-it": "gemma3-27b", "embedded": "gemma3-270m",
+    "google/gemma-3-12b-it": "gemma3-12b", "google/gemma-3-27b-it": "gemma3-27b", EMBEDDED_MODEL: "gemma3-270m",
 }  # fmt: skip
 
 

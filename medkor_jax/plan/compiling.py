@@ -26,8 +26,9 @@ from medkor_jax.model.config import ModelConfig
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.plan import kept
 from medkor_jax.plan.handcount import costly_share, hand_flops, kernel_flops
+from medkor_jax.plan.lowering import traceable
 from medkor_jax.plan.program import Cost, read_program
-from medkor_jax.plan.stages import WRITE, Program, traceable
+from medkor_jax.plan.stages import WRITE, Program
 from medkor_jax.plan.topology import CHIPS, GIB, Topology
 
 # How libtpu says that a program needs more than there is: 0.0.52, and earlier ones. "G" is GiB.

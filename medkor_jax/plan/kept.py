@@ -10,14 +10,13 @@ lie beside the other caches (`MEDKOR_CACHE`); deleting them costs time alone.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
 from typing import Any
 
-from medkor_jax.data.contents import cache_directory
+from medkor_jax.data.contents import cache_directory, sha256_of
 from medkor_jax.plan.program import Cost, Kernel
 from medkor_jax.plan.traffic import Collective
 
@@ -27,7 +26,7 @@ FORMAT = 2  # of what is read from a program's text: raised when `program` or `t
 def key_of(text: str, *told: Any) -> str:
     """Returns the name under which a program is kept; told: whatever else decides what is found."""
     versions = [f"{name} {_version(name)}" for name in ("jax", "jaxlib", "libtpu")]
-    return hashlib.sha256(json.dumps([FORMAT, versions, [str(one) for one in told], text]).encode()).hexdigest()
+    return sha256_of([json.dumps([FORMAT, versions, [str(one) for one in told], text])])
 
 
 def _version(name: str) -> str:

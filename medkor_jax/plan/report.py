@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from medkor_jax.parallel.mesh import AXES
 from medkor_jax.plan.auto import Choice
 from medkor_jax.plan.compiling import Found
 from medkor_jax.plan.planner import Plan, StageCost
@@ -97,7 +98,7 @@ def to_json(plan: Plan | Choice) -> dict[str, Any]:
         return choice_json(plan)
     return {
         "model": plan.model, "topology": plan.topology.name, "chips": plan.topology.n_chips,
-        "mesh": dict(zip(("data", "fsdp", "tensor"), plan.mesh.resolve(plan.topology.n_chips))),
+        "mesh": dict(zip(AXES, plan.mesh.resolve(plan.topology.n_chips))),
         "memory_limit_bytes": plan.topology.chip.memory_bytes, "fits": plan.fits, "change": plan.change, "tried": list(plan.tried),
         "least_hours": plan.hours, "usd": plan.money, "stages": [_stage_json(stage) for stage in plan.stages],
     }  # fmt: skip

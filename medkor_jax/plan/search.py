@@ -15,8 +15,9 @@ from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.remat import KEPT
 from medkor_jax.parallel.mesh import MeshShape
 from medkor_jax.plan.compiling import machine, sharded_bytes
+from medkor_jax.plan.lowering import traceable
 from medkor_jax.plan.measuring import measure
-from medkor_jax.plan.stages import STEP, Program, traceable
+from medkor_jax.plan.stages import STEP, Program
 from medkor_jax.plan.topology import GIB, Topology
 
 MOST_MICROBATCHES = 16

@@ -14,7 +14,8 @@ import pathlib
 import time
 from typing import TYPE_CHECKING
 
-from medkor_jax.io.files import checksum, write_json
+from medkor_jax.data.contents import checksum
+from medkor_jax.io.files import write_json
 from medkor_jax.parallel.hosts import say
 from medkor_jax.run.lineage import exam_asked
 from medkor_jax.run.summary import FINAL, phase_lines, read_final, times

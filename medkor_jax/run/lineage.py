@@ -17,14 +17,14 @@ import dataclasses
 import pathlib
 from typing import Any, Mapping
 
-from medkor_jax.data.contents import content_digest
+from medkor_jax.data.contents import checksum, content_digest
 from medkor_jax.data.pairs import both_ways
 from medkor_jax.data.rows import Source
 from medkor_jax.eval.exam import READ_VERSION, contexts
 from medkor_jax.eval.translation import STOP
 from medkor_jax.eval.verdict import GateClosed, amend_digests, read_verdict, require_open
 from medkor_jax.io import models
-from medkor_jax.io.files import checksum, write_sealed
+from medkor_jax.io.files import write_sealed
 from medkor_jax.io.models import Model
 from medkor_jax.io.old_formats import RECORD_FORMAT, upgraded_record
 from medkor_jax.parallel import hosts

@@ -21,10 +21,11 @@ import jax.numpy as jnp
 from medkor_jax.data.contents import file_digest
 from medkor_jax.data.rows import Source
 from medkor_jax.eval.exam import evaluate
-from medkor_jax.eval.gate import Evidence
+from medkor_jax.eval.judgement import Evidence
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.scorer import ModelScorer
-from medkor_jax.eval.translation import TranslationReport, evaluate_translation
+from medkor_jax.eval.translation import evaluate_translation
+from medkor_jax.eval.translation_report import TranslationReport
 from medkor_jax.io.files import read_sealed, write_sealed
 from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.parallel import hosts

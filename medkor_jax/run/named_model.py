@@ -13,9 +13,10 @@ import pathlib
 import sys
 from typing import Any
 
+from medkor_jax.data.contents import checksum
 from medkor_jax.eval.verdict import GateClosed, read_verdict, require_open
 from medkor_jax.io import models
-from medkor_jax.io.files import checksum, read_sealed
+from medkor_jax.io.files import read_sealed
 from medkor_jax.io.models import Model, read_ledger
 from medkor_jax.io.old_formats import RECORD_FORMAT
 from medkor_jax.io.streaming import WeightsError

@@ -18,12 +18,13 @@ from typing import Annotated
 from medkor_jax.adapt.expansion import ExpansionSettings
 from medkor_jax.adapt.language import LanguageSettings
 from medkor_jax.adapt.lora import LoraSettings
-from medkor_jax.data.packing import ROUTES
+from medkor_jax.data.language import check_route
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import Source
 from medkor_jax.eval.exam import MAX_REASONING_TOKENS
 from medkor_jax.eval.gate import Gate
 from medkor_jax.eval.scores import MODES
+from medkor_jax.model.dtypes import check_dtype
 from medkor_jax.model.kernel import check_attention
 from medkor_jax.model.remat import check_remat
 from medkor_jax.parallel.mesh import MeshShape
@@ -197,10 +198,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("dtype", "param_dtype"):
-            if getattr(self, name) not in ("float32", "bfloat16"):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected 'float32' or 'bfloat16' (float16 overflows)")
-        if self.route not in ROUTES:
-            raise ValueError(f"route is {self.route!r}; expected {' or '.join(ROUTES)}")
+            check_dtype(getattr(self, name), name)
+        check_route(self.route)
         names = [phase.name for phase in self.phases]
         if not self.run:
             raise ValueError("run is empty: name the phases to run")

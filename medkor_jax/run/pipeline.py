@@ -24,14 +24,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from medkor_jax.data.contents import checksum
 from medkor_jax.data.reading import add_readings
-from medkor_jax.eval.gate import Evidence, Judgement, judge, judge_all
+from medkor_jax.eval.judgement import Evidence, Judgement, judge, judge_all
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.verdict import GateClosed, read_verdict, waive, write_verdict
+from medkor_jax.io.bases import open_base
 from medkor_jax.io.checkpoint import digest_tree
-from medkor_jax.io.files import checksum, write_json
+from medkor_jax.io.files import write_json
 from medkor_jax.io.loaded_model import LoadedModel
-from medkor_jax.io.models import Model, open_base, read_ledger, save_model
+from medkor_jax.io.models import Model, read_ledger, save_model
 from medkor_jax.model.dtypes import slow_here
 from medkor_jax.model.params import Params, Tree
 from medkor_jax.parallel import hosts

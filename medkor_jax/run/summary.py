@@ -10,7 +10,7 @@ import pathlib
 from typing import Any, Sequence
 
 from medkor_jax.eval.report import Report
-from medkor_jax.eval.translation import METRIC_NAMES
+from medkor_jax.eval.translation_report import METRIC_NAMES
 from medkor_jax.eval.verdict import GateClosed, read_verdict
 
 FINAL = "final.json"

@@ -16,9 +16,9 @@ import jax
 from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.adapt.language import make_language
 from medkor_jax.adapt.lora import LoraSettings, make_lora, merge
+from medkor_jax.io.bases import save_base
 from medkor_jax.io.checkpoint import digest_tree
 from medkor_jax.io.loaded_model import LoadedModel
-from medkor_jax.io.models import save_base
 from medkor_jax.io.rounding import MOST_LOST, MOST_NOISE, Probe, compare, rms
 from medkor_jax.model.params import BACK, FRONT, Params, Tree, edge_blocks
 from medkor_jax.parallel.hosts import say

@@ -49,13 +49,12 @@ class Actor:
         temperature: float, max_new_tokens: int, route: str, reference: Params | None,
     ) -> None:
         """spec: of the step that learns from the samples; without a policy loss, nothing can be asked of `nats`."""
-        stop_ids = [token for token in (tokenizer.eos_id, tokenizer.end_of_turn_id) if token is not None]
         self._is_by_token, self._max_new_tokens, self._mesh = route == "token", max_new_tokens, mesh
         self._reference = reference
         self._decoder = Decoder(
-            config, dtype=jnp.dtype(spec.dtype), sampling=Sampling(temperature), stop_ids=stop_ids,
+            config, dtype=jnp.dtype(spec.dtype), sampling=Sampling(temperature), stop_ids=tokenizer.stop_ids,
             with_nats=spec.policy is not None,
-            decode=lambda ids: tokenizer.decode([i for i in ids if i < tokenizer.vocab_size]),
+            decode=tokenizer.decode,
             routing=make_routing(tokenizer, config.vocab_size, by_token=self._is_by_token),
         )  # fmt: skip
         self._score = make_scoring(config, spec) if spec.policy is not None else None

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from medkor_jax.model.layout import BATCH_AXES, batch_ways, lay, spread, ways
+from medkor_jax.parallel.mesh import BATCH_AXES, batch_ways, lay, spread, ways
 
 
 @struct.dataclass

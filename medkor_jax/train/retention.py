@@ -27,8 +27,8 @@ import jax.numpy as jnp
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.forward import Inputs, LayerInputs, edge_inputs, embed, layer_inputs, make_view, run_layer
 from medkor_jax.model.layers import rms_norm
-from medkor_jax.model.layout import BATCH_AXES, lay
 from medkor_jax.model.params import BACK, FRONT, Params, head_table, n_edge_blocks
+from medkor_jax.parallel.mesh import BATCH_AXES, lay
 from medkor_jax.train.losses import LossSums, gather_positions, token_losses
 
 

@@ -11,13 +11,13 @@ letter might have gone on. It decides nothing about groups (`groups`, `rollout`)
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
 from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.eval.answers import parse_reasoned
+from medkor_jax.nearest import nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ class RewardPart:
 
     def __post_init__(self) -> None:
         if self.name not in PARTS:
-            near = difflib.get_close_matches(self.name, PARTS, n=1, cutoff=0.0)[0]
+            near = nearest(self.name, PARTS)
             raise ValueError(f"{self.name!r} is no part of a reward; there are {', '.join(PARTS)}; nearest: {near!r}")
         if self.weight and (self.weight < 0) != PARTS[self.name].is_penalty:
             what = "takes away: its weight is below 0" if PARTS[self.name].is_penalty else "is earned: its weight may not be below 0"

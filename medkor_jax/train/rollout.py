@@ -24,8 +24,9 @@ import numpy as np
 
 from medkor_jax.data.batches import check_cursor, document_order
 from medkor_jax.data.contents import content_digest
+from medkor_jax.data.language import check_route
 from medkor_jax.data.option_order import keeps_order
-from medkor_jax.data.packing import LANGUAGE_IDS, ROUTES, Batch, Encoded, PackedRows
+from medkor_jax.data.packing import LANGUAGE_IDS, Batch, Encoded, PackedRows
 from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.data.rows import BadDataError, BadRow, Source
@@ -59,8 +60,7 @@ class Rollouts:
         settings.rollout.check_shape(batch_size, seq_len, loss_positions)
         if not sources or not all(len(questions) for _, questions in sources):
             raise ValueError("no questions: every source needs at least one")
-        if route not in ROUTES:
-            raise ValueError(f"route is {route!r}, expected one of {', '.join(ROUTES)}")
+        check_route(route)
         self.settings, self.batch_size, self.seq_len, self.route = settings.rollout, batch_size, seq_len, route
         self._learning, self._reward = settings, Reward(settings.parts, form)
         self.loss_positions = loss_positions or settings.rollout.max_new_tokens

@@ -20,11 +20,12 @@ import optax
 from flax import struct
 
 from medkor_jax.model.config import ModelConfig
+from medkor_jax.model.dtypes import check_dtype
 from medkor_jax.model.forward import Inputs, forward
 from medkor_jax.model.kernel import check_attention
-from medkor_jax.model.layout import replicate
 from medkor_jax.model.params import Params, Tree, head_table
 from medkor_jax.model.remat import check_remat
+from medkor_jax.parallel.mesh import replicate
 from medkor_jax.train.losses import LossSums, cross_entropy, gather_positions, token_losses
 from medkor_jax.train.policy import PolicyLoss, PolicySums, policy_sums
 from medkor_jax.train.retention import Retention, choose_layers, choose_positions, each_layer, n_compared
@@ -79,8 +80,7 @@ class StepSpec:
     def __post_init__(self) -> None:
         check_remat(self.remat)
         check_attention(self.attention)
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype {self.dtype!r}: expected 'float32' or 'bfloat16' (float16 overflows in Gemma)")
+        check_dtype(self.dtype)
         if self.policy is not None and (self.next_token_weight > 0 or self.dropout > 0):
             raise ValueError(
                 f"with a policy loss, next_token_weight is {self.next_token_weight} and dropout {self.dropout}; both must be "

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import difflib
 import re
 from typing import Annotated, Any, Sequence
 
@@ -20,10 +19,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from medkor_jax.model.params import Params, Tree, leaf_paths
-
-TRAINABLE_TREES = ("lora", "lang", "expand")
-
+from medkor_jax.model.params import TRAINABLE_TREES, Params, Tree, leaf_paths
+from medkor_jax.nearest import nearest
 
 READ_BY = {"adamw": ("b1", "b2", "weight_decay"), "sgd": ("momentum",)}
 """The optimizers of optax that a rule may name, and which of the rule's numbers each reads."""
@@ -56,7 +53,7 @@ class OptimizerRule:
     def __post_init__(self) -> None:
         what = f"optimizer rule {self.name!r}"
         if self.optimizer not in READ_BY:
-            near = difflib.get_close_matches(str(self.optimizer), READ_BY, n=1, cutoff=0.0)[0]
+            near = nearest(self.optimizer, READ_BY)
             raise ValueError(f"{what}: optimizer is {self.optimizer!r}; expected {' or '.join(READ_BY)}; nearest: {near!r}")
         others = {name for optimizer, names in READ_BY.items() if optimizer != self.optimizer for name in names}
         defaults = {field.name: field.default for field in dataclasses.fields(self)}

@@ -4,8 +4,8 @@ import math
 import pytest
 
 from medkor_jax import bench, cli
-from medkor_jax.bench import best, checks, counts, documents, useful
-from medkor_jax.bench.worker import WorkerError
+from medkor_jax.bench import best, checks, counts, documents, sides, useful
+from medkor_jax.bench.worker import Worker, WorkerError
 from medkor_jax.model.config import preset
 from medkor_jax.plan.topology import CHIPS, GPUS, chip_of
 
@@ -62,15 +62,15 @@ def test_what_does_not_fit_is_tried_in_a_smaller_way(monkeypatch):
             self.is_closed = True
 
     settings = best.Settings("random:tiny", 1, "gpu", "x", 1, "bfloat16", 8, 1, ("none", "gate_up", "full"), False, 1.0, 1)
-    one = best.Best(settings, {})
-    monkeypatch.setattr(one, "_open", lambda side, remat: Worker(remat))
+    one = sides.Sides(settings, {})
+    monkeypatch.setattr(one, "open", lambda side, remat: Worker(remat))
     ways = [("prepare_training", {"remat": remat}) for remat in settings.remat]
-    worker, first = one._first_that_fits("text", "ours", "step", ways)
+    worker, first = one.first_that_fits("text", "ours", "step", ways)
     assert (worker.remat, first) == ("full", {"loss": 1.0, "tokens": 7, "parameters": 3})
     assert [w.is_closed for w in opened] == [True, True, False]
     assert "text, ours: remat full; 2 larger settings did not fit" in one.notes
     with pytest.raises(WorkerError, match="RESOURCE_EXHAUSTED"):
-        one._first_that_fits("text", "ours", "step", ways[:2])
+        one.first_that_fits("text", "ours", "step", ways[:2])
 
 
 def test_two_random_models_are_compared_by_what_can_be_equal():
@@ -145,7 +145,7 @@ def test_the_peer_makes_the_same_step_with_checkpointing_and_under_autocast():
     pytest.importorskip("peft")
     rows = documents.text_rows(None, 512, n_rows=2, seq_len=32)
     shape = dict(documents=rows, batch_size=2, seq_len=32, rank=4, bos_id=2)
-    with best.Worker("peer", {"model": "random:tiny", "dtype": "bfloat16", "learning_rate": 1e-2}) as peer:
+    with Worker("peer", {"model": "random:tiny", "dtype": "bfloat16", "learning_rate": 1e-2}) as peer:
         losses = []
         for rows_at_once, checkpointing in ((2, False), (1, False), (2, True)):
             prepared = peer.call("prepare_training", rows_at_once=rows_at_once, checkpointing=checkpointing, **shape)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from medkor_jax import bench
-from medkor_jax.bench import BenchError, checks, documents, runner
+from medkor_jax.bench import BenchError, checks, documents, machine, runner
 from medkor_jax.bench.report import compare
 from medkor_jax.bench.worker import Worker, WorkerError
 
@@ -45,8 +45,8 @@ def test_a_worker_that_dies_is_reported(tmp_path):
 
 
 def test_without_a_peer_ours_is_measured_alone(monkeypatch):
-    monkeypatch.setattr(runner, "missing_packages", lambda: ["peft"])
-    model, notes = runner.find_peer("embedded")
+    monkeypatch.setattr(machine, "missing_packages", lambda: ["peft"])
+    model, notes = machine.find_peer("embedded")
     assert model is None
     assert "peft not installed" in notes[0] and "pip install" in notes[0]
 

@@ -14,7 +14,7 @@ from medkor_jax.data.likeness import content_key
 from medkor_jax.data.pairs import LABELS
 from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Source
-from medkor_jax.eval.exam import Continuation
+from medkor_jax.eval.scoring import Continuation
 
 KOREAN, ENGLISH = (embedded.questions("valid", language)[:20] for language in ("ko", "en"))
 

@@ -10,7 +10,7 @@ import pytest
 from medkor_jax import cli
 from medkor_jax.commands import capacity, preflight
 from medkor_jax.data.contents import files_digest
-from medkor_jax.io import hf
+from medkor_jax.io import download
 from medkor_jax.parallel import hosts
 from medkor_jax.run.config_file import make_recipe
 
@@ -46,7 +46,7 @@ def test_a_config_that_would_run_is_clear_and_nothing_is_left(config, tmp_path):
 
 def test_nothing_is_fetched_to_look_at_weights_on_the_hub(config, monkeypatch):
     """The hub would give them; what needs their tokenizer is said to be left out, what needs their sizes is not."""
-    monkeypatch.setattr(hf, "check_access", lambda *_: None)
+    monkeypatch.setattr(download, "check_access", lambda *_: None)
     for module in (preflight, capacity):
         monkeypatch.setattr(module, "open_model", lambda name: pytest.fail(f"{name} was opened"))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("a download"))

@@ -8,8 +8,9 @@ import unicodedata
 import pytest
 
 from medkor_jax.data import sources
+from medkor_jax.data.cells import composed
 from medkor_jax.data.pairs import load_pairs
-from medkor_jax.data.rows import BadDataError, Source, composed
+from medkor_jax.data.rows import BadDataError, Source
 from medkor_jax.data.sources import load_examples, load_questions
 
 HEADER = "question,A,B,C,D,E,answer,cot"

@@ -2,7 +2,8 @@ import dataclasses
 
 import pytest
 
-from medkor_jax.data.rows import BadDataError, BadRow, Source, part_name, read_rows, text_language
+from medkor_jax.data.cells import text_language
+from medkor_jax.data.rows import BadDataError, BadRow, Source, part_name, read_rows
 
 
 def test_source_refuses_what_it_cannot_mean():

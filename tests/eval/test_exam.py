@@ -6,7 +6,7 @@ import pytest
 from medkor_jax.data.question import LETTERS, answer_text, prompt
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.eval import exam, harness
-from medkor_jax.eval.exam import Continuation
+from medkor_jax.eval.scoring import Continuation
 
 
 class FakeScorer:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from medkor_jax.eval import stats
-from medkor_jax.eval.gate import Condition, Evidence, Gate, judge, judge_all
+from medkor_jax.eval.gate import Condition, Gate
+from medkor_jax.eval.judgement import Evidence, judge, judge_all
 
 
 def scored(make_report, correct, n, **options):

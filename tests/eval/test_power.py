@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from medkor_jax.eval import power, stats
-from medkor_jax.eval.gate import Condition, Gate, judge
+from medkor_jax.eval.gate import Condition, Gate
+from medkor_jax.eval.judgement import judge
 from medkor_jax.eval.power import outlook
 
 

@@ -36,6 +36,10 @@ class PieceTokenizer:
         self.byte_value = np.r_[np.full(self.vocab_size - 256, -1), np.arange(256)].astype(np.int16)
         self.languages = language_automaton(self)
 
+    @property
+    def stop_ids(self):
+        return tuple(i for i in (self.eos_id, self.end_of_turn_id) if i is not None)
+
     def encode(self, text):
         ids = []
         for piece in re.findall(r" [A-E](?!\w)|(?s:.)", text):
@@ -46,8 +50,8 @@ class PieceTokenizer:
         return [self.encode(text) for text in texts]
 
     def decode(self, ids):
-        """Fails for ids beyond the vocabulary, as sentencepiece does."""
-        spelt = (bytes([self.byte_value[i]]) if self.byte_value[i] >= 0 else self.pieces[i].encode() for i in ids)
+        known = [i for i in ids if i < self.vocab_size]
+        spelt = (bytes([self.byte_value[i]]) if self.byte_value[i] >= 0 else self.pieces[i].encode() for i in known)
         return b"".join(spelt).decode(errors="replace")
 
 

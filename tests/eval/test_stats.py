@@ -134,6 +134,33 @@ def test_exact_shares_equal_published_intervals_and_never_err_more_than_stated()
         assert 0 < error <= 0.025
 
 
+@pytest.mark.parametrize(
+    ("correct", "n", "confidence", "wilson", "exact"),
+    [
+        (0, 7, 0.95, (0.0, 0.3543304350666873), (0.0, 0.4096163972250034)),
+        (13, 50, 0.95, (0.1587152749355239, 0.3955315726484883), (0.14630058439655455, 0.40344767872806575)),
+        (98, 164, 0.9833, (0.5041235614019028, 0.6844138021666986), (0.5013098043155143, 0.6887168106664973)),
+        (435, 435, 0.99, (0.9849765119285507, 1.0), (0.9878938365196326, 1.0)),
+        (271, 435, 0.8, (0.5927994498861956, 0.652252350556486), (0.591686529951465, 0.653448745641177)),
+    ],
+)
+def test_intervals_are_those_of_the_verdicts_already_written(correct, n, confidence, wilson, exact):
+    """Verdicts on disk hold what this package computed by hand before it asked SciPy."""
+    assert stats.wilson(correct, n, confidence) == pytest.approx(wilson, abs=1e-12)
+    assert stats.exact_share(correct, n, confidence) == pytest.approx(exact, abs=2e-12)  # SciPy solves to 2e-12
+
+
+def test_p_values_are_those_of_the_verdicts_already_written():
+    for first, second, p in ((12, 2, 0.012939453125), (6, 16, 0.052478790283203125), (40, 90, 1.3715068445175424e-05)):
+        assert stats.mcnemar_exact(PairedCounts(1, first, second, 1)) == pytest.approx(p, rel=1e-12)
+    for k, n, share, p in ((98, 164, 0.55, 0.1257263781591404), (1, 5, 0.2, 0.67232), (20, 20, 0.9, 0.12157665459056931)):
+        assert stats.at_least(k, n, share) == pytest.approx(p, rel=1e-12)
+
+
+def test_guessing_right_every_time_is_unlikely_and_not_impossible():
+    assert stats.chance_p_value(100, [5] * 100) == pytest.approx(0.2**100, rel=1e-9)
+
+
 def test_each_look_gets_its_part_of_the_error():
     assert stats.confidence_of_look(0.95, 1) == 0.95
     assert stats.confidence_of_look(0.95, 4) == pytest.approx(0.9875)

@@ -9,8 +9,9 @@ import sacrebleu
 
 from medkor_jax.data import embedded
 from medkor_jax.data.pairs import Pair, both_ways
-from medkor_jax.eval.exam import Continuation
-from medkor_jax.eval.translation import TranslationReport, change_lines, evaluate_translation
+from medkor_jax.eval.scoring import Continuation
+from medkor_jax.eval.translation import evaluate_translation
+from medkor_jax.eval.translation_report import TranslationReport, change_lines
 
 PAIRS = [Pair(*row) for row in embedded.pairs("valid")[:40]]
 

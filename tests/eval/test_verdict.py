@@ -4,7 +4,8 @@ import json
 import pytest
 
 from medkor_jax.eval import verdict as verdicts
-from medkor_jax.eval.gate import Gate, judge
+from medkor_jax.eval.gate import Gate
+from medkor_jax.eval.judgement import judge
 from medkor_jax.eval.verdict import GateClosed, read_verdict, require_open, waive, write_verdict
 
 DIGESTS = {"weights": "w" * 64, "data": "d" * 64, "config": "c" * 64}

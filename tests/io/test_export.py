@@ -11,13 +11,18 @@ import pytest
 from medkor_jax.adapt.lora import merge
 from medkor_jax.data.language import KOREAN, token_languages
 from medkor_jax.io import export
-from medkor_jax.io.export import ExportError, export_hf
+from medkor_jax.io.bases import save_base
+from medkor_jax.io.export import export_hf
+from medkor_jax.io.exported import ExportError
 from medkor_jax.io.files import write_json
-from medkor_jax.io.hf import LAYER_NAMES, read_safetensors_header
-from medkor_jax.io.models import open_model, save_base, save_model
+from medkor_jax.io.hf import EXPORT_RECORD, LAYER_NAMES
+from medkor_jax.io.models import open_model, save_model
+from medkor_jax.io.safetensors_file import read_safetensors_header
+from medkor_jax.io.shards import Planned
 from medkor_jax.model.decode import Decoder
 from medkor_jax.model.forward import Inputs, forward, project_logits
 from medkor_jax.model.prompts import Routing
+from medkor_jax.parallel.mesh import host_mesh
 
 TEXTS = [
     "58세 남자가 쥐어짜는 듯한 가슴통증으로 병원에 왔다. 가장 가능성이 높은 진단은?\nA. 협심증\nB. 위염\n정답:",
@@ -57,7 +62,7 @@ def their_logits(model, ids):
 
 def our_logits(model, ids):
     """Returns the run's own logits, its tokens routed by their text."""
-    params = model.load(jnp.float32, export.host_mesh())
+    params = model.load(jnp.float32, host_mesh())
     langs = token_languages(np.array(ids), model.tokenizer)
     tokens = jnp.array([ids], jnp.int32)
     inputs = Inputs(tokens, jnp.arange(len(ids))[None], jnp.ones_like(tokens), jnp.asarray(langs[None]))
@@ -125,7 +130,7 @@ def test_greedy_tokens_are_ours(whole, exported):
     tokenizer, theirs = reference(exported)
     routing = Routing.by_token(whole.tokenizer.languages, whole.config.vocab_size)
     decoder = Decoder(whole.config, dtype=jnp.float32, stop_ids=(whole.tokenizer.eos_id,), routing=routing)
-    params = whole.load(jnp.float32, export.host_mesh())
+    params = whole.load(jnp.float32, host_mesh())
     for text in TEXTS[:2]:
         ids = encode(whole, text)
         ours = decoder.generate(params, [ids], max_new_tokens=20)[0].tokens
@@ -138,7 +143,7 @@ def test_added_layers_are_ordinary_layers_at_both_ends(whole, exported):
     config = json.loads((exported / "config.json").read_text())
     kinds = ["sliding_attention"] * 7 + ["full_attention"] + ["sliding_attention"] * 2
     assert (config["num_hidden_layers"], config["layer_types"]) == (10, kinds)
-    params = whole.load(jnp.float32, export.host_mesh())
+    params = whole.load(jnp.float32, host_mesh())
     merged = merge(params.base, params.lora, scale=params.lora_scale)["layers"]
     stacks = [(params.expand["front"], 0), (params.expand["front"], 1), *((merged, i) for i in range(7)), (params.expand["back"], 0)]
     _, theirs = reference(exported)
@@ -149,7 +154,7 @@ def test_added_layers_are_ordinary_layers_at_both_ends(whole, exported):
 
 
 def test_the_fold_says_which_pieces_it_cannot_hold(whole, exported, save_adapted, tmp_path):
-    record = json.loads((exported / export.RECORD).read_text())
+    record = json.loads((exported / EXPORT_RECORD).read_text())
     assert any("64 byte pieces" in note and "folded as Korean" in note for note in record["notes"])
     assert "64 byte pieces" in (exported / "README.md").read_text(encoding="utf-8")
     with pytest.raises(ExportError, match="64 byte pieces.*language that depends"):
@@ -164,7 +169,7 @@ def test_the_fold_says_which_pieces_it_cannot_hold(whole, exported, save_adapted
 
     # Where both languages say the same of those pieces, nothing is approximated.
     same = save_adapted(lang="table")
-    params = same.load(jnp.float32, export.host_mesh())
+    params = same.load(jnp.float32, host_mesh())
     bytes_ = np.flatnonzero(same.tokenizer.byte_value >= 0x80)
     table = params.lang["table"].at[:, bytes_].set(0.0)
     again = save_model(tmp_path / "run/phase4", params.replace(lang={"table": table}), same.base)
@@ -173,7 +178,7 @@ def test_the_fold_says_which_pieces_it_cannot_hold(whole, exported, save_adapted
 
 def test_zero_language_embeddings_leave_the_head_tied(save_adapted, tmp_path):
     model = save_adapted(lang="vector")
-    params = model.load(jnp.float32, export.host_mesh())
+    params = model.load(jnp.float32, host_mesh())
     zero = save_model(tmp_path / "run/phase4", params.replace(lang={"vector": jnp.zeros_like(params.lang["vector"])}), model.base)
     done = export_hf(zero, tmp_path / "out", exact_bytes=True)
     config = json.loads((tmp_path / "out/config.json").read_text())
@@ -195,7 +200,7 @@ def test_bfloat16_rounds_what_float32_holds_once(whole, exported, tmp_path):
     shape = wide["model.embed_tokens.weight"].shape
     scale = float(torch.tensor(shape[1] ** 0.5, dtype=torch.bfloat16))
     assert scale != shape[1] ** 0.5
-    params = whole.load(jnp.float32, export.host_mesh())
+    params = whole.load(jnp.float32, host_mesh())
     languages = np.zeros(shape[0], int)
     pieces = whole.tokenizer
     languages[: pieces.vocab_size][pieces.is_hangul_piece | (pieces.byte_value >= 0xEA) & (pieces.byte_value <= 0xED)] = KOREAN
@@ -212,7 +217,7 @@ def young_layers(tiny_base_dir, tmp_path):
 
     def make(shift):
         base, rng = open_model(tiny_base_dir), np.random.default_rng(0)
-        params = base.load(jnp.float32, export.host_mesh())
+        params = base.load(jnp.float32, host_mesh())
         expand = make_expansion(params.base, front=1, back=1)
         for block in expand.values():
             block |= {name: block[name] + jnp.asarray(rng.uniform(-shift, shift, block[name].shape), jnp.float32) for name in SILENCED}
@@ -226,7 +231,7 @@ def test_a_bfloat16_export_keeps_what_young_added_layers_say(young_layers, shift
     """At w = -1 bfloat16 steps by 0.004: written as they are, such layers would be silent, or say something else."""
     model = young_layers(shift)
     done = export_hf(model, tmp_path / "out", dtype="bfloat16")
-    record = json.loads((tmp_path / "out" / export.RECORD).read_text())
+    record = json.loads((tmp_path / "out" / EXPORT_RECORD).read_text())
     kept = record["rounding"]["added layers"]
     assert record["stream_scale"] > 8 and abs(kept["lost"]) < 0.02 and kept["noise"] < 0.05
     assert any("added layers: rounding" in note for note in done.notes) and any("residual stream is carried" in note for note in done.notes)
@@ -252,12 +257,12 @@ def test_a_bfloat16_export_that_silences_a_part_is_refused_with_the_dtype_that_k
         export_hf(young_layers(0.001), tmp_path / "out", dtype="bfloat16")
     assert not (tmp_path / "out").exists()
     export_hf(young_layers(0.001), tmp_path / "out", dtype="float32")
-    assert json.loads((tmp_path / "out" / export.RECORD).read_text())["rounding"] == {}
+    assert json.loads((tmp_path / "out" / EXPORT_RECORD).read_text())["rounding"] == {}
 
 
 def test_every_part_is_measured(whole, tmp_path):
     export_hf(whole, tmp_path / "out", dtype="bfloat16")
-    kept = json.loads((tmp_path / "out" / export.RECORD).read_text())["rounding"]
+    kept = json.loads((tmp_path / "out" / EXPORT_RECORD).read_text())["rounding"]
     assert list(kept) == ["LoRA", "language embeddings", "added layers", "everything"]
     assert all(one["effect"] > 0.1 and abs(one["lost"]) < 0.05 for name, one in kept.items() if name != "everything")
 
@@ -296,7 +301,7 @@ def test_one_tensor_at_a_time_is_alive(whole, tmp_path, monkeypatch):
 
             return value
 
-        return [export.Planned(t.name, t.shape, watch(t.make)) for t in plan(*arguments)]
+        return [Planned(t.name, t.shape, watch(t.make)) for t in plan(*arguments)]
 
     monkeypatch.setattr(export, "plan_tensors", watched)
     export_hf(whole, tmp_path / "out")
@@ -353,7 +358,7 @@ def test_an_interrupted_export_leaves_nothing(whole, tmp_path, monkeypatch, kind
 
 def test_nan_is_refused(save_adapted, tmp_path):
     model = save_adapted(lora=True)
-    params = model.load(jnp.float32, export.host_mesh())
+    params = model.load(jnp.float32, host_mesh())
     broken = {**params.lora, "up": {**params.lora["up"], "b": params.lora["up"]["b"].at[3, 0, 0].set(jnp.nan)}}
     with pytest.raises(ValueError, match=r"model.layers.3.mlp.up_proj.weight holds NaN"):
         export_hf(save_model(tmp_path / "run/phase4", params.replace(lora=broken), model.base), tmp_path / "out")
@@ -385,7 +390,7 @@ def summary(phase, model, before, *, sources=(), accuracy=0.5):
 @pytest.fixture
 def run(whole, tmp_path):
     """Three phases, of which the second is not in the line of the third."""
-    params = whole.load(jnp.float32, export.host_mesh())
+    params = whole.load(jnp.float32, host_mesh())
     run = tmp_path / "run"
     last = save_model(run / "phase4", params, whole.base)
     text = {"use": "trained on", "name": "kc", "kind": "text", "path": str(tmp_path / "secret/kc.csv"), "split": "train", "licence": "CC BY 4.0"}

@@ -12,15 +12,18 @@ import safetensors.numpy
 
 from medkor_jax import cli
 from medkor_jax.data.tokenizer import Tokenizer
-from medkor_jax.io import export, export_carried
+from medkor_jax.io import export_carried
+from medkor_jax.io.bases import open_base, save_base
 from medkor_jax.io.carried import Carried, open_carried, read_carried, save_carried
 from medkor_jax.io.export import export_hf
 from medkor_jax.io.export_tokenizer import write_tokenizer
-from medkor_jax.io.hf import HfSource, read_safetensors_header
-from medkor_jax.io.models import open_base, open_model, save_base, save_model
+from medkor_jax.io.hf import HfSource
+from medkor_jax.io.models import open_model, save_model
+from medkor_jax.io.safetensors_file import read_safetensors_header
 from medkor_jax.io.streaming import WeightsError
 from medkor_jax.io.weights import open_weights
 from medkor_jax.model.params import Params
+from medkor_jax.parallel.mesh import host_mesh
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -71,7 +74,7 @@ def text_logits(directory, ids):
 def our_logits(model, ids):
     from medkor_jax.model.forward import Inputs, forward, project_logits
 
-    params = model.load(jnp.float32, export.host_mesh())
+    params = model.load(jnp.float32, host_mesh())
     tokens = jnp.array([ids], jnp.int32)
     with jax.default_matmul_precision("highest"):
         hidden = forward(params, model.config, Inputs(tokens, jnp.arange(len(ids))[None], jnp.ones_like(tokens), jnp.zeros_like(tokens)), dtype=jnp.float32)

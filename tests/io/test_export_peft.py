@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medkor_jax.io.export import ExportError, export_hf, host_mesh
+from medkor_jax.io.bases import save_base
+from medkor_jax.io.export import export_hf
 from medkor_jax.io.export_peft import _adapter_config, export_peft
-from medkor_jax.io.models import open_model, save_base, save_model
+from medkor_jax.io.exported import ExportError
+from medkor_jax.io.models import open_model, save_model
 from medkor_jax.model.forward import Inputs, forward, project_logits
 from medkor_jax.model.params import Params
+from medkor_jax.parallel.mesh import host_mesh
 
 TOKENS = [2, 300, 17, 512, 44, 45, 46, 700, 9, 10, 11, 12, 600, 601, 33, 34, 35, 36, 37, 38]
 

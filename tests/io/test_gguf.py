@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medkor_jax.io.gguf import GgufSource, read_header
+from medkor_jax.io.gguf import GgufSource
+from medkor_jax.io.gguf_header import read_header
 from medkor_jax.io.streaming import WeightsError, load_base
 from medkor_jax.io.weights import open_weights
 

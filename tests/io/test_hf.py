@@ -11,7 +11,9 @@ import safetensors.numpy
 
 from medkor_jax import cli
 from medkor_jax.io import hf
-from medkor_jax.io.hf import HfSource, download, read_safetensors_header
+from medkor_jax.io.download import download
+from medkor_jax.io.hf import HfSource
+from medkor_jax.io.safetensors_file import read_safetensors_header
 from medkor_jax.io.streaming import WeightsError, load_base
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -10,9 +10,10 @@ import pytest
 from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.adapt.language import make_language
 from medkor_jax.adapt.lora import make_lora
+from medkor_jax.io.bases import save_base
 from medkor_jax.io.checkpoint import digest_tree, save_tree
 from medkor_jax.io.files import write_json, write_sealed
-from medkor_jax.io.models import open_model, save_base, save_model
+from medkor_jax.io.models import open_model, save_model
 from medkor_jax.io.streaming import WeightsError
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 

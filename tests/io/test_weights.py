@@ -141,8 +141,8 @@ def package(monkeypatch, tmp_path):
 
 def test_embedded_file_is_assembled_once_and_checked_on_every_use(package, tmp_path, monkeypatch):
     hashed = []
-    digest_files = embedded_model.digest_files
-    monkeypatch.setattr(embedded_model, "digest_files", lambda paths: hashed.append(1) or digest_files(paths))
+    hash_file = embedded_model.hash_file
+    monkeypatch.setattr(embedded_model, "hash_file", lambda path: hashed.append(1) or hash_file(path))
     path, sha256 = embedded_model.embedded_gguf()
     assert (path, sha256) == (tmp_path / "cache" / "m.gguf", package.EXPECTED_SHA256)
     assert embedded_model.embedded_gguf()[0] == path and (package.calls, len(hashed)) == (1, 0)

@@ -11,9 +11,18 @@ from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.adapt.language import KINDS, make_language
 from medkor_jax.adapt.lora import make_lora
 from medkor_jax.model.config import preset
-from medkor_jax.model.layout import batch_ways, spread
 from medkor_jax.model.params import ADAPTABLE, Params, abstract_base, leaf_paths
-from medkor_jax.parallel.mesh import RULES, MeshShape, check_batch, make_mesh, place_batch, shard_tree, spec_of
+from medkor_jax.parallel.mesh import (
+    RULES,
+    MeshShape,
+    batch_ways,
+    check_batch,
+    make_mesh,
+    place_batch,
+    shard_tree,
+    spec_of,
+    spread,
+)
 from medkor_jax.train.step import make_state
 from medkor_jax.train.trainable import OptimizerRule, Schedule, make_optimizer, split
 

@@ -10,7 +10,8 @@ import pytest
 
 from medkor_jax.adapt.lora import LoraSettings
 from medkor_jax.model.config import preset
-from medkor_jax.plan.stages import READ, SCORE, STEP, WRITE, Program, Trees, _batch, abstract_params, planned_stages
+from medkor_jax.plan.lowering import _batch, abstract_params
+from medkor_jax.plan.stages import READ, SCORE, STEP, WRITE, Program, Trees, planned_stages
 from medkor_jax.run.config_file import load_recipe
 from medkor_jax.train.policy import PolicyLoss
 from medkor_jax.train.step import StepSpec
@@ -87,7 +88,7 @@ def test_a_decoder_hands_on_the_state_that_is_planned(make_base):
     from medkor_jax.model.prompts import Routing, pad_prompts
     from medkor_jax.model.sampling import Sampling
     from medkor_jax.parallel.mesh import MeshShape, make_mesh
-    from medkor_jax.plan.stages import lay_state
+    from medkor_jax.plan.lowering import lay_state
 
     settings = decode.Settings(CONFIG, jnp.dtype("float32"), Sampling(1.0), (1,), 8, True)
     with jax.set_mesh(make_mesh(MeshShape(data=1, fsdp=2, tensor=2))):

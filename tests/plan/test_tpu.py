@@ -10,7 +10,8 @@ from medkor_jax.model.config import preset
 from medkor_jax.parallel.mesh import MeshShape
 from medkor_jax.plan.compiling import compile_program, machine, prepare
 from medkor_jax.plan.handcount import costly_share
-from medkor_jax.plan.stages import READ, STEP, WRITE, Program, Trees, traceable
+from medkor_jax.plan.lowering import traceable
+from medkor_jax.plan.stages import READ, STEP, WRITE, Program, Trees
 from medkor_jax.plan.topology import GIB, parse_topology
 from medkor_jax.plan.trace import jaxpr_work
 from medkor_jax.train.policy import PolicyLoss

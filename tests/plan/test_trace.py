@@ -10,7 +10,8 @@ from medkor_jax.model.config import preset
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.plan.compiling import compile_program
 from medkor_jax.plan.handcount import costly_share, hand_flops, visible_scores
-from medkor_jax.plan.stages import READ, SCORE, STEP, Program, Trees, traceable
+from medkor_jax.plan.lowering import traceable
+from medkor_jax.plan.stages import READ, SCORE, STEP, Program, Trees
 from medkor_jax.plan.topology import parse_topology
 from medkor_jax.plan.trace import jaxpr_work
 from medkor_jax.train.policy import PolicyLoss

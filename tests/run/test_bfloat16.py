@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from medkor_jax.eval.verdict import read_verdict
-from medkor_jax.io.export import RECORD, export_hf
+from medkor_jax.io.export import export_hf
+from medkor_jax.io.hf import EXPORT_RECORD
 from medkor_jax.run import pipeline
 from medkor_jax.run.config_file import load_recipe, make_recipe
 from medkor_jax.run.named_model import open_model
@@ -71,7 +72,7 @@ def test_all_phases_in_bfloat16_end_in_an_export_that_keeps_them(tiny_base_dir, 
     assert len(gap) == 2 and max(gap) < 1.0
     for dtype in ("bfloat16", "float32"):
         export_hf(model, tmp_path / dtype, dtype=dtype)
-    kept = json.loads((tmp_path / "bfloat16" / RECORD).read_text())["rounding"]
+    kept = json.loads((tmp_path / "bfloat16" / EXPORT_RECORD).read_text())["rounding"]
     assert list(kept) == ["LoRA", "language embeddings", "added layers", "everything"]
     assert all(one["effect"] > 0 and abs(one["lost"]) < 0.1 for name, one in kept.items() if name != "everything"), kept
 

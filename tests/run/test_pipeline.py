@@ -12,12 +12,13 @@ from medkor_jax.adapt.lora import merge
 from medkor_jax.data import embedded
 from medkor_jax.data.rows import BadDataError, Loaded
 from medkor_jax.eval import verdict as verdicts
-from medkor_jax.eval.gate import Evidence
+from medkor_jax.eval.judgement import Evidence
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.scores import Answer
 from medkor_jax.eval.verdict import GateClosed, read_verdict
+from medkor_jax.io.bases import save_base
 from medkor_jax.io.checkpoint import digest_tree, save_tree
-from medkor_jax.io.models import open_model, read_ledger, save_base
+from medkor_jax.io.models import open_model, read_ledger
 from medkor_jax.io.streaming import WeightsError
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.run import pipeline, trees

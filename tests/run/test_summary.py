@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from medkor_jax.eval.gate import Condition, Evidence, Gate, judge_all
+from medkor_jax.eval.gate import Condition, Gate
+from medkor_jax.eval.judgement import Evidence, judge_all
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.scores import Answer
 from medkor_jax.eval.verdict import write_verdict

@@ -22,6 +22,7 @@ import random
 
 from medkor_jax.data.embedded.table import LANGUAGES, SPLITS, Fact, Template, check_name, facts, facts_of, fill, relations
 from medkor_jax.data.question import Question
+from medkor_jax.data.rows import EMBEDDED
 
 N_OPTIONS = 5  # of every question
 _FRAMES: tuple[Template, ...] = (
@@ -138,7 +139,7 @@ def _balanced_keys(count: int, split: str) -> list[int]:
 def _render(draft: _Draft, language: str, *, reasoned: bool) -> Question:
     options = tuple(_option(fact, draft.inverse, language) for fact in draft.options)
     return Question(
-        id=draft.id, exam="embedded", year=None, language=language,
+        id=draft.id, exam=EMBEDDED, year=None, language=language,
         question=fill(draft.template, draft.fact, language), options=options, answer=draft.key,
         rationale=_rationale(draft, language) if reasoned else "", fact=draft.fact.id,
     )

@@ -1,0 +1,33 @@
+"""Each small truth is written once: what stands here may stand in its own file and in no other of the package."""
+
+import pathlib
+import re
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "medkor_jax"
+
+HOMES = {
+    r"\bdifflib\b": {"nearest.py", "run/phases.py", "run/pipeline.py", "run/config_file.py"},  # TO BE CUT: those of run/
+    r"\bhashlib\.sha256\b": {"data/contents.py", "train/loop.py"},  # a seed made of a digest's bytes
+    r"float16 overflows": {"model/dtypes.py", "io/export.py"},  # a note in what is written
+    r'\(?"float32", "bfloat16"\)': {"model/dtypes.py"},
+    r'"q", "k", "v"': {"model/layers.py", "run/phases.py"},  # TO BE CUT: the config's defaults
+    r'"lora", "lang"': {"nearest.py"},  # its docstring's example
+    r"end_of_turn_id": {"data/tokenizer.py"},
+    r'"language embeddings"': {"model/params.py"},
+    r'= "embedded"': {"data/rows.py", "io/embedded_model.py"},  # the exam's name, and the model's
+    r'"data", "fsdp"': {"parallel/mesh.py"},
+    r"skip_special_tokens": {"data/tokenizer_engines.py"},
+}
+
+
+@pytest.mark.parametrize("pattern", HOMES)
+def test_a_truth_has_one_home(pattern):
+    found = {
+        file.relative_to(PACKAGE).as_posix()
+        for file in PACKAGE.rglob("*.py")
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if re.search(pattern, line) and not line.lstrip().startswith("#")
+    }
+    assert found <= HOMES[pattern]
