@@ -10,13 +10,13 @@ guessed: an unknown key fails with the nearest.
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from medkor_jax.nearest import nearest
 from medkor_jax.run.config_keys import BESIDE, REQUIRED, Key, keys_of, renamed
 from medkor_jax.run.phases import ConfigError, Exam
 
@@ -75,13 +75,8 @@ def unknown(path: str, keys: Iterable[str], kind: type) -> ConfigError:
     """Returns the error for a key that is none of a class: what it is called now, or the nearest
     that is one."""
     name = path.rpartition(".")[2]
-    said = renamed(path) or f"nearest: {nearest(name, keys)!r}"
+    said = renamed(path) or f"nearest: {nearest(name, sorted(keys))!r}"
     return ConfigError(f"{path} is not a key of {kind.__name__}; {said}")
-
-
-def nearest(name: str, keys: Iterable[str]) -> str:
-    """Returns the key that is spelt most like `name`."""
-    return difflib.get_close_matches(name, sorted(keys), n=1, cutoff=0.0)[0]
 
 
 def _convert(key: Key, value: Any, path: str) -> Any:

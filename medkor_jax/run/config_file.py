@@ -13,14 +13,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import difflib
 import pathlib
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from medkor_jax.run.building import build, fields_of, make, nearest, unknown
+from medkor_jax.nearest import nearest
+from medkor_jax.run.building import build, fields_of, make, unknown
 from medkor_jax.run.config_keys import keys_of, renamed
 from medkor_jax.run.defaults import complete, is_mapping, phase_names
 from medkor_jax.run.phases import ConfigError, Phase, Recipe
@@ -60,8 +60,8 @@ def load_layers(path: str, overrides: Sequence[str] = ()) -> Layers:
 
     file = pathlib.Path(path.split(":")[0])
     if not file.is_file():
-        near = difflib.get_close_matches(str(file), map(str, file.parent.glob("*.py")), n=1)
-        raise ConfigError(f"no config file {file}" + (f"; nearest: {near[0]}" if near else ""))
+        near = nearest(file, map(str, file.parent.glob("*.py")), least=0.6)
+        raise ConfigError(f"no config file {file}" + (f"; nearest: {near}" if near else ""))
     for place in (
         file.resolve().parent.parent,
         pathlib.Path.cwd(),
@@ -157,17 +157,16 @@ def make_recipe(config: Mapping[str, Any]) -> Recipe:
     names, defined = phase_names(own), [name for name in config if name not in keys]
     for name in names:
         if name not in defined:
-            near = difflib.get_close_matches(name, defined, n=1, cutoff=0.0)
             said = (
                 f"{'phases' if own.get('phases') else 'run'} names {name!r}, which is not defined"
             )
-            raise ConfigError(f"{said}; nearest: {near[0] if near else 'none'!r}")
+            raise ConfigError(f"{said}; nearest: {nearest(name, defined) or 'none'!r}")
     for name in (name for name in defined if name not in names):
         if renamed(f"config.{name}") or not isinstance(config[name], Mapping):
             raise unknown(f"config.{name}", keys, Recipe)
         raise ConfigError(
             f"config.{name} is no key, nor a phase that `phases` names ({', '.join(names)}); "
-            f"put it there, where it is to run. Nearest key: {nearest(name, keys)!r}"
+            f"put it there, where it is to run. Nearest key: {nearest(name, sorted(keys))!r}"
         )
     phases = tuple(_phase(name, config[name]) for name in names if config[name] is not None)
     return make(Recipe, own | {"phases": phases}, "config")

@@ -16,7 +16,7 @@ import fnmatch
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from medkor_jax.run.building import nearest
+from medkor_jax.nearest import nearest
 from medkor_jax.run.config_file import Layers
 from medkor_jax.run.config_keys import REQUIRED, Key, keys_of, meaning_of, renamed
 from medkor_jax.run.defaults import defaults_of, is_mapping, phase_names
@@ -167,5 +167,5 @@ def _nearest_path(asked: str, paths: Mapping[str, Leaf]) -> str:
             if len(p) > n and _is_asked(".".join(p[:n]), ".".join(wanted[:n]))
         }
         if among:
-            return ".".join([*wanted[:n], nearest(wanted[n], among)])
+            return ".".join([*wanted[:n], nearest(wanted[n], sorted(among))])
     return nearest(asked, paths)

@@ -12,7 +12,6 @@ it may be ("> 0"), a name the function that checks it; `config_file` holds a con
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Annotated
 
 from medkor_jax.adapt.expansion import ExpansionSettings
@@ -27,6 +26,7 @@ from medkor_jax.eval.scores import MODES
 from medkor_jax.model.dtypes import check_dtype
 from medkor_jax.model.kernel import check_attention
 from medkor_jax.model.remat import check_remat
+from medkor_jax.nearest import nearest
 from medkor_jax.parallel.mesh import MeshShape
 from medkor_jax.run.gate_rules import check_gate
 from medkor_jax.train.stage import Stage
@@ -205,8 +205,7 @@ class Recipe:
             raise ValueError("run is empty: name the phases to run")
         for name in self.run:
             if name not in names:
-                near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-                raise ValueError(f"run names {name!r}, which is not defined; nearest: {near[0] if near else 'none'!r}")
+                raise ValueError(f"run names {name!r}, which is not defined; nearest: {nearest(name, names) or 'none'!r}")
         if list(self.run) != [name for name in names if name in self.run]:
             raise ValueError(f"run names {', '.join(self.run)}: each phase once, in the order {', '.join(names)}")
         has_reference = False
