@@ -123,6 +123,7 @@ def translate_exam(
 ) -> ExamTranslation:
     """Writes the exam in language `to` to `out`, as JSONL that `data.exams` reads, and says which rows failed.
 
+    Its parameters are the options of `medkor data translate`, one for one; that is why they are so many.
     adapters: False translates with the base that the weights stand on. `on_progress(done, total)` counts questions.
 
     Raises: ValueError if `to` is no language, the exam is in it already, `out` was begun with other settings, or
@@ -164,6 +165,8 @@ def finish_exam(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ExamTranslation:
     """Translates what `work` has not yet, then checks all and writes `out` and its list of failed rows.
+
+    So many parameters, for tests give it another scorer and tokenizer than those of weights.
 
     Raises: ValueError if no row passes.
     """

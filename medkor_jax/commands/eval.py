@@ -123,6 +123,7 @@ def evaluate_file(
 ) -> Report:
     """Returns every answer of `weights` to the questions of `exam` (a file, a hub id or "embedded").
 
+    Its parameters are the options of `medkor eval`, one for one; that is why they are so many.
     answers_from: what the numbers of the exam's keys count from (see `Source`).
     max_new_tokens, form: for reason mode, how long an answer may be and between which tags it reasons.
 
@@ -195,6 +196,8 @@ def evaluate_pairs(
     max_new_tokens: int = MAX_TRANSLATION_TOKENS,
 ) -> TranslationReport:
     """Returns every pair of `pairs` (a file, a hub id or "embedded") translated both ways by `weights`, and scored.
+
+    Its parameters are the options of `medkor eval --pairs`, one for one.
 
     Raises: BadDataError, WeightsError; ValueError if a pair does not fit the model.
     """

@@ -38,28 +38,34 @@ T = TypeVar("T", covariant=True)
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One named source of data, as configured.
-
-    path: "embedded", a file, a directory laid out like a hub data set, or a hub id.
-    language: "ko", "en", or "" to take it from each row.
-    weight: share of the documents (not of the tokens) drawn from this source, relative to the others.
-    fields: column names, in the order the kind expects them, when they are not the usual ones.
-    limit: keep the first `limit` rows; 0 keeps all. skip: questions passed over before that, so that two exams of one
-    file share none. answers_from: what the numbers of an exam's keys count from, 0 or 1, where its rows do not tell.
-    """
+    """One named source of data, as configured."""
 
     name: str
+    """The name that a config's mapping has for it; in records, leaks and tables."""
     kind: str
+    """What a row is: "text", "chat", "exam", "reasoning" or "translation"."""
     path: str
+    """"embedded", a file (CSV, TSV, JSON, JSON Lines, Parquet), a directory laid out like a hub
+    data set, or a hub id."""
     split: str = "train"
+    """Split of a hub data set, or of the embedded exam."""
     subset: str = ""
+    """Subset (configuration) of a hub data set, such as "doctor"; of embedded texts and pairs,
+    whose facts they state."""
     language: str = ""
+    """"ko", "en", or "" to take it from each row."""
     weight: Annotated[float, "> 0"] = 1.0
+    """Share of the documents (not of the tokens) drawn from this source, relative to the others."""
     licence: str = ""
+    """Its licence, as `data check` shows it; decides nothing."""
     fields: tuple[str, ...] = ()
+    """Column names, in the order that the kind expects them. (): the usual ones."""
     limit: Annotated[int, ">= 0"] = 0
+    """Rows kept, from the first. 0: all."""
     skip: Annotated[int, ">= 0"] = 0
+    """Questions passed over before that, so that two exams of one file share none."""
     answers_from: int | None = None
+    """What the numbers of an exam's keys count from, 0 or 1. None: the file tells."""
 
     def __post_init__(self):
         if self.skip < 0 or (self.skip and self.kind not in ("exam", "reasoning")):

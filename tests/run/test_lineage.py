@@ -54,7 +54,7 @@ def make_config(run_dir, weights, data):
     )  # fmt: skip
     lora = dict(rank=2, alpha=4.0, targets=("q",))
     return dict(
-        run_dir=str(run_dir), weights=str(weights), run=PHASES, dtype="float32", param_dtype="float32", remat="none",
+        run_dir=str(run_dir), weights=str(weights), run=PHASES, phases=PHASES, dtype="float32", param_dtype="float32", remat="none",
         exams=dict(english=dict(source=dict(path=str(data / "exam.jsonl"), language="en"), batch_size=8)),
         watch=dict(held=dict(kind="text", path=str(data / "watch.jsonl"), language="en")), watch_tokens=64,
         phase0=dict(exam="english", gate=gate, lora=lora, trees=("lora",), merge=True, **stage),

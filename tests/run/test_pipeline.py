@@ -46,7 +46,7 @@ def make_config(run_dir, weights):
     """Four phases that learn two steps each; every gate fails, and is passed because the config says so."""
     common = dict(exam="english", gate=OPEN)
     return dict(
-        run_dir=str(run_dir), weights=str(weights), run=PHASES, dtype="float32", param_dtype="float32", remat="none",
+        run_dir=str(run_dir), weights=str(weights), run=PHASES, phases=PHASES, dtype="float32", param_dtype="float32", remat="none",
         exams=dict(english=dict(source=dict(path="embedded", split="valid", language="en", limit=40), batch_size=8)),
         watch=dict(english=dict(kind="text", path="embedded", language="en", subset="test", limit=4)), watch_tokens=64,
         phase0=dict(lora=LORA, trees=("lora",), merge=True, **STAGE, **common),
