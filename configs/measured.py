@@ -1,65 +1,84 @@
-"""Phases 0 to 3 of the embedded 270M on real data, with a stated budget: the run of docs/RESULTS.md.
+"""Phases 0 to 3 of the embedded 270M on real data, with a stated budget: the run of
+docs/RESULTS.md.
 
-    medkor run --config configs/measured.py:DATA_DIR                # DATA_DIR holds kormedmcqa/, english_text/, ...
-    medkor run --config configs/measured.py:DATA_DIR,no-retention   # the same without "each layer" training
+    medkor run --config configs/measured.py:DATA_DIR                # it holds kormedmcqa/, ...
+    medkor run --config configs/measured.py:DATA_DIR,no-retention   # no "each layer" training
 
-A 270M model is at chance on these exams, and stays there: no gate stops it, the gates allow chance and say so in every
-verdict, and what is compared is the loss on held-out text.
+A 270M model is at chance on these exams, and stays there: no gate stops it, the gates allow chance
+and say so in every verdict, and what is compared is the loss on held-out text.
 """
 
-from configs import common, phase0, phase1, phase2, phase3, pipeline
-
-SHAPE = dict(
-    batch_size=4, seq_len=256, warmup_steps=4, save_every=50,
-    rules={"lora": dict(learning_rate=3e-4), "lang": dict(learning_rate=1e-2)},
-)  # fmt: skip
+from configs import common, pipeline
 
 EXAM_TEXT = ("question", "A", "B", "C", "D", "E")
+NON_COMMERCIAL = "CC BY-NC 2.0"
+
+
+def shape(stage):
+    stage.batch_size, stage.seq_len, stage.warmup_steps, stage.save_every = 4, 256, 4, 50
+    stage.rules.lora.learning_rate, stage.rules.lang.learning_rate = 3e-4, 1e-2
 
 
 def get_config(argument="data"):
     data, _, retention = argument.partition(",")
-    config = pipeline.get_config(run=("phase0", "phase1", "phase2", "phase3"))
-    config.run_dir, config.weights = "runs/measured" + (f"-{retention}" if retention else ""), "embedded"
+    config = pipeline.get_config(run=pipeline.up_to("phase3"))
+    config.run_dir, config.weights = (
+        "runs/measured" + (f"-{retention}" if retention else ""),
+        "embedded",
+    )
     config.dtype = config.param_dtype = "float32"
     config.remat, config.log_every, config.watch_tokens, config.drop_bad = "none", 4, 2000, True
-
-    def text(name, path, language, licence, **rest):
-        return {name: dict(kind="text", path=f"{data}/{path}", language=language, licence=licence, **rest)}
-
-    english = text("medquad", "english_text/medquad-5k.jsonl.gz", "en", "CC BY 4.0")
-    korean = text("genmedgpt-ko", "korean_text/genmedgpt-5k-ko.csv", "ko", "none stated", fields=("input", "output")) | text(
-        "doctor-train-text", "kormedmcqa/doctor/train.csv", "ko", "CC BY-NC 2.0", fields=EXAM_TEXT, weight=3.0
-    )
-    korean_exam = {
-        "doctor-train": dict(kind="exam", path=f"{data}/kormedmcqa/doctor/train.csv", language="ko", licence="CC BY-NC 2.0")
+    english = dict(language="en", licence=NON_COMMERCIAL, limit=100)
+    korean = dict(language="ko", licence=NON_COMMERCIAL, limit=32)
+    config.exams = {
+        "english": common.exam(f"{data}/kormedmcqa_en/doctor-valid.jsonl", english),
+        "korean": common.exam(f"{data}/kormedmcqa/doctor/valid.csv", korean),
     }
-    with config.unlocked():
-        config.exams = {
-            "english": common.exam(
-                f"{data}/kormedmcqa_en/doctor-valid.jsonl", source=dict(language="en", licence="CC BY-NC 2.0", limit=100)
-            ),
-            "korean": common.exam(
-                f"{data}/kormedmcqa/doctor/valid.csv", source=dict(language="ko", licence="CC BY-NC 2.0", limit=32)
-            ),
-        }
-        config.watch = text("korean", "kormedmcqa/doctor/test.csv", "ko", "CC BY-NC 2.0", fields=EXAM_TEXT) | text(
-            "english", "english_exam/medqa-5-options-dev.jsonl", "en", "MIT", fields=("question",)
-        )
-        # 100 questions tell 10 points by mean probability, and not 3.
-        korean_loss = {"korean-loss": dict(watch="korean", rise_nats=0.05)}
-        gate = dict(reading="non_inferior", threshold=0.9, allow_chance=True, requires=korean_loss)
-        on_failure = "continue" if retention else "retain"
-        remedy = dict(data=english, steps=6, **SHAPE)
-        config.phase0 = phase0.phase(data=english, steps=12, exam="english", gate=gate | dict(on_failure="continue"), **SHAPE)
-        config.phase1 = phase1.phase(
-            exam="english",
-            candidates=("phase0",),
-            gate=dict(on_failure="continue", allow_chance=True),
-            remedy=dict(steps=0, data={}),
-        )
-        config.phase2 = phase2.phase(data=korean, steps=6, gate=gate | dict(on_failure="continue"), remedy=remedy, **SHAPE)
-        config.phase3 = phase3.phase(
-            data=korean | korean_exam, steps=20, gate=gate | dict(on_failure=on_failure, rounds=2), remedy=remedy, **SHAPE
-        )
+    test, dev = (
+        f"{data}/kormedmcqa/doctor/test.csv",
+        f"{data}/english_exam/medqa-5-options-dev.jsonl",
+    )
+    config.watch = {
+        "korean": common.text(test, "ko", NON_COMMERCIAL, fields=EXAM_TEXT),
+        "english": common.text(dev, "en", "MIT", fields=("question",)),
+    }
+    set_phases(config, data, on_failure="continue" if retention else "retain")
     return config
+
+
+def set_phases(config, data, on_failure):
+    medquad = f"{data}/english_text/medquad-5k.jsonl.gz"
+    genmedgpt, train = (
+        f"{data}/korean_text/genmedgpt-5k-ko.csv",
+        f"{data}/kormedmcqa/doctor/train.csv",
+    )
+    english = {"medquad": common.text(medquad, "en", "CC BY 4.0")}
+    korean = {
+        "genmedgpt-ko": common.text(genmedgpt, "ko", "none stated", fields=("input", "output")),
+        "doctor-train-text": common.text(train, "ko", NON_COMMERCIAL, fields=EXAM_TEXT, weight=3.0),
+    }
+    exam = {"doctor-train": dict(kind="exam", path=train, language="ko", licence=NON_COMMERCIAL)}
+
+    for p in (config.phase0, config.phase2, config.phase3):
+        # 100 questions tell 10 points by mean probability, and not 3.
+        p.gate.threshold, p.gate.allow_chance, p.gate.on_failure = 0.9, True, "continue"
+        p.gate.requires = {"korean-loss": common.korean_loss(0.05)}
+        shape(p)
+    for p in (config.phase2, config.phase3):
+        p.remedy.data, p.remedy.steps = english, 6
+        shape(p.remedy)
+
+    p = config.phase0
+    p.data, p.steps, p.exam = english, 12, "english"
+
+    p = config.phase1
+    p.exam, p.candidates = "english", ("phase0",)
+    p.gate.on_failure, p.gate.allow_chance = "continue", True
+    p.remedy.steps, p.remedy.data = 0, {}
+
+    p = config.phase2
+    p.data, p.steps = korean, 6
+
+    p = config.phase3
+    p.data, p.steps = korean | exam, 20
+    p.gate.on_failure, p.gate.rounds = on_failure, 2

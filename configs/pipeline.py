@@ -1,68 +1,94 @@
 """All phases in order, on MedGemma: `medkor run --config configs/pipeline.py`.
 
-Bring, under data/: english_text.jsonl and korean_text.jsonl ({"text": ...} a line), english_held_out.jsonl and
-korean_held_out.jsonl (the same, never trained on), english_exam_train.jsonl and english_exam_valid.jsonl (the exam in
-English, the KorMedMCQA columns; `medkor data translate` makes them), pairs_train.jsonl and pairs_valid.jsonl
-({"en": ..., "ko": ...}), korean_solutions.jsonl (questions with their reasoning). The Korean exam and MedQA come from the hub.
+Bring, under data/: english_text.jsonl and korean_text.jsonl ({"text": ...} a line),
+english_held_out.jsonl and korean_held_out.jsonl (the same, never trained on),
+english_exam_train.jsonl and english_exam_valid.jsonl (the exam in English, the KorMedMCQA columns;
+`medkor data translate` makes them), pairs_train.jsonl and pairs_valid.jsonl ({"en": ..., "ko":
+...}), korean_solutions.jsonl (questions with their reasoning). The Korean exam and MedQA come from
+the hub.
 
-The exam in English chooses the model in phase 1; MedQA, whose 1,273 questions can tell 3 points, holds it from then on. The
-test split is put to the finished model once. What each gate asks, and why: docs/GATES.md.
+The exam in English chooses the model in phase 1; MedQA, whose 1,273 questions can tell 3 points,
+holds it from then on. The test split is put to the finished model once. What each gate asks, and
+why: docs/GATES.md.
 """
 
-from configs import common, phase0, phase1, phase2, phase3, phase4, phase5
+from configs import common, phases
 
-ALL = (
-    "phase0", "phase1", "phase2", "phase3", "phase4a_text", "phase4b_translation",
-    "phase5a_text", "phase5b_translation", "phase5c_reasoning", "phase5d_exam",
-)  # fmt: skip
-
+ALL = tuple(make.__name__ for make in phases.ORDER)
 REASONING = ("phase5c_reasoning", "phase5d_exam")
+KOREAN = dict(subset="doctor", split="dev", language="ko", licence="CC BY-NC 2.0")
+KORMEDMCQA, MEDQA = "sean0042/KorMedMCQA", "GBaker/MedQA-USMLE-4-options"
 
 
 def get_config(run=ALL):
+    """Returns the config of the phases `run`, and of those before them."""
     config = common.get_config()
-    config.run = run
+    config.phases = ALL
     with config.unlocked():
-        korean = dict(subset="doctor", split="dev", language="ko", licence="CC BY-NC 2.0")
-        config.exams = {
-            "english-choice": common.exam("data/english_exam_valid.jsonl", source=dict(language="en"), phases=ALL[:2]),
-            "english": common.exam(
-                "GBaker/MedQA-USMLE-4-options", source=dict(split="test", language="en", licence="CC BY 4.0"), phases=ALL[1:]
-            ),
-            "korean": common.exam("sean0042/KorMedMCQA", source=korean),
-            "korean-reasoned": common.exam("sean0042/KorMedMCQA", source=korean, mode="reason", phases=REASONING),
-        }
-        config.watch = {
-            "korean": dict(kind="text", path="data/korean_held_out.jsonl", language="ko", licence="set me"),
-            "english": dict(kind="text", path="data/english_held_out.jsonl", language="en", licence="set me"),
-        }
-        if run[-1] == ALL[-1]:
-            test = korean | dict(split="test")
-            shots = dict(name="korean-shots", kind="exam", path="sean0042/KorMedMCQA", **(korean | dict(split="fewshot")))
-            config.final = {
-                "korean-final": common.exam("sean0042/KorMedMCQA", source=test),
-                "korean-final-harness": common.exam("sean0042/KorMedMCQA", source=test, mode="harness", shots=5, fewshot=shots),
-            }
-        phases = dict(
-            phase0=phase0.phase(), phase1=phase1.phase(), phase2=phase2.phase(), phase3=phase3.phase(),
-            phase4a_text=phase4.text(), phase4b_translation=phase4.translation(), phase5a_text=phase5.text(),
-            phase5b_translation=phase5.translation(), phase5c_reasoning=phase5.reasoning(), phase5d_exam=phase5.exam(),
-        )  # fmt: skip
-        # what comes after the last phase to run needs no data yet
-        config.update({name: phases[name] for name in ALL[: ALL.index(run[-1]) + 1]})
+        for make in phases.ORDER:
+            config[make.__name__] = make()
+    medqa = dict(split="test", language="en", licence="CC BY 4.0")
+    config.exams = {
+        "english-choice": common.exam(
+            "data/english_exam_valid.jsonl", dict(language="en"), phases=ALL[:2]
+        ),
+        "english": common.exam(MEDQA, medqa, phases=ALL[1:]),
+        "korean": common.exam(KORMEDMCQA, KOREAN),
+        "korean-reasoned": common.exam(KORMEDMCQA, KOREAN, mode="reason", phases=REASONING),
+    }
+    config.watch = {
+        "korean": common.text("data/korean_held_out.jsonl", "ko"),
+        "english": common.text("data/english_held_out.jsonl", "en"),
+    }
+    config.final = final_exams()
+    return running(config, run)
+
+
+def running(config, run):
+    """Returns `config` with the phases `run` to run; what comes after the last of them needs no
+    data yet, and is left out."""
+    if run[-1] not in ALL:
+        raise ValueError(f"{run[-1]!r} is no phase to run up to; the phases are {', '.join(ALL)}")
+    config.run, config.phases = run, up_to(run[-1])
+    with config.unlocked():
+        for name in ALL[len(config.phases) :]:
+            del config[name]
+    if run[-1] != ALL[-1]:
+        config.final = {}
     return config
 
 
+def up_to(last):
+    """Returns the phases from the first up to `last`; `last` alone, for `running` to refuse, if it
+    is none."""
+    return ALL[: ALL.index(last) + 1] if last in ALL else (last,)
+
+
+def final_exams():
+    """The test split, put to the finished model once: letter by letter, and as the harness that
+    everyone quotes asks it."""
+    test, fewshot = KOREAN | dict(split="test"), KOREAN | dict(split="fewshot")
+    shots = dict(name="korean-shots", kind="exam", path=KORMEDMCQA, **fewshot)
+    return {
+        "korean-final": common.exam(KORMEDMCQA, test),
+        "korean-final-harness": common.exam(
+            KORMEDMCQA, test, mode="harness", shots=5, fewshot=shots
+        ),
+    }
+
+
 def on_machine(topology, weights, *, mesh, rows, remat="gate_up", chunk=256, last=ALL[-1]):
-    """Returns the config of all phases up to `last` for one machine: its choices laid over every phase.
+    """Returns the config of all phases up to `last` for one machine: its choices laid over every
+    phase.
 
-    What a phase learns from is its own file's business; what is set here changes no result beyond rounding. `medkor plan
-    --config FILE` says what each stage then needs of the machine.
+    What a phase learns from is its own business; what is set here changes no result beyond
+    rounding. `medkor plan --config FILE` says what each stage then needs of the machine.
 
-    topology: as `medkor plan` names it. rows: of the training batch that one device holds at once; the rest of its share
-    comes in further microbatches. Only this model is a candidate: another would be another machine's.
+    topology: as `medkor plan` names it. rows: of the training batch that one device holds at once;
+    the rest of its share comes in further microbatches. Only this model is a candidate: another
+    would be another machine's.
     """
-    config = get_config(ALL[: ALL.index(last) + 1])
+    config = get_config(up_to(last))
     config.topology, config.weights, config.remat, config.chunk = topology, weights, remat, chunk
     config.mesh.update(mesh)
     ways = config.mesh.data * config.mesh.fsdp

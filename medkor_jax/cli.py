@@ -3,11 +3,13 @@
     medkor run --config configs/quickstart.py --config.phase3.steps=100
     medkor eval --weights runs/quickstart --exam exam.csv --mode letter
 
-A verb is a line of VERBS and a file of `commands` with `add_arguments(parser)` and `run(arguments, overrides)`; only the
-file of the verb asked for is imported, so that `medkor --help` answers at once.
+A verb is a line of VERBS and a file of `commands` with `add_arguments(parser)` and `run(arguments,
+overrides)`; only the file of the verb asked for is imported, so that `medkor --help` answers at
+once.
 
-Exit codes: 0 done, 1 failed with a sentence, 2 bad usage or config, 3 a gate stayed closed, 143 stopped by a signal with
-everything saved. Several processes run one command together: `--coordinator` and its neighbours, or a cluster that is found.
+Exit codes: 0 done, 1 failed with a sentence, 2 bad usage or config, 3 a gate stayed closed, 143
+stopped by a signal with everything saved. Several processes run one command together:
+`--coordinator` and its neighbours, or a cluster that is found.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ TOGETHER, FIRST_ALONE, ONE = "together", "process 0 alone", "one process"
 
 
 class Verb(NamedTuple):
-    """module: of `commands`; help: one line; processes: whether several may be started, and whether the first does it alone."""
+    """module: of `commands`; help: one line; processes: whether several may be started, and whether
+    the first does it alone."""
 
     module: str
     help: str
@@ -34,16 +37,25 @@ class Verb(NamedTuple):
 
 VERBS = {
     "run": Verb("run", "run the phases a config names, going on where the run stood", TOGETHER),
-    "eval": Verb("eval", "put an exam, or pairs of sentences to translate, to any weights", TOGETHER),
+    "eval": Verb(
+        "eval", "put an exam, or pairs of sentences to translate, to any weights", TOGETHER
+    ),
     "verify": Verb("verify", "compare texts, logits and greedy text with transformers"),
     "export": Verb("export", "write a model in a form that other tools load", FIRST_ALONE),
     "ask": Verb("ask", "put one question to a model and watch it answer"),
-    "data check": Verb("data_check", "rows, languages, lengths, licences and leaks of a config's sources"),
-    "data translate": Verb("data_translate", "put an exam into the other language with a model; resumable", TOGETHER),
-    "preflight": Verb("preflight", "find now, on all hosts, what would stop a run of this config later", TOGETHER),
+    "data check": Verb(
+        "data_check", "rows, languages, lengths, licences and leaks of a config's sources"
+    ),
+    "data translate": Verb(
+        "data_translate", "put an exam into the other language with a model; resumable", TOGETHER
+    ),
+    "preflight": Verb(
+        "preflight", "find now, on all hosts, what would stop a run of this config later", TOGETHER
+    ),
     "bench": Verb("bench", "measure speed and memory beside transformers with PEFT", FIRST_ALONE),
     "plan": Verb("plan", "what every stage of a config needs on a machine: memory, time, money"),
     "profile": Verb("profile", "trace a few real steps of a stage, and say where their time goes"),
+    "config": Verb("config", "what a config says, what its keys mean, how two configs differ"),
     "waive": Verb("waive", "let the next phase start although a verdict failed, with a reason"),
 }
 FAMILIES = {"data": "look at data, or translate it"}  # first words that several verbs share
@@ -57,7 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _set_up_libraries()  # before the verb's file imports jax
     arguments, overrides = make_parser([name]).parse_known_args(argv)
     if overrides and not hasattr(arguments, "config"):
-        print(f"medkor: not understood: {' '.join(overrides)}; see medkor {name} --help", file=sys.stderr)
+        print(
+            f"medkor: not understood: {' '.join(overrides)}; see medkor {name} --help",
+            file=sys.stderr,
+        )
         return 2
     from medkor_jax.eval.verdict import GateClosed
     from medkor_jax.parallel import hosts
@@ -66,16 +81,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = _place(arguments)
         if place and VERBS[name].processes == FIRST_ALONE:
             if place.process_id:
-                print(f"medkor: process {place.process_id} of {place.processes} has nothing to do: {name} is done by process 0 alone")
+                print(
+                    f"medkor: process {place.process_id} of {place.processes} has nothing to do: "
+                    f"{name} is done by process 0 alone"
+                )
                 return 0
             place = None
-            if name == "export":  # it needs none, and one process of a pod cannot open its TPUs by itself
+            if (
+                name == "export"
+            ):  # it needs none, and one process of a pod cannot open its TPUs by itself
                 import jax
 
                 jax.config.update("jax_platforms", "cpu")
         with hosts.connected(place, exit_code):
             return _module(name).run(arguments, overrides) or 0
-    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError, RuntimeError, GateClosed) as error:
+    except (
+        ValueError,
+        OSError,
+        FloatingPointError,
+        ModuleNotFoundError,
+        RuntimeError,
+        GateClosed,
+    ) as error:
         if os.environ.get("MEDKOR_TRACEBACK") and exit_code(error) == 1:
             raise
         print(f"medkor: {hosts.signed(str(error))}", file=sys.stderr)
@@ -104,14 +131,19 @@ def asked_verb(argv: Sequence[str]) -> str:
 
 
 def make_parser(names: Sequence[str] = tuple(VERBS)) -> argparse.ArgumentParser:
-    """Returns the parser of all verbs, with the arguments of those in `names`, whose files are imported for it."""
-    parser = argparse.ArgumentParser(prog="medkor", description="Teach MedGemma the Korean medical licensing exam.")
+    """Returns the parser of all verbs, with the arguments of those in `names`, whose files are
+    imported for it."""
+    parser = argparse.ArgumentParser(
+        prog="medkor", description="Teach MedGemma the Korean medical licensing exam."
+    )
     places = {"": parser.add_subparsers(dest="command", required=True, metavar="command")}
     for name, verb in VERBS.items():
         family, _, word = name.rpartition(" ")
         if family not in places:
             of_family = places[""].add_parser(family, help=FAMILIES[family])
-            places[family] = of_family.add_subparsers(dest=f"{family}_command", required=True, metavar="command")
+            places[family] = of_family.add_subparsers(
+                dest=f"{family}_command", required=True, metavar="command"
+            )
         command = places[family].add_parser(word, help=verb.help, description=verb.help)
         if name in names:
             _module(name).add_arguments(command)
@@ -125,7 +157,8 @@ def _module(name: str):
 
 
 def _place(arguments: argparse.Namespace):
-    """Returns which process of how many this is, for a command that several may run together; None for one alone."""
+    """Returns which process of how many this is, for a command that several may run together; None
+    for one alone."""
     from medkor_jax.parallel.cluster import find_place
 
     if not hasattr(arguments, "coordinator"):
@@ -134,7 +167,8 @@ def _place(arguments: argparse.Namespace):
 
 
 def _set_up_libraries() -> None:
-    """Quiet logs, and compiled steps kept on disk: a second start trains within a minute. Set variables win."""
+    """Quiet logs, and compiled steps kept on disk: a second start trains within a minute. Set
+    variables win."""
     import logging
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

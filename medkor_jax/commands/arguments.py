@@ -1,7 +1,7 @@
 """What several commands ask for alike, and how numbers on a command line are read.
 
-    parser.add_argument("--weights", required=True, help=WEIGHTS)
-    parser.add_argument("--limit", type=whole(0), default=0)
+parser.add_argument("--weights", required=True, help=WEIGHTS)
+parser.add_argument("--limit", type=whole(0), default=0)
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""`medkor bench`: speed and memory beside a peer, or this machine's own best. Measured in room `bench`.
+"""`medkor bench`: speed and memory beside a peer, or this machine's own best. Measured in room
+`bench`.
 
-    medkor bench
-    medkor bench --device gpu --size 4b
+medkor bench
+medkor bench --device gpu --size 4b
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from medkor_jax.model.dtypes import DTYPES
 
 PRESET_OF = {"270m": "gemma3-270m", "1b": "gemma3-1b", "4b": "gemma3-4b"}
 _BEST = (
-    "this machine's own best, with random weights: --size and, where it is not to be found by itself"
+    "this machine's own best, with random weights: "
+    "--size and, where it is not to be found by itself"
 )
 _OF_BEST = ("device", "dtype", "seq_len", "batch_size", "remat", "against")
 

@@ -1,6 +1,7 @@
-"""Whether there is room on disk and on the devices for what a run writes and holds; what `medkor preflight` says of it.
+"""Whether there is room on disk and on the devices for what a run writes and holds; what `medkor
+preflight` says of it.
 
-    disk_room(recipe)               # "3.1 GB for checkpoints, ..., 80.0 GB free"; ValueError if it does not fit
+    disk_room(recipe)           # "3.1 GB for checkpoints, ..., 80.0 GB free"; else a ValueError
     device_room(recipe, mesh)
 
 By arithmetic alone: nothing is compiled, fetched or written.
@@ -32,7 +33,11 @@ _MOMENTS = 2  # that the optimizer keeps of each trained weight
 
 
 def model_config(recipe: Recipe) -> ModelConfig:
-    return open_model(recipe.weights).config if is_at_hand(recipe.weights) else config_of(recipe.weights)
+    return (
+        open_model(recipe.weights).config
+        if is_at_hand(recipe.weights)
+        else config_of(recipe.weights)
+    )
 
 
 def is_at_hand(weights: str) -> bool:
@@ -43,24 +48,32 @@ def is_at_hand(weights: str) -> bool:
 def disk_room(recipe: Recipe) -> str:
     needed, place = needed_bytes(recipe), pathlib.Path(recipe.run_dir).absolute()
     free = shutil.disk_usage(_existing(place)).free
-    said = f"{needed / 1e9:.1f} GB for checkpoints, adapters and merged bases, {free / 1e9:.1f} GB free"
+    said = (
+        f"{needed / 1e9:.1f} GB for checkpoints, adapters and merged bases, "
+        f"{free / 1e9:.1f} GB free"
+    )
     if needed > free:
         raise ValueError(f"{said} at {place}: name a run_dir with more room")
     return said
 
 
 def needed_bytes(recipe: Recipe) -> float:
-    """Returns what the phases to run write: every stage's checkpoints with optimizer state (one more while it is written),
-    every phase's adapters, and merged bases."""
+    """Returns what the phases to run write: every stage's checkpoints with optimizer state (one
+    more while it is written), every phase's adapters, and merged bases."""
     config = model_config(recipe)
     base = sharded_bytes(abstract_params(config, Trees(), recipe.param_dtype).base)
     needed = float(sum(base for phase in recipe.in_force if phase.merge))
     for planned in planned_stages(recipe, config):
         step = next(run.program for run in planned.runs if run.program.kind == STEP)
-        params, stage = abstract_params(config, step.trees, step.param_dtype), _stage(recipe, planned.name)
+        params, stage = (
+            abstract_params(config, step.trees, step.param_dtype),
+            _stage(recipe, planned.name),
+        )
         trained = sum(sharded_bytes(getattr(params, name)) for name in step.trained)
         kept = stage.keep_last + (1 if stage.validate_every else 0) + 1
-        needed += trained * (1 + _MOMENTS) * kept + sharded_bytes((params.lora, params.lang, params.expand))
+        needed += trained * (1 + _MOMENTS) * kept + sharded_bytes(
+            (params.lora, params.lang, params.expand)
+        )
     return needed
 
 
@@ -77,7 +90,8 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
 
 
 def device_room(recipe: Recipe, mesh: Mesh) -> str:
-    """Returns the largest program of any stage, by arithmetic, against what a device says it has."""
+    """Returns the largest program of any stage, by arithmetic, against what a device says it
+    has."""
     config = model_config(recipe)
     limit, said_by = _device_memory()
     chip = Chip(jax.devices()[0].device_kind, limit, 1.0, 1.0, 1.0)
@@ -88,12 +102,19 @@ def device_room(recipe: Recipe, mesh: Mesh) -> str:
         for planned in planned_stages(recipe, config):
             for run in planned.runs:
                 if run.program not in seen:
-                    seen[run.program] = estimate(run.program, config, mesh, topology).memory["total"]
+                    seen[run.program] = estimate(run.program, config, mesh, topology).memory[
+                        "total"
+                    ]
                 if seen[run.program] > largest:
                     largest, worst = seen[run.program], f"{planned.name}, {run.program.kind}"
-    said = f"largest: {worst}, about {largest / 2**30:.1f} GiB a device by arithmetic; {limit / 2**30:.1f} GiB {said_by}"
+    said = (
+        f"largest: {worst}, about {largest / 2**30:.1f} GiB a device by arithmetic; "
+        f"{limit / 2**30:.1f} GiB {said_by}"
+    )
     if largest > limit:
-        raise ValueError(f"{said}. Take a smaller batch, more microbatches or remat; `medkor plan` finds which")
+        raise ValueError(
+            f"{said}. Take a smaller batch, more microbatches or remat; `medkor plan` finds which"
+        )
     return said
 
 
@@ -101,4 +122,6 @@ def _device_memory() -> tuple[float, str]:
     stats = jax.local_devices()[0].memory_stats() or {}
     if limit := stats.get("bytes_limit"):
         return float(limit), "on it"
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.local_device_count(), "its share of this host's memory"
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf(
+        "SC_PHYS_PAGES"
+    ) / jax.local_device_count(), "its share of this host's memory"

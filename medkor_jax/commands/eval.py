@@ -32,11 +32,12 @@ from medkor_jax.eval.report import Report
 from medkor_jax.eval.scorer import ModelScorer
 from medkor_jax.eval.translation import MAX_TRANSLATION_TOKENS, evaluate_translation
 from medkor_jax.eval.translation_report import TranslationReport
+from medkor_jax.io.loaded_model import load
 from medkor_jax.io.models import Model
 from medkor_jax.model.dtypes import slow_here
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.hosts import say
-from medkor_jax.parallel.mesh import MeshShape, make_mesh
+from medkor_jax.parallel.mesh import MeshShape, make_mesh, one_device
 from medkor_jax.run.corpora import describe_leak, documents_read
 from medkor_jax.run.named_model import open_model
 
@@ -122,6 +123,7 @@ def evaluate_file(
 ) -> Report:
     """Returns every answer of `weights` to the questions of `exam` (a file, a hub id or "embedded").
 
+    Its parameters are the options of `medkor eval`, one for one; that is why they are so many.
     answers_from: what the numbers of the exam's keys count from (see `Source`).
     max_new_tokens, form: for reason mode, how long an answer may be and between which tags it reasons.
 
@@ -147,8 +149,8 @@ def evaluate_file(
     seen = seen_in_training(model, weights, exam, asked)
     with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
         report = evaluate(
-            scorer, model.tokenizer, asked, mode=mode, shots=shots, source=exam, split=known_split(exam, split), batch_size=batch_size,
-            max_positions=model.config.max_positions, max_new_tokens=max_new_tokens, form=form,
+            scorer, asked, mode=mode, shots=shots, source=exam, split=known_split(exam, split), batch_size=batch_size,
+            max_new_tokens=max_new_tokens, form=form,
         )  # fmt: skip
     return dataclasses.replace(report, made_by={
         "weights": model.name, "weights_digest": model.digest, "dtype": dtype, "limit": limit, "fewshot": fewshot if shots else None,
@@ -195,6 +197,8 @@ def evaluate_pairs(
 ) -> TranslationReport:
     """Returns every pair of `pairs` (a file, a hub id or "embedded") translated both ways by `weights`, and scored.
 
+    Its parameters are the options of `medkor eval --pairs`, one for one.
+
     Raises: BadDataError, WeightsError; ValueError if a pair does not fit the model.
     """
     # The embedded pairs are split by fact, which their source calls a subset, as it does for texts.
@@ -204,7 +208,7 @@ def evaluate_pairs(
     seen_in_training(model, weights, pairs, asked)
     with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
         return evaluate_translation(
-            scorer, model.tokenizer, asked, source=pairs, split=known_split(pairs, split), batch_size=batch_size, max_new_tokens=max_new_tokens
+            scorer, asked, source=pairs, split=known_split(pairs, split), batch_size=batch_size, max_new_tokens=max_new_tokens
         )
 
 
@@ -213,20 +217,17 @@ def open_scorer(model: Model, *, dtype: str, batch_size: int, adapters: bool = T
     """Gives the model, loaded onto all devices (one of a lone CPU), as exams ask for it; adapters=False: its base alone."""
     if not adapters:
         model = dataclasses.replace(model, directory=None, lora_scale=1.0, adapters_digest="")
-    mesh = _asking_mesh(model, dtype)
+    mesh = asking_mesh(model, dtype)
     if words := slow_here(dtype, "--dtype float32"):
         say(words)
     with jax.set_mesh(mesh):
-        params = model.load(jnp.dtype(dtype), mesh)
-        yield ModelScorer(
-            params, model.config, model.tokenizer, dtype=jnp.dtype(dtype), mesh=mesh, batch_size=batch_size, route=model.route
-        )
+        yield ModelScorer(load(model, dtype, mesh), dtype=jnp.dtype(dtype), mesh=mesh, batch_size=batch_size)
 
 
-def _asking_mesh(model: Model, dtype: str) -> jax.sharding.Mesh:
+def asking_mesh(model: Model, dtype: str) -> jax.sharding.Mesh:
     """Returns a mesh of all devices: each holds the whole model where that leaves it room, else they share it."""
     if jax.default_backend() == "cpu" and hosts.n_processes() == 1:
-        return make_mesh(MeshShape(data=1), jax.devices()[:1])
+        return one_device()
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
     is_shared = model.config.n_params * jnp.dtype(dtype).itemsize > _WEIGHTS_SHARE * memory
     return make_mesh(MeshShape(data=1, fsdp=-1) if is_shared else MeshShape())

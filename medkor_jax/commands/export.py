@@ -1,6 +1,7 @@
-"""`medkor export`: a model in a form that other tools load. What is written is `io.export`'s business.
+"""`medkor export`: a model in a form that other tools load. What is written is `io.export`'s
+business.
 
-    medkor export --weights runs/medkor --to hf --out medkor-hf
+medkor export --weights runs/medkor --to hf --out medkor-hf
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""`medkor plan`: what every stage of a config needs on a machine, before it is paid for. Reckoned in room `plan`.
+"""`medkor plan`: what every stage of a config needs on a machine, before it is paid for. Reckoned
+in room `plan`.
 
-    medkor plan --config configs/medgemma_27b_v5e16.py
+medkor plan --config configs/medgemma_27b_v5e16.py
 """
 
 from __future__ import annotations

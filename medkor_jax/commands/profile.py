@@ -1,6 +1,7 @@
-"""`medkor profile`: a few real steps of a stage, traced, and where their time goes. Traced in room `profiling`.
+"""`medkor profile`: a few real steps of a stage, traced, and where their time goes. Traced in room
+`profiling`.
 
-    medkor profile --config configs/phase3.py --steps 5
+medkor profile --config configs/phase3.py --steps 5
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ _ACCEPT = (
     "keep finished phases although data or settings they were trained with have changed; recorded"
 )
 _PREFLIGHT = (
-    "look first at what would stop the run, as medkor preflight does, and start only if nothing would"
+    "look first at what would stop the run, as medkor preflight does, "
+    "and start only if nothing would"
 )
 
 

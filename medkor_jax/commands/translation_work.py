@@ -1,7 +1,8 @@
-"""What `medkor data translate` has written so far, so that a killed run goes on and ends with the same file.
+"""What `medkor data translate` has written so far, so that a killed run goes on and ends with the
+same file.
 
-    work = Work(path, {"to": "en", "batch_size": 16}, questions)
-    work.add(translated)                    # on disk before it returns
+work = Work(path, {"to": "en", "batch_size": 16}, questions)
+work.add(translated)                    # on disk before it returns
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from medkor_jax.parallel import hosts
 
 
 class Work:
-    """What the model wrote so far, in a file that only grows: settings first, then one line a question."""
+    """What the model wrote so far, in a file that only grows: settings first, then one line a
+    question."""
 
-    def __init__(self, path: pathlib.Path, settings: dict[str, Any], questions: Sequence[Question]) -> None:
+    def __init__(
+        self, path: pathlib.Path, settings: dict[str, Any], questions: Sequence[Question]
+    ) -> None:
         """Raises: ValueError if the file was begun with other settings."""
         self._path, self.done = path, []
         header = json.dumps(settings) + "\n"
@@ -48,12 +52,19 @@ class Work:
     def _refuse_others(self, first: str, settings: dict[str, Any]) -> None:
         try:
             begun = json.loads(first)
-            differing = [f"{name} was {begun[name]!r}, is {value!r}" for name, value in settings.items() if begun[name] != value]
+            differing = [
+                f"{name} was {begun[name]!r}, is {value!r}"
+                for name, value in settings.items()
+                if begun[name] != value
+            ]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self._path} is no work file of this program ({error!r}); move it away") from error
+            raise ValueError(
+                f"{self._path} is no work file of this program ({error!r}); move it away"
+            ) from error
         if differing:
             raise ValueError(
-                f"{self._path} was begun with other settings: {'; '.join(differing)}. Use those, name another --out, or "
+                f"{self._path} was begun with other settings: {'; '.join(differing)}. "
+                "Use those, name another --out, or "
                 "move the file away to begin anew"
             )
 
@@ -67,6 +78,8 @@ def _read_whole(lines: Sequence[str]) -> Iterator[TranslatedQuestion]:
     for line in lines:
         try:
             read = json.loads(line)
-            yield TranslatedQuestion(read["id"], read["question"], tuple(read["options"]), read["is_whole"])
+            yield TranslatedQuestion(
+                read["id"], read["question"], tuple(read["options"]), read["is_whole"]
+            )
         except (ValueError, KeyError, TypeError):
             return

@@ -1,6 +1,6 @@
 """`medkor waive`: the next phase may start although a verdict failed; the reason is recorded.
 
-    medkor waive runs/medkor/phase3/verdict.json --reason "MedQA was read with another prompt"
+medkor waive runs/medkor/phase3/verdict.json --reason "MedQA was read with another prompt"
 """
 
 from __future__ import annotations

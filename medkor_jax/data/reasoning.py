@@ -23,10 +23,12 @@ _ANSWERED = {"ko": "정답：", "en": "Answer:"}
 
 @dataclasses.dataclass(frozen=True)
 class ReasoningFormat:
-    """opening, closing: the tags around the reasoning; one letter follows the closing one."""
+    """The tags around the reasoning, as plain text."""
 
     opening: str = "<R>"
+    """Tag in front of the reasoning."""
     closing: str = "<R/>"
+    """Tag behind it; one letter follows."""
 
     def __post_init__(self) -> None:
         if not self.opening.strip() or not self.closing.strip() or self.opening == self.closing:

@@ -23,6 +23,7 @@ from typing import Annotated, Generic, TypeVar
 
 from medkor_jax.data.cells import BadRowReason, composed, composed_row
 from medkor_jax.data.files import SUFFIXES, read_file
+from medkor_jax.data.language import LANGUAGES
 from medkor_jax.data.lines import Row, UnreadableFile
 from medkor_jax.data.notes import Note, Tally
 from medkor_jax.nearest import nearest
@@ -37,28 +38,34 @@ T = TypeVar("T", covariant=True)
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One named source of data, as configured.
-
-    path: "embedded", a file, a directory laid out like a hub data set, or a hub id.
-    language: "ko", "en", or "" to take it from each row.
-    weight: share of the documents (not of the tokens) drawn from this source, relative to the others.
-    fields: column names, in the order the kind expects them, when they are not the usual ones.
-    limit: keep the first `limit` rows; 0 keeps all. skip: questions passed over before that, so that two exams of one
-    file share none. answers_from: what the numbers of an exam's keys count from, 0 or 1, where its rows do not tell.
-    """
+    """One named source of data, as configured."""
 
     name: str
+    """The name that a config's mapping has for it; in records, leaks and tables."""
     kind: str
+    """What a row is: "text", "chat", "exam", "reasoning" or "translation"."""
     path: str
+    """"embedded", a file (CSV, TSV, JSON, JSON Lines, Parquet), a directory laid out like a hub
+    data set, or a hub id."""
     split: str = "train"
+    """Split of a hub data set, or of the embedded exam."""
     subset: str = ""
+    """Subset (configuration) of a hub data set, such as "doctor"; of embedded texts and pairs,
+    whose facts they state."""
     language: str = ""
+    """"ko", "en", or "" to take it from each row."""
     weight: Annotated[float, "> 0"] = 1.0
+    """Share of the documents (not of the tokens) drawn from this source, relative to the others."""
     licence: str = ""
+    """Its licence, as `data check` shows it; decides nothing."""
     fields: tuple[str, ...] = ()
+    """Column names, in the order that the kind expects them. (): the usual ones."""
     limit: Annotated[int, ">= 0"] = 0
+    """Rows kept, from the first. 0: all."""
     skip: Annotated[int, ">= 0"] = 0
+    """Questions passed over before that, so that two exams of one file share none."""
     answers_from: int | None = None
+    """What the numbers of an exam's keys count from, 0 or 1. None: the file tells."""
 
     def __post_init__(self):
         if self.skip < 0 or (self.skip and self.kind not in ("exam", "reasoning")):
@@ -67,7 +74,7 @@ class Source:
             raise ValueError(f"source {self.name!r}: answers_from is {self.answers_from!r}, expected 0 or 1")
         if self.kind not in KINDS:
             raise ValueError(f"source {self.name!r}: kind is {self.kind!r}, expected one of {', '.join(KINDS)}")
-        if self.language not in ("", "ko", "en"):
+        if self.language not in ("", *LANGUAGES):
             raise ValueError(f"source {self.name!r}: language is {self.language!r}, expected 'ko', 'en' or ''")
         if not self.weight > 0:
             raise ValueError(f"source {self.name!r}: weight is {self.weight}, expected more than 0; "

@@ -34,21 +34,29 @@ MIN_QUESTIONS = 20  # fewer open no gate, whatever they say
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """One thing a gate asks beside its own exam: of another exam, or of the loss on a watched text.
-
-    against: what is compared with, the phase's own start or the reference. A watched text may lose at most
-    `rise_nats` a token; its loss is a number over fixed texts and has no interval.
-    """
+    """One thing a gate asks beside its own exam: of another exam, or of the loss on a watched text."""
 
     name: str
+    """The name that the gate's `requires` has for it."""
     exam: str = ""
+    """Exam that it asks about, by name. "": a watched text."""
     watch: str = ""
+    """Text that it asks about, among `watch`. "": an exam."""
     metric: str = "accuracy"
+    """What is scored of the exam: "accuracy", "probability" (the mean of the right option), or, of
+    reasoned exams, how they are written, such as "form"."""
     threshold: Annotated[float, "> 0", "<= 1"] = 0.97
+    """The share that must be reached or kept, as `reading` has it."""
     reading: str = "non_inferior"
+    """"absolute" (the score), "relative" (a share of what it is compared with) or "non_inferior"
+    (at most 1 - threshold below that); docs/GATES.md."""
     against: str = "start"
+    """What is compared with: the phase's own "start", or the "reference"."""
     rise_nats: Annotated[float, ">= 0"] = 0.0
+    """Nats a token by which the loss on a watched text may rise; it is a number over fixed texts
+    and has no interval."""
     allow_chance: bool = False
+    """Whether a comparison in which a model does no better than guessing may pass."""
 
     def __post_init__(self) -> None:
         what = f"condition {self.name!r}"
@@ -70,20 +78,29 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """What must hold before the next phase may start.
-
-    rounds: times the remedy may be trained while the gate stays closed; read where on_failure is "retain" or "train".
-    on_failure "continue": the gate records and decides nothing.
-    """
+    """What must hold before the next phase may start."""
 
     metric: str = "accuracy"
+    """What is scored of the phase's exam: "accuracy", or "probability" (the mean of the right
+    option), which tells more from the same questions."""
     threshold: Annotated[float, "> 0", "<= 1"] = 0.97
+    """The share that must be reached or kept, as `reading` has it: 0.97, not 97."""
     reading: str = "non_inferior"
+    """"absolute" (the score), "relative" (a share of the reference's) or "non_inferior" (at most 1
+    - threshold below it); docs/GATES.md."""
     confidence: Annotated[float, ">= 0.5", "< 1"] = 0.95
+    """Of the intervals that decide, spent evenly over all looks at the same questions."""
     on_failure: str = "stop"
+    """What follows a closed gate: "retain" (the remedy, with "each layer" training), "train" (the
+    remedy), "stop", or "continue" (the gate records and decides nothing)."""
     rounds: Annotated[int, ">= 1"] = 3
+    """Times the remedy may be trained while the gate stays closed; read with "retain" and
+    "train"."""
     allow_chance: bool = False
+    """Whether a comparison in which a model does no better than guessing may pass; the verdict says
+    so."""
     requires: tuple[Condition, ...] = ()
+    """What must hold beside it, each asked at full confidence."""
 
     def __post_init__(self) -> None:
         _check_choice("gate", "on_failure", self.on_failure, ON_FAILURE)

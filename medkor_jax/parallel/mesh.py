@@ -45,8 +45,13 @@ class MeshShape:
     """Devices along each axis; one of them may be -1: all that remain."""
 
     data: Annotated[int, ">= -1", "!= 0"] = -1
+    """Groups of devices that each hold the whole model and take their part of a batch. -1: all that
+    remain."""
     fsdp: Annotated[int, ">= -1", "!= 0"] = 1
+    """Devices that share the weights' width and a batch between them. -1: all that remain."""
     tensor: Annotated[int, ">= -1", "!= 0"] = 1
+    """Devices that share each layer's heads, feed-forward width and the vocabulary. -1: all that
+    remain."""
 
     def resolve(self, n_devices: int) -> tuple[int, int, int]:
         """Returns the three sizes. Raises: ValueError if they do not use exactly `n_devices`."""

@@ -2,184 +2,187 @@
 
     recipe = load_recipe("configs/phase3.py", ["--config.phase3.steps=100"])
 
-A config file may import its neighbours (`from configs import common`). Overrides are type-checked by
-ml_collections; a key that does not exist fails with the nearest one.
+A config file may import its neighbours (`from configs import common`) and writes only what differs
+from the defaults, which are those of the recipe's dataclasses (`defaults`): whatever it leaves out
+is put in before overrides are read, so that every key can be overridden. Overrides are type-checked
+by ml_collections; a key that does not exist fails with the nearest one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
-import difflib
-import math
-import operator
 import pathlib
+import re
 import sys
-import types
-import typing
-from typing import Annotated, Any, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from medkor_jax.run.phases import ConfigError, Exam, Phase, Recipe
-from medkor_jax.train.stage import Stage
+from medkor_jax.nearest import nearest
+from medkor_jax.run.building import build, fields_of, make, unknown
+from medkor_jax.run.config_keys import keys_of, renamed
+from medkor_jax.run.defaults import complete, is_mapping, phase_names
+from medkor_jax.run.gate_rules import check_gates
+from medkor_jax.run.phases import ConfigError, Phase, Recipe
 
-RENAMED = {
-    "groups": "rules",
-    "reward.answer": "reward.parts.answer.weight",
-    "reward.letter": "reward.parts.letter.weight",
-    "reward.format": "reward.parts.format.weight",
-    "reward.length_penalty": "reward.parts.length.weight (below 0)",
-    "reward.max_reasoning_tokens": "reward.parts.length.bound",
-    **{f"reward.{name}": f"reward.rollout.{name}" for name in (
-        "group_size", "temperature", "max_new_tokens", "std_normalised", "updates_per_batch", "max_refills", "patience", "importance_cap"
-    )},
-    **{f"reward.{name}": f"reward.policy.{name}" for name in ("clip_low", "clip_high", "kl_weight")},
-}  # fmt: skip
-"""What keys were called before, wherever they stand, and what they are called now."""
+_OVERRIDE = re.compile(r"(?P<flag>--?(?:no)?config\.)(?P<keys>[^=\s]+)")
 
 
-def new_name(path: str) -> str:
-    """Returns the sentence for a key that has another name now; "" if it never had one."""
-    found = [(old, new) for old, new in RENAMED.items() if f".{old}." in f".{path}."]
-    return f"; {found[0][0]} is {found[0][1]} now" if found else ""
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """A config as its file says it, and with what the command line changed. overridden: the keys
+    named there, "phase3.steps"."""
 
-
-def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
-    """Returns the ConfigDict of `path` ("file.py" or "file.py:argument") with overrides applied.
-
-    Raises: ConfigError on a missing file, a wrong override, or a file that does not build a config.
-    """
-    from absl import flags
-    from ml_collections import config_flags
-
-    file = pathlib.Path(path.split(":")[0])
-    if not file.is_file():
-        near = difflib.get_close_matches(str(file), map(str, file.parent.glob("*.py")), n=1)
-        raise ConfigError(f"no config file {file}" + (f"; nearest: {near[0]}" if near else ""))
-    for place in (file.resolve().parent.parent, pathlib.Path.cwd()):  # so that `from configs import common` works
-        if str(place) not in sys.path:
-            sys.path.insert(0, str(place))
-    values, argv = flags.FlagValues(), ["medkor", f"--config={path}", *overrides]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    try:
-        left = values(argv, known_only=True)[1:]
-        config = values.config
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        said = str(error.args[0]) if error.args else repr(error)  # str() of a KeyError is quoted
-        if "field 'remat'" in said and "<class 'bool'>" in said:  # what older config files say; checked where they say it
-            said = 'remat is a name now: "full" for what was True, "none" for what was False'
-        renamed = "".join(map(new_name, (key for override in overrides for key in [override.partition("=")[0].lstrip("-")])))
-        raise ConfigError(f"{path}: {' '.join(said.split())}{renamed}") from error
-    if left:
-        raise ConfigError(f"not understood: {' '.join(left)}; overrides read --config.phase3.steps=100")
-    return config
+    path: str
+    of_file: Mapping[str, Any]
+    config: Any
+    overridden: frozenset[str]
 
 
 def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
     return make_recipe(load_config(path, overrides).to_dict())
 
 
+def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
+    """Returns the ConfigDict of `path` ("file.py" or "file.py:argument") with overrides applied;
+    every key is in it.
+
+    Raises: ConfigError on a missing file, a wrong override, or a file that does not build a config.
+    """
+    return load_layers(path, overrides).config
+
+
+def load_layers(path: str, overrides: Sequence[str] = ()) -> Layers:
+    """Returns the config of `path` before and after overrides. Raises: ConfigError, as
+    `load_config`."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    file = pathlib.Path(path.split(":")[0])
+    if not file.is_file():
+        near = nearest(file, map(str, file.parent.glob("*.py")), least=0.6)
+        raise ConfigError(f"no config file {file}" + (f"; nearest: {near}" if near else ""))
+    for place in (
+        file.resolve().parent.parent,
+        pathlib.Path.cwd(),
+    ):  # so that `from configs import common` works
+        if str(place) not in sys.path:
+            sys.path.insert(0, str(place))
+    named = [parts for text in overrides if (parts := _named_by(text))]
+    with _as_config_errors(path):
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[])
+        values(["medkor", f"--config={path}"])
+        config = values.config
+        with config.unlocked():
+            complete(config)
+        for parts in named:
+            _check_is_there(config, parts)
+        of_file, values = copy.deepcopy(config.to_dict()), flags.FlagValues()
+        argv = ["medkor", *map(_in_brackets, overrides)]
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        if left := values(argv, known_only=True)[1:]:
+            raise ConfigError(
+                f"not understood: {' '.join(left)}; overrides read --config.phase3.steps=100"
+            )
+    return Layers(path, of_file, values.config, frozenset(map(".".join, named)))
+
+
+def _named_by(override: str) -> list[str]:
+    """Returns the keys on the way to what "--config.phase3.data.korean-text.weight=2" sets; [] if
+    it sets nothing."""
+    found = _OVERRIDE.match(override)
+    return re.findall(r"""[^.\[\]'"]+""", found["keys"]) if found else []
+
+
+def _check_is_there(config: Any, parts: Sequence[str]) -> None:
+    """Raises: ConfigError, with the nearest key, if an override names one that is not there."""
+    place = config
+    for depth, part in enumerate(parts):
+        if is_mapping(place) and part not in place:
+            path = ".".join(("config", *parts[: depth + 1]))
+            said = renamed(path) or f"nearest: {nearest(part, place.keys())!r}"
+            raise ConfigError(f"{path} is not a key; {said}")
+        place = place[part] if is_mapping(place) else None
+
+
+def _in_brackets(override: str) -> str:
+    """Returns the override as ml_collections reads it, which takes "korean-text" for a difference:
+    data["korean-text"]."""
+    found = _OVERRIDE.match(override)
+    if not found:
+        return override
+    first, *others = _named_by(override)
+    rest = (
+        f".{o}" if o.isidentifier() else f"[{o}]" if o.isdigit() else f"['{o}']" for o in others
+    )
+    return f"{found['flag']}{first}{''.join(rest)}{override[found.end() :]}"
+
+
+@contextlib.contextmanager
+def _as_config_errors(path: str) -> Iterator[None]:
+    """What ml_collections says of a config, as a ConfigError on one line."""
+    from absl import flags
+
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        said = str(error.args[0]) if error.args else repr(error)  # str() of a KeyError is quoted
+        raise ConfigError(f"{path}: {_in_short(' '.join(said.split()))}") from error
+
+
+def _in_short(said: str) -> str:
+    """Returns what ml_collections said without the whole config, which it adds to a wrong key."""
+    is_read = re.fullmatch(r"""["']+(\w+)["']+( Did you mean "\w+".*)?""", said)
+    if found := re.search(r'Key "(\w+)" does not exist', said) or is_read:
+        near = re.search(r'Did you mean "(\w+)"', said)
+        words = renamed(found[1]) or (f"nearest: {near[1]!r}" if near else "")
+        return f"{found[1]!r} is not a key" + (f"; {words}" if words else "")
+    if "field 'remat'" in said and "<class 'bool'>" in said:  # older config files
+        return 'remat is a name now: "full" for what was True, "none" for what was False'
+    return said
+
+
 def make_recipe(config: Mapping[str, Any]) -> Recipe:
-    """Returns the recipe a whole config describes. In the config, a phase is a top-level key `phase...` that
-    holds the keys of its training stage beside its own, so `--config.phase3.steps=100` reads as it should.
+    """Returns the recipe a whole config describes. `phases` names the phases it defines, in the
+    order they run (those of `run` if it is empty); the keys of each are under its own name, those
+    of its training stage beside them.
 
     Raises: ConfigError, naming the key, as `build`.
     """
-    raw = {key: value for key, value in config.items() if not key.startswith("phase")}
-    phases = {key: _with_stage(key, value) for key, value in config.items() if key.startswith("phase") and value is not None}
-    return build(Recipe, {**raw, "phases": dict(sorted(phases.items()))})
-
-
-def _with_stage(name: str, raw: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"config.{name} is {raw!r}; expected the keys of a phase")
-    stage = {field.name for field in dataclasses.fields(Stage)}
-    valid = [*stage, *(field.name for field in dataclasses.fields(Phase) if field.name not in ("name", "train"))]
-    for key in raw:
-        if key not in valid:
-            near = difflib.get_close_matches(str(key), sorted(valid), n=1, cutoff=0.0)[0]
-            raise ConfigError(f"config.{name}.{key} is not a key of a phase or its stage; nearest: {near!r}{new_name(key)}")
-    own = {key: value for key, value in raw.items() if key not in stage}
-    return own | {"train": {key: value for key, value in raw.items() if key in stage}}
-
-
-def build(kind: type, raw: Mapping[str, Any], path: str = "config") -> Any:
-    """Returns the dataclass `kind` made of `raw`, nested ones included.
-
-    A tuple of dataclasses is written as a mapping {name: fields}; its order is kept, and an entry of None
-    is left out (so a config can switch off what it inherits).
-
-    Raises: ConfigError naming the key, what was found, and the nearest valid name.
-    """
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"{path} is {raw!r}; expected the keys of {kind.__name__}")
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind, include_extras=True)
-    for key in raw:
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"{path}.{key} is not a key of {kind.__name__}; nearest: {near!r}{new_name(f'{path}.{key}')}")
-    required = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING and n not in raw]
-    if required:
-        raise ConfigError(f"{path} lacks {', '.join(required)}")
-    try:
-        return kind(**{key: _convert(hints[key], value, f"{path}.{key}") for key, value in raw.items()})
-    except ConfigError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated and callable(check := arguments[1]):
-        try:
-            check(value)
-        except ValueError as error:
-            raise ConfigError(f"{path.rpartition('.')[0]}: {error}") from error
-        return _convert(arguments[0], value, path)
-    if origin is Annotated:
-        value = _convert(arguments[0], value, path)
-        if not all(_holds(value, rule) for rule in arguments[1:]):
-            is_percent = value > 1 and {"< 1", "<= 1"} & set(arguments[1:])
-            hint = f" (a share: {value / 100:g}, not {value:g})" if is_percent else ""
-            raise ConfigError(f"{path} is {value!r}; it must be {' and '.join(arguments[1:])}{hint}")
-        return value
-    if origin in (typing.Union, types.UnionType):
-        return None if value is None else _convert(arguments[0], value, path)
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, path)
-    if origin is tuple and dataclasses.is_dataclass(arguments[0]):
-        if not isinstance(value, Mapping) or not all(isinstance(item, Mapping | None) for item in value.values()):
-            raise ConfigError(f"{path} is {value!r}; expected a mapping from names to their keys")
-        return tuple(
-            build(arguments[0], _named(arguments[0], name, item), f"{path}.{name}")
-            for name, item in value.items()
-            if item is not None
+    keys = keys_of(Recipe)
+    own = fields_of(Recipe, {name: value for name, value in config.items() if name in keys})
+    names, defined = phase_names(own), [name for name in config if name not in keys]
+    for name in names:
+        if name not in defined:
+            said = (
+                f"{'phases' if own.get('phases') else 'run'} names {name!r}, which is not defined"
+            )
+            raise ConfigError(f"{said}; nearest: {nearest(name, defined) or 'none'!r}")
+    for name in (name for name in defined if name not in names):
+        if renamed(f"config.{name}") or not isinstance(config[name], Mapping):
+            raise unknown(f"config.{name}", keys, Recipe)
+        raise ConfigError(
+            f"config.{name} is no key, nor a phase that `phases` names ({', '.join(names)}); "
+            f"put it there, where it is to run. Nearest key: {nearest(name, sorted(keys))!r}"
         )
-    if origin is tuple:
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            raise ConfigError(f"{path} is {value!r}; expected a list, such as ({value!r},)")
-        return tuple(_convert(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{path} is {value!r}; expected a number")
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{path} is {value!r}; expected {hint.__name__}")
-    return value
+    phases = tuple(_phase(name, config[name]) for name in names if config[name] is not None)
+    recipe = make(Recipe, own | {"phases": phases}, "config")
+    try:
+        check_gates(recipe)
+    except ValueError as error:
+        raise ConfigError(f"config: {error}") from error
+    return recipe
 
 
-_RULES = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt, "!=": operator.ne}
-
-
-def _holds(value: float, rule: str) -> bool:
-    """Returns whether `value` is as a rule such as ">= 0" wants it."""
-    sign, bound = rule.split()
-    return _RULES[sign](value, float(bound))
-
-
-def _named(kind: type, name: str, item: Mapping[str, Any]) -> dict[str, Any]:
-    """Gives the entry its mapping key as `name`; an Exam passes it on to its source."""
-    item = dict(item)
-    if kind is Exam:
-        return item | {"source": {"name": name, "kind": "exam", **item.get("source", {})}}
-    return {"name": name, **item}
+def _phase(name: str, raw: Any) -> Phase:
+    if isinstance(raw, Mapping) and "name" in raw:
+        raise unknown(
+            f"config.{name}.name", [key for key in keys_of(Phase) if key != "name"], Phase
+        )
+    return build(
+        Phase, {"name": name, **raw} if isinstance(raw, Mapping) else raw, f"config.{name}"
+    )

@@ -12,7 +12,6 @@ it may be ("> 0"), a name the function that checks it; `config_file` holds a con
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Annotated
 
 from medkor_jax.adapt.expansion import ExpansionSettings
@@ -27,10 +26,10 @@ from medkor_jax.eval.scores import MODES
 from medkor_jax.model.dtypes import check_dtype
 from medkor_jax.model.kernel import check_attention
 from medkor_jax.model.remat import check_remat
+from medkor_jax.nearest import nearest
 from medkor_jax.parallel.mesh import MeshShape
-from medkor_jax.run.gate_rules import check_gate
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.stage import Stage
-from medkor_jax.train.step import ComputeSettings
 
 
 class ConfigError(ValueError):
@@ -39,18 +38,26 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Exam:
-    """An exam that judges. shots are taken from the head of `fewshot`; max_new_tokens is read in reason mode only.
-
-    phases: where it is put to the model (empty: in all); one that generates is dear.
-    """
+    """An exam that judges, and how it is asked."""
 
     source: Source
+    """Where the questions come from; its `kind` is "exam" and its `name` the exam's, unless said
+    otherwise."""
     mode: str = "letter"
+    """How it is asked: "letter" (the likeliest letter), "cloze" (the option whose text is
+    likeliest, by its tokens' sum; "cloze_norm": by character), "harness" (text, read as
+    `kormedmcqa` of lm-evaluation-harness does) or "reason" (reasoning in tags, then a letter)."""
     shots: Annotated[int, ">= 0"] = 0
+    """Solved questions in front of each, from the head of `fewshot`. Reason mode takes none."""
     fewshot: Source | None = None
+    """Source of the shots; never an exam's own questions. None: there are no shots."""
     batch_size: Annotated[int, ">= 1"] = 16
+    """Questions asked at once, over all devices; decides nothing."""
     max_new_tokens: Annotated[int, ">= 1"] = MAX_REASONING_TOKENS
+    """Longest reasoned answer, in tokens; one that is cut off there is wrong. Read in reason mode
+    alone."""
     phases: tuple[str, ...] = ()
+    """Phases to whose models it is put. (): to all; one that generates is expensive."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -65,31 +72,46 @@ class Exam:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """after: the phase whose model this one starts from ("": the weights).
+    """One phase: what it starts from, adds, trains and is judged by.
 
-    candidates: weights (or phases) to put to the gate in order of size; the first that opens it is taken. They are
-    compared with nothing but a number, so the gate is absolute.
-    merge: fold the trained LoRA into a new base at the end. is_reference: later gates compare with this
-    phase's model, and retention holds to it. exam: the name, in `exams`, that the gate is judged by.
-    remedy: trained while the gate stays closed, at most gate.rounds times. A phase with a gate but no
-    stages is judged as it stands first. translations: held-out pairs, translated before and after.
+    A phase with a gate and no stage is judged as it stands first.
     """
 
     name: str
+    """The name under which the config has the phase, and its directory in the run's."""
     title: str = ""
+    """What it is for, in a line; shown, and decides nothing."""
     after: str = ""
+    """Phase whose model it starts from. "": the run's `weights`."""
     candidates: tuple[str, ...] = ()
+    """Phases or weights put to the gate in order of size; the first that opens it is taken.
+    Compared with nothing but a number, so the gate is absolute. (): `after` alone."""
     lora: LoraSettings = LoraSettings(rank=0)
+    """The adapter that this phase adds before it trains; a model that has one already must have the
+    same."""
     remedy_lora: LoraSettings = LoraSettings(rank=0)
+    """The adapter that the remedy adds before it trains, where the phase has added none."""
     language: LanguageSettings = LanguageSettings()
+    """The language embeddings that this phase adds, unless the model has them."""
     expand: ExpansionSettings = ExpansionSettings()
+    """The layers that this phase adds at each end."""
     train: Stage = Stage()
+    """What is trained before the gate is asked. In a config these keys stand beside the phase's
+    own."""
     merge: bool = False
+    """Whether the trained LoRA is folded into a new base at the end."""
     is_reference: bool = False
+    """Whether later gates compare with this phase's model, and "each layer" training holds to
+    it."""
     exam: str = ""
+    """Name, among `exams`, of the exam that the gate is judged by."""
     gate: Gate = Gate()
+    """What must hold before the next phase may start."""
     remedy: Stage = Stage()
+    """What is trained while the gate stays closed, at most `gate.rounds` times."""
     translations: tuple[Source, ...] = ()
+    """Sentence pairs that nothing trains on, translated both ways before and after; measured, and
+    decide nothing."""
 
     def __post_init__(self) -> None:
         if self.gate.on_failure in ("retain", "train") and not self.remedy.steps:
@@ -116,40 +138,62 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A whole run. `phases` are all that the config defines; `run` names those to run now, in order.
+    """A whole run: a config file, checked.
 
-    exams, watch: measured before and after every phase; a gate is judged by one of the exams. watch holds
-    texts that nothing trains on; the loss is taken over the first `watch_tokens` tokens of each (0: all).
-    final: exams put to the last phase's model alone, once, when all is done.
-    max_translation_tokens: the longest translation written of a held-out pair.
-    remat: what the backward pass makes again to save memory, see `model.remat`; chunk: positions whose logits exist at
-    once; attention: which kernel, see `model.kernel`; mesh: how devices share the work. None of them changes a result but by rounding.
-    topology: the machine that these are chosen for, which `medkor plan` takes if it is given none; nothing else reads it.
-    allow_leaks: leaks the user knows of, by their printed key.
+    `phases` are all that the config defines; `run` names those to run now.
     """
 
     run_dir: str
+    """Directory of the run: records, verdicts, adapters, checkpoints. All hosts must see it."""
     weights: str
+    """The model to start from: embedded, a directory, a .gguf file, a hub id, a run, or
+    random:PRESET."""
     run: tuple[str, ...]
+    """Names of the phases to run now, in order."""
     phases: tuple[Phase, ...]
+    """Names of the phases that the config defines, in the order they run; each has its keys under
+    its own name (config.phase3). (): those of `run`."""
     exams: tuple[Exam, ...]
+    """Exams put to the model before and after every phase; a gate is judged by one of them."""
     final: tuple[Exam, ...] = ()
+    """Exams put to the last phase's model alone, once, when all is done."""
     watch: tuple[Source, ...] = ()
+    """Texts that nothing trains on, whose loss is measured before and after every phase."""
     watch_tokens: Annotated[int, ">= 0"] = 65536
+    """Tokens at the head of each of them that the loss is taken over. 0: all."""
     max_translation_tokens: Annotated[int, ">= 1"] = 256
+    """Longest translation of a held-out pair, in tokens."""
     dtype: str = ComputeSettings.dtype
+    """What activations are computed in: "bfloat16" or "float32"; softmax, norms, loss and optimizer
+    state are float32 in any case."""
     param_dtype: str = "bfloat16"
+    """What frozen weights are held in: "bfloat16" or "float32"."""
     remat: Annotated[str, check_remat] = ComputeSettings.remat
+    """What the backward pass makes again to save memory: "none", "gate_up", "all_but_down" or
+    "full", from most memory to least (`model.remat`). Changes results by rounding alone."""
     attention: Annotated[str, check_attention] = ComputeSettings.attention
+    """Which attention kernel: "auto", "plain", "blocked" or "splash" (`model.kernel`). Changes
+    results by rounding alone."""
     chunk: Annotated[int, ">= 1"] = ComputeSettings.chunk
+    """Positions whose logits exist at once. Fewer save memory; changes results by rounding
+    alone."""
     route: str = "token"
+    """What a language embedding is chosen by: "token" (each token's own language) or "document"."""
     mesh: MeshShape = MeshShape()
+    """How devices share the work."""
     topology: str = ""
+    """Machine that these choices are for, such as "v5e:4x4"; `medkor plan` takes it where it is
+    given none, nothing else reads it. "": none."""
     reasoning: ReasoningFormat = ReasoningFormat()
+    """The tags around reasoning."""
     seed: Annotated[int, ">= 0"] = 0
+    """Of everything drawn at random."""
     allow_leaks: tuple[str, ...] = ()
+    """Leaks that you know of and accept, by the key they are printed with."""
     drop_bad: bool = False
+    """Whether to go on without rows that cannot be read; they are listed."""
     log_every: Annotated[int, ">= 1"] = 10
+    """Steps from one line of metrics to the next."""
 
     def __post_init__(self) -> None:
         for name in ("dtype", "param_dtype"):
@@ -160,8 +204,7 @@ class Recipe:
             raise ValueError("run is empty: name the phases to run")
         for name in self.run:
             if name not in names:
-                near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-                raise ValueError(f"run names {name!r}, which is not defined; nearest: {near[0] if near else 'none'!r}")
+                raise ValueError(f"run names {name!r}, which is not defined; nearest: {nearest(name, names) or 'none'!r}")
         if list(self.run) != [name for name in names if name in self.run]:
             raise ValueError(f"run names {', '.join(self.run)}: each phase once, in the order {', '.join(names)}")
         has_reference = False
@@ -175,7 +218,6 @@ class Recipe:
             exams = [exam.source.name for exam in self.exams_of(phase)]
             if phase.exam not in exams:
                 raise ValueError(f"phase {phase.name!r} is judged by exam {phase.exam!r}; exams of this phase: {', '.join(exams)}")
-            check_gate(self, phase)
         repeated = {exam.source.name for exam in self.exams} & {exam.source.name for exam in self.final}
         if repeated:
             raise ValueError(f"final exam {min(repeated)!r} bears the name of an exam; a final exam has a name and questions of its own")

@@ -30,7 +30,7 @@ def get_config():
     held = dict(gate=gate, remedy=dict(data=text["en"], trees=("lora", "lang"), next_token_weight=0.0, retention=dict(weight=1.0, layers=2, positions=4), **stage))
     pairs = dict(kind="translation", path="embedded")
     return ConfigDict(dict(
-        mesh=dict(data=-1, fsdp=1, tensor=1), run_dir=os.environ["RUN_DIR"], weights=os.environ["WEIGHTS"], run=PHASES, dtype="float32", param_dtype="float32", seed=int(os.environ.get("SEED", "0")), log_every=1,
+        mesh=dict(data=-1, fsdp=1, tensor=1), run_dir=os.environ["RUN_DIR"], weights=os.environ["WEIGHTS"], run=PHASES, phases=PHASES, dtype="float32", param_dtype="float32", seed=int(os.environ.get("SEED", "0")), log_every=1,
         exams=dict(english=dict(source=dict(path="embedded", language="en", split="valid", limit=20), batch_size=8)),
         watch=dict(korean=dict(kind="text", path="embedded", language="ko", subset="test", limit=4)), watch_tokens=64, max_translation_tokens=4,
         phase0=dict(lora=lora, trees=("lora",), merge=True, data=text["en"], **common, **stage),

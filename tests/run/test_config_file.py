@@ -1,18 +1,22 @@
 """Every config that ships builds a recipe, and overrides are checked."""
 
+import ast
 import pathlib
 
 import pytest
 
-from medkor_jax.run.config_file import load_config, load_recipe
+from configs import phases
+from medkor_jax.run.config_file import load_config, load_recipe, make_recipe
+from medkor_jax.run.defaults import plain
 from medkor_jax.run.phases import ConfigError
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-RUNNABLE = sorted(p.name for p in CONFIGS.glob("*.py") if p.name not in ("__init__.py", "common.py"))
+RUNNABLE = sorted(p.name for p in CONFIGS.glob("*.py") if p.name not in ("__init__.py", "common.py", "phases.py"))
 ORDER = (
     "phase0", "phase1", "phase2", "phase3", "phase4a_text", "phase4b_translation", "phase5a_text", "phase5b_translation",
     "phase5c_reasoning", "phase5d_exam",
 )  # fmt: skip
+SHEET = tuple(make.__name__ for make in phases.ORDER)
 QUICKSTART = str(CONFIGS / "quickstart.py")
 
 
@@ -25,8 +29,8 @@ def test_every_config_builds_a_recipe(name):
     recipe = load_recipe(str(CONFIGS / name))
     defined = tuple(phase.name for phase in recipe.phases)
     assert recipe.run == (tuple(n for n in defined if n.startswith(name[:-3])) if name.startswith("phase") else defined)
-    start = ORDER.index(defined[0])
-    assert defined == ORDER[start : start + len(defined)]
+    start = SHEET.index(defined[0])
+    assert defined == SHEET[start : start + len(defined)]
 
 
 def test_the_quick_start_goes_on_with_the_same_first_phases():
@@ -89,7 +93,9 @@ def test_overriding_one_load_leaves_the_next_alone():
     "override, words",
     [
         ("--config.phase3.stepz=7", "stepz"),
-        ("--config.weigths=x", "weigths"),
+        ("--config.weigths=x", "config.weigths is not a key; nearest: 'weights'"),
+        ("--config.phase3.groups.lora.learning_rate=1.0", "config.phase3.groups is not a key; groups is rules now"),
+        ("--config.phase5d_exam.reward.kl_weight=1.0", "reward.kl_weight is reward.policy.kl_weight now"),
         ("--config.phase3.steps=many", "steps"),
         ("--config.phase3.gate.reading=exact", "reading is 'exact'"),
         ("--conf.phase3.steps=7", "not understood: --conf.phase3.steps=7"),
@@ -109,7 +115,54 @@ def test_a_missing_file_names_its_neighbour():
         load_recipe(str(CONFIGS / "quikstart.py"))
 
 
-def test_a_file_that_builds_no_config_is_a_config_error(tmp_path):
-    (tmp_path / "broken.py").write_text("from configs import common\ndef get_config():\n    return common.changed({'a': 1}, {'b': 2})\n")
-    with pytest.raises(ConfigError, match="'b' is not a key here"):
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("raise ValueError('no such data')", "no such data"),
+        ("c.phase3.stepz = 4", "'stepz' is not a key; nearest: 'steps'$"),
+        ("c.phase3.steps = 'many'", "'steps'"),
+        ("c.phase5d_exam.reward.max_refills = 0", "'max_refills' is not a key; reward.max_refills is reward.rollout.max_refills now"),
+        ("c.phase3.groups.lora.learning_rate = 1.0", "'groups' is not a key; groups is rules now"),
+        ("c.phase3.groups = {}", "config.phase3.groups is not a key of Phase; groups is rules now"),
+        ("c.exams.english.sauce = dict(limit=5)", "config.exams.english.sauce is not a key of Exam; nearest: 'source'"),
+    ],
+)
+def test_a_file_that_builds_no_config_is_a_config_error(tmp_path, line, words):
+    text = "from configs import pipeline\ndef get_config():\n    c = pipeline.get_config()\n    {}\n    return c\n"
+    (tmp_path / "broken.py").write_text(text.format(f"with c.unlocked(): {line}" if "sauce" in line or "{}" in line else line))
+    with pytest.raises(ConfigError, match=words):
         load_recipe(str(tmp_path / "broken.py"))
+
+
+def test_a_key_that_a_file_leaves_out_can_be_overridden():
+    """Sources, exams and conditions are written short; none of their keys is out of reach for it."""
+    changes = ("exams.korean.source.limit=5", "phase3.data.korean-text.weight=2.5", "phase3.gate.requires.korean-kept.threshold=0.5")
+    recipe = load_recipe(str(CONFIGS / "pipeline.py"), [f"--config.{change}" for change in changes])
+    phase = next(phase for phase in recipe.phases if phase.name == "phase3")
+    assert recipe.exam("korean").source.limit == 5
+    assert {source.name: source.weight for source in phase.train.data} == {"korean-exam-train": 1.0, "korean-text": 2.5}
+    assert {asked.name: asked.threshold for asked in phase.gate.requires}["korean-kept"] == 0.5
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_recipe_gives_back_its_config(name):
+    recipe = load_recipe(str(CONFIGS / name))
+    assert make_recipe(plain(recipe)) == recipe
+
+
+def test_the_phases_run_in_the_order_of_the_sheet():
+    assert SHEET[: len(ORDER)] == ORDER
+
+
+def test_no_config_imports_another_that_imports_it():
+    """Imports in functions count."""
+    imports = {}
+    for file in CONFIGS.glob("*.py"):
+        nodes = [n for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, ast.ImportFrom)]
+        among = [n.module.removeprefix("configs").strip(".") for n in nodes if n.module.split(".")[0] == "configs"]
+        among += [a.name for n in nodes if n.module == "configs" for a in n.names]
+        imports[file.stem] = set(filter(None, among))
+    done = set()
+    while ready := {name for name in imports if name not in done and imports[name] <= done}:
+        done |= ready
+    assert done == set(imports)

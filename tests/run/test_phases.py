@@ -7,15 +7,14 @@ import typing
 
 import pytest
 
-from medkor_jax.run.config_file import build, make_recipe
+from medkor_jax.run.config_file import make_recipe
 from medkor_jax.run.phases import ConfigError, Exam, Phase, Recipe
-from medkor_jax.train.reward_settings import RewardSettings
-from medkor_jax.train.stage import Stage
 
 TEXT = {"kind": "text", "path": "embedded", "language": "en"}
 STAGE = {"steps": 3, "trees": ("lora",), "data": {"text": TEXT}, "rules": {"lora": {"pattern": "lora/.*", "learning_rate": 1}}}
 CONFIG = {
     "run_dir": "runs/x", "weights": "embedded", "run": ("phase0", "phase1"),
+    "phases": ("phase0", "phase1", "phase9"),
     "exams": {"english": {"source": {"path": "embedded", "split": "valid"}}},
     "phase1": {"after": "phase0", "exam": "english", "gate": {"reading": "absolute"}},
     "phase0": {"exam": "english", "lora": {"rank": 4, "alpha": 8.0}, **STAGE},
@@ -48,6 +47,22 @@ def test_only_rules_of_trees_that_train_are_in_force():
     rules = STAGE["rules"] | {"lang": {"pattern": "lang/.*", "learning_rate": 0.1}}
     phase = make_recipe(with_key("phase0.rules", rules)).phases[0]
     assert [rule.name for rule in phase.train.rules_in_force] == ["lora"]
+
+
+def test_the_order_is_the_one_that_phases_states_and_not_that_of_names():
+    """`phase10` sorts before `phase9`; a reference is looked for among the phases before."""
+    config = {key: value for key, value in CONFIG.items() if not key.startswith("phase")}
+    config |= {name: CONFIG["phase1"] | {"after": ""} for name in ("phase10", "phase2", "last", "phase9")}
+    order = ("phase2", "phase9", "phase10", "last")
+    config["phase9"] = config["phase9"] | {"is_reference": True}
+    recipe = make_recipe(config | {"phases": order, "run": ("phase9", "phase10")})
+    assert tuple(phase.name for phase in recipe.phases) == order
+    assert [phase.name for phase in recipe.in_force] == ["phase9", "phase10"]
+    assert recipe.reference_of(recipe.phases[0]) is None
+    assert recipe.reference_of(recipe.phases[2]).name == "phase9"
+    assert tuple(phase.name for phase in make_recipe(config | {"run": order}).phases) == order
+    with pytest.raises(ConfigError, match="config.last is no key, nor a phase that `phases` names .phase2, phase9, phase10."):
+        make_recipe(config | {"phases": order[:-1], "run": ("phase2",)})
 
 
 def test_an_entry_of_none_is_left_out():
@@ -139,17 +154,10 @@ def test_a_reward_becomes_rollouts_and_a_policy():
     assert not documents.is_on and not documents.has_policy_loss
 
 
-def test_the_config_spells_out_every_key_of_a_reward():
-    from configs import common
-
-    assert build(Stage, common.stage(), "config") == Stage() and build(RewardSettings, common.REWARD) == RewardSettings()
-    assert list(common.stage()) == [field.name for field in dataclasses.fields(Stage)]
-
-
 @pytest.mark.parametrize(
     "changes, words",
     [
-        (dict(reward=GRPO | {"algorithm": "ppo"}), r"phase0.train.reward.*'ppo'; expected grpo or rft"),
+        (dict(reward=GRPO | {"algorithm": "ppo"}), r"config.phase0.reward.*'ppo'; expected grpo or rft"),
         (dict(reward=GRPO | {"parts": {"answer": {"weight": 0.3}, "letter": {"weight": 0.3}}}), r"Raise answer"),
         (dict(reward=GRPO | {"rollout": {"groupsize": 3}}), r"nearest: 'group_size'"),
         (dict(reward=GRPO | {"group_size": 3}), r"reward.group_size is not a key .*; reward.group_size is reward.rollout.group_size now"),
