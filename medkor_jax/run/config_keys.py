@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from medkor_jax.run.phases import Phase, Recipe
+import itertools
 
 REQUIRED = dataclasses.MISSING
 RENAMED = {
@@ -134,7 +135,7 @@ def _meanings(kind: type) -> dict[str, str]:
         n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == kind.__name__
     ).body
     found = {}
-    for field, text in zip(body, body[1:]):
+    for field, text in itertools.pairwise(body):
         is_text = (
             isinstance(text, ast.Expr)
             and isinstance(text.value, ast.Constant)

@@ -160,7 +160,7 @@ class Rollouts:
     def _fill(self, params: Params, actor: Actor, seen: list[Group]) -> tuple[list[tuple[Group, Sample, float]], int]:
         """Returns up to B (group, sample, advantage) of groups that are alive, and the refills it took; adds to `seen`."""
         rows: list[tuple[Group, Sample, float]] = []
-        for refill in range(self.settings.max_refills + 1):
+        for refill in range(self.settings.max_refills + 1):  # noqa: B007  (of the last turn)
             n_groups = -(-(self.batch_size - len(rows)) // self.settings.group_size)
             groups = self._ask(params, actor, first=len(seen), n_groups=n_groups)
             seen += groups

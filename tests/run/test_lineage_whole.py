@@ -182,7 +182,7 @@ def test_every_file_of_a_run_is_noticed_when_it_is_damaged_or_is_not_read(finish
     wrong, n_refused = [], 0
     for number, name in enumerate(files_of(finished)):
         path = finished / name
-        kept, times = path.read_bytes(), path.stat()
+        kept, _times = path.read_bytes(), path.stat()
         is_held = any(name.match(pattern) for pattern in HELD) and not (name.parts[0] == "base" and name.match("carried/*"))
         for damage in ("one bit", "cut", "gone") if is_held else (("one bit", "cut", "gone")[number % 3],):
             at = len(kept) // 2
