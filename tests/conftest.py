@@ -197,7 +197,12 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow (minutes)")
 
 
+# Begun first where workers share the files: what begins last should not be what takes longest.
+LONG = ("parallel/test_hosts.py", "train/test_step.py", "run/test_pipeline.py", "bench/test_best.py", "train/test_retention.py")
+
+
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
     if not config.getoption("--slow"):
         for item in items:
             if "slow" in item.keywords:

@@ -131,10 +131,10 @@ def verify(name: str, *, export: str = "", n_greedy: int = 0, bound: float = BOU
     if is_rounded:
         with open_scorer(model, dtype="float32", batch_size=_BATCH) as scorer, _exactly():
             of_run = {prompt: our_logits(scorer, ids) for prompt, ids in prompts.items()}
-        error = max(rms(ours[prompt] - logits) / rms(logits) for prompt, logits in of_run.items())
+        largest = max(rms(ours[prompt] - logits) / rms(logits) for prompt, logits in of_run.items())
         parts = dict(record["rounding"])
         expected = parts.pop(EVERYTHING)["error"]
-        rounded = Rounded(record["dtype"], float(error), expected, {part: one["lost"] for part, one in parts.items()})
+        rounded = Rounded(record["dtype"], float(largest), expected, {part: one["lost"] for part, one in parts.items()})
     is_another = bool(record) and record["model_digest"] != model.digest
     return Verification(name, texts, comparisons, greedy, bound, against, dtype, rounded, is_another)
 
@@ -169,7 +169,7 @@ def our_logits(scorer: ModelScorer, ids: list[int]) -> np.ndarray:
     return np.asarray(_logits_at(scorer.params, prompt, places, config=scorer.config))[0]
 
 
-def _compare_greedy(scorer: ModelScorer, batches: list[list[list[int]]], written: list[list[list[int]]]) -> tuple[Greedy, Greedy]:
+def _compare_greedy(scorer: ModelScorer, batches: list[list[list[int]]], written: list[list[list[int]]]) -> tuple[Greedy, ...]:
     n_same, regret = np.zeros(2, int), np.zeros(2)
     for batch, theirs in zip(batches, written, strict=True):
         completions = scorer.decoder.generate(

@@ -13,6 +13,7 @@ Which phases there are, and what they train on, is data (`phases.Recipe`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -276,7 +277,7 @@ def restart(recipe: Recipe, names: Sequence[str]) -> list[pathlib.Path]:
             raise ConfigError(f"--restart {name}: no such phase in this config; nearest: {near!r}. It has {', '.join(known)}")
     moved = []
     for directory in (pathlib.Path(recipe.run_dir) / name for name in names):
-        if aside := hosts.first(f"restart {directory.name}", lambda directory=directory: _move_aside(directory)):
+        if aside := hosts.first(f"restart {directory.name}", functools.partial(_move_aside, directory)):
             moved.append(pathlib.Path(aside))
     return moved
 

@@ -69,7 +69,8 @@ def cross_entropy(
     """
     each = token_losses(hidden, table, targets, chunk=chunk, temperature=temperature)
     weights = jax.lax.stop_gradient(weights.astype(jnp.float32))
-    return LossSums(*(jnp.sum(weights * x) for x in (each.nats, each.entropy, each.correct)), jnp.sum(weights))
+    nats, entropy, correct = (jnp.sum(weights * x) for x in (each.nats, each.entropy, each.correct))
+    return LossSums(nats, entropy, correct, jnp.sum(weights))
 
 
 @jax.named_scope("head")
@@ -189,7 +190,8 @@ def _against_teacher(hidden, targets, table, temperature, with_pull):
     table = lay(table, "tensor" if parts > 1 else None, None)
 
     def body(_, chunks):
-        return None, _teacher_chunk(*map(spread, chunks), table, temperature, with_pull)
+        student, teacher = map(spread, chunks)
+        return None, _teacher_chunk(student, teacher, table, temperature, with_pull)
 
     return jax.lax.scan(body, None, (hidden, targets))[1]
 
