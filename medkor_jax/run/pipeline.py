@@ -100,15 +100,20 @@ class Run:
             say(f"{phase.name} was trained before and is judged again: other {others}")
         began = time.time()
         note(self.directory, phase, "judged again" if finished else "started", upstream=[model.digest for model in upstream])
-        start, measured, looks = self._choose(phase, upstream)
-        before = self.measurer.measure(phase, start, "before", measured)
-        course = Course(phase, upstream, finished, start, start, before, before, before, self._reference(phase, before), looks)
+        course = self._begin(phase, upstream, finished)
         if finished:
             self._load_trained(course, finished)
         else:
             self._train_first(course)
         self._judge_and_remedy(course)
         conclude(course, self.recipe, self.lineage, self.directory, seconds=time.time() - began)
+
+    def _begin(self, phase: Phase, upstream: list[Model], finished: Finished | None) -> Course:
+        """Returns the phase with the model chosen that it starts from, and measured. The course alone holds that model, so that
+        its base is let go when a merge makes another."""
+        start, measured, looks = self._choose(phase, upstream)
+        before = self.measurer.measure(phase, start, "before", measured)
+        return Course(phase, upstream, finished, start, start, before, before, before, self._reference(phase, before), looks)
 
     def _load_trained(self, course: Course, finished: Finished) -> None:
         """Takes what the phase left, to be judged again.
