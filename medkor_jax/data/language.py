@@ -45,10 +45,10 @@ _OTHER_PIECE, _HANGUL_PIECE, _FIRST_BYTE = 0, 1, 2
 _N_CLASSES = _FIRST_BYTE + 256
 
 
-def check_route(route: str) -> None:
-    """Raises: ValueError unless `route` is one of ROUTES."""
+def check_route(route: str, key: str = "route") -> None:
+    """Raises: ValueError, naming `key`, unless `route` is one of ROUTES."""
     if route not in ROUTES:
-        raise ValueError(f"route is {route!r}, expected one of {', '.join(ROUTES)}")
+        raise ValueError(f"{key} is {route!r}, expected one of {', '.join(ROUTES)}")
 
 
 def has_hangul(text: str) -> bool:

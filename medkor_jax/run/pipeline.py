@@ -227,7 +227,7 @@ class Run:
     ) -> None:
         directory, recipe, judgement = self.directory / phase.name, self.recipe, looks[-1][1]
         hosts.at(f"{phase.name}, concluding")
-        model = save_model(directory, loaded.params, loaded.base, recipe.route, loaded.read)
+        model = save_model(directory, loaded.params, loaded.base, recipe.language_unit, loaded.read)
         write_json(directory / "summary.json", {
             "phase": phase.name, "title": phase.title, "model": model.digest, "rounds": rounds, "seconds": round(seconds, 1),
             "upstream": [m.digest for m in upstream], "gate": dataclasses.asdict(phase.gate),

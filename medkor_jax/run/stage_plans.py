@@ -25,7 +25,7 @@ def stage_plan(recipe: Recipe, corpora: Corpora, phase: Phase, stage: Stage, nam
         train=[(s, corpora.questions(s)) for s in stage.data] if is_asked else corpora.examples(stage.data),
         validation=corpora.examples(stage.validation),
         upstream=upstream,
-        route=recipe.route,
+        route=recipe.language_unit,
         form=recipe.reasoning,
         drop_bad=recipe.drop_bad,
         log_every=recipe.log_every,
