@@ -8,11 +8,11 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "medkor_jax"
 
 HOMES = {
-    r"\bdifflib\b": {"nearest.py", "run/pipeline.py"},  # TO BE CUT: that of run/
+    r"\bdifflib\b": {"nearest.py"},
     r"\bhashlib\.sha256\b": {"data/contents.py", "train/loop.py"},  # a seed made of a digest's bytes
     r"float16 overflows": {"model/dtypes.py", "io/export.py"},  # a note in what is written
     r'\(?"float32", "bfloat16"\)': {"model/dtypes.py"},
-    r'"q", "k", "v"': {"model/layers.py", "run/phases.py"},  # TO BE CUT: the config's defaults
+    r'"q", "k", "v"': {"model/layers.py"},
     r'"lora", "lang"': {"nearest.py"},  # its docstring's example
     r"end_of_turn_id": {"data/tokenizer.py"},
     r'"language embeddings"': {"model/params.py"},

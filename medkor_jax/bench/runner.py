@@ -25,9 +25,9 @@ from medkor_jax.bench.worker import Worker
 from medkor_jax.data.rows import EMBEDDED
 from medkor_jax.io.embedded_model import EMBEDDED_MODEL
 from medkor_jax.io.weights import Weights, open_weights
+from medkor_jax.plan.topology import GIB
 
 COMPILE_GROWTH = 1.5
-_GIB = 2**30
 _DEFAULT_BOS = 2  # of every Gemma tokenizer; for weights that come without one
 
 
@@ -176,7 +176,7 @@ class Bench:
         return times
 
     def _peaks(self, case: str, sides: list[Worker], *, at_most: float | None) -> Row:
-        peaks = [[side.call("peak_memory_bytes") / _GIB] for side in sides]
+        peaks = [[side.call("peak_memory_bytes") / GIB] for side in sides]
         return compare(f"{case}, peak memory", "GiB", *peaks, at_most=at_most)
 
 

@@ -16,8 +16,8 @@ from typing import Any, Callable
 from medkor_jax.bench.machine import Settings
 from medkor_jax.bench.report import Row, compare
 from medkor_jax.bench.worker import Worker, WorkerError
+from medkor_jax.plan.topology import GIB
 
-_GIB = 2**30
 _TOO_LARGE = re.compile(r"RESOURCE_EXHAUSTED|[Oo]ut of memory|OutOfMemory|out of memory")
 
 
@@ -50,7 +50,7 @@ class Sides:
                 if not s.is_cpu or side == sides[-1]:  # an accelerator has room for one side at a time
                     rounds = [[one.call(order) for one in waiting] for _ in range(s.repeats)]
                     times += [list(answers) for answers in zip(*rounds)]
-                    peaks += [one.call("peak_memory_bytes") / _GIB for one in waiting]
+                    peaks += [one.call("peak_memory_bytes") / GIB for one in waiting]
                     rates += [one.call("matmul_rate") for one in waiting if one.side == "ours" and not s.peak]
                     for one in waiting:
                         one.close()

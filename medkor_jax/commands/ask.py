@@ -21,6 +21,7 @@ import numpy as np
 from scipy.special import softmax
 
 from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, add_tags, whole
+from medkor_jax.commands.eval import asking_mesh
 from medkor_jax.data.cells import composed
 from medkor_jax.data.language import ENGLISH, KOREAN, has_hangul
 from medkor_jax.data.question import LETTERS, Question, prompt
@@ -34,7 +35,6 @@ from medkor_jax.model.completion import STOP_STRING, Completion
 from medkor_jax.model.decode import Decoder
 from medkor_jax.model.dtypes import slow_here
 from medkor_jax.model.prompts import make_routing
-from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.run.named_model import open_model
 
 MODES = ("reason", "letter")
@@ -139,7 +139,7 @@ def ask(
         raise ValueError('letter mode compares options and this question has none; write them as lines "A. ...", or use mode reason')
     model = open_model(weights)
     tokenizer, config = model.tokenizer, model.config
-    mesh = make_mesh(MeshShape(data=1), jax.devices()[:1]) if jax.default_backend() == "cpu" else make_mesh(MeshShape())
+    mesh = asking_mesh(model, dtype)
     if words := slow_here(dtype, "--dtype float32"):
         print(words, file=sys.stderr)  # what is written is an answer
     with jax.set_mesh(mesh):
@@ -153,8 +153,7 @@ def ask(
         stop = () if isinstance(question, str) else (form.closing,)
         by_token = model.route == "token"
         decoder = Decoder(
-            config, dtype=dtype, stop_ids=tokenizer.stop_ids, check_every=1,
-            decode=tokenizer.decode,
+            config, dtype=dtype, stop_ids=tokenizer.stop_ids, check_every=1, decode=tokenizer.decode,
             routing=make_routing(tokenizer, config.vocab_size, by_token=by_token),
         )  # fmt: skip
         stream = _Stream(write, stop)

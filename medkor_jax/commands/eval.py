@@ -36,7 +36,7 @@ from medkor_jax.io.models import Model
 from medkor_jax.model.dtypes import slow_here
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.hosts import say
-from medkor_jax.parallel.mesh import MeshShape, make_mesh
+from medkor_jax.parallel.mesh import MeshShape, make_mesh, one_device
 from medkor_jax.run.corpora import describe_leak, documents_read
 from medkor_jax.run.named_model import open_model
 
@@ -216,7 +216,7 @@ def open_scorer(model: Model, *, dtype: str, batch_size: int, adapters: bool = T
     """Gives the model, loaded onto all devices (one of a lone CPU), as exams ask for it; adapters=False: its base alone."""
     if not adapters:
         model = dataclasses.replace(model, directory=None, lora_scale=1.0, adapters_digest="")
-    mesh = _asking_mesh(model, dtype)
+    mesh = asking_mesh(model, dtype)
     if words := slow_here(dtype, "--dtype float32"):
         say(words)
     with jax.set_mesh(mesh):
@@ -226,10 +226,10 @@ def open_scorer(model: Model, *, dtype: str, batch_size: int, adapters: bool = T
         )
 
 
-def _asking_mesh(model: Model, dtype: str) -> jax.sharding.Mesh:
+def asking_mesh(model: Model, dtype: str) -> jax.sharding.Mesh:
     """Returns a mesh of all devices: each holds the whole model where that leaves it room, else they share it."""
     if jax.default_backend() == "cpu" and hosts.n_processes() == 1:
-        return make_mesh(MeshShape(data=1), jax.devices()[:1])
+        return one_device()
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
     is_shared = model.config.n_params * jnp.dtype(dtype).itemsize > _WEIGHTS_SHARE * memory
     return make_mesh(MeshShape(data=1, fsdp=-1) if is_shared else MeshShape())

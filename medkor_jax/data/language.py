@@ -24,7 +24,8 @@ from typing import Protocol
 
 import numpy as np
 
-ENGLISH, KOREAN = 0, 1  # rows of the language embedding
+LANGUAGES = ("en", "ko")
+ENGLISH, KOREAN = range(len(LANGUAGES))  # rows of the language embedding
 ROUTES = ("token", "document")  # how a token's language is told: by its own text, or by its whole document's
 
 # Jamo, compatibility jamo, jamo extended A, syllables, jamo extended B, halfwidth jamo. All are three

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medkor_jax.data.language import ENGLISH, KOREAN, token_languages
+from medkor_jax.data.language import LANGUAGES, token_languages
 from medkor_jax.data.rows import BadRow, Example
 from medkor_jax.data.stored import StoredExamples
 
 if TYPE_CHECKING:
     from medkor_jax.data.tokenizer import Tokenizer
 
-LANGUAGE_IDS = {"en": ENGLISH, "ko": KOREAN}
+LANGUAGE_IDS = {name: row for row, name in enumerate(LANGUAGES)}
 _MEASURED = 512  # examples of a source, from which the share of predicted tokens is taken
 Batch = dict[str, np.ndarray]
 

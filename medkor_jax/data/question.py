@@ -1,4 +1,4 @@
-"""One multiple-choice question as a value, and how it is asked.
+r"""One multiple-choice question as a value, and how it is asked.
 
     prompt(question) + answer_text(question)      # "...\nE. ...\n정답： B"
 

@@ -23,6 +23,7 @@ from typing import Annotated, Generic, TypeVar
 
 from medkor_jax.data.cells import BadRowReason, composed, composed_row
 from medkor_jax.data.files import SUFFIXES, read_file
+from medkor_jax.data.language import LANGUAGES
 from medkor_jax.data.lines import Row, UnreadableFile
 from medkor_jax.data.notes import Note, Tally
 from medkor_jax.nearest import nearest
@@ -73,7 +74,7 @@ class Source:
             raise ValueError(f"source {self.name!r}: answers_from is {self.answers_from!r}, expected 0 or 1")
         if self.kind not in KINDS:
             raise ValueError(f"source {self.name!r}: kind is {self.kind!r}, expected one of {', '.join(KINDS)}")
-        if self.language not in ("", "ko", "en"):
+        if self.language not in ("", *LANGUAGES):
             raise ValueError(f"source {self.name!r}: language is {self.language!r}, expected 'ko', 'en' or ''")
         if not self.weight > 0:
             raise ValueError(f"source {self.name!r}: weight is {self.weight}, expected more than 0; "

@@ -24,10 +24,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medkor_jax.data.language import HANGUL_RANGES
+from medkor_jax.data.language import HANGUL_RANGES, LANGUAGES
 from medkor_jax.data.likeness import NEAR_CONTAINED, NEAR_MIN_RUNS, SHINGLE, Form, hashed_runs, sampled_runs
 from medkor_jax.data.rows import Example
-from medkor_jax.data.stored import LANGUAGES
 
 SAMPLE = 512  # texts that tell which runs are rare
 _TABLE_BITS = 21

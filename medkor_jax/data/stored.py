@@ -23,9 +23,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from medkor_jax.data.contents import sha256_of
+from medkor_jax.data.language import LANGUAGES
 from medkor_jax.data.rows import BadRow, Example
 
-LANGUAGES = ("en", "ko")
 _TAILS = ("", "/en-ko", "/ko-en")  # of ids, behind the number of the row
 _SPLITTABLE, _EOS = 1, 2
 _FLUSH_BYTES = 4 * 2**20

@@ -25,10 +25,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from medkor_jax.data.language import has_hangul
+from medkor_jax.data.language import LANGUAGES, has_hangul
 from medkor_jax.data.likeness import Document, content_key
 from medkor_jax.data.question import Question
-from medkor_jax.data.stored import LANGUAGES
 from medkor_jax.data.translated_exam import numbers_in
 
 SHARE = 0.8  # of the marks of both: all numbers, and the terms of the Korean one

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
-import pathlib
 from typing import Any
 
 from medkor_jax.eval.alarms import find_alarms
+from medkor_jax.eval.lines import read_lines, write_lines
 from medkor_jax.eval.scores import OF_REASONING, Answer, Score, Scored
-from medkor_jax.io.files import write_atomically
 
 _DESCRIBED = ("mode", "shots", "source", "split", "confidence")  # what a report says of itself beside its answers
 _OF_SOME_MODES = (*OF_REASONING, "option_lengths")
@@ -65,11 +63,9 @@ class Report(Scored):
 
     def write(self, path: str | os.PathLike) -> None:
         """Writes one JSON line an answer, atomically; each line also carries mode, shots, source and split."""
-        shared = self._described()
         rows = [dataclasses.asdict(a) for a in self.answers]
         rows = [{name: value for name, value in row.items() if name not in _OF_SOME_MODES or value is not None} for row in rows]
-        lines = [json.dumps({**row, **shared}, ensure_ascii=False) + "\n" for row in rows]
-        write_atomically(path, "".join(lines))
+        write_lines(path, rows, self._described())
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> Report:
@@ -77,31 +73,24 @@ class Report(Scored):
 
         Raises: ValueError if the file is no such report, or its lines come from different runs.
         """
-        answers, shared = [], None
-        # Not splitlines(): a generated text may hold other line separators, which JSON leaves as they are.
-        for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
-            try:
-                row = json.loads(line)
-                line_shared = {name: row.pop(name) for name in _DESCRIBED}
-                line_shared |= {name: row.pop(name, None) for name in ("max_new_tokens", "made_by")}
-                for name in ("probabilities", "option_lengths"):
-                    if row.get(name) is not None:
-                        row[name] = tuple(row[name])
-                answers.append(Answer(**row))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{path}, line {number} is not an answer written by this program ({error!r}); evaluate again"
-                ) from error
-            if shared is not None and line_shared != shared:
-                raise ValueError(f"{path}, line {number} is from another run: {line_shared}, those before {shared}")
-            shared = line_shared
-        return cls(answers=tuple(answers), **shared)
+        answers, shared = read_lines(path, _parse, "an answer")
+        return cls(answers=answers, **shared)
 
 
     def _described(self) -> dict[str, Any]:
         described = {name: getattr(self, name) for name in _DESCRIBED}
         more = {"max_new_tokens": self.max_new_tokens, "made_by": self.made_by}
         return described | {name: value for name, value in more.items() if value is not None}
+
+def _parse(row: dict[str, Any]) -> tuple[Answer, dict[str, Any]]:
+    """Returns the answer that a line holds, and what the line says of the report."""
+    shared = {name: row.pop(name) for name in _DESCRIBED}
+    shared |= {name: row.pop(name, None) for name in ("max_new_tokens", "made_by")}
+    for name in ("probabilities", "option_lengths"):
+        if row.get(name) is not None:
+            row[name] = tuple(row[name])
+    return Answer(**row), shared
+
 
 def _label(score: Score) -> str:
     return {"all": "all", "exam": score.exam, "year": f"{score.exam} {score.year}"}[score.group]

@@ -1,4 +1,4 @@
-"""How well a model translates: held-out pairs, both directions, greedy.
+r"""How well a model translates: held-out pairs, both directions, greedy.
 
     report = evaluate_translation(scorer, tokenizer, load_pairs(source, drop_bad=False).rows, source="embedded", split="test")
     print(report.table())

@@ -1,4 +1,4 @@
-"""Translations and the scores drawn from them: chrF and BLEU, each with its interval, count and signature.
+r"""Translations and the scores drawn from them: chrF and BLEU, each with its interval, count and signature.
 
     report = TranslationReport.read("translations.jsonl")
     print(report.table())
@@ -17,16 +17,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
 
 from medkor_jax.data.language import has_hangul
+from medkor_jax.eval.lines import read_lines, write_lines
 from medkor_jax.eval.stats import Interval
-from medkor_jax.io.files import write_atomically
 
 METRICS = ("chrf", "bleu")
 METRIC_NAMES = {"chrf": "chrF", "bleu": "BLEU"}
@@ -140,25 +138,13 @@ class TranslationReport:
 
     def write(self, path: str | os.PathLike) -> None:
         """Writes one JSON line an output, atomically; each line also carries what the report says of itself."""
-        shared = self._described()
-        lines = [json.dumps({**dataclasses.asdict(one), **shared}, ensure_ascii=False) + "\n" for one in self.outputs]
-        write_atomically(path, "".join(lines))
+        write_lines(path, map(dataclasses.asdict, self.outputs), self._described())
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> TranslationReport:
         """Returns the report that `write` stored. Raises: ValueError if the file is no such report."""
-        outputs, shared = [], {}
-        for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
-            try:
-                row = json.loads(line)
-                said = {name: row.pop(name) for name in _DESCRIBED}
-                outputs.append(Translated(**row))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}, line {number} is not a translation written by this program ({error!r})") from error
-            if shared not in ({}, said):
-                raise ValueError(f"{path}, line {number} is from another run: {said}, those before {shared}")
-            shared = said
-        return cls(outputs=tuple(outputs), **shared)
+        outputs, shared = read_lines(path, _parse, "a translation")
+        return cls(outputs=outputs, **shared)
 
     def _described(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _DESCRIBED}
@@ -191,6 +177,12 @@ def change_lines(before: TranslationReport, after: TranslationReport) -> list[st
             change = f"{now - was:+.1f} [{low:+.1f}, {high:+.1f}]"
             lines.append(f"{direction} {METRIC_NAMES[metric]} {was:.1f} -> {now:.1f} ({change}, {len(after.of(direction))} pairs)")
     return lines
+
+
+def _parse(row: dict[str, Any]) -> tuple[Translated, dict[str, Any]]:
+    """Returns the translation that a line holds, and what the line says of the report."""
+    shared = {name: row.pop(name) for name in _DESCRIBED}
+    return Translated(**row), shared
 
 
 def _direction(one: Translated) -> str:

@@ -25,7 +25,7 @@ from medkor_jax.data.contents import checksum
 from medkor_jax.eval.gate import Gate
 from medkor_jax.eval.judgement import Judgement
 from medkor_jax.eval.report import Report
-from medkor_jax.io.files import write_atomically
+from medkor_jax.io.files import write_sealed
 
 FORMAT = 2
 DIGESTS = ("weights", "data", "config")
@@ -154,8 +154,7 @@ def require_open(path: str | os.PathLike, expected: Mapping[str, str]) -> dict[s
 
 
 def _store(path: str | os.PathLike, verdict: dict[str, Any]) -> dict[str, Any]:
-    text = json.dumps({**verdict, "checksum": checksum(verdict)}, ensure_ascii=False, indent=2, allow_nan=False)
-    write_atomically(path, text + "\n")
+    write_sealed(path, verdict)
     return verdict
 
 

@@ -23,6 +23,7 @@ from medkor_jax.nearest import nearest
 from medkor_jax.run.building import build, fields_of, make, unknown
 from medkor_jax.run.config_keys import keys_of, renamed
 from medkor_jax.run.defaults import complete, is_mapping, phase_names
+from medkor_jax.run.gate_rules import check_gates
 from medkor_jax.run.phases import ConfigError, Phase, Recipe
 
 _OVERRIDE = re.compile(r"(?P<flag>--?(?:no)?config\.)(?P<keys>[^=\s]+)")
@@ -169,7 +170,16 @@ def make_recipe(config: Mapping[str, Any]) -> Recipe:
             f"put it there, where it is to run. Nearest key: {nearest(name, sorted(keys))!r}"
         )
     phases = tuple(_phase(name, config[name]) for name in names if config[name] is not None)
-    return make(Recipe, own | {"phases": phases}, "config")
+    return _with_sound_gates(make(Recipe, own | {"phases": phases}, "config"))
+
+
+def _with_sound_gates(recipe: Recipe) -> Recipe:
+    """Returns the recipe. Raises: ConfigError if something that a gate asks cannot be meant."""
+    try:
+        check_gates(recipe)
+    except ValueError as error:
+        raise ConfigError(f"config: {error}") from error
+    return recipe
 
 
 def _phase(name: str, raw: Any) -> Phase:

@@ -1,6 +1,6 @@
 """The final exam: put to the finished model once, and every look at it counted.
 
-    sit_final(run)      # after the last phase; the run's directory then holds final.json and final/*.jsonl
+    sit_final(measurer, lineage, load)      # the run's directory then holds final.json and final/*.jsonl
 
 The questions that gate the phases have had their say in which model came out, so they do not measure it. A final exam
 (`final` in a config) has no say in anything. `final.json` keeps, by the digest of the questions, every time that a
@@ -12,39 +12,43 @@ from __future__ import annotations
 
 import pathlib
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from medkor_jax.data.contents import checksum
 from medkor_jax.io.files import write_json
+from medkor_jax.io.loaded_model import LoadedModel
+from medkor_jax.io.models import Model
 from medkor_jax.parallel.hosts import say
-from medkor_jax.run.lineage import exam_asked
+from medkor_jax.run.lineage import Lineage, exam_asked
+from medkor_jax.run.measurement import Measurer
 from medkor_jax.run.summary import FINAL, phase_lines, read_final, times
 
-if TYPE_CHECKING:
-    from medkor_jax.run.pipeline import Run
 
+def sit_final(measurer: Measurer, lineage: Lineage, load: Callable[[Model], LoadedModel]) -> None:
+    """Puts the final exams to the last phase's model, once that phase has run, unless this model sat them; prints the scores.
 
-def sit_final(run: Run) -> None:
-    """Puts the final exams to the last phase's model, once that phase has run, unless this model sat them; prints the scores."""
-    recipe, last = run.recipe, run.recipe.phases[-1]
-    if not recipe.final or last.name not in run.recipe.run:
+    load: gives a model's parameters, called where they are needed.
+    """
+    recipe, corpora, directory = measurer.recipe, measurer.corpora, measurer.directory
+    last = recipe.phases[-1]
+    if not recipe.final or last.name not in recipe.run:
         return
-    model = run.lineage.open(last.name)
-    record, loaded = read_final(run.directory), None
+    model = lineage.open(last.name)
+    record, loaded = read_final(directory), None
     for exam in recipe.final:
-        name, questions = exam.source.name, run.corpora.questions(exam.source)
+        name, questions = exam.source.name, corpora.questions(exam.source)
         digest = checksum([(q.question, q.options, q.answer) for q in questions])
         looks = record.setdefault(digest, {"n": len(questions), "looks": []})["looks"]
-        how = exam_asked(recipe, run.corpora, exam)
+        how = exam_asked(recipe, corpora, exam)
         if any(look["model"] == model.digest and look["asked"] == how for look in looks):
             continue
-        loaded = loaded or run._load(model)
-        report = run.measurer.examine(loaded, name)
+        loaded = loaded or load(model)
+        report = measurer.examine(loaded, name)
         file = pathlib.Path("final") / f"{name}-{len(looks) + 1}.jsonl"
-        report.write(run.directory / file)
+        report.write(directory / file)
         looks.append({
             "exam": name, "model": model.digest, "phase": last.name, "asked": how, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "answers": str(file), "report": report.summary(),
         })  # fmt: skip
-        write_json(run.directory / FINAL, record)
+        write_json(directory / FINAL, record)
         say(f"final exam, {report.table() if report.alarms else phase_lines(name, report)}; looked at {times(len(looks))}")

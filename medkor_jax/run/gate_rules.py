@@ -1,6 +1,6 @@
 """What a gate may ask of a phase, known before any file is read.
 
-    check_gate(recipe, phase)       # ValueError with what to write instead
+    check_gates(recipe)       # ValueError with what to write instead
 
 A gate is refused if what it reads is not measured, if it would compare a model with itself, or if it compares with
 a score that was itself chosen for being high. Whether its questions are enough is `gate_outlook`'s business.
@@ -8,22 +8,19 @@ a score that was itself chosen for being high. Whether its questions are enough 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from medkor_jax.eval.gate import Condition, Gate
 from medkor_jax.eval.metric import metric_needs
-
-if TYPE_CHECKING:
-    from medkor_jax.run.phases import Phase, Recipe
+from medkor_jax.run.phases import Phase, Recipe
 
 
-def check_gate(recipe: Recipe, phase: Phase) -> None:
-    """Raises: ValueError, naming phase and condition, if something the gate asks cannot be meant."""
-    for asked in (phase.gate, *phase.gate.requires):
-        what = f"phase {phase.name!r}: " + (f"condition {asked.name!r}" if isinstance(asked, Condition) else "the gate")
-        _check_is_measured(recipe, phase, asked, what)
-        if compares(asked):
-            _check_comparison(recipe, phase, asked, what)
+def check_gates(recipe: Recipe) -> None:
+    """Raises: ValueError, naming phase and condition, if something that a gate asks cannot be meant."""
+    for phase in recipe.phases:
+        for asked in (phase.gate, *phase.gate.requires):
+            what = f"phase {phase.name!r}: " + (f"condition {asked.name!r}" if isinstance(asked, Condition) else "the gate")
+            _check_is_measured(recipe, phase, asked, what)
+            if compares(asked):
+                _check_comparison(recipe, phase, asked, what)
 
 
 def compares(asked: Gate | Condition) -> bool:

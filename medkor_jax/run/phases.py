@@ -28,7 +28,6 @@ from medkor_jax.model.kernel import check_attention
 from medkor_jax.model.remat import check_remat
 from medkor_jax.nearest import nearest
 from medkor_jax.parallel.mesh import MeshShape
-from medkor_jax.run.gate_rules import check_gate
 from medkor_jax.train.stage import Stage
 from medkor_jax.train.step import ComputeSettings
 
@@ -219,7 +218,6 @@ class Recipe:
             exams = [exam.source.name for exam in self.exams_of(phase)]
             if phase.exam not in exams:
                 raise ValueError(f"phase {phase.name!r} is judged by exam {phase.exam!r}; exams of this phase: {', '.join(exams)}")
-            check_gate(self, phase)
         repeated = {exam.source.name for exam in self.exams} & {exam.source.name for exam in self.final}
         if repeated:
             raise ValueError(f"final exam {min(repeated)!r} bears the name of an exam; a final exam has a name and questions of its own")

@@ -13,7 +13,6 @@ Which phases there are, and what they train on, is data (`phases.Recipe`).
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import pathlib
 import shutil
@@ -36,6 +35,7 @@ from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.io.models import Model, read_ledger, save_model
 from medkor_jax.model.dtypes import slow_here
 from medkor_jax.model.params import Params, Tree
+from medkor_jax.nearest import nearest
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.agreement import require_same, require_shared
 from medkor_jax.parallel.hosts import say
@@ -86,7 +86,7 @@ class Run:
         with jax.set_mesh(self.mesh):
             for phase in recipe.in_force:
                 self.phase(phase)
-            sit_final(self)
+            sit_final(self.measurer, self.lineage, self._load)
         say(closing_table(self.directory, [phase.name for phase in recipe.phases]))
 
     def phase(self, phase: Phase) -> None:
@@ -272,8 +272,8 @@ def restart(recipe: Recipe, names: Sequence[str]) -> list[pathlib.Path]:
     known = [phase.name for phase in recipe.phases]
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise ConfigError(f"--restart {name}: no such phase in this config; nearest: {near[0] if near else 'none'!r}. It has {', '.join(known)}")
+            near = nearest(name, known) or "none"
+            raise ConfigError(f"--restart {name}: no such phase in this config; nearest: {near!r}. It has {', '.join(known)}")
     moved = []
     for directory in (pathlib.Path(recipe.run_dir) / name for name in names):
         if aside := hosts.first(f"restart {directory.name}", lambda directory=directory: _move_aside(directory)):

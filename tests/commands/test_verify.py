@@ -5,7 +5,6 @@ import json
 import shutil
 import types
 
-import jax
 import jax.numpy as jnp
 import pytest
 
@@ -16,7 +15,7 @@ from medkor_jax.io import hf, reference, tokenizer_files
 from medkor_jax.io.export import export_hf
 from medkor_jax.io.models import open_model, save_model
 from medkor_jax.io.rounding import MOST_NOISE
-from medkor_jax.parallel.mesh import MeshShape, make_mesh
+from medkor_jax.parallel.mesh import one_device
 
 pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -180,7 +179,7 @@ def test_a_bfloat16_export_that_lost_a_part_fails(leaf, save_adapted, tmp_path):
 
 def test_a_bfloat16_export_without_the_language_embeddings_fails_although_they_are_a_small_part(save_adapted, tmp_path):
     loud, without, out = save_adapted(lora=True, lang="vector"), save_adapted(lora=True), tmp_path / "out"
-    params = loud.load(jnp.float32, make_mesh(MeshShape(data=1), jax.devices()[:1]))
+    params = loud.load(jnp.float32, one_device())
     run = save_model(tmp_path / "run", params.replace(lang={"vector": 0.1 * params.lang["vector"]}), loud.base)
     export_hf(run, out, dtype="bfloat16")
     export_hf(without, tmp_path / "without", dtype="bfloat16")

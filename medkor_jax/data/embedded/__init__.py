@@ -12,7 +12,8 @@ What it does not do: measure medical competence. It shows whether a pipeline tea
 """
 
 from medkor_jax.data.embedded.exam import questions, reasonings
-from medkor_jax.data.embedded.table import LANGUAGES, SPLITS, Fact, Relation, facts, relations
+from medkor_jax.data.embedded.table import SPLITS, Fact, Relation, facts, relations
 from medkor_jax.data.embedded.telling import pairs, texts
+from medkor_jax.data.language import LANGUAGES
 
 __all__ = ["LANGUAGES", "SPLITS", "Fact", "Relation", "facts", "pairs", "questions", "reasonings", "relations", "texts"]

@@ -20,7 +20,8 @@ import dataclasses
 import functools
 import random
 
-from medkor_jax.data.embedded.table import LANGUAGES, SPLITS, Fact, Template, check_name, facts, facts_of, fill, relations
+from medkor_jax.data.embedded.table import SPLITS, Fact, Template, check_name, facts, facts_of, fill, relations
+from medkor_jax.data.language import LANGUAGES
 from medkor_jax.data.question import Question
 from medkor_jax.data.rows import EMBEDDED
 

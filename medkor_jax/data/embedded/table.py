@@ -17,8 +17,8 @@ import json
 import re
 
 from medkor_jax.data.embedded.particles import settle_particles
+from medkor_jax.data.language import LANGUAGES
 
-LANGUAGES = ("en", "ko")
 SPLITS = ("train", "valid", "test")
 
 Template = tuple[str, str]   # English, Korean; {s} is the subject and {a} the answer

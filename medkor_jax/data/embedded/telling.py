@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import random
 
-from medkor_jax.data.embedded.table import LANGUAGES, SPLITS, Fact, check_name, facts, facts_of, fill, relations
+from medkor_jax.data.embedded.table import SPLITS, Fact, check_name, facts, facts_of, fill, relations
+from medkor_jax.data.language import LANGUAGES
 
 FACTS_PER_PARAGRAPH = 4
 
