@@ -17,7 +17,9 @@ from medkor_jax.model.params import ADAPTABLE, matrix_sizes
 from medkor_jax.parallel.mesh import platform
 from medkor_jax.plan.handcount import hand_flops
 from medkor_jax.plan.stages import STEP, Program, Trees
-from medkor_jax.train.step import StepSpec
+from medkor_jax.train.compute import ComputeSettings
+from medkor_jax.train.stage import Stage
+from medkor_jax.train.step import step_spec
 
 RECOMPUTED_SHARE = 0.1
 
@@ -30,5 +32,5 @@ def step_flops(config: ModelConfig, batch_size: int, seq_len: int, loss_position
     """Returns the FLOPs of a LoRA step on all seven matrices; rank 0 is a step without adapters."""
     kernel = choose("auto", t=seq_len, head_dim=config.head_dim, platform=platform())
     trees, trained = (Trees(LoraSettings(rank, rank, ADAPTABLE)), ("lora",)) if rank else (Trees(), ())
-    program = Program(STEP, trees, trained, StepSpec(), batch_size, seq_len, loss_positions, "float32")
+    program = Program(STEP, trees, trained, step_spec(Stage(), ComputeSettings("float32", "none")), batch_size, seq_len, loss_positions, "float32")
     return hand_flops(program, config, functools.partial(n_scores, kernel))

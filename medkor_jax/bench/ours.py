@@ -24,15 +24,18 @@ from medkor_jax.bench import counts
 from medkor_jax.bench.documents import Document, pack, to_encoded
 from medkor_jax.bench.stopwatch import Stopwatch, peak_memory_bytes
 from medkor_jax.data.packing import PackedRows
+from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.io.weights import open_weights
 from medkor_jax.model.config import ModelConfig, periodic_kinds
 from medkor_jax.model.params import ADAPTABLE, Params, abstract_base, n_leaves_and_params
 from medkor_jax.parallel.mesh import MeshShape, make_mesh, place_batch, shard_tree
 from medkor_jax.plan.program import read_program
 from medkor_jax.train.actor import Actor, Sample
-from medkor_jax.train.policy import PolicyLoss
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.retention import Retention
-from medkor_jax.train.step import StepSpec, make_state, make_step
+from medkor_jax.train.reward_settings import RewardSettings
+from medkor_jax.train.stage import Stage
+from medkor_jax.train.step import StepSpec, make_state, make_step, step_spec
 from medkor_jax.train.trainable import OptimizerRule, Schedule, make_optimizer, split
 
 _MANY_STEPS = 1_000_000  # keeps the learning rate where it starts
@@ -96,10 +99,10 @@ class Ours:
         no_text = types.SimpleNamespace(stop_ids=(), vocab_size=v, is_writable=np.ones(v, bool), decode=lambda ids: "")
         self._params, self._prompts, self._n_drawn = self._load(rank), prompts, 0
         self._max_new_tokens = max_new_tokens
-        spec = dataclasses.replace(_spec(self._dtype, False, self._remat), next_token_weight=0.0, policy=PolicyLoss())
-        self._actor = Actor(
-            config, spec, no_text, jax.sharding.get_mesh(), temperature=1.0, max_new_tokens=max_new_tokens, route="document", reference=None
-        )  # fmt: skip
+        stage = Stage(reward=RewardSettings("grpo"))
+        spec = step_spec(stage, ComputeSettings(self._dtype, self._remat))
+        loaded = LoadedModel(self._params, self._weights, config, no_text, language_unit="document")
+        self._actor = Actor(loaded, spec, jax.sharding.get_mesh(), temperature=1.0, max_new_tokens=max_new_tokens)
 
     def rollout(self) -> dict[str, Any]:
         """Samples an answer a prompt, with its nats, and scores all of them; gap_nats: between what the two passes think of a token."""
@@ -185,14 +188,13 @@ def _sampled_batch(prompts: list[list[int]], samples: list[Sample], max_new_toke
         row = PackedRows(batch_size=1, seq_len=seq_len, loss_positions=max_new_tokens, bos_id=prompt[0], pad_id=0)
         asked = prompt[1:]
         row.place(to_encoded({"tokens": [*asked, *sample.tokens], "loss": [0] * len(asked) + [1] * len(sample.tokens)}))
-        rows.append(row.arrays(None, route="document"))
+        rows.append(row.arrays(None, language_unit="document"))
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
 def _spec(dtype: str, retention: bool, remat: str = "none") -> StepSpec:
-    if retention:
-        return StepSpec(dtype=dtype, next_token_weight=0.0, retention=Retention(weight=1.0), remat=remat)
-    return StepSpec(dtype=dtype, remat=remat)
+    stage = Stage(next_token_weight=0.0, retention=Retention(weight=1.0)) if retention else Stage()
+    return step_spec(stage, ComputeSettings(dtype, remat))
 
 
 def _optimizer(trainable: Any, learning_rate: float) -> Any:

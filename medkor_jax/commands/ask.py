@@ -16,7 +16,6 @@ import sys
 from typing import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy.special import softmax
 
@@ -31,6 +30,7 @@ from medkor_jax.data.sources import load_questions
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.eval.exam import evaluate
 from medkor_jax.eval.scorer import ModelScorer
+from medkor_jax.io.loaded_model import load
 from medkor_jax.model.completion import STOP_STRING, Completion
 from medkor_jax.model.decode import Decoder
 from medkor_jax.model.dtypes import slow_here
@@ -143,22 +143,22 @@ def ask(
     if words := slow_here(dtype, "--dtype float32"):
         print(words, file=sys.stderr)  # what is written is an answer
     with jax.set_mesh(mesh):
-        params = model.load(jnp.dtype(dtype), mesh)
-        scorer = ModelScorer(params, config, tokenizer, dtype=dtype, mesh=mesh, batch_size=1, route=model.route)
+        loaded = load(model, dtype, mesh)
+        scorer = ModelScorer(loaded, dtype=dtype, mesh=mesh, batch_size=1)
         if mode == "letter":
-            report = evaluate(scorer, tokenizer, [question], mode="letter", batch_size=1, max_positions=config.max_positions)
+            report = evaluate(scorer, [question], mode="letter", batch_size=1)
             return Asked("", report.answers[0].probabilities, is_closed=False)
         asked = question if isinstance(question, str) else reasoning_prompt(question)
         ids = [tokenizer.bos_id, *tokenizer.encode(asked)]
         stop = () if isinstance(question, str) else (form.closing,)
-        by_token = model.route == "token"
+        by_token = model.language_unit == "token"
         decoder = Decoder(
             config, dtype=dtype, stop_ids=tokenizer.stop_ids, check_every=1, decode=tokenizer.decode,
             routing=make_routing(tokenizer, config.vocab_size, by_token=by_token),
         )  # fmt: skip
         stream = _Stream(write, stop)
         (written,) = decoder.generate(
-            params, [ids], max_new_tokens=max_new_tokens, stop=stop, on_text=lambda texts: stream.show(texts[0]),
+            loaded.params, [ids], max_new_tokens=max_new_tokens, stop=stop, on_text=lambda texts: stream.show(texts[0]),
             languages=None if by_token else [KOREAN if has_hangul(asked) else ENGLISH],
         )  # fmt: skip
         stream.finish(written.text)

@@ -33,7 +33,7 @@ from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Source
 from medkor_jax.data.sources import load_questions
 from medkor_jax.data.translated_exam import TranslatedQuestion, find_faults, row_of
-from medkor_jax.eval.scoring import ExamTokenizer, Scorer
+from medkor_jax.eval.scoring import Scorer
 from medkor_jax.eval.translation import translate
 from medkor_jax.io.files import write_atomically
 from medkor_jax.parallel.hosts import say
@@ -147,15 +147,14 @@ def translate_exam(
     if len(work.done) < len(loaded.rows):
         with open_scorer(model, dtype=dtype, batch_size=batch_size, adapters=adapters) as scorer:
             return finish_exam(
-                scorer, model.tokenizer, loaded.rows, work, to=to, out=out, batch_size=batch_size,
+                scorer, loaded.rows, work, to=to, out=out, batch_size=batch_size,
                 max_new_tokens=max_new_tokens, on_progress=on_progress,
             )  # fmt: skip
-    return finish_exam(None, None, loaded.rows, work, to=to, out=out, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    return finish_exam(None, loaded.rows, work, to=to, out=out, batch_size=batch_size, max_new_tokens=max_new_tokens)
 
 
 def finish_exam(
     scorer: Scorer | None,
-    tokenizer: ExamTokenizer | None,
     questions: Sequence[Question],
     work: Work,
     *,
@@ -174,7 +173,7 @@ def finish_exam(
     kept = len(work.done)
     # Always the same questions together, so that a row does not depend on where an earlier run was killed.
     for start in range(kept, len(questions), batch_size):
-        work.add(_render(scorer, tokenizer, questions[start : start + batch_size], to, max_new_tokens))
+        work.add(_render(scorer, questions[start : start + batch_size], to, max_new_tokens))
         if on_progress is not None:
             on_progress(len(work.done), len(questions))
     good, failed, faults = [], [], []
@@ -198,14 +197,14 @@ def finish_exam(
 
 
 def _render(
-    scorer: Scorer, tokenizer: ExamTokenizer, questions: Sequence[Question], to: str, max_new_tokens: int
+    scorer: Scorer, questions: Sequence[Question], to: str, max_new_tokens: int
 ) -> list[TranslatedQuestion]:
     """Returns the questions in language `to`; all their lines go to the scorer together."""
     given = _other(to)
     texts = [[text.split("\n") for text in (question.question, *question.options)] for question in questions]
     wanted = [line.strip() for question in texts for lines in question for line in lines if _needs(line, to)]
     prompts = [translation_prompt(line, given, to) for line in wanted]
-    written = iter(translate(scorer, tokenizer, prompts, max_new_tokens=max_new_tokens) if prompts else ())
+    written = iter(translate(scorer, prompts, max_new_tokens=max_new_tokens) if prompts else ())
     made = []
     for question, parts in zip(questions, texts, strict=True):
         is_whole, translations = True, []

@@ -32,6 +32,7 @@ from medkor_jax.eval.report import Report
 from medkor_jax.eval.scorer import ModelScorer
 from medkor_jax.eval.translation import MAX_TRANSLATION_TOKENS, evaluate_translation
 from medkor_jax.eval.translation_report import TranslationReport
+from medkor_jax.io.loaded_model import load
 from medkor_jax.io.models import Model
 from medkor_jax.model.dtypes import slow_here
 from medkor_jax.parallel import hosts
@@ -148,8 +149,8 @@ def evaluate_file(
     seen = seen_in_training(model, weights, exam, asked)
     with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
         report = evaluate(
-            scorer, model.tokenizer, asked, mode=mode, shots=shots, source=exam, split=known_split(exam, split), batch_size=batch_size,
-            max_positions=model.config.max_positions, max_new_tokens=max_new_tokens, form=form,
+            scorer, asked, mode=mode, shots=shots, source=exam, split=known_split(exam, split), batch_size=batch_size,
+            max_new_tokens=max_new_tokens, form=form,
         )  # fmt: skip
     return dataclasses.replace(report, made_by={
         "weights": model.name, "weights_digest": model.digest, "dtype": dtype, "limit": limit, "fewshot": fewshot if shots else None,
@@ -207,7 +208,7 @@ def evaluate_pairs(
     seen_in_training(model, weights, pairs, asked)
     with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
         return evaluate_translation(
-            scorer, model.tokenizer, asked, source=pairs, split=known_split(pairs, split), batch_size=batch_size, max_new_tokens=max_new_tokens
+            scorer, asked, source=pairs, split=known_split(pairs, split), batch_size=batch_size, max_new_tokens=max_new_tokens
         )
 
 
@@ -220,10 +221,7 @@ def open_scorer(model: Model, *, dtype: str, batch_size: int, adapters: bool = T
     if words := slow_here(dtype, "--dtype float32"):
         say(words)
     with jax.set_mesh(mesh):
-        params = model.load(jnp.dtype(dtype), mesh)
-        yield ModelScorer(
-            params, model.config, model.tokenizer, dtype=jnp.dtype(dtype), mesh=mesh, batch_size=batch_size, route=model.route
-        )
+        yield ModelScorer(load(model, dtype, mesh), dtype=jnp.dtype(dtype), mesh=mesh, batch_size=batch_size)
 
 
 def asking_mesh(model: Model, dtype: str) -> jax.sharding.Mesh:

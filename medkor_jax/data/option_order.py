@@ -1,4 +1,4 @@
-"""Whether the options of a question may be put in another order.
+"""Whether the options of a question may be put in another order, and another order for them.
 
     keeps_order(("aspirin", "heparin", "both A and B"))          # True: shuffled, "both A and B" would name others
 
@@ -9,10 +9,13 @@ where they stand. What it does not do: rewrite such options, or look for numbers
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 
-from medkor_jax.data.question import LETTERS
+import numpy as np
+
+from medkor_jax.data.question import LETTERS, Question
 
 _MARK = rf"(?:[(\[]?[{LETTERS}a-j][)\].]?|[(\[]?\d{{1,2}}[)\]]|[①-⑩])"
 _BARE = rf"(?:[(\[]?[{LETTERS}][)\].]?|[①-⑩])"
@@ -56,3 +59,12 @@ _SPEAKS = re.compile("|".join(f"(?:{pattern})" for pattern in _PATTERNS), re.IGN
 def keeps_order(options: Sequence[str]) -> bool:
     """Returns whether an option speaks of others by letter, number or place."""
     return any(_SPEAKS.search(option) for option in options)
+
+
+def shuffle_options(question: Question, rng: np.random.Generator) -> Question:
+    """Returns the question with its options in another order, and the key moved with them; as it is if they keep it."""
+    if keeps_order(question.options):
+        return question
+    order = [int(i) for i in rng.permutation(len(question.options))]
+    options = tuple(question.options[i] for i in order)
+    return dataclasses.replace(question, options=options, answer=order.index(question.answer))

@@ -1,6 +1,6 @@
 """A model sits an exam.
 
-    report = evaluate(scorer, tokenizer, questions, mode="letter", source="embedded", split="valid")
+    report = evaluate(scorer, questions, mode="letter", source="embedded", split="valid")
     print(report.table())
 
 Modes. `letter`: one forward pass a question; the logits of the option letters right after the prompt
@@ -42,7 +42,6 @@ _PROMPTS = {"reason": reasoning_prompt} | dict.fromkeys(CLOZE, cloze_prompt)  # 
 
 def evaluate(
     scorer: Scorer,
-    tokenizer: ExamTokenizer,
     questions: Sequence[Question],
     *,
     mode: str,
@@ -50,7 +49,6 @@ def evaluate(
     source: str = "",
     split: str = "",
     batch_size: int = 16,
-    max_positions: int | None = None,
     confidence: float = 0.95,
     max_new_tokens: int = MAX_REASONING_TOKENS,
     form: ReasoningFormat = ReasoningFormat(),
@@ -67,9 +65,9 @@ def evaluate(
     """
     _check_asked(questions, mode, shots, f"{source or 'this exam'} {split}")
     new_tokens = {"harness": harness.MAX_NEW_TOKENS, "reason": max_new_tokens}.get(mode, 1)
-    texts = contexts(questions, mode, shots)
-    requests = harness.bounded(questions, texts, tokenizer, max_positions=max_positions, max_new_tokens=new_tokens)
-    read = _reader(scorer, tokenizer, questions, requests, mode, max_new_tokens, form)
+    texts, tokenizer = contexts(questions, mode, shots), scorer.tokenizer
+    requests = harness.bounded(questions, texts, tokenizer, max_positions=scorer.max_positions, max_new_tokens=new_tokens)
+    read = _reader(scorer, questions, requests, mode, max_new_tokens, form)
     shown = {prompt(shot) for shot in shots}
 
     answered: dict[int, Answer] = {}
@@ -104,13 +102,14 @@ _Read = Callable[[list[list[int]], list[Question]], list[_Found]]
 
 
 def _reader(
-    scorer: Scorer, tokenizer: ExamTokenizer, questions: Sequence[Question], requests: Sequence[harness.Request],
+    scorer: Scorer, questions: Sequence[Question], requests: Sequence[harness.Request],
     mode: str, max_new_tokens: int, form: ReasoningFormat,
 ) -> _Read:  # fmt: skip
     """Returns what asks the model a batch of prompts in this mode, and reads what each question got.
 
     A batch is of one language. questions, requests: all of them, since letters must be the same tokens after every prompt.
     """
+    tokenizer = scorer.tokenizer
     letters = _letter_tokens(tokenizer, questions, requests) if mode == "letter" else {}
 
     def read_letters(prompts: list[list[int]], asked: list[Question]) -> list[_Found]:

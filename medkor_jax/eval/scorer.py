@@ -1,6 +1,6 @@
 """A model with its tokenizer, as exams ask for it: logits after a prompt, or greedy text.
 
-    scorer = ModelScorer(params, config, tokenizer, dtype=jnp.float32, mesh=mesh, batch_size=16)
+    scorer = ModelScorer(loaded, dtype=jnp.float32, mesh=mesh, batch_size=16)
     scorer.next_logits(prompts, letter_ids)                     # float32 [prompts, ids]
     scorer.generate(prompts, max_new_tokens=64, stop=(".",))    # list[str]
     scorer.complete(prompts, max_new_tokens=64, stop=())        # list[Continuation]: also whether each ended itself
@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medkor_jax.data.language import ENGLISH, KOREAN, check_route, token_languages
-from medkor_jax.data.tokenizer import Tokenizer
+from medkor_jax.data.language import ENGLISH, KOREAN, check_language_unit, token_languages
 from medkor_jax.eval.scoring import Continuation
+from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.model.completion import LENGTH
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.decode import Decoder
@@ -43,28 +43,30 @@ class ModelScorer:
 
     def __init__(
         self,
-        params: Params,
-        config: ModelConfig,
-        tokenizer: Tokenizer,
+        loaded: LoadedModel,
         *,
         dtype: Any,
         mesh: jax.sharding.Mesh | None = None,
         batch_size: int,
-        route: str = "token",
     ) -> None:
-        """route: "token" takes each token's language from its text, "document" makes a prompt with any Hangul Korean.
+        """Its language_unit: "token" takes each token's language from its text, "document" makes a prompt with any Hangul Korean.
 
-        Raises: ValueError on another route, or a batch of no rows.
+        Raises: ValueError on another language_unit, or a batch of no rows.
         """
-        check_route(route)
+        config, tokenizer, language_unit = loaded.config, loaded.tokenizer, loaded.language_unit
+        check_language_unit(language_unit)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        self.params, self.config, self._tokenizer, self._mesh = params, config, tokenizer, mesh
-        self._dtype, self._batch_size, self._is_by_token = jnp.dtype(dtype), batch_size, route == "token"
+        self.params, self.config, self.tokenizer, self._mesh = loaded.params, config, tokenizer, mesh
+        self._dtype, self._batch_size, self._is_by_token = jnp.dtype(dtype), batch_size, language_unit == "token"
         self.routing = make_routing(tokenizer, config.vocab_size, by_token=self._is_by_token)
         self.decoder = Decoder(
             config, dtype=dtype, stop_ids=tokenizer.stop_ids, decode=tokenizer.decode, routing=self.routing
         )
+
+    @property
+    def max_positions(self) -> int:
+        return self.config.max_positions
 
     def next_logits(self, prompts: list[list[int]], token_ids: list[int]) -> np.ndarray:
         """Returns float32 [prompts, token_ids]: the logits after each prompt's last token, at `token_ids`."""
@@ -150,7 +152,7 @@ class ModelScorer:
         """Returns one language a prompt for routing by document, None for routing by token."""
         if self._is_by_token:
             return None
-        has_korean = [(token_languages(np.asarray(prompt), self._tokenizer) == KOREAN).any() for prompt in batch]
+        has_korean = [(token_languages(np.asarray(prompt), self.tokenizer) == KOREAN).any() for prompt in batch]
         return [KOREAN if found else ENGLISH for found in has_korean]
 
 

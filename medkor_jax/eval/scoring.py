@@ -28,6 +28,14 @@ class Continuation:
 class Scorer(Protocol):
     """What an exam asks of a model. Prompts differ in length; bucketing and padding are the scorer's business."""
 
+    @property
+    def tokenizer(self) -> ExamTokenizer:
+        """The model's own."""
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens of prompt and answer that the model has room for; None: any number."""
+
     def next_logits(self, prompts: list[list[int]], token_ids: list[int]) -> np.ndarray:
         """Returns float32 [prompts, token_ids]: the logits after each prompt's last token, at `token_ids`."""
 

@@ -1,6 +1,6 @@
 r"""How well a model translates: held-out pairs, both directions, greedy.
 
-    report = evaluate_translation(scorer, tokenizer, load_pairs(source, drop_bad=False).rows, source="embedded", split="test")
+    report = evaluate_translation(scorer, load_pairs(source, drop_bad=False).rows, source="embedded", split="test")
     print(report.table())
 
 The model is asked as `data.pairs` teaches it ("English: ...\n한국어:") and its text ends at a newline or where the
@@ -13,7 +13,7 @@ import dataclasses
 from typing import Callable, Sequence
 
 from medkor_jax.data.pairs import DIRECTIONS, Pair, translation_prompt
-from medkor_jax.eval.scoring import Continuation, ExamTokenizer, Scorer
+from medkor_jax.eval.scoring import Continuation, Scorer
 from medkor_jax.eval.translation_report import Translated, TranslationReport
 
 STOP = ("\n",)
@@ -22,7 +22,6 @@ MAX_TRANSLATION_TOKENS = 256
 
 def evaluate_translation(
     scorer: Scorer,
-    tokenizer: ExamTokenizer,
     pairs: Sequence[Pair],
     *,
     source: str = "",
@@ -48,7 +47,7 @@ def evaluate_translation(
     for at in range(0, len(order), batch_size):
         batch = order[at : at + batch_size]
         prompts = [translation_prompt(text(pair, given), given, target) for pair, given, target in (asked[i] for i in batch)]
-        done |= zip(batch, translate(scorer, tokenizer, prompts, max_new_tokens=max_new_tokens), strict=True)
+        done |= zip(batch, translate(scorer, prompts, max_new_tokens=max_new_tokens), strict=True)
         if on_progress is not None:
             on_progress(len(done), len(asked))
     outputs = tuple(
@@ -58,8 +57,9 @@ def evaluate_translation(
     return TranslationReport(source, split, outputs, max_new_tokens, confidence, n_resamples, seed)
 
 
-def translate(scorer: Scorer, tokenizer: ExamTokenizer, prompts: Sequence[str], *, max_new_tokens: int) -> list[Continuation]:
+def translate(scorer: Scorer, prompts: Sequence[str], *, max_new_tokens: int) -> list[Continuation]:
     """Returns the continuation of each prompt up to the end of its line, without the space around it."""
+    tokenizer = scorer.tokenizer
     encoded = [[tokenizer.bos_id, *ids] for ids in tokenizer.encode_batch(prompts)]
     written = scorer.complete(encoded, max_new_tokens=max_new_tokens, stop=STOP)
     return [dataclasses.replace(one, text=one.text.strip()) for one in written]

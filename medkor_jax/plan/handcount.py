@@ -97,7 +97,7 @@ def _forward(program: Program, config: ModelConfig, trees: Trees, scores: Scores
 def _step(program: Program, config: ModelConfig, scores: Scores) -> float:
     head = program.rows * config.d_model * config.vocab_size
     retention, flops = program.spec.retention, _trained(program, config, scores)
-    if program.spec.next_token_weight > 0 or program.spec.policy is not None:
+    if any(term is not retention for term in program.spec.terms):
         flops += 4 * program.positions * head
     if program.reference is not None:
         flops += _forward(program, config, program.reference, scores)

@@ -127,10 +127,11 @@ def _score(program: Program, config: ModelConfig, mesh: Mesh) -> Traceable:
 def _decoding(program: Program, config: ModelConfig, mesh: Mesh) -> tuple[Params, dict, Any, Any, decode.Settings, NamedSharding]:
     params, parts = _model(program, config, mesh)
     whole = NamedSharding(mesh, PartitionSpec())
-    temperature = 1.0 if program.spec.policy is None else program.spec.policy.temperature
+    policy, compute = program.spec.policy, program.spec.compute
+    sampling = Sampling(1.0 if policy is None else policy.temperature)
     settings = decode.Settings(
-        config, jnp.dtype(program.spec.dtype), Sampling(temperature), (1, 106), TOKENS_PER_RUN, program.spec.policy is not None
-    )  # fmt: skip
+        config, jnp.dtype(compute.dtype), sampling, (1, 106), TOKENS_PER_RUN, policy is not None
+    )
     routing = Routing.constant(config.vocab_size)
     prompt = pad_prompts([[2] * program.length] * program.rows, routing, seeds=[0] * program.rows)
     return params, parts, lay(prompt, whole), lay(routing, whole), settings, whole

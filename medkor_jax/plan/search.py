@@ -47,12 +47,13 @@ class Change:
         if program.kind != STEP:
             return program
         micro = max(program.spec.microbatches, self.microbatches)
-        return dataclasses.replace(program, spec=dataclasses.replace(program.spec, remat=self.remat or program.spec.remat, microbatches=micro))
+        compute = dataclasses.replace(program.spec.compute, remat=self.remat or program.spec.compute.remat)
+        return dataclasses.replace(program, spec=dataclasses.replace(program.spec, compute=compute, microbatches=micro))
 
 
 def changes(programs: Sequence[Program], shape: MeshShape, n_devices: int) -> Iterator[Change]:
     """Yields the changes to try, those that cannot be divided over the devices left out."""
-    now = max((program.spec.remat for program in programs), key=list(KEPT).index)
+    now = max((program.spec.compute.remat for program in programs), key=list(KEPT).index)
     stronger = list(KEPT)[list(KEPT).index(now) + 1 :]
     sharded = MeshShape(1, n_devices // max(shape.resolve(n_devices)[2], 1), shape.resolve(n_devices)[2])
     meshes = [(shape, "")]

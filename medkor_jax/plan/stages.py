@@ -112,7 +112,7 @@ def _stages(recipe: Recipe, phase: Phase, stage: Stage, name: str, trees: Trees,
     step = Program(
         STEP, rows=stage.batch_size, length=stage.seq_len, positions=stage.loss_positions or longest,
         reference=held if stage.retention.is_on else None,
-        with_reference_nats=spec.policy is not None and spec.policy.kl_weight > 0, **common,
+        with_reference_nats=spec.policy is not None and spec.policy.settings.kl_weight > 0, **common,
     )  # fmt: skip
     runs = [PlannedRun(step, 1.0)]
     if rollout:

@@ -20,7 +20,7 @@ from typing import Any, Sequence
 import jax
 import jax.numpy as jnp
 
-from medkor_jax.io.loaded_model import LoadedModel
+from medkor_jax.io.loaded_model import LoadedModel, load
 from medkor_jax.parallel.mesh import check_batch, make_mesh, place_batch, shard_tree
 from medkor_jax.profiling.timeline import BATCH_MARK, KINDS, Spent, read_spent
 from medkor_jax.run.config_file import load_recipe
@@ -29,9 +29,9 @@ from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import ConfigError, Phase, Recipe
 from medkor_jax.run.stage_plans import stage_plan
 from medkor_jax.run.trees import add_trees
-from medkor_jax.train import loop
-from medkor_jax.train.loop import StagePlan
+from medkor_jax.train.drawing import drawing, make_batches
 from medkor_jax.train.stage import Stage
+from medkor_jax.train.stage_plan import StagePlan
 from medkor_jax.train.step import make_state, make_step
 from medkor_jax.train.trainable import make_optimizer, split
 
@@ -114,8 +114,7 @@ def loaded_at(recipe: Recipe, phase: Phase, stage: str, mesh: jax.sharding.Mesh)
     while (before := recipe.upstream_of(chain[0])[0]) in phases:
         chain.insert(0, phases[before])
     model = open_model(before)
-    params = model.load(jnp.dtype(recipe.param_dtype), mesh)
-    loaded = LoadedModel(params, model.base, model.config, model.tokenizer, model.read)
+    loaded = load(model, recipe.param_dtype, mesh, language_unit=recipe.language_unit)
     for one in chain:
         loaded = add_trees(loaded, one, one.lora, seed=recipe.seed)
         is_last = one is phase
@@ -127,16 +126,15 @@ def loaded_at(recipe: Recipe, phase: Phase, stage: str, mesh: jax.sharding.Mesh)
 
 
 def _profile(plan: StagePlan, loaded: LoadedModel, mesh: jax.sharding.Mesh, steps: int, out: pathlib.Path) -> Profile:
-    params, config, tokenizer = loaded.params, loaded.config, loaded.tokenizer
-    stage = plan.stage
+    params, stage = loaded.params, plan.stage
     trained, frozen = split(params, stage.trees)
     optimizer = make_optimizer(stage.rules_in_force, stage.schedule, trained)
     state = jax.jit(lambda t: make_state(optimizer, jax.tree.map(jnp.copy, t)))(trained)
     shardings = shard_tree(state, mesh)
-    state, step = jax.device_put(state, shardings), make_step(config, plan.spec, optimizer, shardings)
+    state, step = jax.device_put(state, shardings), make_step(loaded.config, plan.spec, optimizer, shardings)
     reference = params if stage.retention.is_on else None
-    batches = loop.make_batches(plan, tokenizer)
-    draw = loop.drawing(plan, batches, params, frozen, config, tokenizer, mesh)
+    batches = make_batches(plan, loaded.tokenizer, loaded.language_unit)
+    draw = drawing(plan, batches, loaded, frozen, mesh)
     tokens = []
 
     def run(n: int) -> float:

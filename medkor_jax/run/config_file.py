@@ -170,11 +170,7 @@ def make_recipe(config: Mapping[str, Any]) -> Recipe:
             f"put it there, where it is to run. Nearest key: {nearest(name, sorted(keys))!r}"
         )
     phases = tuple(_phase(name, config[name]) for name in names if config[name] is not None)
-    return _with_sound_gates(make(Recipe, own | {"phases": phases}, "config"))
-
-
-def _with_sound_gates(recipe: Recipe) -> Recipe:
-    """Returns the recipe. Raises: ConfigError if something that a gate asks cannot be meant."""
+    recipe = make(Recipe, own | {"phases": phases}, "config")
     try:
         check_gates(recipe)
     except ValueError as error:

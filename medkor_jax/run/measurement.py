@@ -34,8 +34,7 @@ from medkor_jax.run.corpora import Corpora
 from medkor_jax.run.lineage import exam_asked, held_out_asked, pairs_asked
 from medkor_jax.run.phases import Phase, Recipe
 from medkor_jax.run.summary import phase_lines
-from medkor_jax.train.loop import text_loss
-from medkor_jax.train.step import StepSpec
+from medkor_jax.train.text_loss import text_loss
 
 _TRANSLATION_BATCH = 16
 
@@ -111,9 +110,8 @@ class Measurer:
         questions = self.corpora.questions(exam.source)
         shots = self.corpora.questions(exam.fewshot)[: exam.shots] if exam.fewshot else ()
         return evaluate(
-            self._scorer(loaded, exam.batch_size), loaded.tokenizer, questions, mode=exam.mode, shots=shots, source=name,
-            split=exam.source.split, batch_size=exam.batch_size, max_positions=loaded.config.max_positions,
-            max_new_tokens=exam.max_new_tokens, form=self.recipe.reasoning,
+            self._scorer(loaded, exam.batch_size), questions, mode=exam.mode, shots=shots, source=name, split=exam.source.split,
+            batch_size=exam.batch_size, max_new_tokens=exam.max_new_tokens, form=self.recipe.reasoning,
         )  # fmt: skip
 
     def _stored(self, digest: str, kind: str, name: str, asked: str) -> dict[str, Any] | None:
@@ -145,22 +143,18 @@ class Measurer:
         return str(file.relative_to(self.directory))
 
     def _scorer(self, loaded: LoadedModel, batch_size: int) -> ModelScorer:
-        return ModelScorer(
-            loaded.params, loaded.config, loaded.tokenizer, dtype=jnp.dtype(self.recipe.dtype), mesh=self.mesh,
-            batch_size=batch_size, route=self.recipe.language_unit,
-        )  # fmt: skip
+        return ModelScorer(loaded, dtype=jnp.dtype(self.recipe.dtype), mesh=self.mesh, batch_size=batch_size)
 
     def _held_out_loss(self, loaded: LoadedModel, source: Source) -> dict[str, float]:
         stage = self.recipe.phases[0].train
         return text_loss(
-            loaded.params, loaded.config, loaded.tokenizer, self.mesh, self.corpora.examples((source,)),
-            StepSpec(dtype=self.recipe.dtype, chunk=self.recipe.chunk), route=self.recipe.language_unit,
-            batch_size=stage.batch_size, seq_len=stage.seq_len, max_tokens=self.recipe.held_out_tokens,
+            loaded, self.mesh, self.corpora.examples((source,)), self.recipe.compute, batch_size=stage.batch_size,
+            seq_len=stage.seq_len, max_tokens=self.recipe.held_out_tokens,
         )  # fmt: skip
 
     def _translate(self, loaded: LoadedModel, source: Source) -> TranslationReport:
         return evaluate_translation(
-            self._scorer(loaded, _TRANSLATION_BATCH), loaded.tokenizer, self.corpora.pairs(source), source=source.name,
+            self._scorer(loaded, _TRANSLATION_BATCH), self.corpora.pairs(source), source=source.name,
             split=source.subset or source.split, batch_size=_TRANSLATION_BATCH, max_new_tokens=self.recipe.max_translation_tokens,
         )  # fmt: skip
 

@@ -17,7 +17,7 @@ from typing import Annotated
 from medkor_jax.adapt.expansion import ExpansionSettings
 from medkor_jax.adapt.language import LanguageSettings
 from medkor_jax.adapt.lora import LoraSettings
-from medkor_jax.data.language import check_route
+from medkor_jax.data.language import check_language_unit
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import Source
 from medkor_jax.eval.exam import MAX_REASONING_TOKENS
@@ -28,8 +28,8 @@ from medkor_jax.model.kernel import check_attention
 from medkor_jax.model.remat import check_remat
 from medkor_jax.nearest import nearest
 from medkor_jax.parallel.mesh import MeshShape
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.stage import Stage
-from medkor_jax.train.step import ComputeSettings
 
 
 class ConfigError(ValueError):
@@ -198,7 +198,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("dtype", "param_dtype"):
             check_dtype(getattr(self, name), name)
-        check_route(self.language_unit, "language_unit")
+        check_language_unit(self.language_unit)
         names = [phase.name for phase in self.phases]
         if not self.run:
             raise ValueError("run is empty: name the phases to run")

@@ -31,7 +31,7 @@ from medkor_jax.eval.verdict import GateClosed, read_verdict, waive, write_verdi
 from medkor_jax.io.bases import open_base
 from medkor_jax.io.checkpoint import digest_tree
 from medkor_jax.io.files import write_json
-from medkor_jax.io.loaded_model import LoadedModel
+from medkor_jax.io.loaded_model import LoadedModel, load
 from medkor_jax.io.models import Model, read_ledger, save_model
 from medkor_jax.model.dtypes import slow_here
 from medkor_jax.model.params import Params, Tree
@@ -170,9 +170,9 @@ class Run:
         digest = model.base.digest
         if digest not in self._bases:
             self._bases.clear()
-        params = model.load(jnp.dtype(self.recipe.param_dtype), self.mesh, self._bases.get(digest))
-        self._bases[digest] = params.base
-        return LoadedModel(params, model.base, model.config, model.tokenizer, model.read)
+        loaded = load(model, self.recipe.param_dtype, self.mesh, language_unit=self.recipe.language_unit, base=self._bases.get(digest))
+        self._bases[digest] = loaded.params.base
+        return loaded
 
     def _train(self, phase: Phase, start: LoadedModel, loaded: LoadedModel, stage: Stage, name: str) -> LoadedModel:
         """Returns the model after a stage. start: as the phase began, which retention holds to without a reference."""
@@ -180,8 +180,8 @@ class Run:
             return loaded
         plan = stage_plan(self.recipe, self.corpora, phase, stage, name, upstream=loaded.digest)
         reference = self._reference_params(phase, start, loaded) if stage.retention.is_on else None
-        params = run_stage(plan, loaded.params, reference, loaded.config, loaded.tokenizer, self.mesh)
-        return dataclasses.replace(loaded, params=params, read=add_readings(loaded.read, stage.data, by=plan.name))
+        loaded = run_stage(plan, loaded, reference, self.mesh)
+        return dataclasses.replace(loaded, read=add_readings(loaded.read, stage.data, by=plan.name))
 
     def _reference_params(self, phase: Phase, start: LoadedModel, loaded: LoadedModel) -> Params:
         """Returns the model retention holds to, which is the one the gate compares with: that of the phase marked as
@@ -225,9 +225,9 @@ class Run:
     def _conclude(
         self, phase, upstream, start, finished, loaded, looks, reference: Evidence, before, judged_first, after, rounds, seconds
     ) -> None:
-        directory, recipe, judgement = self.directory / phase.name, self.recipe, looks[-1][1]
+        directory, judgement = self.directory / phase.name, looks[-1][1]
         hosts.at(f"{phase.name}, concluding")
-        model = save_model(directory, loaded.params, loaded.base, recipe.language_unit, loaded.read)
+        model = save_model(directory, loaded.params, loaded.base, loaded.language_unit, loaded.read)
         write_json(directory / "summary.json", {
             "phase": phase.name, "title": phase.title, "model": model.digest, "rounds": rounds, "seconds": round(seconds, 1),
             "upstream": [m.digest for m in upstream], "gate": dataclasses.asdict(phase.gate),

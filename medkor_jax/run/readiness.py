@@ -23,7 +23,7 @@ from medkor_jax.run.gate_outlook import gate_outlook
 from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import ConfigError, Phase, Recipe
 from medkor_jax.run.stage_plans import stage_plan
-from medkor_jax.train.loop import make_batches
+from medkor_jax.train.drawing import make_batches
 from medkor_jax.train.stage import Stage
 
 LEAKS = "leaks"
@@ -88,7 +88,7 @@ def _check_stage(recipe: Recipe, corpora: Corpora, mesh: Mesh | None, phase: Pha
     """Builds a stage's batches once, so that data that does not fit is found before any training."""
     if mesh is not None:
         check_batch(stage.batch_size, stage.microbatches, mesh)
-    make_batches(stage_plan(recipe, corpora, phase, stage, name), open_model(recipe.weights).tokenizer)
+    make_batches(stage_plan(recipe, corpora, phase, stage, name), open_model(recipe.weights).tokenizer, recipe.language_unit)
 
 
 def _check_lengths(recipe: Recipe, corpora: Corpora) -> None:

@@ -2,8 +2,9 @@
 
     dict(roles_of(phase, TRAINED))      # {"lora.rank": 16, "lora.alpha": 32.0, ...}
 
-One row a class of the recipe, one entry a field; `tests/run/test_lineage.py` holds that none is missing. ELSEWHERE: the
-field decides, and `lineage` looks at what it names (the rows of a source, the digest of the weights) instead of at its text.
+One row a class of the recipe. ELSEWHERE: the field decides, and `lineage` looks at what it names (the rows of a source, the
+digest of the weights) instead of at its text. A field that is not named here is TRAINED: what is new counts until someone
+says that it does not.
 """
 
 from __future__ import annotations
@@ -52,9 +53,10 @@ def roles_of(value: Any, role: str) -> Iterator[tuple[str, Any]]:
 
     Settings that are switched off (`is_on`) are no fact: what is added to the program later, and off, makes no phase stale.
     """
-    for name, own in ROLES[type(value).__name__].items():
-        if own == role:
-            yield from _flat(_STORED.get(name, name), getattr(value, name))
+    roles = ROLES[type(value).__name__]
+    for field in dataclasses.fields(value):
+        if roles.get(field.name, TRAINED) == role:
+            yield from _flat(_STORED.get(field.name, field.name), getattr(value, field.name))
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -66,6 +68,9 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, list(value) if isinstance(value, tuple) else value
         return
     if not getattr(value, "is_on", True):
+        return
+    if hasattr(value, "facts"):  # it says itself what of it counts
+        yield from ((f"{name}.{fact}", of) for fact, of in value.facts().items())
         return
     for field in dataclasses.fields(value):
         stored = _STORED.get(field.name, field.name)

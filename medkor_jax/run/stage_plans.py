@@ -9,8 +9,9 @@ import pathlib
 
 from medkor_jax.run.corpora import Corpora
 from medkor_jax.run.phases import Phase, Recipe
-from medkor_jax.train.loop import StagePlan, seed_of
+from medkor_jax.run.seeds import seed_of
 from medkor_jax.train.stage import Stage
+from medkor_jax.train.stage_plan import StagePlan
 
 
 def stage_plan(recipe: Recipe, corpora: Corpora, phase: Phase, stage: Stage, name: str, *, upstream: str = "") -> StagePlan:
@@ -25,7 +26,6 @@ def stage_plan(recipe: Recipe, corpora: Corpora, phase: Phase, stage: Stage, nam
         train=[(s, corpora.questions(s)) for s in stage.data] if is_asked else corpora.examples(stage.data),
         validation=corpora.examples(stage.validation),
         upstream=upstream,
-        route=recipe.language_unit,
         form=recipe.reasoning,
         drop_bad=recipe.drop_bad,
         log_every=recipe.log_every,

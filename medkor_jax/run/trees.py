@@ -23,7 +23,7 @@ from medkor_jax.io.rounding import MOST_LOST, MOST_NOISE, Probe, compare, rms
 from medkor_jax.model.params import BACK, FRONT, Params, Tree, edge_blocks
 from medkor_jax.parallel.hosts import say
 from medkor_jax.run.phases import ConfigError, Phase
-from medkor_jax.train.loop import seed_of
+from medkor_jax.run.seeds import seed_of
 
 
 def add_trees(loaded: LoadedModel, phase: Phase, lora: LoraSettings, *, seed: int) -> LoadedModel:

@@ -1,6 +1,6 @@
 """The model as the one that answers: it samples with the decoder, and says what it thought of what it said.
 
-    actor = Actor(config, spec, tokenizer, mesh, temperature=1.0, max_new_tokens=128, route="token", reference=None)
+    actor = Actor(loaded, spec, mesh, temperature=1.0, max_new_tokens=128)
     samples = actor.sample(params, prompts, seeds)
     nats = actor.nats(params, batch)                # [B, M], by the forward pass that the step differentiates
 
@@ -17,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from medkor_jax.data.packing import Batch
-from medkor_jax.data.tokenizer import Tokenizer
+from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.model.completion import STOP_TOKEN
-from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.decode import Decoder
 from medkor_jax.model.params import Params
 from medkor_jax.model.prompts import make_routing
@@ -42,17 +41,18 @@ class Sample:
 
 
 class Actor:
-    """Holds settings, and the reference model where the loss has a KL weight."""
+    """Holds settings, and the model as it is given as the reference, where the loss has a KL weight."""
 
     def __init__(
-        self, config: ModelConfig, spec: StepSpec, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, *,
-        temperature: float, max_new_tokens: int, route: str, reference: Params | None,
-    ) -> None:
+        self, loaded: LoadedModel, spec: StepSpec, mesh: jax.sharding.Mesh, *, temperature: float, max_new_tokens: int,
+        with_reference: bool = False,
+    ) -> None:  # fmt: skip
         """spec: of the step that learns from the samples; without a policy loss, nothing can be asked of `nats`."""
-        self._is_by_token, self._max_new_tokens, self._mesh = route == "token", max_new_tokens, mesh
-        self._reference = reference
+        config, tokenizer = loaded.config, loaded.tokenizer
+        self._is_by_token, self._max_new_tokens, self._mesh = loaded.language_unit == "token", max_new_tokens, mesh
+        self._reference = loaded.params if with_reference else None
         self._decoder = Decoder(
-            config, dtype=jnp.dtype(spec.dtype), sampling=Sampling(temperature), stop_ids=tokenizer.stop_ids,
+            config, dtype=jnp.dtype(spec.compute.dtype), sampling=Sampling(temperature), stop_ids=tokenizer.stop_ids,
             with_nats=spec.policy is not None,
             decode=tokenizer.decode,
             routing=make_routing(tokenizer, config.vocab_size, by_token=self._is_by_token),

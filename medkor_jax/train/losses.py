@@ -48,6 +48,9 @@ class LossSums:
     correct: jax.Array
     weight: jax.Array
 
+    def __add__(self, other: LossSums) -> LossSums:
+        return jax.tree.map(jnp.add, self, other)
+
 
 def cross_entropy(
     hidden: jax.Array,

@@ -1,7 +1,7 @@
 """The loss of GRPO: tokens of samples that earned more than their group become likelier, within a clip.
 
-    sums = policy_sums(nats, batch, PolicyLoss(clip_low=0.2, clip_high=0.28))
-    sums.loss / loss_tokens
+    term = Policy(PolicyLoss(clip_low=0.2, clip_high=0.28), temperature=1.0)
+    term.loss(term.sums(seen, batch, chunk=256), norms)
 
     ratio = exp(behaviour_nats - nats)
     loss of a token = -min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A) + kl_weight * KL(policy || reference)
@@ -30,11 +30,15 @@ arXiv:2503.14476, Dr. GRPO arXiv:2503.20783):
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Mapping
+from collections.abc import Mapping
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+
+from medkor_jax.train.losses import gather_positions, token_losses
+from medkor_jax.train.terms import Batch, Norms, Seen
 
 _MAX_LOG_RATIO = 20.0  # e^20: far outside any clip, and far from overflow
 
@@ -75,6 +79,37 @@ class PolicySums:
     def __add__(self, other: PolicySums) -> PolicySums:
         highest = jnp.maximum(self.highest_ratio, other.highest_ratio)
         return jax.tree.map(jnp.add, self, other).replace(highest_ratio=highest)
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """The term of a stage that samples: in place of the next-token term, since wrong samples are not to be imitated.
+
+    temperature: of the sampling, by which logits are divided.
+    """
+
+    settings: PolicyLoss
+    temperature: float
+
+    @property
+    def is_on(self) -> bool:
+        return True
+
+    def nats(self, seen: Seen, batch: Batch, *, chunk: int) -> jax.Array:
+        """Returns -log p of each target [B, M]; what the samples are scored by before they are learnt from."""
+        hidden = gather_positions(seen.hidden, batch["loss_positions"])
+        return token_losses(hidden, seen.table, batch["targets"], chunk=chunk, temperature=self.temperature).nats
+
+    def sums(self, seen: Seen, batch: Batch, *, chunk: int) -> PolicySums:
+        return policy_sums(self.nats(seen, batch, chunk=chunk), batch, self.settings)
+
+    def loss(self, sums: PolicySums, norms: Norms) -> jax.Array:
+        return sums.loss / norms["loss_tokens"]
+
+    def metrics(self, sums: PolicySums, norms: Norms) -> dict[str, jax.Array]:
+        names = ("loss", "clipped", "nats", "kl_behaviour", "kl_reference")
+        means = {f"policy/{name}": getattr(sums, name) / norms["loss_tokens"] for name in names}
+        return means | {"policy/highest_ratio": sums.highest_ratio}
 
 
 def policy_sums(nats: jax.Array, batch: Mapping[str, jax.Array], policy: PolicyLoss) -> PolicySums:

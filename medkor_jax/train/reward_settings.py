@@ -1,4 +1,5 @@
-"""What a config says of learning from one's own answers: what they earn, how they are drawn, how they are learnt from.
+"""What a config says of learning from one's own answers: what they earn, how they are drawn, how
+they are learnt from.
 
     reward = RewardSettings("grpo", rollout=RolloutSettings(group_size=8))
     reward.is_on, reward.has_policy_loss
@@ -33,29 +34,52 @@ class RolloutSettings:
     updates_per_batch: Annotated[int, ">= 1"] = 1
     """Optimizer updates on one batch of answers."""
     max_refills: Annotated[int, ">= 0"] = 4
-    """How often other questions are asked in place of groups that teach nothing, a batch. 0: rows stay empty."""
+    """How often other questions are asked in place of groups that teach nothing, a batch. 0: rows
+    stay empty.
+    """
     patience: Annotated[int, ">= 1"] = 3
     """After how many batches in a row that stayed empty through all refills the stage gives up."""
     importance_cap: Annotated[float, ">= 0"] = 2.0
-    """grpo: the most that a token counts whose sampler was less sure of it (`policy`, departure 8). 0: all count 1."""
+    """grpo: the most that a token counts whose sampler was less sure of it (`policy`, departure 8).
+    0: all count 1.
+    """
 
     def __post_init__(self) -> None:
-        if min(self.group_size, self.max_new_tokens, self.updates_per_batch, self.patience) < 1 or self.max_refills < 0:
+        if (
+            min(self.group_size, self.max_new_tokens, self.updates_per_batch, self.patience) < 1
+            or self.max_refills < 0
+        ):
             raise ValueError(
-                "group_size, max_new_tokens, updates_per_batch and patience must be at least 1 and max_refills at least 0; "
-                f"got {self.group_size}, {self.max_new_tokens}, {self.updates_per_batch}, {self.patience}, {self.max_refills}"
+                "group_size, max_new_tokens, updates_per_batch and patience must be at least 1 and "
+                "max_refills at least 0; "
+                f"got {self.group_size}, {self.max_new_tokens}, {self.updates_per_batch}, "
+                f"{self.patience}, {self.max_refills}"
             )
         if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}; samples of a question must differ, so it must be above 0")
+            raise ValueError(
+                f"temperature is {self.temperature}; samples of a question must differ, so it must "
+                "be above 0"
+            )
 
     def check_shape(self, batch_size: int, seq_len: int, loss_positions: int) -> None:
-        """Raises: ValueError if batches of that shape (loss_positions 0: derived) hold no groups or no answer."""
+        """Raises: ValueError if batches of that shape (loss_positions 0: derived) hold no groups or
+        no answer.
+        """
         if batch_size % self.group_size:
-            raise ValueError(f"batch_size {batch_size} is not a multiple of group_size {self.group_size}: groups stay whole")
+            raise ValueError(
+                f"batch_size {batch_size} is not a multiple of group_size {self.group_size}: "
+                "groups stay whole"
+            )
         if self.max_new_tokens + 2 > seq_len:
-            raise ValueError(f"seq_len {seq_len} has no room for a prompt and max_new_tokens {self.max_new_tokens}")
+            raise ValueError(
+                f"seq_len {seq_len} has no room for a prompt and max_new_tokens "
+                f"{self.max_new_tokens}"
+            )
         if 0 < loss_positions < self.max_new_tokens:
-            raise ValueError(f"loss_positions is {loss_positions}, below max_new_tokens {self.max_new_tokens}; set it to 0")
+            raise ValueError(
+                f"loss_positions is {loss_positions}, below max_new_tokens {self.max_new_tokens}; "
+                "set it to 0"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +87,13 @@ class RewardSettings:
     """Learning from the model's own answers to the questions of a stage's data."""
 
     algorithm: str = ""
-    """"grpo": answers that earn more than others to their question become likelier; "rft": those that earn all there is
-    to earn are imitated. "": the stage learns from documents, and nothing else here is read."""
+    """"grpo": answers that earn more than others to their question become likelier; "rft": those
+    that earn all there is to earn are imitated. "": the stage learns from documents, and nothing
+    else here is read."""
     parts: tuple[RewardPart, ...] = DEFAULT_PARTS
-    """What an answer earns, by the name of the part; the answer must be worth more than all else together, or 0."""
+    """What an answer earns, by the name of the part; the answer must be worth more than all else
+    together, or 0.
+    """
     rollout: RolloutSettings = RolloutSettings()
     """How answers are drawn and what becomes of them."""
     policy: PolicyLoss = PolicyLoss()
@@ -78,7 +105,10 @@ class RewardSettings:
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm is {self.algorithm!r}; expected {' or '.join(ALGORITHMS)}")
         if self.has_policy_loss and self.rollout.group_size < 2:
-            raise ValueError(f"group_size is {self.rollout.group_size}; grpo compares samples of a question, at least 2")
+            raise ValueError(
+                f"group_size is {self.rollout.group_size}; grpo compares samples of a question, at "
+                "least 2"
+            )
         check_parts(self.parts)
 
     @property
@@ -90,10 +120,15 @@ class RewardSettings:
         return self.algorithm == "grpo"
 
     def in_force(self, form: ReasoningFormat) -> dict[str, Any] | None:
-        """Returns, as plain data, all that decides which answers are learnt from; None if it is documents."""
+        """Returns, as plain data, all that decides which answers are learnt from; None if it is
+        documents.
+        """
         if not self.is_on:
             return None
         return {
-            "algorithm": self.algorithm, "rollout": dataclasses.asdict(self.rollout), "form": dataclasses.asdict(form),
-            "parts": [dataclasses.asdict(part) for part in self.parts if part.is_on],
-        }  # fmt: skip
+            "algorithm": self.algorithm,
+            "rollout": dataclasses.asdict(self.rollout),
+            "form": dataclasses.asdict(form),
+            # by name: a config's mapping has no order of its own
+            "parts": sorted((p.facts() for p in self.parts if p.is_on), key=lambda p: p["name"]),
+        }

@@ -15,8 +15,6 @@ It does not update anything, and knows no devices.
 
 from __future__ import annotations
 
-import base64
-import dataclasses
 import math
 from typing import Any, Sequence
 
@@ -24,9 +22,9 @@ import numpy as np
 
 from medkor_jax.data.batches import check_cursor, document_order
 from medkor_jax.data.contents import content_digest
-from medkor_jax.data.language import check_route
-from medkor_jax.data.option_order import keeps_order
-from medkor_jax.data.packing import LANGUAGE_IDS, Batch, Encoded, PackedRows
+from medkor_jax.data.language import check_language_unit
+from medkor_jax.data.option_order import keeps_order, shuffle_options
+from medkor_jax.data.packing import LANGUAGE_IDS, Batch, PackedRows
 from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.data.rows import BadDataError, BadRow, Source
@@ -36,11 +34,10 @@ from medkor_jax.model.params import Params
 from medkor_jax.parallel.hosts import say
 from medkor_jax.train.actor import Actor, Sample
 from medkor_jax.train.groups import Group, NothingToLearn, explain, taught, watch
+from medkor_jax.train.importance import gap_alarm, importance
 from medkor_jax.train.reward_settings import RewardSettings
 from medkor_jax.train.rewards import Reward
-
-SAMPLER_GAP_NATS = 0.05
-"""Mean difference a token, between the decoder and the training pass, above which an alarm is given."""
+from medkor_jax.train.sampled_rows import array_from_json, array_to_json, fill_rows
 
 
 class Rollouts:
@@ -54,14 +51,14 @@ class Rollouts:
 
     def __init__(
         self, sources: Sequence[tuple[Source, Sequence[Question]]], tokenizer: Tokenizer, settings: RewardSettings, *,
-        batch_size: int, seq_len: int, loss_positions: int = 0, seed: int = 0, route: str = "token", drop_bad: bool = False,
+        batch_size: int, seq_len: int, loss_positions: int = 0, seed: int = 0, language_unit: str = "token", drop_bad: bool = False,
         form: ReasoningFormat = ReasoningFormat(),
     ) -> None:
         settings.rollout.check_shape(batch_size, seq_len, loss_positions)
         if not sources or not all(len(questions) for _, questions in sources):
             raise ValueError("no questions: every source needs at least one")
-        check_route(route)
-        self.settings, self.batch_size, self.seq_len, self.route = settings.rollout, batch_size, seq_len, route
+        check_language_unit(language_unit)
+        self.settings, self.batch_size, self.seq_len, self.language_unit = settings.rollout, batch_size, seq_len, language_unit
         self._learning, self._reward = settings, Reward(settings.parts, form)
         self.loss_positions = loss_positions or settings.rollout.max_new_tokens
         self._questions = [questions for _, questions in sources]
@@ -71,14 +68,12 @@ class Rollouts:
         if self.dropped and not drop_bad:
             raise BadDataError(self.dropped, advice="raise seq_len, or go on without them with --drop-bad")
         for (source, questions), indices in zip(sources, kept):
-            if n := sum(keeps_order(questions[i].options) for i in indices):
-                say(f"{source.name}: {n} of {len(indices)} questions are asked with their options in the order of the file, "
-                      "since an option speaks of others (\"both A and B\"); the others are shuffled")  # fmt: skip
+            _say_kept_order(source, [questions[i] for i in indices])
         self._order = document_order(kept, [source.weight for source, _ in sources], seed=seed, epochs=None, shuffle=True)
         self._identity = {
             "sources": [f"{s.name} ({len(indices)} questions, weight {s.weight})" for (s, _), indices in zip(sources, kept)],
             "rollouts": settings.in_force(form), "batch_size": batch_size, "seq_len": seq_len,
-            "loss_positions": self.loss_positions, "seed": seed, "route": route, "tokenizer": tokenizer.digest,
+            "loss_positions": self.loss_positions, "seed": seed, "route": language_unit, "tokenizer": tokenizer.digest,
             "content": [content_digest(questions) for questions in self._questions],
         }  # fmt: skip
         self._rollout = 0  # batches sampled so far
@@ -115,7 +110,7 @@ class Rollouts:
         """Returns where the source stands, as JSON; a batch that has updates to come is in it."""
         in_hand = None
         if self._in_hand is not None:
-            in_hand = {"batch": {name: _to_json(array) for name, array in self._in_hand[0].items()}, "watched": self._in_hand[1]}
+            in_hand = {"batch": {name: array_to_json(array) for name, array in self._in_hand[0].items()}, "watched": self._in_hand[1]}
         return {
             "rollout": self._rollout, "next": self._next, "update": self._update, "in_hand": in_hand, "settings": self._identity,
             "format": CURSOR_FORMAT,
@@ -127,7 +122,7 @@ class Rollouts:
         self._rollout, self._next, self._update = state["rollout"], state["next"], state["update"]
         self._in_hand = None
         if held := state["in_hand"]:
-            self._in_hand = {name: _from_json(value) for name, value in held["batch"].items()}, held["watched"]
+            self._in_hand = {name: array_from_json(value) for name, value in held["batch"].items()}, held["watched"]
 
     def _sample_batch(self, params: Params, actor: Actor) -> tuple[Batch, dict[str, float]]:
         settings, seen = self.settings, []
@@ -147,30 +142,20 @@ class Rollouts:
         if len(rows) * 2 < self.batch_size and not self._warned:
             self._warned = True
             say(f"ALARM: only {len(rows)} of {self.batch_size} rows teach anything after {refills} refills; said once")
-        batch, gap = self._arrays([(group, sample) for group, sample, _ in rows]), {}
+        batch, gap = self.arrays([(group, sample) for group, sample, _ in rows]), {}
         if self._learning.has_policy_loss:
             advantages = np.zeros((self.batch_size, 1), np.float32)
             advantages[: len(rows), 0] = [advantage for *_, advantage in rows]
             batch["advantages"] = advantages * (batch["loss_weights"] > 0)
             batch["behaviour_nats"] = actor.nats(params, batch)
             batch["importance"], gap = importance(batch, [sample for _, sample, _ in rows], settings.importance_cap)
-            self._watch_gap(gap)
+            if (words := gap_alarm(gap)) and not self._warned_of_gap:
+                self._warned_of_gap = True
+                say(words)
             if actor.has_reference:
                 batch["reference_nats"] = actor.reference_nats(batch)
         self._rollout, self._next = self._rollout + 1, self._next + len(seen)
         return batch, watch(seen, self._learning, n_rows=len(rows), refills=refills) | gap
-
-    def _watch_gap(self, gap: dict[str, float]) -> None:
-        """Says once that the decoder and the training pass are two different models, where they are."""
-        if gap["rollout/sampler_gap_nats"] <= SAMPLER_GAP_NATS or self._warned_of_gap:
-            return
-        self._warned_of_gap = True
-        say(
-            f"ALARM: the decoder and the training pass differ by {gap['rollout/sampler_gap_nats']:.3f} nats a token (ratios up to "
-            f"{gap['rollout/highest_sampler_ratio']:.2f}; expected at most {SAMPLER_GAP_NATS}), and importance weights correct only "
-            "part of that. Likely cause: bfloat16 in a long answer, or tokens that the decoder may not write; use dtype='float32', "
-            "or a lower temperature or max_new_tokens. Said once"
-        )
 
     def _fill(self, params: Params, actor: Actor, seen: list[Group]) -> tuple[list[tuple[Group, Sample, float]], int]:
         """Returns up to B (group, sample, advantage) of groups that are alive, and the refills it took; adds to `seen`."""
@@ -233,57 +218,16 @@ class Rollouts:
             raise BadDataError(long, advice=f"source {source.name!r} has {len(questions)} questions and none fits")
         return [i for i, n in enumerate(lengths) if n <= self._room]
 
-    def _arrays(self, rows: Sequence[tuple[Group, Sample]]) -> Batch:
-        parts = []
-        for b in range(self.batch_size):
-            row = PackedRows(batch_size=1, seq_len=self.seq_len, loss_positions=self.loss_positions,
-                             bos_id=self._tokenizer.bos_id, pad_id=self._tokenizer.pad_id)  # fmt: skip
-            if b < len(rows):
-                group, sample = rows[b]
-                tokens = np.array([*group.prompt[1:], *sample.tokens], np.int32)
-                is_sampled = np.arange(len(tokens)) >= len(group.prompt) - 1
-                language = LANGUAGE_IDS[group.question.language]
-                placed = row.place(Encoded(group.question.id, tokens, is_sampled, language, splittable=False))
-                assert placed == len(tokens), "prompts were checked to leave room"
-            parts.append(row.arrays(self._tokenizer, route=self.route))
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    def arrays(self, rows: Sequence[tuple[Group, Sample]]) -> Batch:
+        """Returns the samples as a batch of this one's shape, rows that are missing empty."""
+        empty = [PackedRows(batch_size=1, seq_len=self.seq_len, loss_positions=self.loss_positions,
+                            bos_id=self._tokenizer.bos_id, pad_id=self._tokenizer.pad_id) for _ in range(self.batch_size)]
+        return fill_rows(empty, rows, self._tokenizer, language_unit=self.language_unit)
 
 
-def importance(batch: Batch, samples: Sequence[Sample], cap: float) -> tuple[np.ndarray, dict[str, float]]:
-    """Returns the weight of each sampled token [B, M], min(p / q, cap), and how far q (the decoder, which drew it) and p (the
-    training pass) are apart. Without a cap, or where the decoder said nothing, every weight is 1.
-
-    Source: truncated importance sampling, Ionides 2008; for a sampler unlike the trainer, Yao et al. 2025.
-    """
-    drawn = batch["behaviour_nats"].copy()
-    for b, sample in enumerate(samples):
-        if sample.nats:
-            at = np.flatnonzero(batch["loss_weights"][b] > 0)
-            drawn[b, at] = sample.nats[: len(at)]
-    is_real = batch["loss_weights"] > 0
-    ratio = np.exp(np.where(is_real, drawn - batch["behaviour_nats"], 0.0))
-    real = ratio[is_real] if is_real.any() else np.ones(1)
-    gap = {
-        "sampler_ratio": real.mean(), "highest_sampler_ratio": real.max(), "sampler_gap_nats": np.abs(np.log(real)).mean(),
-        "truncated": (real > cap).mean() if cap else 0.0,
-    }  # fmt: skip
-    weights = np.where(is_real, np.minimum(ratio, cap) if cap else 1.0, 1.0).astype(np.float32)
-    return weights, {f"rollout/{name}": float(value) for name, value in gap.items()}
-
-
-def shuffle_options(question: Question, rng: np.random.Generator) -> Question:
-    """Returns the question with its options in another order, and the key moved with them; as it is if they keep it."""
-    if keeps_order(question.options):
-        return question
-    order = [int(i) for i in rng.permutation(len(question.options))]
-    options = tuple(question.options[i] for i in order)
-    return dataclasses.replace(question, options=options, answer=order.index(question.answer))
-
-
-def _to_json(array: np.ndarray) -> list[Any]:
-    return [str(array.dtype), list(array.shape), base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()]
-
-
-def _from_json(stored: Sequence[Any]) -> np.ndarray:
-    dtype, shape, data = stored
-    return np.frombuffer(base64.b64decode(data), dtype).reshape(shape)
+def _say_kept_order(source: Source, questions: Sequence[Question]) -> None:
+    if n := sum(keeps_order(question.options) for question in questions):
+        say(
+            f"{source.name}: {n} of {len(questions)} questions are asked with their options in the order of the file, "
+            'since an option speaks of others ("both A and B"); the others are shuffled'
+        )

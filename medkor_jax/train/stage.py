@@ -1,10 +1,11 @@
 """One stretch of training: every setting of it, written once.
 
     stage = Stage(steps=2000, trees=("lora",), data=(source,), batch_size=16)
-    stage.rules_in_force, stage.schedule
+    stage.rules_in_force, stage.schedule, terms_of(stage)
 
-A config's keys are these fields (`configs/common.py`), a phase has two stages (`run.phases`), `loop.StagePlan` holds one with
-what was resolved for it, and the step takes from it what a loss is made of. It reads no data and knows no devices.
+A config's keys are these fields (`configs/common.py`), a phase has two stages (`run.phases`),
+`loop.StagePlan` holds one with what was resolved for it, and the step takes from it what a loss is
+made of. It reads no data and knows no devices.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from typing import Annotated
 
 from medkor_jax.data.rows import Source
 from medkor_jax.data.sources import OF_QUESTIONS
+from medkor_jax.train.next_token import NextToken
+from medkor_jax.train.policy import Policy
 from medkor_jax.train.retention import Retention
 from medkor_jax.train.reward_settings import RewardSettings
+from medkor_jax.train.terms import Term
 from medkor_jax.train.trainable import TRAINABLE_TREES, OptimizerRule, Schedule
 
 DEFAULT_RULES = (
@@ -43,11 +47,15 @@ class Stage:
     seq_len: Annotated[int, ">= 4"] = 1024
     """Tokens a row; short documents share one."""
     microbatches: Annotated[int, ">= 1"] = 1
-    """Parts a batch is cut into, one after the other, to save memory; changes no result beyond rounding."""
+    """Parts a batch is cut into, one after the other, to save memory; changes no result beyond
+    rounding.
+    """
     loss_positions: Annotated[int, ">= 0"] = 0
     """Predicted positions a row at most. 0: derived from the data."""
     rules: tuple[OptimizerRule, ...] = DEFAULT_RULES
-    """Who learns how fast, and by which optimizer; rules of trees that do not train here are not read."""
+    """Who learns how fast, and by which optimizer; rules of trees that do not train here are not
+    read.
+    """
     warmup_steps: Annotated[int, ">= 0"] = 20
     """Steps in which the learning rates rise to their full height. 0: they begin there."""
     final_share: Annotated[float, ">= 0", "<= 1"] = 0.1
@@ -57,7 +65,9 @@ class Stage:
     dropout: Annotated[float, ">= 0", "< 1"] = 0.0
     """Share of what goes into the adapters that is left out at random. 0: none."""
     next_token_weight: Annotated[float, ">= 0"] = 1.0
-    """Weight of the next-token loss. 0: none. Not read with reward.algorithm "grpo", whose loss stands in its place."""
+    """Weight of the next-token loss. 0: none. Not read with reward.algorithm "grpo", whose loss
+    stands in its place.
+    """
     retention: Retention = Retention()
     """The "each layer" loss, which holds the model to the one that it is compared with."""
     save_every: Annotated[int, ">= 1"] = 200
@@ -87,11 +97,17 @@ class Stage:
 
     def _check_that_it_can_train(self) -> None:
         if not self.trees:
-            raise ValueError(f"trees names nothing to train; choose from {', '.join(TRAINABLE_TREES)}, or set steps to 0")
+            raise ValueError(
+                f"trees names nothing to train; choose from {', '.join(TRAINABLE_TREES)}, or set "
+                "steps to 0"
+            )
         if not self.data:
             raise ValueError("data names no source to train on; give one, or set steps to 0")
         if not (self.next_token_weight or self.retention.is_on or self.reward.is_on):
-            raise ValueError("next_token_weight and retention.weight are both 0 and there is no reward: nothing would be learnt")
+            raise ValueError(
+                "next_token_weight and retention.weight are both 0 and there is no reward: nothing "
+                "would be learnt"
+            )
 
     def _check_reward(self) -> None:
         if not self.reward.is_on:
@@ -99,11 +115,16 @@ class Stage:
         self.reward.rollout.check_shape(self.batch_size, self.seq_len, self.loss_positions)
         if wrong := [source for source in self.data if source.kind not in OF_QUESTIONS]:
             raise ValueError(
-                f"reward.algorithm is {self.reward.algorithm!r} and data source {wrong[0].name!r} of kind "
-                f"{wrong[0].kind!r}; only questions can be answered: give sources of kind {' or '.join(OF_QUESTIONS)}"
+                f"reward.algorithm is {self.reward.algorithm!r} and data source {wrong[0].name!r} "
+                "of kind "
+                f"{wrong[0].kind!r}; only questions can be answered: give sources of kind "
+                f"{' or '.join(OF_QUESTIONS)}"
             )
         if self.dropout and self.reward.has_policy_loss:
-            raise ValueError(f"dropout is {self.dropout} and reward.algorithm 'grpo'; what sampled must be what learns: 0")
+            raise ValueError(
+                f"dropout is {self.dropout} and reward.algorithm 'grpo'; what sampled must be what "
+                "learns: 0"
+            )
 
     @property
     def rules_in_force(self) -> tuple[OptimizerRule, ...]:
@@ -113,3 +134,17 @@ class Stage:
     @property
     def schedule(self) -> Schedule:
         return Schedule(self.steps, self.warmup_steps, self.final_share, self.clip_norm)
+
+
+def terms_of(stage: Stage) -> tuple[Term, ...]:
+    """Returns what the loss of the stage is the sum of: here is where a term is added (see
+    `terms`).
+    """
+    reward = stage.reward
+    terms: tuple[Term, ...] = (
+        Policy(reward.policy, reward.rollout.temperature)
+        if reward.has_policy_loss
+        else NextToken(stage.next_token_weight),
+        stage.retention,
+    )
+    return tuple(term for term in terms if term.is_on)

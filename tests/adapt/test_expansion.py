@@ -14,8 +14,10 @@ from medkor_jax.io.weights import open_weights
 from medkor_jax.model.config import GLOBAL, LOCAL, preset
 from medkor_jax.model.forward import Inputs, edge_inputs, embed, forward, layer_inputs, make_view, project_logits, run_layer
 from medkor_jax.model.params import BACK, FRONT, Params, abstract_base, leaf_paths
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.losses import cross_entropy
-from medkor_jax.train.step import StepSpec, make_state, make_step
+from medkor_jax.train.stage import Stage
+from medkor_jax.train.step import make_state, make_step, step_spec
 from medkor_jax.train.trainable import OptimizerRule, Schedule, make_optimizer, split
 
 C = preset("tiny")
@@ -143,12 +145,12 @@ def test_gradients_have_their_natural_size(params, batch):
         assert sizes["zeroed"][f"{side}/down"] > 100 * sizes["copy"][f"{side}/down"]
 
 
-def learn_one_step(params, config, batch, **spec):
+def learn_one_step(params, config, batch):
     """Returns the model after one step of AdamW at the default rate on its added layers alone, and the metrics."""
     trainable, frozen = split(params, ("expand",))
     optimizer = make_optimizer((OptimizerRule("expand", r"expand/.*", 1e-4),), Schedule(100, 1, 0.1, 1.0), trainable)
     state = make_state(optimizer, jax.tree.map(jnp.array, trainable))
-    state, metrics = make_step(config, StepSpec(**spec), optimizer)(state, frozen, None, batch)
+    state, metrics = make_step(config, step_spec(Stage(), ComputeSettings("float32", "none")), optimizer)(state, frozen, None, batch)
     return frozen.replace(**state.trainable), metrics
 
 

@@ -29,6 +29,8 @@ class Characters:
 class Translator:
     """Knows the words of the embedded exam; dies at the call number `dies_at`."""
 
+    tokenizer = Characters()
+
     def __init__(self, to, dies_at=None, spoil=None):
         given = {"en": "ko", "ko": "en"}[to]
         self.prompt = f"{LABELS[given]} {{}}\n{LABELS[to]}"
@@ -52,7 +54,7 @@ class Translator:
 def run(tmp_path, scorer, questions=KOREAN, to="en", batch_size=3, name="out.jsonl"):
     out = tmp_path / name
     work = Work(tmp_path / f"{name}.work.jsonl", {"to": to, "batch_size": batch_size}, questions)
-    return finish_exam(scorer, Characters(), questions, work, to=to, out=out, batch_size=batch_size)
+    return finish_exam(scorer, questions, work, to=to, out=out, batch_size=batch_size)
 
 
 def read(path):

@@ -9,11 +9,14 @@ import pytest
 
 from medkor_jax.data.language import token_languages
 from medkor_jax.eval.scorer import ModelScorer
+from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.io.models import open_model
 from medkor_jax.model.params import Params
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.train.actor import Actor
-from medkor_jax.train.step import StepSpec
+from medkor_jax.train.compute import ComputeSettings
+from medkor_jax.train.stage import Stage
+from medkor_jax.train.step import step_spec
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +31,22 @@ def loud(tiny_base_dir):
     return Params(base | {"head": rows}), config, tokenizer, set(silent)
 
 
-@pytest.mark.parametrize("route", ["token", "document"])
-def test_greedy_text_holds_none(loud, route):
+@pytest.mark.parametrize("language_unit", ["token", "document"])
+def test_greedy_text_holds_none(loud, language_unit):
     params, config, tokenizer, silent = loud
-    scorer = ModelScorer(params, config, tokenizer, dtype=jnp.float32, batch_size=4, route=route)
+    scorer = ModelScorer(LoadedModel(params, None, config, tokenizer, language_unit=language_unit), dtype=jnp.float32, batch_size=4)
     prompts = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in ("Answer:", "정답：", "열 37.5도", "a b c")]
     written = scorer.decoder.generate(params, prompts, max_new_tokens=12, languages=scorer.languages_of(prompts))
     assert all(one.tokens and not silent & set(one.tokens) for one in written)
 
 
-@pytest.mark.parametrize("route", ["token", "document"])
-def test_samples_hold_none(loud, route):
+@pytest.mark.parametrize("language_unit", ["token", "document"])
+def test_samples_hold_none(loud, language_unit):
     params, config, tokenizer, silent = loud
     mesh = make_mesh(MeshShape(data=1), jax.devices()[:1])
-    actor = Actor(config, StepSpec(), tokenizer, mesh, temperature=1.5, max_new_tokens=12, route=route, reference=None)
+    loaded = LoadedModel(params, None, config, tokenizer, language_unit=language_unit)
+    spec = step_spec(Stage(), ComputeSettings("float32", "none"))
+    actor = Actor(loaded, spec, mesh, temperature=1.5, max_new_tokens=12)
     prompt = [tokenizer.bos_id, *tokenizer.encode("Answer:")]
     with jax.set_mesh(mesh):
         samples = actor.sample(params, [prompt] * 8, list(range(8)), [0] * 8)

@@ -11,6 +11,7 @@ from medkor_jax.data.language import ENGLISH, KOREAN, has_hangul, language_autom
 from medkor_jax.data.question import LETTERS, answer_text, cloze_prompt, prompt
 from medkor_jax.eval.exam import evaluate
 from medkor_jax.eval.scorer import ModelScorer
+from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.model.config import preset
 from medkor_jax.model.forward import Inputs, forward, project_logits
 from medkor_jax.model.params import Params
@@ -86,7 +87,11 @@ def reference_logits(params, ids, langs):
     return np.asarray(_full_pass(params, pad(ids), pad(langs)))[: len(ids)]
 
 
-def route(tokenizer, ids, how):
+def loaded(params, tokenizer, how="token"):
+    return LoadedModel(params, None, C, tokenizer, language_unit=how)
+
+
+def languages(tokenizer, ids, how):
     """Rows of the embedding beyond the vocabulary count as ordinary pieces."""
     known = np.where(np.asarray(ids) < tokenizer.vocab_size, ids, tokenizer.encode("a")[0])
     langs = token_languages(known, tokenizer)
@@ -95,18 +100,18 @@ def route(tokenizer, ids, how):
 
 @pytest.mark.parametrize("how", ["token", "document"])
 def test_next_logits_are_those_of_each_prompt_alone(params, tokenizer, prompts, how):
-    scorer = ModelScorer(params, C, tokenizer, dtype=jnp.float32, batch_size=4, route=how)
+    scorer = ModelScorer(loaded(params, tokenizer, how), dtype=jnp.float32, batch_size=4)
     ids = [511, 7, 7, 300]
     found = scorer.next_logits(prompts, ids)
     assert found.shape == (6, 4) and found.dtype == np.float32
     for ids_of, row in zip(prompts, found):
-        np.testing.assert_allclose(row, reference_logits(params, ids_of, route(tokenizer, ids_of, how))[-1, ids], atol=1e-4)
+        np.testing.assert_allclose(row, reference_logits(params, ids_of, languages(tokenizer, ids_of, how))[-1, ids], atol=1e-4)
     assert np.abs(found).max() > 1.0
 
 
 def test_routes_differ_where_a_prompt_mixes_languages(params, tokenizer, prompts):
     by_token, by_document = (
-        ModelScorer(params, C, tokenizer, dtype=jnp.float32, batch_size=4, route=how).next_logits(prompts, [5, 6])
+        ModelScorer(loaded(params, tokenizer, how), dtype=jnp.float32, batch_size=4).next_logits(prompts, [5, 6])
         for how in ("token", "document")
     )
     differs = np.abs(by_token - by_document).max(axis=1) > 1e-3
@@ -115,14 +120,14 @@ def test_routes_differ_where_a_prompt_mixes_languages(params, tokenizer, prompts
 
 @pytest.mark.parametrize("how", ["token", "document"])
 def test_generated_text_is_greedy_and_cut_at_the_first_stop(params, tokenizer, prompts, how):
-    scorer = ModelScorer(params, C, tokenizer, dtype=jnp.float32, batch_size=4, route=how)
+    scorer = ModelScorer(loaded(params, tokenizer, how), dtype=jnp.float32, batch_size=4)
     texts = scorer.generate(prompts, max_new_tokens=12, stop=())
     expected = []
     for asked in prompts:
         ids = list(asked)
-        document = route(tokenizer, asked, how)[-1]
+        document = languages(tokenizer, asked, how)[-1]
         while len(ids) < len(asked) + 12 and ids[-1] not in (tokenizer.eos_id, tokenizer.end_of_turn_id):
-            langs = route(tokenizer, ids, how) if how == "token" else np.full(len(ids), document)
+            langs = languages(tokenizer, ids, how) if how == "token" else np.full(len(ids), document)
             ids.append(int(reference_logits(params, ids, langs)[-1][: tokenizer.vocab_size].argmax()))
         expected.append(tokenizer.decode([i for i in ids[len(asked) :] if i < tokenizer.vocab_size]))
     assert texts == expected
@@ -132,7 +137,7 @@ def test_generated_text_is_greedy_and_cut_at_the_first_stop(params, tokenizer, p
 
 
 def test_complete_says_which_texts_ended_by_themselves(params, tokenizer, prompts):
-    scorer = ModelScorer(params, C, tokenizer, dtype=jnp.float32, batch_size=4)
+    scorer = ModelScorer(loaded(params, tokenizer), dtype=jnp.float32, batch_size=4)
     plain = scorer.complete(prompts, max_new_tokens=12, stop=())
     assert [c.text for c in plain] == scorer.generate(prompts, max_new_tokens=12, stop=())
     assert all(c.n_tokens == 12 and not c.is_whole for c in plain)  # random weights do not end
@@ -143,34 +148,34 @@ def test_complete_says_which_texts_ended_by_themselves(params, tokenizer, prompt
 
     # A first token declared to be the end: that text is whole, and nothing but the end.
     ending = copy.copy(tokenizer)
-    logits = reference_logits(params, prompts[1], route(tokenizer, prompts[1], "token"))
+    logits = reference_logits(params, prompts[1], languages(tokenizer, prompts[1], "token"))
     ending.eos_id = int(logits[-1].argmax())
-    (ended,) = ModelScorer(params, C, ending, dtype=jnp.float32, batch_size=4).complete(prompts[1:2], max_new_tokens=3, stop=())
+    (ended,) = ModelScorer(loaded(params, ending), dtype=jnp.float32, batch_size=4).complete(prompts[1:2], max_new_tokens=3, stop=())
     assert (ended.n_tokens, ended.is_whole) == (1, True)
 
 
 def test_texts_end_at_eos_and_end_of_turn(params, tokenizer):
     """That the decoder heeds them is its own test."""
-    scorer = ModelScorer(params, C, tokenizer, dtype=jnp.float32, batch_size=2)
+    scorer = ModelScorer(loaded(params, tokenizer), dtype=jnp.float32, batch_size=2)
     assert scorer.decoder.settings.stop_ids == (tokenizer.eos_id, tokenizer.end_of_turn_id)
     tokenizer_without = copy.copy(tokenizer)
     tokenizer_without.end_of_turn_id = None
-    scorer = ModelScorer(params, C, tokenizer_without, dtype=jnp.float32, batch_size=2)
+    scorer = ModelScorer(loaded(params, tokenizer_without), dtype=jnp.float32, batch_size=2)
     assert scorer.decoder.settings.stop_ids == (tokenizer.eos_id,)
 
 
 def test_four_devices_equal_one(params, tokenizer, prompts):
-    one = ModelScorer(params, C, tokenizer, dtype=jnp.float32, batch_size=4)
+    one = ModelScorer(loaded(params, tokenizer), dtype=jnp.float32, batch_size=4)
     mesh = make_mesh(MeshShape(data=2, fsdp=2), jax.devices()[:4])
     placed = jax.device_put(params, shard_tree(params, mesh))
-    four = ModelScorer(placed, C, tokenizer, dtype=jnp.float32, mesh=mesh, batch_size=3)
+    four = ModelScorer(loaded(placed, tokenizer), dtype=jnp.float32, mesh=mesh, batch_size=3)
     np.testing.assert_allclose(four.next_logits(prompts[:3], [5, 6]), one.next_logits(prompts[:3], [5, 6]), atol=1e-4)
 
 
 def test_letters_of_an_exam_are_the_best_of_their_logits(params, tokenizer, make_question):
     questions = [make_question(i, n_options=3 + i % 3, language="ko" if i % 2 else "en") for i in range(5)]
-    scorer = ModelScorer(params, C, tokenizer, dtype=jnp.float32, batch_size=2)
-    report = evaluate(scorer, tokenizer, questions, mode="letter", batch_size=2)
+    scorer = ModelScorer(loaded(params, tokenizer), dtype=jnp.float32, batch_size=2)
+    report = evaluate(scorer, questions, mode="letter", batch_size=2)
     for question, answer in zip(questions, report.answers):
         ids = [tokenizer.bos_id, *tokenizer.encode(prompt(question))]
         logits = reference_logits(params, ids, token_languages(np.asarray(ids), tokenizer))[-1]
@@ -182,14 +187,14 @@ def test_letters_of_an_exam_are_the_best_of_their_logits(params, tokenizer, make
 @pytest.mark.parametrize("how", ["token", "document"])
 def test_continuation_nats_are_those_of_each_row_alone(params, tokenizer, prompts, how):
     """More prompts than one batch, continuations of different lengths and languages side by side."""
-    scorer = ModelScorer(params, C, tokenizer, dtype=jnp.float32, batch_size=4, route=how)
+    scorer = ModelScorer(loaded(params, tokenizer, how), dtype=jnp.float32, batch_size=4)
     texts = ("x", " B", "가나다", "뷁 ok", "long one" * 6, ".")
     continuations = [[tokenizer.encode(text) for text in texts[i:]] for i in range(len(prompts))]
     found = scorer.continuation_nats(prompts, continuations)
     for prompt_ids, own, nats in zip(prompts, continuations, found, strict=True):
         for continuation, one in zip(own, nats, strict=True):
             ids = [*prompt_ids, *continuation]
-            logits = jax.nn.log_softmax(reference_logits(params, ids, route(tokenizer, ids, how)))
+            logits = jax.nn.log_softmax(reference_logits(params, ids, languages(tokenizer, ids, how)))
             expected = -sum(logits[t - 1, ids[t]] for t in range(len(prompt_ids), len(ids)))
             assert one == pytest.approx(float(expected), rel=1e-5)
     with pytest.raises(ValueError, match="at least one token"):
@@ -201,8 +206,8 @@ def test_cloze_takes_the_likeliest_option_without_showing_any(params, tokenizer,
     questions = [make_question(i, n_options=3 + i % 3, language="ko" if i % 2 else "en") for i in range(5)]
     words = ("ab", "cdcdcd", "xy xy", "z", "가")
     questions = [dataclasses.replace(q, options=(words[i:] + words[:i])[: len(q.options)]) for i, q in enumerate(questions)]
-    scorer = ModelScorer(params, C, tokenizer, dtype=jnp.float32, batch_size=4)
-    report = evaluate(scorer, tokenizer, questions, mode=mode, batch_size=2)
+    scorer = ModelScorer(loaded(params, tokenizer), dtype=jnp.float32, batch_size=4)
+    report = evaluate(scorer, questions, mode=mode, batch_size=2)
     chosen = []
     for question, answer in zip(questions, report.answers):
         before = [tokenizer.bos_id, *tokenizer.encode(cloze_prompt(question))]
@@ -219,13 +224,13 @@ def test_cloze_takes_the_likeliest_option_without_showing_any(params, tokenizer,
     assert len(set(chosen)) > 1
 
 
-@pytest.mark.parametrize("wrong, message", [({"route": "word"}, "token, document"), ({"batch_size": 0}, "at least 1")])
+@pytest.mark.parametrize("wrong, message", [({"language_unit": "word"}, "token, document"), ({"batch_size": 0}, "at least 1")])
 def test_settings_without_meaning_are_refused(params, tokenizer, wrong, message):
     with pytest.raises(ValueError, match=message):
-        ModelScorer(params, C, tokenizer, **{"dtype": jnp.float32, "batch_size": 2} | wrong)
+        ModelScorer(loaded(params, tokenizer, wrong.get("language_unit", "token")), dtype=jnp.float32, batch_size=wrong.get("batch_size", 2))
 
 
 def test_an_empty_prompt_is_refused(params, tokenizer):
-    scorer = ModelScorer(params, C, tokenizer, dtype=jnp.float32, batch_size=2)
+    scorer = ModelScorer(loaded(params, tokenizer), dtype=jnp.float32, batch_size=2)
     with pytest.raises(ValueError, match="at least one token"):
         scorer.next_logits([[2], []], [5])

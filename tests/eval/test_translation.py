@@ -43,7 +43,7 @@ def cut_words(text, number):
 def test_asked_as_it_is_taught_and_a_perfect_translator_scores_100(tokenizer):
     scorer, seen = Translator(tokenizer, PAIRS), []
     report = evaluate_translation(
-        scorer, tokenizer, PAIRS, source="embedded", split="valid", batch_size=7, max_new_tokens=50, n_resamples=20,
+        scorer, PAIRS, source="embedded", split="valid", batch_size=7, max_new_tokens=50, n_resamples=20,
         on_progress=lambda *at: seen.append(at),
     )  # fmt: skip
     assert [(one.id, one.given, one.target) for one in report.outputs] == [
@@ -57,7 +57,7 @@ def test_asked_as_it_is_taught_and_a_perfect_translator_scores_100(tokenizer):
 
 
 def test_scores_are_those_of_sacrebleu_with_their_signatures(tokenizer):
-    report = evaluate_translation(Translator(tokenizer, PAIRS, cut_words), tokenizer, PAIRS, n_resamples=200)
+    report = evaluate_translation(Translator(tokenizer, PAIRS, cut_words), PAIRS, n_resamples=200)
     for direction in ("en-ko", "ko-en"):
         outputs = report.of(direction)
         said, wanted = [one.output for one in outputs], [[one.reference for one in outputs]]
@@ -72,7 +72,7 @@ def test_scores_are_those_of_sacrebleu_with_their_signatures(tokenizer):
 
 
 def test_draws_are_scores_of_resampled_pairs(tokenizer):
-    report = evaluate_translation(Translator(tokenizer, PAIRS, cut_words), tokenizer, PAIRS, n_resamples=3, seed=5)
+    report = evaluate_translation(Translator(tokenizer, PAIRS, cut_words), PAIRS, n_resamples=3, seed=5)
     outputs, rng = report.of("en-ko"), np.random.default_rng(5)
     for metric, score in (("chrf", sacrebleu.corpus_chrf), ("bleu", lambda *a: sacrebleu.corpus_bleu(*a, tokenize="char"))):
         rng = np.random.default_rng(5)
@@ -83,14 +83,14 @@ def test_draws_are_scores_of_resampled_pairs(tokenizer):
 
 def test_a_change_is_paired(tokenizer):
     """Where nothing changed, the interval of the change is zero, however wide those of the scores are."""
-    before = evaluate_translation(Translator(tokenizer, PAIRS, cut_words), tokenizer, PAIRS, n_resamples=100)
+    before = evaluate_translation(Translator(tokenizer, PAIRS, cut_words), PAIRS, n_resamples=100)
     assert before.score("en-ko").high - before.score("en-ko").low > 5
     assert "(+0.0 [+0.0, +0.0], 40 pairs)" in change_lines(before, before)[0]
-    after = evaluate_translation(Translator(tokenizer, PAIRS), tokenizer, PAIRS, n_resamples=100)
+    after = evaluate_translation(Translator(tokenizer, PAIRS), PAIRS, n_resamples=100)
     line = change_lines(before, after)[0]
     assert line.startswith(f"en-ko chrF {before.score('en-ko').score:.1f} -> 100.0 (+") and "[+" in line
     with pytest.raises(ValueError, match="80 and 78 outputs of other pairs"):
-        change_lines(before, evaluate_translation(Translator(tokenizer, PAIRS), tokenizer, PAIRS[1:], n_resamples=100))
+        change_lines(before, evaluate_translation(Translator(tokenizer, PAIRS), PAIRS[1:], n_resamples=100))
 
 
 def test_what_went_wrong_is_counted_and_shown(tokenizer):
@@ -98,7 +98,7 @@ def test_what_went_wrong_is_counted_and_shown(tokenizer):
         wrong = [Continuation("", 1, True), Continuation(text, 256, False), " Nothing 열.", *[text] * 37]
         return wrong[number]
 
-    report = evaluate_translation(Translator(tokenizer, PAIRS, spoil), tokenizer, PAIRS, n_resamples=10)
+    report = evaluate_translation(Translator(tokenizer, PAIRS, spoil), PAIRS, n_resamples=10)
     counts = report.summary()["counts"]
     # "Nothing 열." holds Hangul, so it passes for Korean.
     assert counts["en-ko"] == {"empty": 1, "cut_by_length": 1, "in_the_wrong_language": 0, "copied_from_the_source": 0}
@@ -106,12 +106,12 @@ def test_what_went_wrong_is_counted_and_shown(tokenizer):
     assert "ko-en: 1 empty, 1 cut by length, 1 in the wrong language" in report.table()
     copied = Translator(tokenizer, PAIRS)
     copied.known = {prompt: prompt.split(": ", 1)[1].rsplit("\n", 1)[0] for prompt in copied.known}
-    report = evaluate_translation(copied, tokenizer, PAIRS, n_resamples=10)
+    report = evaluate_translation(copied, PAIRS, n_resamples=10)
     assert all(c["copied_from_the_source"] == c["in_the_wrong_language"] == 40 for c in report.summary()["counts"].values())
 
 
 def test_reports_survive_their_file_and_strangers_are_refused(tokenizer, tmp_path):
-    report = evaluate_translation(Translator(tokenizer, PAIRS, cut_words), tokenizer, PAIRS, source="embedded", n_resamples=10)
+    report = evaluate_translation(Translator(tokenizer, PAIRS, cut_words), PAIRS, source="embedded", n_resamples=10)
     odd = dataclasses.replace(report.outputs[0], output="줄\u2028바꿈")
     report = dataclasses.replace(report, outputs=(odd, *report.outputs[1:]))
     path = tmp_path / "deep" / "t.jsonl"
@@ -128,4 +128,4 @@ def test_reports_survive_their_file_and_strangers_are_refused(tokenizer, tmp_pat
 
 def test_no_pairs_is_refused(tokenizer):
     with pytest.raises(ValueError, match="nothing to score"):
-        evaluate_translation(Translator(tokenizer, []), tokenizer, [], source="x")
+        evaluate_translation(Translator(tokenizer, []), [], source="x")

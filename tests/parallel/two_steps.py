@@ -21,8 +21,10 @@ def train(shape) -> dict:
     from medkor_jax.io.weights import open_weights
     from medkor_jax.model.params import ADAPTABLE, Params, abstract_base, leaf_paths
     from medkor_jax.parallel.mesh import make_mesh, place_batch, shard_tree
+    from medkor_jax.train.compute import ComputeSettings
     from medkor_jax.train.retention import Retention
-    from medkor_jax.train.step import StepSpec, make_state, make_step
+    from medkor_jax.train.stage import Stage
+    from medkor_jax.train.step import make_state, make_step, step_spec
     from medkor_jax.train.trainable import split
 
     weights = open_weights("random:tiny")
@@ -43,7 +45,8 @@ def train(shape) -> dict:
         state = make_state(optimizer, trainable)
         shardings = shard_tree(state, mesh)
         state = jax.device_put(state, shardings)
-        spec = StepSpec(retention=Retention(weight=1.0, layers=2, positions=3), microbatches=2)
+        stage = Stage(retention=Retention(weight=1.0, layers=2, positions=3), microbatches=2)
+        spec = step_spec(stage, ComputeSettings("float32", "none"))
         step = make_step(weights.config, spec, optimizer, shardings)
         losses = []
         for _ in range(2):

@@ -17,9 +17,11 @@ from medkor_jax.plan.program import Cost, Kernel
 from medkor_jax.plan.stages import STEP, Program, Trees
 from medkor_jax.plan.topology import GIB, parse_topology
 from medkor_jax.plan.traffic import Collective
-from medkor_jax.train.step import StepSpec
+from medkor_jax.train.compute import ComputeSettings
+from medkor_jax.train.stage import Stage
+from medkor_jax.train.step import step_spec
 
-PROGRAM = Program(STEP, Trees(LoraSettings()), ("lora",), StepSpec(), 8, 64, 64, "float32")
+PROGRAM = Program(STEP, Trees(LoraSettings()), ("lora",), step_spec(Stage(), ComputeSettings("float32", "none")), 8, 64, 64, "float32")
 
 
 @pytest.fixture(autouse=True)

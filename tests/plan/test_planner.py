@@ -24,11 +24,13 @@ from medkor_jax.plan.topology import GIB, parse_topology
 from medkor_jax.plan.traffic import Collective
 from medkor_jax.run.config_file import load_recipe
 from medkor_jax.run.phases import ConfigError
-from medkor_jax.train.step import StepSpec
+from medkor_jax.train.compute import ComputeSettings
+from medkor_jax.train.stage import Stage
+from medkor_jax.train.step import step_spec
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 V5E = parse_topology("v5e:4x4")
-TEXT = Program(STEP, Trees(LoraSettings(rank=2)), ("lora",), StepSpec("bfloat16", remat="gate_up"), 16, 64, 64, "bfloat16")
+TEXT = Program(STEP, Trees(LoraSettings(rank=2)), ("lora",), step_spec(Stage(), ComputeSettings()), 16, 64, 64, "bfloat16")
 
 
 def found(gib=1.0, flops=0.0, main=0.0, wire=0.0, refused=""):

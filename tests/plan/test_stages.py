@@ -13,8 +13,11 @@ from medkor_jax.model.config import preset
 from medkor_jax.plan.lowering import _batch, abstract_params
 from medkor_jax.plan.stages import READ, SCORE, STEP, WRITE, Program, Trees, planned_stages
 from medkor_jax.run.config_file import load_recipe
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.policy import PolicyLoss
-from medkor_jax.train.step import StepSpec
+from medkor_jax.train.reward_settings import RewardSettings
+from medkor_jax.train.stage import Stage
+from medkor_jax.train.step import step_spec
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 CONFIG = preset("tiny")
@@ -74,10 +77,11 @@ def test_abstract_parameters_have_the_shapes_of_real_ones(make_base):
 
 
 def test_an_abstract_batch_has_what_a_packed_one_has(make_batch):
-    program = Program(STEP, Trees(LoraSettings()), ("lora",), StepSpec(), 8, 24, 10, "float32")
+    program = Program(STEP, Trees(LoraSettings()), ("lora",), step_spec(Stage(), ComputeSettings("float32", "none")), 8, 24, 10, "float32")
     real = {name: (rows.shape, jnp.dtype(rows.dtype)) for name, rows in make_batch(CONFIG).items()}
     assert {name: (rows.shape, rows.dtype) for name, rows in _batch(program).items()} == real
-    grpo = dataclasses.replace(program, spec=StepSpec(next_token_weight=0.0, policy=PolicyLoss(kl_weight=0.1)), with_reference_nats=True)
+    sampled = Stage(reward=RewardSettings("grpo", policy=PolicyLoss(kl_weight=0.1)))
+    grpo = dataclasses.replace(program, spec=step_spec(sampled, ComputeSettings()), with_reference_nats=True)
     assert set(_batch(grpo)) == {*real, "advantages", "behaviour_nats", "importance", "reference_nats"}
 
 

@@ -14,9 +14,11 @@ from medkor_jax.plan.lowering import traceable
 from medkor_jax.plan.stages import READ, STEP, WRITE, Program, Trees
 from medkor_jax.plan.topology import GIB, parse_topology
 from medkor_jax.plan.trace import jaxpr_work
-from medkor_jax.train.policy import PolicyLoss
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.retention import Retention
-from medkor_jax.train.step import StepSpec
+from medkor_jax.train.reward_settings import RewardSettings
+from medkor_jax.train.stage import Stage
+from medkor_jax.train.step import step_spec
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,9 +27,9 @@ pytestmark = [
 
 CONFIG = preset("gemma3-4b")
 TREES = Trees(LoraSettings(), "vector", (1, 1))
-TEXT = Program(STEP, TREES, ("lora", "lang", "expand"), StepSpec("bfloat16", remat="gate_up"), 16, 1024, 1024, "bfloat16")
-GRPO = dataclasses.replace(TEXT, spec=dataclasses.replace(TEXT.spec, next_token_weight=0.0, policy=PolicyLoss()), positions=128)
-RETENTION = dataclasses.replace(TEXT.spec, next_token_weight=0.0, retention=Retention(weight=1.0))
+TEXT = Program(STEP, TREES, ("lora", "lang", "expand"), step_spec(Stage(), ComputeSettings()), 16, 1024, 1024, "bfloat16")
+GRPO = dataclasses.replace(TEXT, spec=step_spec(Stage(reward=RewardSettings("grpo")), ComputeSettings()), positions=128)
+RETENTION = step_spec(Stage(next_token_weight=0.0, retention=Retention(weight=1.0)), ComputeSettings())
 PROGRAMS = {
     "text": TEXT,
     "each layer": dataclasses.replace(TEXT, spec=RETENTION, reference=Trees()),

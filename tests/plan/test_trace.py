@@ -14,18 +14,22 @@ from medkor_jax.plan.lowering import traceable
 from medkor_jax.plan.stages import READ, SCORE, STEP, Program, Trees
 from medkor_jax.plan.topology import parse_topology
 from medkor_jax.plan.trace import jaxpr_work
-from medkor_jax.train.policy import PolicyLoss
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.retention import Retention
-from medkor_jax.train.step import StepSpec
+from medkor_jax.train.reward_settings import RewardSettings
+from medkor_jax.train.stage import Stage
+from medkor_jax.train.step import step_spec
 
 CONFIG = preset("tiny")
 ADAPTED, ALL = Trees(LoraSettings(rank=2), "vector"), Trees(LoraSettings(rank=2), "vector", (1, 1))
-TEXT = Program(STEP, ADAPTED, ("lora", "lang"), StepSpec("bfloat16", chunk=16), 8, 64, 32, "bfloat16")
-GRPO = dataclasses.replace(TEXT.spec, next_token_weight=0.0, policy=PolicyLoss())
-EACH_LAYER = dataclasses.replace(TEXT.spec, next_token_weight=0.0, retention=Retention(1.0, layers=2, positions=16))
+COMPUTE = ComputeSettings("bfloat16", "none", chunk=16)
+TEXT = Program(STEP, ADAPTED, ("lora", "lang"), step_spec(Stage(), COMPUTE), 8, 64, 32, "bfloat16")
+GRPO = step_spec(Stage(reward=RewardSettings("grpo")), COMPUTE)
+EACH_LAYER = step_spec(Stage(next_token_weight=0.0, retention=Retention(1.0, layers=2, positions=16)), COMPUTE)
+MADE_AGAIN = dataclasses.replace(TEXT.spec, compute=dataclasses.replace(COMPUTE, remat="full"))
 PROGRAMS = {
     "text": dataclasses.replace(TEXT, trees=ALL, trained=("lora", "lang", "expand"), length=256),
-    "text, all made again": dataclasses.replace(TEXT, spec=dataclasses.replace(TEXT.spec, remat="full")),
+    "text, all made again": dataclasses.replace(TEXT, spec=MADE_AGAIN),
     "text, two microbatches": dataclasses.replace(TEXT, spec=dataclasses.replace(TEXT.spec, microbatches=2)),
     "each layer": dataclasses.replace(TEXT, spec=EACH_LAYER, reference=Trees(LoraSettings(rank=2))),
     "each layer, layers added": dataclasses.replace(TEXT, trees=ALL, trained=("expand",), spec=EACH_LAYER, reference=Trees()),

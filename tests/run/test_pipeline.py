@@ -30,6 +30,7 @@ from medkor_jax.run.readiness import checks
 from medkor_jax.run.stage_plans import stage_plan
 from medkor_jax.train import loop
 from medkor_jax.train.metrics import read_metrics
+from medkor_jax.train.next_token import NextToken
 
 PHASES = ("phase0", "phase1", "phase2", "phase3")
 TEXT = {"en": dict(kind="text", path="embedded", language="en", subset="train", limit=40)}
@@ -78,9 +79,9 @@ def stages(monkeypatch):
     """Every stage that would train: (plan, params, reference). None of them trains."""
     seen = []
 
-    def run_stage(plan, params, reference, *_):
-        seen.append((plan, params, reference))
-        return params
+    def run_stage(plan, loaded, reference, mesh):
+        seen.append((plan, loaded.params, reference))
+        return loaded
 
     monkeypatch.setattr(pipeline, "run_stage", run_stage)
     return seen
@@ -334,7 +335,7 @@ def test_a_closed_gate_trains_retention_for_its_rounds_and_stops_the_run(config,
     # retention holds to phase 1's model: the base as it stands, with phase 1's own LoRA and no language vectors
     first = open_model(run_dir / "phase1").load(jnp.float32, make_mesh(MeshShape()))
     for plan, params, reference in remedies:
-        assert plan.spec.retention.weight == 1.0 and plan.spec.next_token_weight == 0.0 and plan.trees == ("lang",)
+        assert plan.spec.terms == (plan.stage.retention,) and plan.stage.retention.weight == 1.0 and plan.stage.trees == ("lang",)
         assert reference.base["embed"] is params.base["embed"] and not reference.lang and params.lang
         assert digest_tree(reference.lora) == digest_tree(first.lora) and reference.lora_scale == 2.0
     verdict = read_verdict(run_dir / "phase2/verdict.json")
@@ -388,8 +389,9 @@ def test_a_stage_with_a_reward_is_given_questions_rollouts_and_a_policy(config):
     plan = stage_plan(run.recipe, run.corpora, phase, phase.train, "train")
     ((source, questions),) = plan.train
     assert source.kind == "exam" and len(questions) == 6 and questions[0].options
-    assert plan.stage is phase.train and plan.spec.next_token_weight == 0
-    assert (plan.spec.policy.kl_weight, plan.spec.temperature) == (0.1, 0.9)
+    assert plan.stage is phase.train
+    (term,) = plan.spec.terms
+    assert (term.settings.kl_weight, term.temperature) == (0.1, 0.9)
     checks(run.recipe, run.corpora, run.mesh)["phase3/train"]()
     config["phase3"] |= dict(seq_len=32)
     with pytest.raises(BadDataError, match="none fits"):
@@ -397,4 +399,4 @@ def test_a_stage_with_a_reward_is_given_questions_rollouts_and_a_policy(config):
     config["phase3"] |= dict(reward=reward | dict(algorithm="rft"), seq_len=128)
     recipe = make_recipe(config)
     plan = stage_plan(recipe, run.corpora, recipe.phases[3], recipe.phases[3].train, "train")
-    assert plan.spec.policy is None and plan.spec.next_token_weight == 1 and plan.stage.reward.is_on
+    assert plan.spec.terms == (NextToken(1.0),) and plan.stage.reward.is_on

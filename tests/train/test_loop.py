@@ -15,15 +15,19 @@ from medkor_jax.data.batches import Batches
 from medkor_jax.data.rows import Source
 from medkor_jax.data.sources import load_examples
 from medkor_jax.io.checkpoint import digest_tree
+from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.io.models import open_model
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.train import loop
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.metrics import read_metrics
 from medkor_jax.train.stage import Stage
-from medkor_jax.train.step import ComputeSettings, StepSpec
+from medkor_jax.train.stage_plan import StagePlan
+from medkor_jax.train.text_loss import text_loss
 from medkor_jax.train.trainable import OptimizerRule
 
 STEPS = 6
+PLAIN = ComputeSettings("float32", "none")
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +62,9 @@ def make_plan(corpus, directory):
         steps=STEPS, trees=("lora",), data=tuple(source for source, _ in corpus), batch_size=4, seq_len=64, dropout=0.1,
         rules=(OptimizerRule("lora", "lora/.*", 0.01),), warmup_steps=2, save_every=2,
     )  # fmt: skip
-    return loop.StagePlan(
-        name="stage", directory=directory / "stage", stage=stage, compute=ComputeSettings("float32", "none"), seed=3, train=corpus,
-        validation=[], upstream="model", route="token", log_every=3,
+    return StagePlan(
+        name="stage", directory=directory / "stage", stage=stage, compute=PLAIN, seed=3, train=corpus,
+        validation=[], upstream="model", log_every=3,
     )  # fmt: skip
 
 
@@ -73,7 +77,7 @@ def staged(plan, **changes):
 def run(params, model, mesh):
     def run(plan, params=params):
         with jax.set_mesh(mesh):
-            return loop.run_stage(plan, params, None, model.config, model.tokenizer, mesh)
+            return loop.run_stage(plan, LoadedModel(params, model.base, model.config, model.tokenizer), None, mesh).params
 
     return run
 
@@ -183,8 +187,8 @@ def test_best_takes_the_checkpoint_of_lowest_validation_loss(run, plan, corpus, 
     nats = iter([3.0, 1.0, 2.0])
     seen = []
 
-    def measured(params, *_, **__):
-        seen.append(digest_tree(params.lora))
+    def measured(loaded, *_, **__):
+        seen.append(digest_tree(loaded.params.lora))
         return {"nats": next(nats), "tokens": 1.0}
 
     monkeypatch.setattr(loop, "text_loss", measured)
@@ -195,10 +199,11 @@ def test_best_takes_the_checkpoint_of_lowest_validation_loss(run, plan, corpus, 
 
 
 def test_text_loss_is_a_mean_over_predicted_tokens_and_stops_at_its_bound(params, model, mesh, corpus):
-    measure = lambda limit, shift=0.0: loop.text_loss(  # noqa: E731
-        params.replace(base=params.base | {"embed": params.base["embed"] * (1 + shift)}), model.config, model.tokenizer,
-        mesh, corpus, StepSpec(), route="token", batch_size=4, seq_len=64, max_tokens=limit,
-    )  # fmt: skip
+    def measure(limit, shift=0.0):
+        shifted = params.replace(base=params.base | {"embed": params.base["embed"] * (1 + shift)})
+        loaded = LoadedModel(shifted, model.base, model.config, model.tokenizer)
+        return text_loss(loaded, mesh, corpus, PLAIN, batch_size=4, seq_len=64, max_tokens=limit)
+
     with jax.set_mesh(mesh):
         some, whole = measure(64), measure(0)
         blank = measure(0, shift=-1.0)  # no embedding, no logits: every token is equally likely
@@ -206,11 +211,6 @@ def test_text_loss_is_a_mean_over_predicted_tokens_and_stops_at_its_bound(params
     lengths = sum(len(ids) for ids in model.tokenizer.encode_batch([e.parts[0][0] for e in corpus[0][1]]))
     assert lengths <= whole["tokens"] <= lengths + 2 * len(corpus[0][1])
     assert blank["nats"] == pytest.approx(math.log(model.config.vocab_size), rel=1e-5)
-
-
-def test_seeds_depend_on_every_part():
-    assert len({loop.seed_of(*parts) for parts in ((0, "a"), (1, "a"), (0, "b"), ("a", 0))}) == 4
-    assert 0 <= loop.seed_of(0, "a") == loop.seed_of(0, "a") < 2**31
 
 
 def test_a_stage_that_changed_nothing_ends_in_an_alarm(run, plan, capsys):

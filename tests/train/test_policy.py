@@ -13,7 +13,9 @@ from medkor_jax.model.config import preset
 from medkor_jax.model.forward import Inputs, forward, project_logits
 from medkor_jax.model.params import Params, abstract_base
 from medkor_jax.parallel.mesh import MeshShape, make_mesh, place_batch, shard_tree
-from medkor_jax.train.policy import PolicyLoss, policy_sums
+from medkor_jax.train.compute import ComputeSettings
+from medkor_jax.train.next_token import NextToken
+from medkor_jax.train.policy import Policy, PolicyLoss, policy_sums
 from medkor_jax.train.retention import Retention
 from medkor_jax.train.reward_settings import RolloutSettings
 from medkor_jax.train.step import StepSpec, make_scoring, make_state, make_step
@@ -23,7 +25,8 @@ C = preset("tiny")
 SGD = optax.sgd(1.0)  # its update is the gradient itself
 POLICY = PolicyLoss(clip_low=0.2, clip_high=0.3, kl_weight=0.5)
 TEMPERATURE = 1.3
-SPEC = StepSpec(next_token_weight=0.0, policy=POLICY, temperature=TEMPERATURE, chunk=20)
+PLAIN = ComputeSettings("float32", "none", chunk=20)
+SPEC = StepSpec((Policy(POLICY, TEMPERATURE),), PLAIN)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def run(params, batch):
             state = make_state(SGD, jax.tree.map(jnp.array, trainable))
             shardings = shard_tree(state, mesh)
             state, frozen = jax.device_put(state, shardings), jax.device_put(frozen, shard_tree(frozen, mesh))
-            reference = frozen.replace(lora={}) if spec.retention.weight else None
+            reference = frozen.replace(lora={}) if spec.retention else None
             state, metrics = make_step(C, spec, SGD, shardings)(state, frozen, reference, place_batch(batch, mesh))
         return jax.tree.map(np.asarray, (state.trainable, metrics))
 
@@ -104,7 +107,7 @@ def test_loss_gradient_and_what_is_watched_equal_those_of_whole_logits(whole, pa
     ("changed", "shape", "n_devices"),
     [
         (dict(microbatches=4), MeshShape(), 1),
-        (dict(remat="full"), MeshShape(data=4), 4),
+        (dict(compute=dataclasses.replace(PLAIN, remat="full")), MeshShape(data=4), 4),
         (dict(microbatches=2), MeshShape(data=1, fsdp=2, tensor=2), 4),
     ],
     ids=["4 microbatches", "4 devices, remat", "fsdp x tensor, 2 microbatches"],
@@ -119,7 +122,8 @@ def test_the_same_step_however_it_is_cut(run, whole, params, changed, shape, n_d
 
 
 def test_the_behaviour_scored_apart_is_the_policy_at_its_first_update(run, params, batch):
-    spec = dataclasses.replace(SPEC, remat="full", policy=dataclasses.replace(POLICY, kl_weight=0.0))
+    term = Policy(dataclasses.replace(POLICY, kl_weight=0.0), TEMPERATURE)
+    spec = StepSpec((term,), dataclasses.replace(PLAIN, remat="full"))
     nats = np.asarray(make_scoring(C, spec)(params, batch))
     np.testing.assert_allclose(-nats, naive_log_p(params.lora, params, batch), atol=1e-5 * np.abs(nats).max())
     _, metrics = run(spec, batch=batch | {"behaviour_nats": nats})
@@ -155,7 +159,7 @@ def test_positions_without_weight_leave_no_trace(batch, params):
 
 
 def test_retention_goes_with_a_policy(run, whole):
-    _, metrics = run(dataclasses.replace(SPEC, retention=Retention(weight=2.0, layers=0, positions=0)))
+    _, metrics = run(dataclasses.replace(SPEC, terms=(*SPEC.terms, Retention(weight=2.0, layers=0, positions=0))))
     assert metrics["policy/loss"] == pytest.approx(whole[1]["policy/loss"], rel=1e-5)
     assert metrics["loss"] == pytest.approx(metrics["policy/loss"] + 2.0 * metrics["retention_nats"], rel=1e-5)
 
@@ -168,7 +172,7 @@ def test_the_step_lowers_from_shapes_alone(params):
     batch |= {name: f32((8, 5)) for name in ("loss_weights", "advantages", "behaviour_nats", "importance", "reference_nats")}
     with jax.set_mesh(make_mesh(MeshShape(), jax.devices()[:1])), jax.numpy_dtype_promotion("strict"):
         state = jax.eval_shape(functools.partial(make_state, SGD), trainable)
-        out, metrics = make_step(C, dataclasses.replace(SPEC, dtype="bfloat16", microbatches=2), SGD).lower(state, frozen, None, batch).out_info
+        out, metrics = make_step(C, dataclasses.replace(SPEC, compute=ComputeSettings(), microbatches=2), SGD).lower(state, frozen, None, batch).out_info
     assert {leaf.dtype for leaf in jax.tree.leaves((out.trainable, metrics))} == {jnp.dtype("float32")}
 
 
@@ -177,8 +181,8 @@ def test_the_step_lowers_from_shapes_alone(params):
     [
         (PolicyLoss, dict(clip_low=1.0), "clip_low"), (PolicyLoss, dict(clip_high=0.0), "clip_high"),
         (PolicyLoss, dict(kl_weight=-1.0), "kl_weight"), (RolloutSettings, dict(temperature=0.0), "temperature"),
-        (StepSpec, dict(policy=PolicyLoss()), "next_token_weight is 1.0"),
-        (StepSpec, dict(policy=PolicyLoss(), next_token_weight=0.0, dropout=0.1), "dropout 0.1"),
+        (StepSpec, dict(terms=(NextToken(1.0), *SPEC.terms), compute=PLAIN), "there is a next-token loss"),
+        (StepSpec, dict(terms=SPEC.terms, compute=PLAIN, dropout=0.1), "dropout 0.1"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_learnt_is_refused(kind, wrong, words):

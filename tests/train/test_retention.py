@@ -11,7 +11,9 @@ from medkor_jax.model.forward import Inputs, edge_inputs, embed, forward, layer_
 from medkor_jax.model.layers import rms_norm
 from medkor_jax.model.params import Params
 from medkor_jax.plan.program import read_program
-from medkor_jax.train.retention import Retention, choose_layers, choose_positions, each_layer, n_compared
+from medkor_jax.train.compute import ComputeSettings
+from medkor_jax.train.each_layer import Comparison, each_layer, n_compared
+from medkor_jax.train.retention import Retention, choose_layers, choose_positions
 
 C = preset("tiny")
 L = C.n_layers
@@ -39,12 +41,13 @@ def teacher(student, make_adapters):
 def compare(student, teacher, batch, layer_weights, temperature=2.0, remat="none", n_drawn=0):
     """Returns ((total loss, (hidden, total, per layer)), gradient in the student's small trees)."""
 
+    compared = Comparison(batch["loss_positions"], batch["loss_weights"], layer_weights, n_drawn, temperature)
+
     def loss(trees):
-        hidden, total, per_layer = each_layer(
-            student.replace(**trees), teacher, C, Inputs.of(batch), batch["loss_positions"], batch["loss_weights"],
-            layer_weights, dtype=jnp.float32, chunk=9, temperature=temperature, remat=remat, n_drawn=n_drawn,
-        )  # fmt: skip
-        return total.loss, (hidden, total, per_layer)
+        hidden, sums = each_layer(
+            student.replace(**trees), teacher, C, Inputs.of(batch), compared, ComputeSettings("float32", remat, chunk=9)
+        )
+        return sums.total.loss, (hidden, sums.total, sums.per_place)
 
     with jax.numpy_dtype_promotion("strict"):
         return jax.value_and_grad(loss, has_aux=True)(small_trees(student))

@@ -71,5 +71,64 @@ def test_a_reward_that_teaches_the_wrong_thing_is_refused(parts, words):
         Reward(make_parts(**{part.name: part.weight for part in DEFAULT_PARTS} | parts))
 
 
+BREVITY = """
+def brevity(response, bound):
+    return max(0.0, 1.0 - response.n_tokens / bound)
+
+def lavish(response, bound):
+    return 7
+
+def nothing(response, bound):
+    return None
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """own(name, weight) -> a reward with a function of a user's file beside the answer."""
+    (tmp_path / "mine.py").write_text(BREVITY)
+
+    def own(name, weight=0.2, file="mine.py"):
+        return Reward((*make_parts(answer=1.0), RewardPart("mine", weight, bound=20.0, function=f"{tmp_path / file}:{name}")))
+
+    return own
+
+
+def test_a_users_own_part_is_earned_beside_the_others(own):
+    assert score("C", own("brevity"), n_tokens=5).parts == {"answer": 1.0, "mine": pytest.approx(0.2 * 0.75)}
+    assert score("B", own("brevity"), n_tokens=40).total == 0.0
+    assert score("C", own("brevity"), n_tokens=5, is_finished=False).total == 0.0  # what was cut off earns nothing
+    assert score("C", own("brevity", -0.2), n_tokens=5, is_finished=False).total == pytest.approx(-0.15)  # and loses all the same
+    assert best(own("brevity").parts) == pytest.approx(1.2) and best(own("brevity", -0.2).parts) == 1.0
+
+
+@pytest.mark.parametrize(
+    "name, file, words",
+    [
+        ("brevty", "mine.py", "no function 'brevty'.*nearest: 'brevity'"),
+        ("brevity", "gone.py", "no such file"),
+        ("brevity", "broken.py", "broken.py.*cannot be run: SyntaxError"),
+        ("no name", "mine.py", "expected 'FILE.py:NAME'"),
+    ],
+)
+def test_a_users_own_part_that_is_not_there_is_refused(name, file, words, own, tmp_path):
+    (tmp_path / "broken.py").write_text("def brevity(:\n")
+    with pytest.raises(ValueError, match=words):
+        own(name, file=file)
+
+
+@pytest.mark.parametrize("name", ["lavish", "nothing"])
+def test_a_part_is_a_share(name, own):
+    with pytest.raises(ValueError, match="part 'mine' gave (7|None) for an answer of 10 tokens"):
+        score("C", own(name))
+
+
+def test_a_users_own_part_has_a_name_of_its_own_and_counts_against_the_answer(own):
+    with pytest.raises(ValueError, match="'format' is the program's own"):
+        RewardPart("format", 0.1, function="mine.py:brevity")
+    with pytest.raises(ValueError, match="answer [+] mine|Raise answer"):
+        own("brevity", 1.0)
+
+
 def test_the_form_alone_may_be_taught():
     assert best(Reward(make_parts(answer=0.0, letter=0.1, format=0.2)).parts) == pytest.approx(0.3)

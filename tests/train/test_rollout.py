@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from medkor_jax.data import embedded
+from medkor_jax.data.option_order import shuffle_options
 from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.data.rows import BadDataError, Source
@@ -16,7 +17,7 @@ from medkor_jax.train.actor import Sample
 from medkor_jax.train.groups import Group, NothingToLearn, advantages, explain, taught
 from medkor_jax.train.reward_settings import RewardSettings, RolloutSettings
 from medkor_jax.train.rewards import Reward, make_parts
-from medkor_jax.train.rollout import Rollouts, shuffle_options
+from medkor_jax.train.rollout import Rollouts
 
 EOS = 1
 SETTINGS = RewardSettings(
@@ -315,7 +316,7 @@ def test_settings_that_cannot_work_are_refused(settings, shape, words, make):
 
 
 def test_importance_is_the_true_ratio_truncated():
-    from medkor_jax.train.rollout import importance
+    from medkor_jax.train.importance import importance
 
     batch = {"loss_weights": np.array([[0, 1, 1], [1, 1, 0]], np.float32), "behaviour_nats": np.array([[0, 1.0, 2.0], [3.0, 1.0, 0]], np.float32)}
     samples = [Sample((5, 6), "", True, (1.0, 2.0 + np.log(1.5))), Sample((7, 8), "", True, (3.0 + np.log(4.0), 1.0 - np.log(2.0)))]
@@ -330,29 +331,32 @@ def test_importance_is_the_true_ratio_truncated():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_decoder_says_how_likely_its_tokens_were(dtype, tiny_base_dir):
     """It and the training pass agree within rounding; where they do not, the batch knows by how much."""
+    from medkor_jax.io.loaded_model import load
     from medkor_jax.io.models import open_model
     from medkor_jax.parallel.mesh import MeshShape, make_mesh
     from medkor_jax.train.actor import Actor
-    from medkor_jax.train.policy import PolicyLoss
-    from medkor_jax.train.step import StepSpec
+    from medkor_jax.train.compute import ComputeSettings
+    from medkor_jax.train.stage import Stage
+    from medkor_jax.train.step import step_spec
 
     model, mesh = open_model(tiny_base_dir), make_mesh(MeshShape())
-    spec = StepSpec(dtype=dtype, policy=PolicyLoss(), temperature=0.7, next_token_weight=0.0)
     questions = embedded.questions("train", "en")[:8]
     source = Source("quiz", "exam", "embedded", language="en")
     settings = changed_to(SETTINGS, group_size=4, temperature=0.7, max_new_tokens=12)
     rollouts = Rollouts([(source, questions)], model.tokenizer, settings, batch_size=8, seq_len=128, seed=3)
     with jax.set_mesh(mesh):
-        params = model.load(jnp.dtype(dtype), mesh)
+        loaded = load(model, dtype, mesh)
+        params = loaded.params
         # What may not be written must not be likely either, or the two differ by its share.
         writable = np.pad(model.tokenizer.is_writable, (0, model.config.vocab_size - model.tokenizer.vocab_size))
         head = jnp.where(jnp.asarray(writable)[:, None], params.base["embed"], 0)
         params = params.replace(base=params.base | {"head": head})
-        actor = Actor(model.config, spec, model.tokenizer, mesh, temperature=0.7, max_new_tokens=12, route="token", reference=None)
+        spec = step_spec(Stage(reward=settings), ComputeSettings(dtype, "none"))
+        actor = Actor(loaded, spec, mesh, temperature=0.7, max_new_tokens=12)
         prompts = [rollouts._prompt(question) for question in questions]
         samples = actor.sample(params, prompts, list(range(8)), [0] * 8)
         asked = [dataclasses.replace(Group(q, p, [s], []), earned=[]) for q, p, s in zip(questions, prompts, samples)]
-        batch = rollouts._arrays([(group, group.samples[0]) for group in asked])
+        batch = rollouts.arrays([(group, group.samples[0]) for group in asked])
         batch["behaviour_nats"] = actor.nats(params, batch)
     _, gap = importance_of(batch, samples)
     assert all(len(sample.nats) == len(sample.tokens) for sample in samples)
@@ -366,6 +370,6 @@ def test_the_decoder_says_how_likely_its_tokens_were(dtype, tiny_base_dir):
 
 
 def importance_of(batch, samples):
-    from medkor_jax.train.rollout import importance
+    from medkor_jax.train.importance import importance
 
     return importance(batch, samples, 2.0)

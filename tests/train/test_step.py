@@ -12,13 +12,17 @@ from medkor_jax.model.config import preset
 from medkor_jax.model.forward import Inputs, forward, project_logits
 from medkor_jax.model.params import Params, abstract_base
 from medkor_jax.parallel.mesh import MeshShape, make_mesh, place_batch, shard_tree
+from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.retention import Retention
-from medkor_jax.train.step import StepSpec, make_evaluation, make_state, make_step
+from medkor_jax.train.stage import Stage
+from medkor_jax.train.step import StepSpec, make_evaluation, make_state, make_step, step_spec
 from medkor_jax.train.trainable import OptimizerRule, Schedule, make_optimizer, split
 
 C = preset("tiny")
 SGD = optax.sgd(1.0)  # its update is the gradient itself, so runs compare without Adam blowing up rounding
-BOTH = StepSpec(next_token_weight=0.5, retention=Retention(weight=2.0, layers=3, positions=4), chunk=20)
+PLAIN = ComputeSettings("float32", "none", chunk=20)
+TEXT = step_spec(Stage(), PLAIN)
+BOTH = step_spec(Stage(next_token_weight=0.5, retention=Retention(weight=2.0, layers=3, positions=4)), PLAIN)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +64,7 @@ def run(params, reference, batch):
             shardings = shard_tree(state, mesh)
             step = steps.setdefault((spec, shape, optimizer, tuple(trainable)), make_step(C, spec, optimizer, shardings))
             state, frozen = jax.device_put(state, shardings), jax.device_put(frozen, shard_tree(frozen, mesh))
-            held = jax.device_put(reference, shard_tree(reference, mesh)) if spec.retention.weight else None
+            held = jax.device_put(reference, shard_tree(reference, mesh)) if spec.retention else None
             if held:
                 held = held.replace(base=frozen.base)
             metrics = []
@@ -70,6 +74,12 @@ def run(params, reference, batch):
         return jax.tree.map(np.asarray, state), metrics, step
 
     return run
+
+
+def changed_to(spec, **changes):
+    """`spec` with other fields, of its own or of how it is computed."""
+    own = {name: changes.pop(name) for name in ("microbatches", "dropout") if name in changes}
+    return dataclasses.replace(spec, compute=dataclasses.replace(spec.compute, **changes), **own)
 
 
 def trees_of(params):
@@ -110,7 +120,7 @@ def assert_same(one, other, params):
     ids=["4 microbatches", "gate_up", "4 devices", "fsdp x tensor, 2 microbatches, full remat"],
 )
 def test_the_same_step_however_it_is_cut(run, whole, params, changed, shape, n_devices):
-    assert_same(run(dataclasses.replace(BOTH, **changed), shape, n_devices), whole, params)
+    assert_same(run(changed_to(BOTH, **changed), shape, n_devices), whole, params)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +134,7 @@ def test_the_same_step_however_it_is_cut(run, whole, params, changed, shape, n_d
 def test_added_layers_learn_the_same_however_the_step_is_cut(run, whole_expanded, expanded, changed, shape, n_devices):
     drawn = np.isfinite(whole_expanded[1][0]["layer_kl_nats"])
     assert drawn.shape == (C.n_layers + 1,) and drawn.sum() == BOTH.retention.layers
-    assert_same(run(dataclasses.replace(BOTH, **changed), shape, n_devices, model=expanded), whole_expanded, expanded)
+    assert_same(run(changed_to(BOTH, **changed), shape, n_devices, model=expanded), whole_expanded, expanded)
 
 
 def test_loss_is_the_sum_over_loss_tokens_by_their_number(whole, params, batch):
@@ -139,13 +149,13 @@ def test_loss_is_the_sum_over_loss_tokens_by_their_number(whole, params, batch):
     assert metrics["next_token_nats"] == pytest.approx(expected, rel=1e-5)
     assert metrics["loss_tokens"] == batch["loss_weights"].sum()
     assert metrics["loss"] == pytest.approx(0.5 * metrics["next_token_nats"] + 2.0 * metrics["retention_nats"], rel=1e-5)
-    sums = make_evaluation(C, BOTH)(params, batch)
+    sums = make_evaluation(C, PLAIN)(params, batch)
     assert float(sums.loss / sums.weight) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_update_is_the_gradient_of_that_loss(run, params, batch):
     """Against automatic differentiation through whole logits."""
-    state, metrics, _ = run(StepSpec(chunk=20))
+    state, metrics, _ = run(TEXT)
 
     def naive(trees):
         hidden = forward(params.replace(**trees), C, Inputs.of(batch), dtype=jnp.float32)
@@ -196,7 +206,7 @@ def test_training_learns_compiles_once_and_leaves_the_base_alone(run, params, ad
     before = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params.base)]
     model = params.replace(expand=make_expansion(params.base)) if is_expanded else params
     state, metrics, step = run(
-        StepSpec(chunk=20), MeshShape(data=1, fsdp=2, tensor=2), 4, n_steps=3,
+        TEXT, MeshShape(data=1, fsdp=2, tensor=2), 4, n_steps=3,
         optimizer=make_adam(model) if is_expanded else adam, model=model,
     )  # fmt: skip
     for old, new in zip(*map(jax.tree.leaves, (model.expand, state.trainable.get("expand", {}))), strict=True):
@@ -219,7 +229,7 @@ def test_a_step_lowers_from_shapes_alone_and_returns_what_learns_in_place(params
     batch |= {"loss_positions": i32((8, 5)), "targets": i32((8, 5)), "loss_weights": f32((8, 5))}
     with jax.set_mesh(mesh), jax.numpy_dtype_promotion("strict"):
         state = jax.eval_shape(functools.partial(make_state, adam), trainable)
-        spec = StepSpec(dtype="bfloat16", retention=Retention(weight=1.0), microbatches=2, remat="gate_up", dropout=0.1)
+        spec = step_spec(Stage(retention=Retention(weight=1.0), microbatches=2, dropout=0.1), ComputeSettings())
         lowered = make_step(C, spec, adam, shard_tree(state, mesh)).lower(state, frozen, Params(frozen.base), batch)
         out_state, metrics = lowered.out_info
     as_shapes = functools.partial(jax.tree.map, lambda x: (x.shape, x.dtype))
@@ -242,15 +252,18 @@ def test_a_donated_state_is_gone(params):
     batch = {name: np.zeros((2, 4), np.int32) for name in ("tokens", "positions", "segment_ids", "langs")}
     batch |= {"loss_positions": np.zeros((2, 1), np.int32), "targets": np.ones((2, 1), np.int32)}
     batch["loss_weights"] = np.ones((2, 1), np.float32)
-    make_step(C, StepSpec(), optimizer)(state, frozen, None, batch)
+    make_step(C, TEXT, optimizer)(state, frozen, None, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.trainable))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(frozen) if isinstance(leaf, jax.Array))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "named"),
-    [({"dtype": "float16"}, "float16 overflows"), ({"next_token_weight": 0.0}, "nothing would be learnt"), ({"remat": True}, 'use "full"')],
-)
-def test_impossible_steps_are_refused(wrong, named):
+    ("kind", "wrong", "named"),
+    [
+        (ComputeSettings, {"dtype": "float16"}, "float16 overflows"), (ComputeSettings, {"remat": True}, 'use "full"'),
+        (StepSpec, {"terms": (), "compute": PLAIN}, "nothing would be learnt"),
+    ],
+)  # fmt: skip
+def test_impossible_steps_are_refused(kind, wrong, named):
     with pytest.raises(ValueError, match=named):
-        StepSpec(**wrong)
+        kind(**wrong)

@@ -1,0 +1,133 @@
+"""What a person sees of a stage while it runs: the bar, the log, and how long a step takes.
+
+    with Progress(plan, start=0, saved=lambda: 0) as progress:
+        progress.stepped(1, n_tokens, drawn, metrics)       # noted; nothing waits for the device
+        progress.flush()                                    # written, once all of it is there
+        progress.validated(1, nats)
+
+Metrics wait on the device until they are flushed, so that steps follow one another without a look
+at them. A loss that is not finite is found then, and ends the stage.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from medkor_jax.parallel import hosts
+from medkor_jax.train.metrics import MetricsLog
+from medkor_jax.train.stage_plan import StagePlan
+from medkor_jax.train.trainable import learning_rate
+
+
+class Progress:
+    """Of one stage, from step `start` on. saved: the step of the last checkpoint."""
+
+    def __init__(self, plan: StagePlan, start: int, saved: Callable[[], int]) -> None:
+        from tqdm import tqdm
+
+        stage = plan.stage
+        self._name, self._start, self._saved = plan.name, start, saved
+        self._rates = {
+            rule.name: learning_rate(rule, stage.schedule) for rule in stage.rules_in_force
+        }
+        self._log = MetricsLog(plan.directory, start)
+        self._bar = tqdm(
+            total=stage.steps,
+            initial=start,
+            desc=plan.name,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=1.0,
+            disable=not hosts.is_first(),
+        )
+        self._waiting: list[tuple[int, int, dict[str, float], Any]] = []
+        self._clock = time.perf_counter()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        self._log.close()
+
+    def stepped(
+        self, number: int, n_tokens: int, drawn: dict[str, float], metrics: dict[str, jax.Array]
+    ) -> None:
+        """Notes a step. n_tokens: that are no padding; drawn: what is known of how its batch was
+        made.
+
+        Raises: FloatingPointError, as `flush`.
+        """
+        if number == self._start + 1:
+            self._first(number, n_tokens, drawn, metrics)
+        else:
+            self._waiting.append((number, n_tokens, drawn, metrics))
+
+    def _first(
+        self, number: int, n_tokens: int, drawn: dict[str, float], metrics: dict[str, jax.Array]
+    ) -> None:
+        """The first step is written at once, without a time: compiling is in it."""
+        jax.block_until_ready(metrics)
+        self._log.note(
+            {
+                "compiled_and_first_step_seconds": time.perf_counter() - self._clock,
+                "at_step": number,
+            }
+        )
+        self._clock = time.perf_counter()
+        self._log.write(
+            number,
+            {name: np.asarray(value) for name, value in metrics.items()}
+            | drawn
+            | {"tokens": n_tokens},
+        )
+        self._require_finite(number, metrics["loss"])
+
+    def flush(self) -> None:
+        """Writes what waits. Raises: FloatingPointError if a loss is not finite."""
+        if not self._waiting:
+            return
+        jax.block_until_ready(self._waiting[-1][3])
+        now = time.perf_counter()
+        seconds = (now - self._clock) / len(self._waiting)
+        self._clock = now
+        for number, n_tokens, drawn, metrics in self._waiting:
+            row = {name: np.asarray(value) for name, value in metrics.items()} | drawn
+            row |= {
+                "tokens_per_second": n_tokens / seconds,
+                "step_seconds": seconds,
+                "tokens": n_tokens,
+            }
+            row |= {
+                f"learning_rate/{name}": float(rate(number - 1))
+                for name, rate in self._rates.items()
+            }
+            self._log.write(number, row)
+            self._require_finite(number, row["loss"])
+        shown = {"reward": f"{row['rollout/reward']:.3f}"} if "rollout/reward" in row else {}
+        self._bar.set_postfix(
+            loss=f"{float(row['loss']):.3f}",
+            tokens_s=f"{row['tokens_per_second']:.0f}",
+            **shown,
+            refresh=False,
+        )
+        self._bar.update(self._waiting[-1][0] - self._bar.n)
+        self._waiting.clear()
+
+    def validated(self, number: int, nats: float) -> None:
+        """Writes the loss on held-out text; its time is no step's."""
+        self._log.write(number, {"validation_nats": nats})
+        self._clock = time.perf_counter()
+
+    def _require_finite(self, number: int, loss: Any) -> None:
+        if not np.isfinite(loss):
+            raise FloatingPointError(
+                f"{self._name}: the loss is {loss} at step {number}. Lower the learning rate, or "
+                "look at the "
+                f"data of that step; the last checkpoint is at step {self._saved()}"
+            )
