@@ -18,7 +18,7 @@ from medkor_jax.eval.scores import Answer
 from medkor_jax.eval.verdict import GateClosed, read_verdict
 from medkor_jax.io.bases import save_base
 from medkor_jax.io.checkpoint import digest_tree, save_tree
-from medkor_jax.io.models import open_model, read_ledger
+from medkor_jax.io.models import open_model, read_ledger, save_model
 from medkor_jax.io.streaming import WeightsError
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.run import course, pipeline, trees
