@@ -132,7 +132,7 @@ def _rollout(said: dict[str, Any]) -> dict[str, Any]:
         "algorithm": said["algorithm"],
         "rollout": {name: said[name] for name in _OF_ROLLOUT},
         "form": said["form"],
-        "parts": [_part(name, *of) for name, of in worth.items() if of[0]],
+        "parts": [_part(name, *of) for name, of in sorted(worth.items()) if of[0]],
     }
 
 

@@ -63,7 +63,7 @@ def conclude(course: Course, recipe: Recipe, lineage: Lineage, run_dir: pathlib.
     phase, judgement = course.phase, course.looks[-1][1]
     hosts.at(f"{phase.name}, concluding")
     directory, loaded = run_dir / phase.name, course.loaded
-    model = save_model(directory, loaded.params, loaded.base, loaded.route, loaded.read)
+    model = save_model(directory, loaded.params, loaded.base, loaded.language_unit, loaded.read)
     write_json(directory / "summary.json", _summary(course, recipe, model, seconds))
     _write_verdict(course, recipe, lineage, model, directory / "verdict.json")
     note(run_dir, phase, "finished", passed=judgement.passed, words=judgement.words, model=model.digest)

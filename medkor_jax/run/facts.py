@@ -41,7 +41,7 @@ def facts_of(recipe: Recipe, corpora: Corpora, phase: Phase) -> Facts:
     reference = recipe.reference_of(phase)
     judged["reference"] = reference.name if reference else None
     judged |= {f"exams.{exam.source.name}": exam_asked(recipe, corpora, exam) for exam in recipe.exams_of(phase)}
-    judged |= {f"watch.{source.name}": watch_asked(recipe, corpora, source) for source in recipe.watch}
+    judged |= {f"watch.{source.name}": held_out_asked(recipe, corpora, source) for source in recipe.held_out}
     judged |= {f"translations.{source.name}": pairs_asked(recipe, corpora, source) for source in phase.translations}
     return Facts(trained, judged)
 
@@ -55,10 +55,10 @@ def exam_asked(recipe: Recipe, corpora: Corpora, exam: Exam) -> str:
     return checksum(repr((said, _how(recipe))))
 
 
-def watch_asked(recipe: Recipe, corpora: Corpora, source: Source) -> str:
-    """The same of a held-out loss. The shape of its batches decides which tokens are the first `watch_tokens`."""
+def held_out_asked(recipe: Recipe, corpora: Corpora, source: Source) -> str:
+    """The same of a held-out loss. The shape of its batches decides which tokens are the first `held_out_tokens`."""
     stage = recipe.phases[0].train
-    shape = (stage.batch_size, stage.seq_len, recipe.watch_tokens)
+    shape = (stage.batch_size, stage.seq_len, recipe.held_out_tokens)
     return checksum(repr((corpora.digest(source), shape, _how(recipe))))
 
 
@@ -70,7 +70,7 @@ def pairs_asked(recipe: Recipe, corpora: Corpora, source: Source) -> str:
 
 
 def _how(recipe: Recipe) -> tuple[str, ...]:
-    return recipe.dtype, recipe.param_dtype, recipe.route
+    return recipe.dtype, recipe.param_dtype, recipe.language_unit
 
 
 def _stage_facts(stage: Stage, recipe: Recipe, corpora: Corpora):

@@ -178,7 +178,7 @@ class Run:
         digest = model.base.digest
         if digest not in self._bases:
             self._bases.clear()
-        loaded = load(model, self.recipe.param_dtype, self.mesh, route=self.recipe.route, base=self._bases.get(digest))
+        loaded = load(model, self.recipe.param_dtype, self.mesh, language_unit=self.recipe.language_unit, base=self._bases.get(digest))
         self._bases[digest] = loaded.params.base
         return loaded
 

@@ -129,5 +129,6 @@ class RewardSettings:
             "algorithm": self.algorithm,
             "rollout": dataclasses.asdict(self.rollout),
             "form": dataclasses.asdict(form),
-            "parts": [part.facts() for part in self.parts if part.is_on],
+            # by name: a config's mapping has no order of its own
+            "parts": sorted((p.facts() for p in self.parts if p.is_on), key=lambda p: p["name"]),
         }

@@ -32,7 +32,7 @@ PHASES = ("phase0", "phase1", "phase2")
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """An exam, a text to learn from and a text to watch, as files that a person may edit."""
+    """An exam, a text to learn from and a text held out, as files that a person may edit."""
     directory = tmp_path_factory.mktemp("data")
 
     def row(q):
@@ -58,7 +58,7 @@ def make_config(run_dir, weights, data):
     return dict(
         run_dir=str(run_dir), weights=str(weights), run=PHASES, phases=PHASES, dtype="float32", param_dtype="float32", remat="none",
         exams=dict(english=dict(source=dict(path=str(data / "exam.jsonl"), language="en"), batch_size=8)),
-        watch=dict(held=dict(kind="text", path=str(data / "watch.jsonl"), language="en")), watch_tokens=64,
+        held_out=dict(held=dict(kind="text", path=str(data / "watch.jsonl"), language="en")), held_out_tokens=64,
         phase0=dict(exam="english", gate=gate, lora=lora, trees=("lora",), merge=True, **stage),
         phase1=dict(exam="english", gate=gate, after="phase0", lora=lora, trees=("lora",), is_reference=True, **stage),
         phase2=dict(exam="english", gate=gate, after="phase1", language=dict(kind="vector"), trees=("lang",), **stage),
@@ -97,8 +97,8 @@ TEXT = dict(kind="text", path="embedded", language="en", subset="valid")
 TABLE = {
     Recipe: {
         "run_dir": None, "run": (("phase2",), DONE), "phases": None, "exams": None, "final": (dict(last=dict(source=dict(path="embedded", language="en", split="test"))), DONE),
-        "weights": None, "watch": ({}, JUDGED), "watch_tokens": (32, JUDGED), "max_translation_tokens": (9, DONE), "dtype": ("bfloat16", STALE),
-        "param_dtype": ("bfloat16", STALE), "remat": ("full", DONE), "attention": ("blocked", DONE), "chunk": (64, DONE), "route": ("document", STALE),
+        "weights": None, "held_out": ({}, JUDGED), "held_out_tokens": (32, JUDGED), "max_translation_tokens": (9, DONE), "dtype": ("bfloat16", STALE),
+        "param_dtype": ("bfloat16", STALE), "remat": ("full", DONE), "attention": ("blocked", DONE), "chunk": (64, DONE), "language_unit": ("document", STALE),
         "mesh": (dict(data=2, fsdp=2), DONE), "topology": ("v5e:4x4", DONE), "reasoning": (dict(opening="[", closing="]"), DONE), "seed": (1, STALE),
         "allow_leaks": (("x ~ y",), DONE), "drop_bad": (True, DONE), "log_every": (3, DONE),
     },

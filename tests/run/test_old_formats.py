@@ -88,7 +88,7 @@ def test_every_stage_says_of_itself_what_it_says_now(kept, recipe, corpora):
         plan = dataclasses.replace(
             plan_of(recipe, corpora, name, which), upstream=stored["upstream"]
         )
-        now = json.loads(json.dumps(said_of(plan, recipe.route, {})))
+        now = json.loads(json.dumps(said_of(plan, recipe.language_unit, {})))
         assert upgraded_stage(stored) == now | {"trainable": stored["trainable"]}, (name, which)
         assert upgraded_stage(now) == now
 
@@ -114,7 +114,7 @@ def test_a_cursor_of_rollouts_is_found_again(kept, recipe, corpora):
     batches = make_batches(
         plan_of(recipe, corpora, "phase5d", "train"),
         open_model(recipe.weights).tokenizer,
-        recipe.route,
+        recipe.language_unit,
     )
     batches.set_state(cursor)
     assert (

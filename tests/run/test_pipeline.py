@@ -49,7 +49,7 @@ def make_config(run_dir, weights):
     return dict(
         run_dir=str(run_dir), weights=str(weights), run=PHASES, phases=PHASES, dtype="float32", param_dtype="float32", remat="none",
         exams=dict(english=dict(source=dict(path="embedded", split="valid", language="en", limit=40), batch_size=8)),
-        watch=dict(english=dict(kind="text", path="embedded", language="en", subset="test", limit=4)), watch_tokens=64,
+        held_out=dict(english=dict(kind="text", path="embedded", language="en", subset="test", limit=4)), held_out_tokens=64,
         phase0=dict(lora=LORA, trees=("lora",), merge=True, **STAGE, **common),
         phase1=dict(after="phase0", lora=LORA, trees=("lora",), is_reference=True, **STAGE, **common),
         phase2=dict(after="phase1", language=dict(kind="vector"), trees=("lang",), **STAGE, **common),
