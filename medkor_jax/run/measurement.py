@@ -31,7 +31,7 @@ from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.hosts import say
 from medkor_jax.run.corpora import Corpora
-from medkor_jax.run.lineage import exam_asked, pairs_asked, watch_asked
+from medkor_jax.run.facts import exam_asked, pairs_asked, watch_asked
 from medkor_jax.run.phases import Phase, Recipe
 from medkor_jax.run.summary import phase_lines
 from medkor_jax.train.text_loss import text_loss

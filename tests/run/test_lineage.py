@@ -18,13 +18,15 @@ from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.run import pipeline
 from medkor_jax.run.config_file import make_recipe
 from medkor_jax.run.corpora import Corpora
-from medkor_jax.run.lineage import Lineage, Stale, facts_of
+from medkor_jax.run.facts import facts_of
+from medkor_jax.run.lineage import Lineage, Stale
 from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import Exam, Phase, Recipe
+from medkor_jax.run.restart import restart
 from medkor_jax.run.roles import ROLES
 from medkor_jax.train.stage import Stage
 
-DONE, JUDGED, STALE = "done", "judged anew", "stale"
+DONE, JUDGED, STALE = "done", "judged again", "stale"
 PHASES = ("phase0", "phase1", "phase2")
 
 
@@ -208,7 +210,7 @@ def test_a_phase_that_was_redone_makes_all_after_it_stale(finished, files, tiny_
     config = make_config(run_dir, tiny_base_dir, files)
     config["phase1"] = config["phase1"] | {"seq_len": 32}
     recipe = make_recipe(config | {"run": ("phase0", "phase1")})
-    pipeline.restart(recipe, ["phase1"])
+    restart(recipe, ["phase1"])
     pipeline.Run(recipe).all()
     with pytest.raises(Stale, match="phase2 was made from another phase1 than the present one. Run it anew with --restart phase2"):
         pipeline.Run(make_recipe(config | {"run": ("phase2",)})).all()
@@ -221,7 +223,7 @@ def test_a_restart_of_phase_0_that_comes_to_the_same_leaves_the_rest_standing(fi
     config["phase0"] = config["phase0"] | {"title": "another title"}
     config["exams"]["english"]["batch_size"] = 6
     recipe = make_recipe(config)
-    pipeline.restart(recipe, ["phase0"])
+    restart(recipe, ["phase0"])
     pipeline.Run(recipe).all()
     assert [state(config, phase)[0] for phase in PHASES] == [DONE] * 3
     assert len(list((run_dir / "bases").iterdir())) == 1

@@ -16,7 +16,8 @@ from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.run import pipeline
 from medkor_jax.run.config_file import make_recipe
 from medkor_jax.run.corpora import Corpora
-from medkor_jax.run.lineage import Lineage, facts_of
+from medkor_jax.run.facts import facts_of
+from medkor_jax.run.lineage import Lineage
 from medkor_jax.run.named_model import open_model
 from medkor_jax.run.roles import ROLES
 
@@ -182,7 +183,7 @@ def test_every_file_of_a_run_is_noticed_when_it_is_damaged_or_is_not_read(finish
     wrong, n_refused = [], 0
     for number, name in enumerate(files_of(finished)):
         path = finished / name
-        kept, times = path.read_bytes(), path.stat()
+        kept = path.read_bytes()
         is_held = any(name.match(pattern) for pattern in HELD) and not (name.parts[0] == "base" and name.match("carried/*"))
         for damage in ("one bit", "cut", "gone") if is_held else (("one bit", "cut", "gone")[number % 3],):
             at = len(kept) // 2

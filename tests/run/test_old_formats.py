@@ -20,7 +20,7 @@ from medkor_jax.io.old_formats import (
 )
 from medkor_jax.run.config_file import load_recipe
 from medkor_jax.run.corpora import Corpora
-from medkor_jax.run.lineage import changes, facts_of
+from medkor_jax.run.facts import changes, facts_of
 from medkor_jax.run.stage_plans import stage_plan
 from medkor_jax.train.drawing import make_batches
 from medkor_jax.train.reward_settings import RewardSettings, RolloutSettings
