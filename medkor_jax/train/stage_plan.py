@@ -105,7 +105,7 @@ def said_of(plan: StagePlan, language_unit: str, trained: Any) -> dict[str, Any]
     }
     settings |= {
         "trees": sorted(stage.trees),
-        "rules": stage.rules_in_force,
+        "rules": {rule.name: dataclasses.asdict(rule) for rule in stage.rules_in_force},
         "next_token_weight": 0.0 if has_policy_loss else stage.next_token_weight,
         "reward": stage.reward.in_force(plan.form),
         "policy": stage.reward.policy if has_policy_loss else None,
