@@ -57,7 +57,7 @@ def korean(threshold=0.92, rise_nats=0.05):
 
 def korean_loss(rise_nats):
     """The loss on held-out Korean text may rise by so much over the phase's start."""
-    return dict(watch="korean", rise_nats=rise_nats)
+    return dict(held_out="korean", rise_nats=rise_nats)
 
 
 def form(threshold=0.9):

@@ -27,7 +27,7 @@ def get_config(argument="data"):
         "embedded",
     )
     config.dtype = config.param_dtype = "float32"
-    config.remat, config.log_every, config.watch_tokens, config.drop_bad = "none", 4, 2000, True
+    config.remat, config.log_every, config.held_out_tokens, config.drop_bad = "none", 4, 2000, True
     english = dict(language="en", licence=NON_COMMERCIAL, limit=100)
     korean = dict(language="ko", licence=NON_COMMERCIAL, limit=32)
     config.exams = {
@@ -38,7 +38,7 @@ def get_config(argument="data"):
         f"{data}/kormedmcqa/doctor/test.csv",
         f"{data}/english_exam/medqa-5-options-dev.jsonl",
     )
-    config.watch = {
+    config.held_out = {
         "korean": common.text(test, "ko", NON_COMMERCIAL, fields=EXAM_TEXT),
         "english": common.text(dev, "en", "MIT", fields=("question",)),
     }

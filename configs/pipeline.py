@@ -36,7 +36,7 @@ def get_config(run=ALL):
         "korean": common.exam(KORMEDMCQA, KOREAN),
         "korean-reasoned": common.exam(KORMEDMCQA, KOREAN, mode="reason", phases=REASONING),
     }
-    config.watch = {
+    config.held_out = {
         "korean": common.text("data/korean_held_out.jsonl", "ko"),
         "english": common.text("data/english_held_out.jsonl", "en"),
     }

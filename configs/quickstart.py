@@ -5,7 +5,7 @@
 
 The texts state the facts of the training and the validation exam; questions, solutions and rewards
 are about training facts only. Facts of the test split are in nothing that is trained on: their
-texts are what is watched, their sentence pairs what translation is judged on.
+texts are what is held out, their sentence pairs what translation is judged on.
 """
 
 from configs import common, pipeline
@@ -71,7 +71,7 @@ def get_config(last=LAST):
     config.run_dir, config.weights = "runs/quickstart", "embedded"
     config.dtype = config.param_dtype = "float32"
     config.remat, config.log_every = "none", 4
-    config.watch_tokens, config.max_translation_tokens = 450, 64
+    config.held_out_tokens, config.max_translation_tokens = 450, 64
     asked_to = dict(batch_size=16, phases=("phase5d_exam",))
     reasoned = asked("ko", mode="reason", max_new_tokens=160, **asked_to)
     reasoned["source"]["limit"] = 20
@@ -81,7 +81,7 @@ def get_config(last=LAST):
         "korean": asked("ko", phases=pipeline.ALL[2:]),
         "korean-reasoned": reasoned,
     }
-    config.watch = {
+    config.held_out = {
         language: dict(kind="text", language=code, subset="test", **OURS)
         for language, code in (("korean", "ko"), ("english", "en"))
     }

@@ -164,7 +164,7 @@ def tiny_base_dir(make_base, tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def save_adapted(tiny_base_dir, make_adapters, tmp_path_factory):
-    """save_adapted(lora=.., lang=.., front=.., back=.., route=..): a saved phase with these trees of random numbers, opened."""
+    """save_adapted(lora=.., lang=.., front=.., back=.., language_unit=..): a saved phase with these trees of random numbers, opened."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -175,7 +175,7 @@ def save_adapted(tiny_base_dir, make_adapters, tmp_path_factory):
     def normal(seed, *shape, scale=1.0):
         return jnp.asarray(scale * np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
-    def make(*, lora=False, lang="", front=0, back=0, route="token"):
+    def make(*, lora=False, lang="", front=0, back=0, language_unit="token"):
         base = open_model(tiny_base_dir)
         tree = base.base.load(jnp.float32)
         D, V = base.config.d_model, base.config.vocab_size
@@ -188,7 +188,7 @@ def save_adapted(tiny_base_dir, make_adapters, tmp_path_factory):
             tree, lora=jax.tree.map(jnp.asarray, make_adapters(tree)) if lora else {},
             lang={lang: normal(5, *shape[lang])} if lang else {}, expand=expand, lora_scale=0.5 if lora else 1.0,
         )  # fmt: skip
-        return save_model(tmp_path_factory.mktemp("run") / "phase4", params, base.base, route)
+        return save_model(tmp_path_factory.mktemp("run") / "phase4", params, base.base, language_unit)
 
     return make
 

@@ -27,10 +27,6 @@ MAY_IMPORT = {
 }
 TOP = {"cli", "__init__", "nearest"}
 EVERYWHERE = ("nearest",)  # below all rooms
-# Circles that other work in hand cuts: to be cleared before the next version.
-TO_BE_CUT = [
-    ["configs.phase0", "configs.phase1", "configs.phase2", "configs.phase3", "configs.phase4", "configs.phase5", "configs.pipeline"],
-]
 BANNED = {
     "data": ("jax", "jaxlib", "flax", "optax", "orbax", "torch"),
     "": ("torch", "jax.experimental.pjit", "pickle"),  # everywhere; torch is for comparisons alone, see NEEDS_TORCH
@@ -101,7 +97,7 @@ def test_circles_are_found():
 
 def test_no_files_import_each_other_in_a_circle():
     """Deferred imports, and those for types alone, count: a circle cannot be read from its beginning."""
-    assert [group for group in _circles(_graph(FILES + CONFIGS)) if group not in TO_BE_CUT] == []
+    assert _circles(_graph(FILES + CONFIGS)) == []
 
 
 def test_every_room_has_a_rule():

@@ -23,11 +23,10 @@ MANY_PARAMETERS = {
     "medkor_jax/train/rollout.py __init__": "as of data/batches.py, whose place it takes",
     "medkor_jax/model/decode.py __init__": "a decoder's settings, fixed when it is compiled",
 }
-# Other work in hand splits these: to be cleared before the next version.
-TO_BE_SPLIT = {
-    "medkor_jax/run/lineage.py", "medkor_jax/run/pipeline.py", "medkor_jax/run/pipeline.py phase", "medkor_jax/run/pipeline.py _conclude",
-    "medkor_jax/train/losses.py _against_tokens", "medkor_jax/commands/verify.py verify", "medkor_jax/commands/ask.py ask",
-}  # fmt: skip
+# function -> why it is longer than a screen.
+LONG = {
+    "medkor_jax/train/losses.py _against_tokens": "one online softmax: its nested loops share ten arrays that would else be passed through each",
+}
 
 
 def _place(file: pathlib.Path) -> str:
@@ -49,16 +48,16 @@ def _n_parameters(node: ast.FunctionDef) -> int:
 @pytest.mark.parametrize("file", FILES, ids=_place)
 def test_a_file_is_read_in_one_go(file):
     n = len(file.read_text(encoding="utf-8").splitlines())
-    assert n <= MOST_LINES or _place(file) in TO_BE_SPLIT, f"{_place(file)} has {n} lines: split it by what it is about"
+    assert n <= MOST_LINES, f"{_place(file)} has {n} lines: split it by what it is about"
 
 
 @pytest.mark.parametrize("file", FILES, ids=_place)
 def test_a_function_fits_a_screen_and_takes_few_parameters(file):
     for name, node in _functions(file):
         n = node.end_lineno - node.lineno + 1
-        assert n <= MOST_FUNCTION_LINES or name in TO_BE_SPLIT, f"{name} has {n} lines"
+        assert n <= MOST_FUNCTION_LINES or name in LONG, f"{name} has {n} lines"
         n = _n_parameters(node)
-        assert n <= MOST_PARAMETERS or name in MANY_PARAMETERS or name in TO_BE_SPLIT, f"{name} takes {n} parameters"
+        assert n <= MOST_PARAMETERS or name in MANY_PARAMETERS, f"{name} takes {n} parameters"
 
 
 def test_every_exception_is_needed():

@@ -80,7 +80,7 @@ def pack(documents: list[Document], *, batch_size: int, seq_len: int, bos_id: in
     for document in documents:
         if not rows.place(to_encoded(document)):
             raise ValueError(f"{len(documents)} documents do not fit {batch_size} rows of {seq_len} tokens")
-    batch = rows.arrays(None, route="document")
+    batch = rows.arrays(None, language_unit="document")
     used = int((batch["loss_weights"] > 0).sum(axis=1).max())
     m = min(seq_len, -(-used // 8) * 8)
     return {name: x[:, :m] if name in ("loss_positions", "targets", "loss_weights") else x for name, x in batch.items()}

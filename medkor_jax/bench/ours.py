@@ -101,7 +101,7 @@ class Ours:
         self._max_new_tokens = max_new_tokens
         stage = Stage(reward=RewardSettings("grpo"))
         spec = step_spec(stage, ComputeSettings(self._dtype, self._remat))
-        loaded = LoadedModel(self._params, self._weights, config, no_text, route="document")
+        loaded = LoadedModel(self._params, self._weights, config, no_text, language_unit="document")
         self._actor = Actor(loaded, spec, jax.sharding.get_mesh(), temperature=1.0, max_new_tokens=max_new_tokens)
 
     def rollout(self) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def _sampled_batch(prompts: list[list[int]], samples: list[Sample], max_new_toke
         row = PackedRows(batch_size=1, seq_len=seq_len, loss_positions=max_new_tokens, bos_id=prompt[0], pad_id=0)
         asked = prompt[1:]
         row.place(to_encoded({"tokens": [*asked, *sample.tokens], "loss": [0] * len(asked) + [1] * len(sample.tokens)}))
-        rows.append(row.arrays(None, route="document"))
+        rows.append(row.arrays(None, language_unit="document"))
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 

@@ -151,7 +151,7 @@ def ask(
         asked = question if isinstance(question, str) else reasoning_prompt(question)
         ids = [tokenizer.bos_id, *tokenizer.encode(asked)]
         stop = () if isinstance(question, str) else (form.closing,)
-        by_token = model.route == "token"
+        by_token = model.language_unit == "token"
         decoder = Decoder(
             config, dtype=dtype, stop_ids=tokenizer.stop_ids, check_every=1, decode=tokenizer.decode,
             routing=make_routing(tokenizer, config.vocab_size, by_token=by_token),

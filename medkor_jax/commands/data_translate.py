@@ -23,7 +23,7 @@ import re
 from typing import Callable, Sequence
 
 from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, whole
-from medkor_jax.commands.eval import open_scorer
+from medkor_jax.commands.eval import open_scorer, shown
 from medkor_jax.commands.translation_work import Work, json_lines
 from medkor_jax.data import rows
 from medkor_jax.data.contents import sha256_of
@@ -131,26 +131,22 @@ def translate_exam(
     """
     given = _other(to)
     source = Source(exam, "exam", exam, split=split, subset=subset, limit=limit, language=given if exam == rows.EMBEDDED else "")
-    loaded = load_questions(source, drop_bad=drop_bad)
-    for note in loaded.notes:
-        say(f"{exam}: {note}")
-    for row in loaded.bad:
-        say(f"left out: {row}")
-    if all(question.language == to for question in loaded.rows):
+    questions = shown(exam, load_questions(source, drop_bad=drop_bad))
+    if all(question.language == to for question in questions):
         raise ValueError(f"{exam} is in {to!r} already: there is nothing to translate; name the other language with --to")
     model = open_model(weights)
     settings = {
         "weights": model.digest if adapters else model.base.digest, "to": to, "batch_size": batch_size,
-        "max_new_tokens": max_new_tokens, "dtype": dtype, "questions": _digest(loaded.rows),
+        "max_new_tokens": max_new_tokens, "dtype": dtype, "questions": _digest(questions),
     }  # fmt: skip
-    work = Work(_beside(pathlib.Path(out), "work"), settings, loaded.rows)
-    if len(work.done) < len(loaded.rows):
+    work = Work(_beside(pathlib.Path(out), "work"), settings, questions)
+    if len(work.done) < len(questions):
         with open_scorer(model, dtype=dtype, batch_size=batch_size, adapters=adapters) as scorer:
             return finish_exam(
-                scorer, loaded.rows, work, to=to, out=out, batch_size=batch_size,
+                scorer, questions, work, to=to, out=out, batch_size=batch_size,
                 max_new_tokens=max_new_tokens, on_progress=on_progress,
             )  # fmt: skip
-    return finish_exam(None, loaded.rows, work, to=to, out=out, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    return finish_exam(None, questions, work, to=to, out=out, batch_size=batch_size, max_new_tokens=max_new_tokens)
 
 
 def finish_exam(

@@ -14,7 +14,7 @@ import math
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -133,18 +133,12 @@ def evaluate_file(
 
     def questions(path: str, split: str, limit: int, answers_from: int | None = None) -> list[Question]:
         source = Source(path, "exam", path, split=split, subset=subset, language=language, limit=limit, answers_from=answers_from)
-        return _shown(source.name, load_questions(source, drop_bad=drop_bad))
+        return shown(source.name, load_questions(source, drop_bad=drop_bad))
 
     if mode == "reason" and n_shots:
         raise ValueError(f"{n_shots} shots are asked for; reason mode is asked without any")
     asked = questions(exam, split, limit, answers_from)
-    shots = []
-    if n_shots:
-        if fewshot is None:
-            raise ValueError(f"{n_shots} shots are asked for and no few-shot file is named; give --fewshot FILE")
-        shots = questions(fewshot, "fewshot", 0)[:n_shots]
-        if len(shots) < n_shots:
-            raise ValueError(f"{fewshot} holds {len(shots)} questions; {n_shots} shots were asked for")
+    shots = _shots(fewshot, n_shots, lambda path: questions(path, "fewshot", 0))
     model = open_model(weights)
     seen = seen_in_training(model, weights, exam, asked)
     with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
@@ -157,6 +151,18 @@ def evaluate_file(
         "prompts": contexts_digest(asked, mode, shots), "read_version": READ_VERSION,
         "seen_in_training": seen,
     })  # fmt: skip
+
+
+def _shots(fewshot: str | None, n: int, read: Callable[[str], list[Question]]) -> list[Question]:
+    """Returns the first n questions of the few-shot file. Raises: ValueError if it holds fewer, or is not named."""
+    if not n:
+        return []
+    if fewshot is None:
+        raise ValueError(f"{n} shots are asked for and no few-shot file is named; give --fewshot FILE")
+    shots = read(fewshot)[:n]
+    if len(shots) < n:
+        raise ValueError(f"{fewshot} holds {len(shots)} questions; {n} shots were asked for")
+    return shots
 
 
 def seen_in_training(model: Model, weights: str, name: str, asked: Sequence[Question | Pair]) -> dict[str, Any] | None:
@@ -203,7 +209,7 @@ def evaluate_pairs(
     """
     # The embedded pairs are split by fact, which their source calls a subset, as it does for texts.
     source = Source(pairs, "translation", pairs, split=split, subset=subset or (split if pairs == EMBEDDED else ""), limit=limit)
-    asked = _shown(source.name, load_pairs(source, drop_bad=drop_bad))
+    asked = shown(source.name, load_pairs(source, drop_bad=drop_bad))
     model = open_model(weights)
     seen_in_training(model, weights, pairs, asked)
     with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
@@ -233,7 +239,7 @@ def asking_mesh(model: Model, dtype: str) -> jax.sharding.Mesh:
     return make_mesh(MeshShape(data=1, fsdp=-1) if is_shared else MeshShape())
 
 
-def _shown(name: str, loaded: Loaded) -> list:
+def shown(name: str, loaded: Loaded) -> list:
     """Returns the rows; prints those left out, and what was noted on reading."""
     for note in loaded.notes:
         say(f"{name}: {note}")

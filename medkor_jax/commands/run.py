@@ -15,6 +15,7 @@ from medkor_jax.commands.arguments import CONFIG
 from medkor_jax.parallel.hosts import say
 from medkor_jax.run import pipeline
 from medkor_jax.run.config_file import load_recipe
+from medkor_jax.run.restart import restart
 
 _RESTART = "move this phase's directory aside and run it anew"
 _ACCEPT = (
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     recipe = load_recipe(arguments.config, overrides)
     if arguments.preflight and (code := preflight.run(arguments, overrides)):
         return code
-    for aside in pipeline.restart(recipe, arguments.restart):
+    for aside in restart(recipe, arguments.restart):
         say(f"earlier results are now in {aside}")
     pipeline.Run(recipe, accept_changed=arguments.accept_changed).all()
     return 0

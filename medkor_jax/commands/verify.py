@@ -127,16 +127,19 @@ def verify(name: str, *, export: str = "", n_greedy: int = 0, bound: float = BOU
         ours = {prompt: our_logits(scorer, ids) for prompt, ids in prompts.items()}
         comparisons = tuple(_compare(prompt, ids, ours[prompt], theirs[prompt]) for prompt, ids in prompts.items())
         greedy = _compare_greedy(scorer, batches, written) if batches else ()
-    rounded = None
-    if is_rounded:
-        with open_scorer(model, dtype="float32", batch_size=_BATCH) as scorer, _exactly():
-            of_run = {prompt: our_logits(scorer, ids) for prompt, ids in prompts.items()}
-        largest = max(rms(ours[prompt] - logits) / rms(logits) for prompt, logits in of_run.items())
-        parts = dict(record["rounding"])
-        expected = parts.pop(EVERYTHING)["error"]
-        rounded = Rounded(record["dtype"], float(largest), expected, {part: one["lost"] for part, one in parts.items()})
+    rounded = _against_run(model, record, prompts, ours) if is_rounded else None
     is_another = bool(record) and record["model_digest"] != model.digest
     return Verification(name, texts, comparisons, greedy, bound, against, dtype, rounded, is_another)
+
+
+def _against_run(model: Model, record: dict[str, Any], prompts: dict[str, list[int]], ours: dict[str, np.ndarray]) -> Rounded:
+    """Returns what the export of a run keeps of it. record: what the export says of itself; ours: its logits, loaded here."""
+    with open_scorer(model, dtype="float32", batch_size=_BATCH) as scorer, _exactly():
+        of_run = {prompt: our_logits(scorer, ids) for prompt, ids in prompts.items()}
+    error = max(rms(ours[prompt] - logits) / rms(logits) for prompt, logits in of_run.items())
+    parts = dict(record["rounding"])
+    expected = parts.pop(EVERYTHING)["error"]
+    return Rounded(record["dtype"], float(error), expected, {part: one["lost"] for part, one in parts.items()})
 
 
 def _exactly():
@@ -169,7 +172,7 @@ def our_logits(scorer: ModelScorer, ids: list[int]) -> np.ndarray:
     return np.asarray(_logits_at(scorer.params, prompt, places, config=scorer.config))[0]
 
 
-def _compare_greedy(scorer: ModelScorer, batches: list[list[list[int]]], written: list[list[list[int]]]) -> tuple[Greedy, ...]:
+def _compare_greedy(scorer: ModelScorer, batches: list[list[list[int]]], written: list[list[list[int]]]) -> tuple[Greedy, Greedy]:
     n_same, regret = np.zeros(2, int), np.zeros(2)
     for batch, theirs in zip(batches, written, strict=True):
         completions = scorer.decoder.generate(

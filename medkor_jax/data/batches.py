@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from medkor_jax.data.contents import content_digest
-from medkor_jax.data.language import check_route
+from medkor_jax.data.language import check_language_unit
 from medkor_jax.data.packing import Batch, Encoded, PackedRows, derive_loss_positions, encode, find_too_long
 from medkor_jax.data.rows import BadDataError, BadRow, Example, Source
 
@@ -44,13 +44,13 @@ class Batches:
 
     def __init__(
         self, sources: Sequence[tuple[Source, Sequence[Example]]], tokenizer: Tokenizer, *, batch_size: int, seq_len: int,
-        loss_positions: int | None = None, seed: int = 0, epochs: int | None = None, route: str = "token",
+        loss_positions: int | None = None, seed: int = 0, epochs: int | None = None, language_unit: str = "token",
         shuffle: bool = True, drop_bad: bool = False,
     ):
-        _check_settings(sources, batch_size, seq_len, loss_positions, epochs, route)
+        _check_settings(sources, batch_size, seq_len, loss_positions, epochs, language_unit)
         self._examples = [examples for _, examples in sources]
         self._tokenizer = tokenizer
-        self.batch_size, self.seq_len, self.route = batch_size, seq_len, route
+        self.batch_size, self.seq_len, self.language_unit = batch_size, seq_len, language_unit
         self.loss_positions = loss_positions or derive_loss_positions(self._examples, tokenizer, seq_len)
         self.dropped: list[BadRow] = []
         kept = [self._kept(source, examples) for source, examples in sources]
@@ -61,7 +61,7 @@ class Batches:
             "sources": [f"{source.name} ({source.kind}, {len(indices)} rows, weight {source.weight})"
                         for (source, _), indices in zip(sources, kept)],
             "batch_size": batch_size, "seq_len": seq_len, "loss_positions": self.loss_positions, "seed": seed,
-            "epochs": epochs, "route": route, "shuffle": shuffle, "tokenizer": tokenizer.digest,
+            "epochs": epochs, "route": language_unit, "shuffle": shuffle, "tokenizer": tokenizer.digest,
             "content": [content_digest(examples) for examples in self._examples],
         }
         self._next = 0  # place in the order
@@ -86,7 +86,7 @@ class Batches:
         self._batch += 1
         self._placed += rows.tokens_placed
         self._slots += self.batch_size * self.seq_len
-        return rows.arrays(self._tokenizer, route=self.route)
+        return rows.arrays(self._tokenizer, language_unit=self.language_unit)
 
     @property
     def packing_efficiency(self) -> float:
@@ -132,11 +132,11 @@ def check_cursor(state: dict[str, Any], settings: dict[str, Any]) -> None:
 
 def one_pass(
     sources: Sequence[tuple[Source, Sequence[Example]]], tokenizer: Tokenizer, *, batch_size: int, seq_len: int,
-    loss_positions: int | None = None, route: str = "token", drop_bad: bool = False,
+    loss_positions: int | None = None, language_unit: str = "token", drop_bad: bool = False,
 ) -> Batches:
     """Returns every document once, in file order, the last batch padded: for the loss on held-out text."""
     return Batches(sources, tokenizer, batch_size=batch_size, seq_len=seq_len, loss_positions=loss_positions, epochs=1,
-                   route=route, shuffle=False, drop_bad=drop_bad)
+                   language_unit=language_unit, shuffle=False, drop_bad=drop_bad)
 
 
 def _place(rows: PackedRows, place: int, start: int, document: Encoded) -> tuple[int, int, Encoded] | None:
@@ -164,7 +164,7 @@ def document_order(kept: Sequence[Sequence[int]], weights: Sequence[float], *, s
     return streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights=list(weights))
 
 
-def _check_settings(sources, batch_size: int, seq_len: int, loss_positions: int | None, epochs: int | None, route: str) -> None:
+def _check_settings(sources, batch_size: int, seq_len: int, loss_positions: int | None, epochs: int | None, language_unit: str) -> None:
     if not sources:
         raise ValueError("no sources: expected at least one")
     for source, examples in sources:
@@ -174,7 +174,7 @@ def _check_settings(sources, batch_size: int, seq_len: int, loss_positions: int 
         raise ValueError(f"batch_size is {batch_size} and seq_len {seq_len}, expected at least 1 and 4")
     if loss_positions is not None and not 1 <= loss_positions <= seq_len:
         raise ValueError(f"loss_positions is {loss_positions}, expected 1 to seq_len ({seq_len}), or None to derive it")
-    check_route(route)
+    check_language_unit(language_unit)
     if epochs is not None and len({source.weight for source, _ in sources}) > 1:
         weights = ", ".join(f"{source.name} {source.weight}" for source, _ in sources)
         raise ValueError(f"epochs is {epochs} and the weights differ ({weights}): every document cannot come equally often "

@@ -26,7 +26,7 @@ import numpy as np
 
 LANGUAGES = ("en", "ko")
 ENGLISH, KOREAN = range(len(LANGUAGES))  # rows of the language embedding
-ROUTES = ("token", "document")  # how a token's language is told: by its own text, or by its whole document's
+LANGUAGE_UNITS = ("token", "document")  # how a token's language is told: by its own text, or by its whole document's
 
 # Jamo, compatibility jamo, jamo extended A, syllables, jamo extended B, halfwidth jamo. All are three
 # bytes in UTF-8, which is all that the automaton reads.
@@ -46,10 +46,10 @@ _OTHER_PIECE, _HANGUL_PIECE, _FIRST_BYTE = 0, 1, 2
 _N_CLASSES = _FIRST_BYTE + 256
 
 
-def check_route(route: str) -> None:
-    """Raises: ValueError unless `route` is one of ROUTES."""
-    if route not in ROUTES:
-        raise ValueError(f"route is {route!r}, expected one of {', '.join(ROUTES)}")
+def check_language_unit(name: str) -> None:
+    """Raises: ValueError unless `name` is one of LANGUAGE_UNITS."""
+    if name not in LANGUAGE_UNITS:
+        raise ValueError(f"language_unit is {name!r}, expected one of {', '.join(LANGUAGE_UNITS)}")
 
 
 def has_hangul(text: str) -> bool:

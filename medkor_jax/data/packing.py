@@ -2,7 +2,7 @@
 
     rows = PackedRows(batch_size=2, seq_len=8, loss_positions=8, bos_id=2, pad_id=0)
     rows.place(encode(example, tokenizer))     # how many of its tokens found room
-    batch = rows.arrays(tokenizer, route="token")
+    batch = rows.arrays(tokenizer, language_unit="token")
 
 Each document begins with bos at position 0 and has a segment of its own. Text that may be cut fills a row
 to its end and goes on elsewhere as a new segment, again after bos (Gemma is far off without it); each of
@@ -118,12 +118,12 @@ class PackedRows:
                 return count
         return 0
 
-    def arrays(self, tokenizer: Tokenizer, *, route: str) -> Batch:
+    def arrays(self, tokenizer: Tokenizer, *, language_unit: str) -> Batch:
         """Returns the batch: tokens, positions, segment_ids, langs [B, T]; loss_positions, targets, loss_weights [B, M].
 
-        route: "token" takes each token's language from its text, "document" from its document.
+        language_unit: "token" takes each token's language from its text, "document" from its document.
         """
-        if route == "token":
+        if language_unit == "token":
             # One walk for all rows: bos and padding lie between documents, so none sees the bytes of another.
             langs = token_languages(self._tokens.reshape(-1), tokenizer).reshape(self._tokens.shape)
         else:

@@ -34,14 +34,14 @@ MIN_QUESTIONS = 20  # fewer open no gate, whatever they say
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """One thing a gate asks beside its own exam: of another exam, or of the loss on a watched text."""
+    """One thing a gate asks beside its own exam: of another exam, or of the loss on a held-out text."""
 
     name: str
     """The name that the gate's `requires` has for it."""
     exam: str = ""
-    """Exam that it asks about, by name. "": a watched text."""
-    watch: str = ""
-    """Text that it asks about, among `watch`. "": an exam."""
+    """Exam that it asks about, by name. "": a held-out text."""
+    held_out: str = ""
+    """Text that it asks about, among `held_out`. "": an exam."""
     metric: str = "accuracy"
     """What is scored of the exam: "accuracy", "probability" (the mean of the right option), or, of
     reasoned exams, how they are written, such as "form"."""
@@ -53,26 +53,26 @@ class Condition:
     against: str = "start"
     """What is compared with: the phase's own "start", or the "reference"."""
     rise_nats: Annotated[float, ">= 0"] = 0.0
-    """Nats a token by which the loss on a watched text may rise; it is a number over fixed texts
+    """Nats a token by which the loss on a held-out text may rise; it is a number over fixed texts
     and has no interval."""
     allow_chance: bool = False
     """Whether a comparison in which a model does no better than guessing may pass."""
 
     def __post_init__(self) -> None:
         what = f"condition {self.name!r}"
-        if bool(self.exam) == bool(self.watch):
-            raise ValueError(f"{what} names exam {self.exam!r} and watch {self.watch!r}; it asks about exactly one of them")
+        if bool(self.exam) == bool(self.held_out):
+            raise ValueError(f"{what} names exam {self.exam!r} and held_out {self.held_out!r}; it asks about exactly one of them")
         _check_choice(what, "against", self.against, AGAINST)
-        if self.watch:
+        if self.held_out:
             blank = Condition("", exam="x")
             of_exams = ("metric", "threshold", "reading", "allow_chance")
             if changed := [name for name in of_exams if getattr(self, name) != getattr(blank, name)]:
-                raise ValueError(f"{what} is about a watched text, whose loss may rise by rise_nats; leave out {', '.join(changed)}")
+                raise ValueError(f"{what} is about a held-out text, whose loss may rise by rise_nats; leave out {', '.join(changed)}")
             if not (math.isfinite(self.rise_nats) and self.rise_nats >= 0):
                 raise ValueError(f"{what} has rise_nats {self.rise_nats}; expected 0 or more nats a token")
         else:
             if self.rise_nats:
-                raise ValueError(f"{what} is about an exam; rise_nats is for watched texts")
+                raise ValueError(f"{what} is about an exam; rise_nats is for held-out texts")
             _check_reading(what, self)
 
 

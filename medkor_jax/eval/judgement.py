@@ -29,7 +29,7 @@ _ROUNDING = 1e-9  # 97 of 100 is 0.97, whatever the last bit says
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """What was measured of one model: reports by exam, losses in nats a token by watched text."""
+    """What was measured of one model: reports by exam, losses in nats a token by held-out text."""
 
     reports: Mapping[str, Report]
     losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -161,8 +161,8 @@ def judge_all(gate: Gate, exam: str, found: Evidence, start: Evidence, reference
     judged[0] = dataclasses.replace(judged[0], name=exam)
     for condition in gate.requires:
         other = start if condition.against == "start" else reference
-        if condition.watch:
-            judged.append(_judge_loss(condition, found.losses[condition.watch], other.losses[condition.watch], looks))
+        if condition.held_out:
+            judged.append(_judge_loss(condition, found.losses[condition.held_out], other.losses[condition.held_out], looks))
         else:
             compared = other.reports[condition.exam] if condition.reading != "absolute" else None
             judged.append(judge(condition, found.reports[condition.exam], compared, looks=looks, confidence=gate.confidence))

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medkor_jax.data.language import ENGLISH, KOREAN, check_route, token_languages
+from medkor_jax.data.language import ENGLISH, KOREAN, check_language_unit, token_languages
 from medkor_jax.eval.scoring import Continuation
 from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.model.completion import LENGTH
@@ -49,16 +49,16 @@ class ModelScorer:
         mesh: jax.sharding.Mesh | None = None,
         batch_size: int,
     ) -> None:
-        """Its route: "token" takes each token's language from its text, "document" makes a prompt with any Hangul Korean.
+        """Its language_unit: "token" takes each token's language from its text, "document" makes a prompt with any Hangul Korean.
 
-        Raises: ValueError on another route, or a batch of no rows.
+        Raises: ValueError on another language_unit, or a batch of no rows.
         """
-        config, tokenizer, route = loaded.config, loaded.tokenizer, loaded.route
-        check_route(route)
+        config, tokenizer, language_unit = loaded.config, loaded.tokenizer, loaded.language_unit
+        check_language_unit(language_unit)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         self.params, self.config, self.tokenizer, self._mesh = loaded.params, config, tokenizer, mesh
-        self._dtype, self._batch_size, self._is_by_token = jnp.dtype(dtype), batch_size, route == "token"
+        self._dtype, self._batch_size, self._is_by_token = jnp.dtype(dtype), batch_size, language_unit == "token"
         self.routing = make_routing(tokenizer, config.vocab_size, by_token=self._is_by_token)
         self.decoder = Decoder(
             config, dtype=dtype, stop_ids=tokenizer.stop_ids, decode=tokenizer.decode, routing=self.routing

@@ -51,7 +51,7 @@ def write_verdict(
     """Writes the verdict, replacing an earlier one, and returns it.
 
     looks: every judgement by these questions, with what was judged, in order; the last one is the verdict.
-    replaced: the verdict that this one takes the place of, where the phase is judged anew: its looks stay on record.
+    replaced: the verdict that this one takes the place of, where the phase is judged again: its looks stay on record.
     reference_account: where the reference's score comes from, and whether these questions chose it. time: now unless given.
 
     Raises: ValueError without a look, or if a digest of weights, data or config is missing or empty.

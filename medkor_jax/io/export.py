@@ -94,10 +94,10 @@ def export_hf(
 
 def check_expressible(model: Model, params: Params) -> None:
     """Raises: ExportError, naming it, on what an ordinary Gemma 3 checkpoint has no place for."""
-    if params.lang and model.route != "token":
+    if params.lang and model.language_unit != "token":
         raise ExportError(
-            f"{model.name} has language embeddings routed by {model.route}: a token's embedding depends on the whole text, "
-            'and a checkpoint has one row a token. Only route="token" can be exported'
+            f"{model.name} has language embeddings routed by {model.language_unit}: a token's embedding depends on the whole text, "
+            'and a checkpoint has one row a token. Only language_unit="token" can be exported'
         )
     if unknown := sorted(set(params.lang) - {"vector", "table"}):
         raise ExportError(f"{model.name} has language embeddings of kind {', '.join(unknown)}; expected vector or table")

@@ -28,7 +28,7 @@ from medkor_jax.model.params import TRAINABLE_TREES, Params, Tree
 class LoadedModel:
     """Its parameters, the weights they rest on, how it reads text, and all that is known to have been trained on.
 
-    route: how tokens are told their language, by "token" or by "document"; see `io.models.Model`.
+    language_unit: how tokens are told their language, by "token" or by "document"; see `io.models.Model`.
     """
 
     params: Params
@@ -36,7 +36,7 @@ class LoadedModel:
     config: ModelConfig
     tokenizer: Tokenizer
     read: tuple[Reading, ...] = ()
-    route: str = "token"
+    language_unit: str = "token"
 
     @property
     def digest(self) -> str:
@@ -45,7 +45,7 @@ class LoadedModel:
         return model_digest(self.base.digest, digest_tree(trees) if trees else "", self.params.lora_scale)
 
 
-def load(model: Model, dtype: Any, mesh: Mesh, *, route: str = "", base: Tree | None = None) -> LoadedModel:
-    """Returns the model on `mesh`, its base in `dtype`. route "": its own; base: the base's arrays, where they are loaded already."""
+def load(model: Model, dtype: Any, mesh: Mesh, *, language_unit: str = "", base: Tree | None = None) -> LoadedModel:
+    """Returns the model on `mesh`, its base in `dtype`. language_unit "": its own; base: the base's arrays, where they are loaded already."""
     params = model.load(jnp.dtype(dtype), mesh, base)
-    return LoadedModel(params, model.base, model.config, model.tokenizer, model.read, route or model.route)
+    return LoadedModel(params, model.base, model.config, model.tokenizer, model.read, language_unit or model.language_unit)

@@ -37,7 +37,7 @@ _FORMAT = 3  # 1 had no seal, and a base's digest was that of its files; 2 did n
 class Model:
     """A base with what a run trained beside it. directory None: the base alone.
 
-    route: how tokens get the language of their embedding, by "token" or by "document"; without it the language
+    language_unit: how tokens get the language of their embedding, by "token" or by "document"; without it the language
     embeddings mean nothing. trained_on: what the run read after its base, see `read`.
     """
 
@@ -46,7 +46,7 @@ class Model:
     directory: pathlib.Path | None = None
     lora_scale: float = 1.0
     adapters_digest: str = ""  # "" where there are none
-    route: str = "token"
+    language_unit: str = "token"
     trained_on: tuple[Reading, ...] | None = None
 
     @property
@@ -106,7 +106,7 @@ def is_run(path: pathlib.Path) -> bool:
 
 
 def save_model(
-    directory: pathlib.Path, params: Params, base: Weights, route: str = "token", read: tuple[Reading, ...] = ()
+    directory: pathlib.Path, params: Params, base: Weights, language_unit: str = "token", read: tuple[Reading, ...] = ()
 ) -> Model:
     """Writes a phase's adapters and says which base they stand on; returns the model as it reads back.
 
@@ -123,7 +123,7 @@ def save_model(
     write_sealed(directory / "model.json", {
         "format": _FORMAT, "base": name, "base_is_relative": inside, "base_digest": base.digest,
         "lora_scale": params.lora_scale, "adapters": sorted(leaf_paths(trees)), "adapters_digest": digest,
-        "route": route, "read": [one.to_json() for one in read],
+        "route": language_unit, "read": [one.to_json() for one in read],
     })  # fmt: skip
     return _open_phase(directory)
 

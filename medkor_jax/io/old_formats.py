@@ -110,7 +110,7 @@ def upgraded_stage(said: dict[str, Any]) -> dict[str, Any]:
         | {
             "format": STAGE_FORMAT,
             "data": said["sources"],
-            "rules": [_RULE | rule for rule in said["groups"]],
+            "rules": {rule["name"]: _RULE | rule for rule in said["groups"]},
             **{
                 name: spec[name]
                 for name in ("microbatches", "dropout", "next_token_weight", "dtype", "seed")
@@ -132,7 +132,7 @@ def _rollout(said: dict[str, Any]) -> dict[str, Any]:
         "algorithm": said["algorithm"],
         "rollout": {name: said[name] for name in _OF_ROLLOUT},
         "form": said["form"],
-        "parts": [_part(name, *of) for name, of in worth.items() if of[0]],
+        "parts": {name: _part(name, *of) for name, of in worth.items() if of[0]},
     }
 
 

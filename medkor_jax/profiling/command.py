@@ -114,7 +114,7 @@ def loaded_at(recipe: Recipe, phase: Phase, stage: str, mesh: jax.sharding.Mesh)
     while (before := recipe.upstream_of(chain[0])[0]) in phases:
         chain.insert(0, phases[before])
     model = open_model(before)
-    loaded = load(model, recipe.param_dtype, mesh, route=recipe.route)
+    loaded = load(model, recipe.param_dtype, mesh, language_unit=recipe.language_unit)
     for one in chain:
         loaded = add_trees(loaded, one, one.lora, seed=recipe.seed)
         is_last = one is phase
@@ -133,7 +133,7 @@ def _profile(plan: StagePlan, loaded: LoadedModel, mesh: jax.sharding.Mesh, step
     shardings = shard_tree(state, mesh)
     state, step = jax.device_put(state, shardings), make_step(loaded.config, plan.spec, optimizer, shardings)
     reference = params if stage.retention.is_on else None
-    batches = make_batches(plan, loaded.tokenizer, loaded.route)
+    batches = make_batches(plan, loaded.tokenizer, loaded.language_unit)
     draw = drawing(plan, batches, loaded, frozen, mesh)
     tokens = []
 

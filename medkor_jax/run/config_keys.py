@@ -28,6 +28,9 @@ from medkor_jax.run.phases import Phase, Recipe
 
 REQUIRED = dataclasses.MISSING
 RENAMED = {
+    "route": "language_unit",
+    "watch": "held_out",
+    "watch_tokens": "held_out_tokens",
     "groups": "rules",
     "reward.answer": "reward.parts.answer.weight",
     "reward.letter": "reward.parts.letter.weight",
@@ -115,7 +118,7 @@ def renamed(path: str) -> str:
     """Returns "groups is rules now" for a key that had another name; "" for any other. Of a name
     without its way, the last part of an old one is enough."""
     for old, new in RENAMED.items():
-        if f".{old}." in f".{path}." or old.rpartition(".")[2] == path:
+        if f".{path}".endswith(f".{old}") or old.rpartition(".")[2] == path:
             return f"{old} is {new} now"
     return ""
 

@@ -90,7 +90,9 @@ def explained(leaves: Mapping[str, Leaf], asked: str) -> list[Leaf]:
     asked = asked.removeprefix("config.")
     if found := [leaf for path, leaf in leaves.items() if _is_asked(path, asked)]:
         return found
-    said = renamed(asked) or f"nearest: {_nearest_path(asked, leaves)!r}"
+    parts = asked.split(".")
+    said = next(filter(None, (renamed(".".join(parts[:n])) for n in range(1, len(parts) + 1))), "")
+    said = said or f"nearest: {_nearest_path(asked, leaves)!r}"
     raise ConfigError(f"config.{asked} is not a key; {said}")
 
 

@@ -177,7 +177,7 @@ def uses_of(recipe: Recipe) -> list[Use]:
     uses += [Use(JUDGED, exam.source) for exam in exams]
     uses += [Use(FEWSHOT, exam.fewshot) for exam in exams if exam.fewshot and exam.shots]
     uses += [Use(JUDGED, source) for phase in recipe.phases for source in phase.translations]
-    uses += [Use(JUDGED, source) for source in recipe.watch]
+    uses += [Use(JUDGED, source) for source in recipe.held_out]
     return list(dict.fromkeys(uses))
 
 

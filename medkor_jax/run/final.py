@@ -19,7 +19,8 @@ from medkor_jax.io.files import write_json
 from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.io.models import Model
 from medkor_jax.parallel.hosts import say
-from medkor_jax.run.lineage import Lineage, exam_asked
+from medkor_jax.run.facts import exam_asked
+from medkor_jax.run.lineage import Lineage
 from medkor_jax.run.measurement import Measurer
 from medkor_jax.run.summary import FINAL, phase_lines, read_final, times
 

@@ -105,7 +105,7 @@ def _said(recipe: Recipe, phase: Phase, asked: Gate | Condition) -> str:
     reference = recipe.reference_of(phase)
     than = reference.name if reference and with_reference(asked) else "the phase's start"
     if is_of_text(asked):
-        return f"{asked.name}: loss on {asked.watch!r} at most {asked.rise_nats:g} nats above {than}"
+        return f"{asked.name}: loss on {asked.held_out!r} at most {asked.rise_nats:g} nats above {than}"
     bound = {
         "absolute": f"at least {asked.threshold:.1%}",
         "relative": f"at least {asked.threshold:.1%} of that of {than}",

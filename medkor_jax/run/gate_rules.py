@@ -31,7 +31,7 @@ def compares(asked: Gate | Condition) -> bool:
 
 
 def is_of_text(asked: Gate | Condition) -> TypeGuard[Condition]:
-    return isinstance(asked, Condition) and bool(asked.watch)
+    return isinstance(asked, Condition) and bool(asked.held_out)
 
 
 def with_reference(asked: Gate | Condition) -> bool:
@@ -40,7 +40,7 @@ def with_reference(asked: Gate | Condition) -> bool:
 
 
 def exam_of(phase: Phase, asked: Gate | Condition) -> str:
-    """Returns the exam that is asked about, "" for a watched text."""
+    """Returns the exam that is asked about, "" for a held-out text."""
     return phase.exam if isinstance(asked, Gate) else asked.exam
 
 
@@ -56,11 +56,11 @@ def chosen_by(phase: Phase) -> set[str]:
 
 def _check_is_measured(recipe: Recipe, phase: Phase, asked: Gate | Condition, what: str) -> None:
     if is_of_text(asked):
-        name, measured = asked.watch, [source.name for source in recipe.watch]
+        name, measured = asked.held_out, [source.name for source in recipe.held_out]
     else:
         name, measured = exam_of(phase, asked), [exam.source.name for exam in recipe.exams_of(phase)]
     if name not in measured:
-        kind = "watched texts" if is_of_text(asked) else "exams of this phase"
+        kind = "held-out texts" if is_of_text(asked) else "exams of this phase"
         raise ValueError(f"{what} asks about {name!r}; {kind}: {', '.join(measured) or 'none'}")
     if not is_of_text(asked) and (said := metric_needs(asked.metric, recipe.exam(name).mode)):
         raise ValueError(f"{what}: {said}")

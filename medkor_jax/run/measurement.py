@@ -1,4 +1,4 @@
-"""What a model scores: the exams, the watched texts and the translations of a phase, each measured once.
+"""What a model scores: the exams, the held-out texts and the translations of a phase, each measured once.
 
     measured = Measurer(recipe, corpora, directory, mesh).measure(phase, loaded, "after")
     measured.reports["english"], measured.stored["watch"]["korean"]["nats"]
@@ -31,7 +31,7 @@ from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.hosts import say
 from medkor_jax.run.corpora import Corpora
-from medkor_jax.run.lineage import exam_asked, pairs_asked, watch_asked
+from medkor_jax.run.facts import exam_asked, held_out_asked, pairs_asked
 from medkor_jax.run.phases import Phase, Recipe
 from medkor_jax.run.summary import phase_lines
 from medkor_jax.train.text_loss import text_loss
@@ -80,12 +80,12 @@ class Measurer:
                 stored["files"][name] = self._write(own / "answers" / f"{name}-{when}.jsonl", reports[name])
                 say(f"  {when}, {reports[name].table() if reports[name].alarms else phase_lines(name, reports[name])}")
             stored["exams"][name], stored["asked"][f"exams/{name}"] = reports[name].summary(), asked
-        for source in recipe.watch:
-            name, asked = source.name, watch_asked(recipe, self.corpora, source)
+        for source in recipe.held_out:
+            name, asked = source.name, held_out_asked(recipe, self.corpora, source)
             if found := self._stored(digest, "watch", name, asked):
                 loss = found["watch"][name]
             else:
-                loss = self._watch(loaded, source)
+                loss = self._held_out_loss(loaded, source)
                 say(f"  {when}, {name}: {loss['nats']:.3f} nats a token over {loss['tokens']:.0f} tokens")
             stored["watch"][name], stored["asked"][f"watch/{name}"] = loss, asked
         for source in phase.translations:
@@ -145,11 +145,11 @@ class Measurer:
     def _scorer(self, loaded: LoadedModel, batch_size: int) -> ModelScorer:
         return ModelScorer(loaded, dtype=jnp.dtype(self.recipe.dtype), mesh=self.mesh, batch_size=batch_size)
 
-    def _watch(self, loaded: LoadedModel, source: Source) -> dict[str, float]:
+    def _held_out_loss(self, loaded: LoadedModel, source: Source) -> dict[str, float]:
         stage = self.recipe.phases[0].train
         return text_loss(
             loaded, self.mesh, self.corpora.examples((source,)), self.recipe.compute, batch_size=stage.batch_size,
-            seq_len=stage.seq_len, max_tokens=self.recipe.watch_tokens,
+            seq_len=stage.seq_len, max_tokens=self.recipe.held_out_tokens,
         )  # fmt: skip
 
     def _translate(self, loaded: LoadedModel, source: Source) -> TranslationReport:

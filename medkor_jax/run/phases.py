@@ -17,7 +17,7 @@ from typing import Annotated
 from medkor_jax.adapt.expansion import ExpansionSettings
 from medkor_jax.adapt.language import LanguageSettings
 from medkor_jax.adapt.lora import LoraSettings
-from medkor_jax.data.language import check_route
+from medkor_jax.data.language import check_language_unit
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import Source
 from medkor_jax.eval.exam import MAX_REASONING_TOKENS
@@ -157,9 +157,9 @@ class Recipe:
     """Exams put to the model before and after every phase; a gate is judged by one of them."""
     final: tuple[Exam, ...] = ()
     """Exams put to the last phase's model alone, once, when all is done."""
-    watch: tuple[Source, ...] = ()
+    held_out: tuple[Source, ...] = ()
     """Texts that nothing trains on, whose loss is measured before and after every phase."""
-    watch_tokens: Annotated[int, ">= 0"] = 65536
+    held_out_tokens: Annotated[int, ">= 0"] = 65536
     """Tokens at the head of each of them that the loss is taken over. 0: all."""
     max_translation_tokens: Annotated[int, ">= 1"] = 256
     """Longest translation of a held-out pair, in tokens."""
@@ -177,7 +177,7 @@ class Recipe:
     chunk: Annotated[int, ">= 1"] = ComputeSettings.chunk
     """Positions whose logits exist at once. Fewer save memory; changes results by rounding
     alone."""
-    route: str = "token"
+    language_unit: str = "token"
     """What a language embedding is chosen by: "token" (each token's own language) or "document"."""
     mesh: MeshShape = MeshShape()
     """How devices share the work."""
@@ -198,7 +198,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("dtype", "param_dtype"):
             check_dtype(getattr(self, name), name)
-        check_route(self.route)
+        check_language_unit(self.language_unit)
         names = [phase.name for phase in self.phases]
         if not self.run:
             raise ValueError("run is empty: name the phases to run")

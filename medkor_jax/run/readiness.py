@@ -88,7 +88,7 @@ def _check_stage(recipe: Recipe, corpora: Corpora, mesh: Mesh | None, phase: Pha
     """Builds a stage's batches once, so that data that does not fit is found before any training."""
     if mesh is not None:
         check_batch(stage.batch_size, stage.microbatches, mesh)
-    make_batches(stage_plan(recipe, corpora, phase, stage, name), open_model(recipe.weights).tokenizer, recipe.route)
+    make_batches(stage_plan(recipe, corpora, phase, stage, name), open_model(recipe.weights).tokenizer, recipe.language_unit)
 
 
 def _check_lengths(recipe: Recipe, corpora: Corpora) -> None:

@@ -17,9 +17,9 @@ TRAINED, JUDGED, NOTHING, ELSEWHERE = "trained", "judged", "nothing", "elsewhere
 
 ROLES: dict[str, dict[str, str]] = {
     "Recipe": dict(
-        run_dir=NOTHING, weights=ELSEWHERE, run=NOTHING, phases=ELSEWHERE, exams=ELSEWHERE, final=ELSEWHERE, watch=ELSEWHERE,
-        watch_tokens=ELSEWHERE, max_translation_tokens=ELSEWHERE, dtype=TRAINED, param_dtype=TRAINED, remat=NOTHING, attention=NOTHING,
-        chunk=NOTHING, route=TRAINED, mesh=NOTHING, topology=NOTHING, reasoning=ELSEWHERE, seed=TRAINED, allow_leaks=NOTHING,
+        run_dir=NOTHING, weights=ELSEWHERE, run=NOTHING, phases=ELSEWHERE, exams=ELSEWHERE, final=ELSEWHERE, held_out=ELSEWHERE,
+        held_out_tokens=ELSEWHERE, max_translation_tokens=ELSEWHERE, dtype=TRAINED, param_dtype=TRAINED, remat=NOTHING, attention=NOTHING,
+        chunk=NOTHING, language_unit=TRAINED, mesh=NOTHING, topology=NOTHING, reasoning=ELSEWHERE, seed=TRAINED, allow_leaks=NOTHING,
         drop_bad=ELSEWHERE, log_every=NOTHING,
     ),
     "Phase": dict(
@@ -44,6 +44,9 @@ ROLES: dict[str, dict[str, str]] = {
     ),
 }  # fmt: skip
 
+# What records of finished runs call a field that has another name now.
+_STORED = {"held_out": "watch", "language_unit": "route"}
+
 
 def roles_of(value: Any, role: str) -> Iterator[tuple[str, Any]]:
     """Yields (name, plain value) of every field of `value` with that role, nested ones as "lora.rank".
@@ -53,7 +56,7 @@ def roles_of(value: Any, role: str) -> Iterator[tuple[str, Any]]:
     roles = ROLES[type(value).__name__]
     for field in dataclasses.fields(value):
         if roles.get(field.name, TRAINED) == role:
-            yield from _flat(field.name, getattr(value, field.name))
+            yield from _flat(_STORED.get(field.name, field.name), getattr(value, field.name))
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -70,4 +73,5 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"{name}.{fact}", of) for fact, of in value.facts().items())
         return
     for field in dataclasses.fields(value):
-        yield from _flat(f"{name}.{field.name}", getattr(value, field.name))
+        stored = _STORED.get(field.name, field.name)
+        yield from _flat(f"{name}.{stored}", getattr(value, field.name))

@@ -105,7 +105,7 @@ def _condition_lines(verdict: dict[str, Any] | None) -> list[str]:
         looks = [f"{look['of']} {'opened' if look['passed'] else 'closed'}" for look in verdict["looks"]]
         lines.append(f"    looks: {', '.join(looks)}")
     if earlier := len(verdict.get("earlier_looks", ())):
-        lines.append(f"    judged anew: {times(earlier)} before this it was looked at already, by these or other questions; see verdict.json")
+        lines.append(f"    judged again: {times(earlier)} before this it was looked at already, by these or other questions; see verdict.json")
     return lines
 
 

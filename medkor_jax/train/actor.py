@@ -49,7 +49,7 @@ class Actor:
     ) -> None:  # fmt: skip
         """spec: of the step that learns from the samples; without a policy loss, nothing can be asked of `nats`."""
         config, tokenizer = loaded.config, loaded.tokenizer
-        self._is_by_token, self._max_new_tokens, self._mesh = loaded.route == "token", max_new_tokens, mesh
+        self._is_by_token, self._max_new_tokens, self._mesh = loaded.language_unit == "token", max_new_tokens, mesh
         self._reference = loaded.params if with_reference else None
         self._decoder = Decoder(
             config, dtype=jnp.dtype(spec.compute.dtype), sampling=Sampling(temperature), stop_ids=tokenizer.stop_ids,

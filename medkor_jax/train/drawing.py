@@ -1,7 +1,7 @@
 """Where the batches of a stage come from: its documents or, with a reward, the model's own answers
 to its questions.
 
-    batches = make_batches(plan, tokenizer, route)              # refuses data that does not fit
+    batches = make_batches(plan, tokenizer, language_unit)              # refuses data that does not fit
     draw = drawing(plan, batches, loaded, frozen, mesh)
     batch, drawn = draw(state)              # drawn: what is logged of how it was made
 
@@ -31,14 +31,14 @@ from medkor_jax.train.trainable import join
 Draw = Callable[[State], tuple[Batch, dict[str, Any]]]
 
 
-def make_batches(plan: StagePlan, tokenizer: Tokenizer, route: str) -> Batches | Rollouts:
+def make_batches(plan: StagePlan, tokenizer: Tokenizer, language_unit: str) -> Batches | Rollouts:
     """Returns where the stage's batches come from, once its data was found to fit."""
     stage, train = plan.stage, cast("Any", plan.train)  # questions or documents, as the reward says
     common: dict[str, Any] = dict(
         batch_size=stage.batch_size,
         seq_len=stage.seq_len,
         seed=plan.seed,
-        route=route,
+        language_unit=language_unit,
         drop_bad=plan.drop_bad,
     )
     if stage.reward.is_on:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.train.policy import PolicyLoss
-from medkor_jax.train.rewards import DEFAULT_PARTS, RewardPart, check_parts
+from medkor_jax.train.rewards import DEFAULT_PARTS, RewardPart, check_parts, in_order
 
 ALGORITHMS = ("grpo", "rft")
 
@@ -100,6 +100,8 @@ class RewardSettings:
     """grpo: the loss that they are learnt by; rft does not read it."""
 
     def __post_init__(self) -> None:
+        # a config keeps no order; of the parts it counts, to the last bit of their sum
+        object.__setattr__(self, "parts", in_order(self.parts))
         if not self.is_on:
             return
         if self.algorithm not in ALGORITHMS:
@@ -129,5 +131,5 @@ class RewardSettings:
             "algorithm": self.algorithm,
             "rollout": dataclasses.asdict(self.rollout),
             "form": dataclasses.asdict(form),
-            "parts": [part.facts() for part in self.parts if part.is_on],
+            "parts": {part.name: part.facts() for part in self.parts if part.is_on},
         }

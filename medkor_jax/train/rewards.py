@@ -203,6 +203,13 @@ def make_parts(**weights: float) -> tuple[RewardPart, ...]:
     return tuple(RewardPart(name, weight) for name, weight in weights.items())
 
 
+def in_order(parts: tuple[RewardPart, ...]) -> tuple[RewardPart, ...]:
+    """Returns the parts as `PARTS` has them, then a user's own by name: their sum is taken so."""
+    known = list(PARTS)
+    place = lambda part: known.index(part.name) if part.name in PARTS else len(known)  # noqa: E731
+    return tuple(sorted(parts, key=lambda part: (place(part), part.name)))
+
+
 def check_parts(parts: tuple[RewardPart, ...]) -> None:
     """Raises: ValueError unless something is rewarded, and the answer, if at all, above all else
     together.

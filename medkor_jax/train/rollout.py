@@ -22,7 +22,7 @@ import numpy as np
 
 from medkor_jax.data.batches import check_cursor, document_order
 from medkor_jax.data.contents import content_digest
-from medkor_jax.data.language import check_route
+from medkor_jax.data.language import check_language_unit
 from medkor_jax.data.option_order import keeps_order, shuffle_options
 from medkor_jax.data.packing import LANGUAGE_IDS, Batch, PackedRows
 from medkor_jax.data.question import Question
@@ -51,14 +51,14 @@ class Rollouts:
 
     def __init__(
         self, sources: Sequence[tuple[Source, Sequence[Question]]], tokenizer: Tokenizer, settings: RewardSettings, *,
-        batch_size: int, seq_len: int, loss_positions: int = 0, seed: int = 0, route: str = "token", drop_bad: bool = False,
+        batch_size: int, seq_len: int, loss_positions: int = 0, seed: int = 0, language_unit: str = "token", drop_bad: bool = False,
         form: ReasoningFormat = ReasoningFormat(),
     ) -> None:
         settings.rollout.check_shape(batch_size, seq_len, loss_positions)
         if not sources or not all(len(questions) for _, questions in sources):
             raise ValueError("no questions: every source needs at least one")
-        check_route(route)
-        self.settings, self.batch_size, self.seq_len, self.route = settings.rollout, batch_size, seq_len, route
+        check_language_unit(language_unit)
+        self.settings, self.batch_size, self.seq_len, self.language_unit = settings.rollout, batch_size, seq_len, language_unit
         self._learning, self._reward = settings, Reward(settings.parts, form)
         self.loss_positions = loss_positions or settings.rollout.max_new_tokens
         self._questions = [questions for _, questions in sources]
@@ -73,7 +73,7 @@ class Rollouts:
         self._identity = {
             "sources": [f"{s.name} ({len(indices)} questions, weight {s.weight})" for (s, _), indices in zip(sources, kept)],
             "rollouts": settings.in_force(form), "batch_size": batch_size, "seq_len": seq_len,
-            "loss_positions": self.loss_positions, "seed": seed, "route": route, "tokenizer": tokenizer.digest,
+            "loss_positions": self.loss_positions, "seed": seed, "route": language_unit, "tokenizer": tokenizer.digest,
             "content": [content_digest(questions) for questions in self._questions],
         }  # fmt: skip
         self._rollout = 0  # batches sampled so far
@@ -224,7 +224,7 @@ class Rollouts:
         """Returns the samples as a batch of this one's shape, rows that are missing empty."""
         empty = [PackedRows(batch_size=1, seq_len=self.seq_len, loss_positions=self.loss_positions,
                             bos_id=self._tokenizer.bos_id, pad_id=self._tokenizer.pad_id) for _ in range(self.batch_size)]
-        return fill_rows(empty, rows, self._tokenizer, route=self.route)
+        return fill_rows(empty, rows, self._tokenizer, language_unit=self.language_unit)
 
 
 def _say_kept_order(source: Source, questions: Sequence[Question]) -> None:

@@ -1,6 +1,6 @@
 """Samples as rows of a batch, one a row, and a batch put aside in a cursor as JSON.
 
-    batch = fill_rows(empty, [(group, sample)], tokenizer, route="token")
+    batch = fill_rows(empty, [(group, sample)], tokenizer, language_unit="token")
     array_from_json(array_to_json(batch["tokens"]))
 
 Loss is on what was sampled, never on the prompt. What a sample teaches is the business of `groups`.
@@ -25,7 +25,7 @@ def fill_rows(
     rows: Sequence[tuple[Group, Sample]],
     tokenizer: Tokenizer,
     *,
-    route: str,
+    language_unit: str,
 ) -> Batch:
     """Returns what `PackedRows.arrays` gives of all rows together; those beyond the samples stay
     empty.
@@ -38,7 +38,7 @@ def fill_rows(
             Encoded(group.question.id, tokens, is_sampled, language, splittable=False)
         )
         assert placed == len(tokens), "prompts were checked to leave room"
-    parts = [row.arrays(tokenizer, route=route) for row in empty]
+    parts = [row.arrays(tokenizer, language_unit=language_unit) for row in empty]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

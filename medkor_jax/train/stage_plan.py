@@ -69,7 +69,7 @@ def claim(plan: StagePlan, loaded: LoadedModel, trained: Any) -> None:
 
     Raises: ValueError, naming what differs.
     """
-    said = json.loads(json.dumps(said_of(plan, loaded.route, trained)))
+    said = json.loads(json.dumps(said_of(plan, loaded.language_unit, trained)))
     path = plan.directory / "stage.json"
     before = hosts.first(
         path, lambda: json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -93,7 +93,7 @@ def claim(plan: StagePlan, loaded: LoadedModel, trained: Any) -> None:
     )
 
 
-def said_of(plan: StagePlan, route: str, trained: Any) -> dict[str, Any]:
+def said_of(plan: StagePlan, language_unit: str, trained: Any) -> dict[str, Any]:
     """Returns all that decides what the stage learns, as plain data; what is switched off is
     None.
     """
@@ -105,7 +105,7 @@ def said_of(plan: StagePlan, route: str, trained: Any) -> dict[str, Any]:
     }
     settings |= {
         "trees": sorted(stage.trees),
-        "rules": stage.rules_in_force,
+        "rules": {rule.name: dataclasses.asdict(rule) for rule in stage.rules_in_force},
         "next_token_weight": 0.0 if has_policy_loss else stage.next_token_weight,
         "reward": stage.reward.in_force(plan.form),
         "policy": stage.reward.policy if has_policy_loss else None,
@@ -114,7 +114,7 @@ def said_of(plan: StagePlan, route: str, trained: Any) -> dict[str, Any]:
         "format": STAGE_FORMAT,
         "dtype": plan.compute.dtype,
         "seed": plan.seed,
-        "route": route,
+        "route": language_unit,
         "upstream": plan.upstream,
         "trainable": count(trained),
     }

@@ -41,7 +41,7 @@ def text_loss(
         loaded.tokenizer,
         batch_size=batch_size,
         seq_len=seq_len,
-        route=loaded.route,
+        language_unit=loaded.language_unit,
         drop_bad=True,
     ):
         sums = evaluate(loaded.params, place_batch(batch, mesh))

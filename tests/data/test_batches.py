@@ -163,7 +163,7 @@ def test_too_long_is_reported_before_training_or_dropped(byte_tokenizer):
 
 
 @pytest.mark.parametrize("settings, message", [
-    ({"route": "word"}, "route is 'word', expected one of token, document"),
+    ({"language_unit": "word"}, "language_unit is 'word', expected one of token, document"),
     ({"loss_positions": 33}, "loss_positions is 33, expected 1 to seq_len"),
     ({"epochs": 1}, "weights differ \\(texts 0.6, exam 0.4\\)"),
 ])

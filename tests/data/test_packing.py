@@ -31,7 +31,7 @@ def test_one_row_by_hand(byte_tokenizer):
     rows = rows_of(1, 10, 3)
     document = encode(question("q", "ab", "c"), byte_tokenizer)
     assert rows.place(document) == 4 and rows.place(encode(question("r", "a", ""), byte_tokenizer)) == 2
-    batch = rows.arrays(byte_tokenizer, route="token")
+    batch = rows.arrays(byte_tokenizer, language_unit="token")
     a, b, c = byte_tokenizer.encode("abc")
     assert batch["tokens"].tolist() == [[BOS, a, b, c, EOS, BOS, a, EOS, PAD, PAD]]
     assert batch["positions"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 0, 0]]
@@ -51,7 +51,7 @@ def test_text_is_cut_to_fill_rows_and_every_token_is_predicted_once(byte_tokeniz
     while placed < len(document.tokens):
         placed += rows.place(document, placed)
     assert rows.is_full() is True  # 12 tokens and three bos: 4 + 4 + 4
-    batch = rows.arrays(byte_tokenizer, route="token")
+    batch = rows.arrays(byte_tokenizer, language_unit="token")
     assert (batch["tokens"][:, 0] == BOS).all() and (batch["segment_ids"] == 1).all() and rows.tokens_placed == 15
     used = batch["loss_weights"] > 0
     assert batch["targets"][used].tolist() == document.tokens.tolist()
@@ -65,7 +65,7 @@ def test_what_may_not_be_cut_goes_to_the_first_row_with_room(byte_tokenizer):
     assert rows.place(encode(question("b", "ab", "c"), byte_tokenizer)) == 4  # row 1, three left
     assert rows.place(encode(question("c", "ab", "c"), byte_tokenizer)) == 0
     assert rows.place(encode(question("d", "", "c"), byte_tokenizer)) == 2
-    assert rows.arrays(byte_tokenizer, route="token")["segment_ids"].tolist() == [[1] * 7 + [0], [1] * 5 + [2] * 3]
+    assert rows.arrays(byte_tokenizer, language_unit="token")["segment_ids"].tolist() == [[1] * 7 + [0], [1] * 5 + [2] * 3]
 
 
 def test_no_row_predicts_more_than_its_loss_positions(byte_tokenizer):
@@ -75,16 +75,16 @@ def test_no_row_predicts_more_than_its_loss_positions(byte_tokenizer):
     assert rows.place(encode(text("t", "abcdef"), byte_tokenizer)) == 1  # one loss position is left in row 0
     assert rows.place(encode(text("t", "abcdef"), byte_tokenizer), 1) == 1
     assert rows.is_full()
-    assert rows.arrays(byte_tokenizer, route="token")["loss_weights"].tolist() == [[1, 1, 1], [1, 1, 1]]
+    assert rows.arrays(byte_tokenizer, language_unit="token")["loss_weights"].tolist() == [[1, 1, 1], [1, 1, 1]]
 
 
 def test_routes(byte_tokenizer):
     by = {}
-    for route in ("token", "document"):
+    for language_unit in ("token", "document"):
         rows = rows_of(1, 10)
         rows.place(encode(text("t", "A열", "ko"), byte_tokenizer))
         rows.place(encode(text("u", "A", "en"), byte_tokenizer))
-        by[route] = rows.arrays(byte_tokenizer, route=route)["langs"].tolist()
+        by[language_unit] = rows.arrays(byte_tokenizer, language_unit=language_unit)["langs"].tolist()
     assert by["token"] == [[0, 0, 1, 1, 1, 0, 0, 0, 0, 0]]  # bos, A, three bytes of Hangul, eos | bos, A, eos
     assert by["document"] == [[1, 1, 1, 1, 1, 1, 0, 0, 0, 0]]
 
@@ -94,10 +94,10 @@ def test_documents_cut_inside_a_character_do_not_colour_each_other(byte_tokenize
     rows = rows_of(2, 4)
     document = encode(text("t", "A열ab"), byte_tokenizer)
     assert rows.place(document) == 3 and rows.place(document, 3) == 3
-    langs = rows.arrays(byte_tokenizer, route="token")["langs"]
+    langs = rows.arrays(byte_tokenizer, language_unit="token")["langs"]
     alone = rows_of(1, 4)
     alone.place(document, 3)
-    assert (langs[1] == alone.arrays(byte_tokenizer, route="token")["langs"][0]).all()
+    assert (langs[1] == alone.arrays(byte_tokenizer, language_unit="token")["langs"][0]).all()
 
 
 def test_find_too_long(byte_tokenizer):

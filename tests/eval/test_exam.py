@@ -230,7 +230,7 @@ def test_refuses_unknown_modes_and_empty_exams(make_question, tokenizer):
     with pytest.raises(ValueError, match="letter, harness, reason"):
         exam.evaluate(None, [make_question(1)], mode="likelihood")
     with pytest.raises(ValueError, match="nothing to evaluate"):
-        exam.evaluate(None, tokenizer, [], mode="letter")
+        exam.evaluate(None, [], mode="letter")
 
 
 class ByLength(FakeScorer):

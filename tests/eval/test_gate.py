@@ -226,13 +226,13 @@ def test_a_gate_that_only_records_may_ask_for_everything():
     ("change", "words"),
     [
         ({}, "exactly one of them"),
-        ({"exam": "a", "watch": "b"}, "exactly one of them"),
+        ({"exam": "a", "held_out": "b"}, "exactly one of them"),
         ({"exam": "a", "against": "begin"}, "start, reference"),
-        ({"exam": "a", "rise_nats": 0.1}, "for watched texts"),
+        ({"exam": "a", "rise_nats": 0.1}, "for held-out texts"),
         ({"exam": "a", "threshold": 1.0}, "condition 'x' threshold is 1"),
-        ({"watch": "b", "metric": "probability", "threshold": 0.5}, "leave out metric, threshold"),
-        ({"watch": "b", "rise_nats": -0.1}, "rise_nats -0.1"),
-        ({"watch": "b", "rise_nats": math.nan}, "rise_nats nan"),
+        ({"held_out": "b", "metric": "probability", "threshold": 0.5}, "leave out metric, threshold"),
+        ({"held_out": "b", "rise_nats": -0.1}, "rise_nats -0.1"),
+        ({"held_out": "b", "rise_nats": math.nan}, "rise_nats nan"),
     ],
 )
 def test_a_condition_that_cannot_be_meant_is_refused(change, words):
@@ -246,7 +246,7 @@ def several(make_report):
     gate = Gate(reading="non_inferior", threshold=0.9, on_failure="retain", rounds=1, requires=(
         Condition("korean-kept", exam="korean", threshold=0.8),
         Condition("form", exam="reasoned", metric="form", reading="absolute", threshold=0.7),
-        Condition("korean-loss", watch="korean", rise_nats=0.05),
+        Condition("korean-loss", held_out="korean", rise_nats=0.05),
     ))  # fmt: skip
     reasoned = scored(make_report, 30, 60)
     answers = (dataclasses.replace(a, has_format=True, is_whole=True, n_tokens=9) for a in reasoned.answers)

@@ -31,20 +31,20 @@ def loud(tiny_base_dir):
     return Params(base | {"head": rows}), config, tokenizer, set(silent)
 
 
-@pytest.mark.parametrize("route", ["token", "document"])
-def test_greedy_text_holds_none(loud, route):
+@pytest.mark.parametrize("language_unit", ["token", "document"])
+def test_greedy_text_holds_none(loud, language_unit):
     params, config, tokenizer, silent = loud
-    scorer = ModelScorer(LoadedModel(params, None, config, tokenizer, route=route), dtype=jnp.float32, batch_size=4)
+    scorer = ModelScorer(LoadedModel(params, None, config, tokenizer, language_unit=language_unit), dtype=jnp.float32, batch_size=4)
     prompts = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in ("Answer:", "정답：", "열 37.5도", "a b c")]
     written = scorer.decoder.generate(params, prompts, max_new_tokens=12, languages=scorer.languages_of(prompts))
     assert all(one.tokens and not silent & set(one.tokens) for one in written)
 
 
-@pytest.mark.parametrize("route", ["token", "document"])
-def test_samples_hold_none(loud, route):
+@pytest.mark.parametrize("language_unit", ["token", "document"])
+def test_samples_hold_none(loud, language_unit):
     params, config, tokenizer, silent = loud
     mesh = make_mesh(MeshShape(data=1), jax.devices()[:1])
-    loaded = LoadedModel(params, None, config, tokenizer, route=route)
+    loaded = LoadedModel(params, None, config, tokenizer, language_unit=language_unit)
     spec = step_spec(Stage(), ComputeSettings("float32", "none"))
     actor = Actor(loaded, spec, mesh, temperature=1.5, max_new_tokens=12)
     prompt = [tokenizer.bos_id, *tokenizer.encode("Answer:")]

@@ -88,10 +88,10 @@ def reference_logits(params, ids, langs):
 
 
 def loaded(params, tokenizer, how="token"):
-    return LoadedModel(params, None, C, tokenizer, route=how)
+    return LoadedModel(params, None, C, tokenizer, language_unit=how)
 
 
-def route(tokenizer, ids, how):
+def languages(tokenizer, ids, how):
     """Rows of the embedding beyond the vocabulary count as ordinary pieces."""
     known = np.where(np.asarray(ids) < tokenizer.vocab_size, ids, tokenizer.encode("a")[0])
     langs = token_languages(known, tokenizer)
@@ -105,7 +105,7 @@ def test_next_logits_are_those_of_each_prompt_alone(params, tokenizer, prompts, 
     found = scorer.next_logits(prompts, ids)
     assert found.shape == (6, 4) and found.dtype == np.float32
     for ids_of, row in zip(prompts, found):
-        np.testing.assert_allclose(row, reference_logits(params, ids_of, route(tokenizer, ids_of, how))[-1, ids], atol=1e-4)
+        np.testing.assert_allclose(row, reference_logits(params, ids_of, languages(tokenizer, ids_of, how))[-1, ids], atol=1e-4)
     assert np.abs(found).max() > 1.0
 
 
@@ -125,9 +125,9 @@ def test_generated_text_is_greedy_and_cut_at_the_first_stop(params, tokenizer, p
     expected = []
     for asked in prompts:
         ids = list(asked)
-        document = route(tokenizer, asked, how)[-1]
+        document = languages(tokenizer, asked, how)[-1]
         while len(ids) < len(asked) + 12 and ids[-1] not in (tokenizer.eos_id, tokenizer.end_of_turn_id):
-            langs = route(tokenizer, ids, how) if how == "token" else np.full(len(ids), document)
+            langs = languages(tokenizer, ids, how) if how == "token" else np.full(len(ids), document)
             ids.append(int(reference_logits(params, ids, langs)[-1][: tokenizer.vocab_size].argmax()))
         expected.append(tokenizer.decode([i for i in ids[len(asked) :] if i < tokenizer.vocab_size]))
     assert texts == expected
@@ -148,7 +148,7 @@ def test_complete_says_which_texts_ended_by_themselves(params, tokenizer, prompt
 
     # A first token declared to be the end: that text is whole, and nothing but the end.
     ending = copy.copy(tokenizer)
-    logits = reference_logits(params, prompts[1], route(tokenizer, prompts[1], "token"))
+    logits = reference_logits(params, prompts[1], languages(tokenizer, prompts[1], "token"))
     ending.eos_id = int(logits[-1].argmax())
     (ended,) = ModelScorer(loaded(params, ending), dtype=jnp.float32, batch_size=4).complete(prompts[1:2], max_new_tokens=3, stop=())
     assert (ended.n_tokens, ended.is_whole) == (1, True)
@@ -194,7 +194,7 @@ def test_continuation_nats_are_those_of_each_row_alone(params, tokenizer, prompt
     for prompt_ids, own, nats in zip(prompts, continuations, found, strict=True):
         for continuation, one in zip(own, nats, strict=True):
             ids = [*prompt_ids, *continuation]
-            logits = jax.nn.log_softmax(reference_logits(params, ids, route(tokenizer, ids, how)))
+            logits = jax.nn.log_softmax(reference_logits(params, ids, languages(tokenizer, ids, how)))
             expected = -sum(logits[t - 1, ids[t]] for t in range(len(prompt_ids), len(ids)))
             assert one == pytest.approx(float(expected), rel=1e-5)
     with pytest.raises(ValueError, match="at least one token"):
@@ -224,10 +224,10 @@ def test_cloze_takes_the_likeliest_option_without_showing_any(params, tokenizer,
     assert len(set(chosen)) > 1
 
 
-@pytest.mark.parametrize("wrong, message", [({"route": "word"}, "token, document"), ({"batch_size": 0}, "at least 1")])
+@pytest.mark.parametrize("wrong, message", [({"language_unit": "word"}, "token, document"), ({"batch_size": 0}, "at least 1")])
 def test_settings_without_meaning_are_refused(params, tokenizer, wrong, message):
     with pytest.raises(ValueError, match=message):
-        ModelScorer(loaded(params, tokenizer, wrong.get("route", "token")), dtype=jnp.float32, batch_size=wrong.get("batch_size", 2))
+        ModelScorer(loaded(params, tokenizer, wrong.get("language_unit", "token")), dtype=jnp.float32, batch_size=wrong.get("batch_size", 2))
 
 
 def test_an_empty_prompt_is_refused(params, tokenizer):

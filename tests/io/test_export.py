@@ -323,8 +323,8 @@ def test_an_export_can_be_exported_again(exported, tmp_path):
 
 def test_routing_by_document_is_refused_by_name(save_adapted, tmp_path):
     with pytest.raises(ExportError, match="routed by document"):
-        export_hf(save_adapted(lang="vector", route="document"), tmp_path / "out")
-    export_hf(save_adapted(lora=True, route="document"), tmp_path / "fine")  # without language embeddings there is nothing to route
+        export_hf(save_adapted(lang="vector", language_unit="document"), tmp_path / "out")
+    export_hf(save_adapted(lora=True, language_unit="document"), tmp_path / "fine")  # without language embeddings there is nothing to choose
     assert [p.name for p in tmp_path.iterdir()] == ["fine"]
 
 

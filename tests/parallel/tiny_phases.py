@@ -32,7 +32,7 @@ def get_config():
     return ConfigDict(dict(
         mesh=dict(data=-1, fsdp=1, tensor=1), run_dir=os.environ["RUN_DIR"], weights=os.environ["WEIGHTS"], run=PHASES, phases=PHASES, dtype="float32", param_dtype="float32", seed=int(os.environ.get("SEED", "0")), log_every=1,
         exams=dict(english=dict(source=dict(path="embedded", language="en", split="valid", limit=20), batch_size=8)),
-        watch=dict(korean=dict(kind="text", path="embedded", language="ko", subset="test", limit=4)), watch_tokens=64, max_translation_tokens=4,
+        held_out=dict(korean=dict(kind="text", path="embedded", language="ko", subset="test", limit=4)), held_out_tokens=64, max_translation_tokens=4,
         phase0=dict(lora=lora, trees=("lora",), merge=True, data=text["en"], **common, **stage),
         phase1=dict(after="phase0", lora=lora, trees=("lora",), is_reference=True, data=text["en"], **common, **stage),
         phase2=dict(after="phase1", language=dict(kind="vector"), trees=("lang",), data=text["ko"], **common, **stage),

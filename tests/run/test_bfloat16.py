@@ -31,7 +31,7 @@ def make_config(run_dir, weights):
         run_dir=str(run_dir), weights=str(weights), dtype="bfloat16", param_dtype="bfloat16",
         run=("phase0", "phase1", "phase2", "phase3", "phase4b", "phase5c", "phase5d"),
         exams=dict(english=dict(source=dict(path="embedded", language="en", split="valid", limit=20), batch_size=8)),
-        watch=dict(korean=dict(kind="text", path="embedded", language="ko", subset="test", limit=4)), watch_tokens=64, max_translation_tokens=4,
+        held_out=dict(korean=dict(kind="text", path="embedded", language="ko", subset="test", limit=4)), held_out_tokens=64, max_translation_tokens=4,
         phase0=dict(lora=lora, trees=("lora",), merge=True, data=text["en"], **common, **stage),
         phase1=dict(after="phase0", lora=lora, trees=("lora",), is_reference=True, data=text["en"], **common, **stage),
         phase2=dict(after="phase1", language=dict(kind="vector"), trees=("lang",), data=text["ko"], **common, **stage),

@@ -96,6 +96,8 @@ def test_overriding_one_load_leaves_the_next_alone():
         ("--config.phase3.stepz=7", "stepz"),
         ("--config.weigths=x", "config.weigths is not a key; nearest: 'weights'"),
         ("--config.phase3.groups.lora.learning_rate=1.0", "config.phase3.groups is not a key; groups is rules now"),
+        ("--config.watch.english.limit=3", "config.watch is not a key; watch is held_out now"),
+        ("--config.phase3.gate.requires.korean-loss.watch=x", "watch is held_out now"),
         ("--config.phase5d_exam.reward.kl_weight=1.0", "reward.kl_weight is reward.policy.kl_weight now"),
         ("--config.phase3.steps=many", "steps"),
         ("--config.phase3.gate.reading=exact", "reading is 'exact'"),

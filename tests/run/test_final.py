@@ -10,6 +10,7 @@ from medkor_jax.io.models import open_model
 from medkor_jax.run import pipeline
 from medkor_jax.run.config_file import make_recipe
 from medkor_jax.run.corpora import LeakError
+from medkor_jax.run.restart import restart
 from medkor_jax.run.summary import closing_table
 
 TEXT = {"en": dict(kind="text", path="embedded", language="en", subset="train", limit=20)}
@@ -53,7 +54,7 @@ def test_the_finished_model_sits_it_once_and_every_look_is_counted(config, capsy
 
     assert run(config)[1] == record  # the same model has sat it
     # Another model of this run, and the same questions asked in another way: two looks more.
-    pipeline.restart(make_recipe(config), ["phase0"])
+    restart(make_recipe(config), ["phase0"])
     again = config | dict(seed=1, final=config["final"] | dict(twin=exam("test", 12, mode="cloze")))
     directory, record = run(again)
     ((_, sat),) = record.items()

@@ -29,7 +29,7 @@ def make(phase1={}, phase2={}, exams={}, **changed):
     config = dict(
         run_dir="runs/x", weights="embedded", run=("phase1", "phase2"),
         exams=dict(english=exam(), choice=exam(0, 64)) | exams,
-        watch=dict(korean=dict(kind="text", path="embedded", language="ko", subset="test")),
+        held_out=dict(korean=dict(kind="text", path="embedded", language="ko", subset="test")),
         phase1=first | phase1, phase2=second | phase2,
     )  # fmt: skip
     return make_recipe(copy.deepcopy(config | changed))
@@ -41,7 +41,7 @@ def outlook(recipe):
 
 def test_every_gate_says_what_it_can_tell():
     recipe = make(phase2=dict(gate=WIDE | dict(on_failure="retain", rounds=3, requires=dict(
-        korean=dict(watch="korean", rise_nats=0.1), kept=dict(exam="choice", threshold=0.6),
+        korean=dict(held_out="korean", rise_nats=0.1), kept=dict(exam="choice", threshold=0.6),
     ))))  # fmt: skip
     said = outlook(recipe).split("\n")
     assert said[1].startswith("  phase1: closed, its remedy is trained up to 1 times, then the run stops; up to 2 looks, each at 97.50%")
@@ -82,17 +82,17 @@ CHOOSING = dict(candidates=("embedded", "random:tiny"))
     [
         (dict(phase1=CHOOSING | dict(gate=dict(reading="relative"))), "phase 'phase1': the gate compares, .* each would be compared with itself"),
         (dict(phase1=CHOOSING | dict(gate=dict(reading="non_inferior"))), "compared with itself and pass; use reading 'absolute'"),
-        (dict(phase1=CHOOSING | dict(gate=dict(reading="absolute", requires=dict(loss=dict(watch="korean"))))), "condition 'loss' compares, and"),
+        (dict(phase1=CHOOSING | dict(gate=dict(reading="absolute", requires=dict(loss=dict(held_out="korean"))))), "condition 'loss' compares, and"),
         (dict(phase1=dict(gate=dict(reading="relative"))), "trains nothing before it is judged"),
         (dict(phase2=dict(exam="choice")), "by exam 'choice', by which phase1 chose its model"),
         (dict(phase2=dict(gate=dict(metric="form"))), "'form' is about reasoned answers and the exam is asked in 'letter' mode"),
         (dict(exams=dict(english=exam(mode="harness")), phase2=dict(gate=dict(metric="probability"))), "'harness' mode has a text only"),
         (dict(phase2=dict(gate=WIDE | dict(requires=dict(x=dict(exam="englich"))))), "condition 'x' asks about 'englich'; exams of this phase: english, choice"),
-        (dict(phase2=dict(gate=WIDE | dict(requires=dict(x=dict(watch="english"))))), "asks about 'english'; watched texts: korean"),
+        (dict(phase2=dict(gate=WIDE | dict(requires=dict(x=dict(held_out="english"))))), "asks about 'english'; held-out texts: korean"),
         (dict(phase1=dict(is_reference=False), phase2=dict(gate=WIDE | dict(requires=dict(x=dict(exam="choice", against="reference"))))),
          "no phase before has is_reference=True"),
         (dict(exams=dict(english=exam(phases=("phase2",)))), "to which exam 'english' is not put; name it in that exam's phases"),
-        (dict(phase2=dict(gate=WIDE | dict(requires=dict(x=dict())))), "condition 'x' names exam '' and watch ''"),
+        (dict(phase2=dict(gate=WIDE | dict(requires=dict(x=dict())))), "condition 'x' names exam '' and held_out ''"),
         (dict(phase2=dict(gate=WIDE | dict(requires=dict(x=dict(exams="english"))))), "nearest: 'exam'"),
         (dict(final=dict(english=exam(8))), "final exam 'english' bears the name of an exam"),
     ],

@@ -58,7 +58,7 @@ def test_the_same_command_finds_it_done(kept, tmp_path, recipe_of, monkeypatch, 
     monkeypatch.setattr(pipeline, "run_stage", lambda *_: pytest.fail("a finished phase is trained again"))
     pipeline.Run(recipe_of(tmp_path / "run")).all()
     said = capsys.readouterr().out
-    assert said.count("done before") == 7 and "judged anew" not in said
+    assert said.count("done before") == 7 and "judged again" not in said
 
 
 def test_a_stage_that_was_stopped_is_gone_on_with(kept, tmp_path, recipe_of, capsys):

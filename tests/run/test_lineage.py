@@ -18,19 +18,21 @@ from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.run import pipeline
 from medkor_jax.run.config_file import make_recipe
 from medkor_jax.run.corpora import Corpora
-from medkor_jax.run.lineage import Lineage, Stale, facts_of
+from medkor_jax.run.facts import facts_of
+from medkor_jax.run.lineage import Lineage, Stale
 from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import Exam, Phase, Recipe
+from medkor_jax.run.restart import restart
 from medkor_jax.run.roles import ROLES
 from medkor_jax.train.stage import Stage
 
-DONE, JUDGED, STALE = "done", "judged anew", "stale"
+DONE, JUDGED, STALE = "done", "judged again", "stale"
 PHASES = ("phase0", "phase1", "phase2")
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """An exam, a text to learn from and a text to watch, as files that a person may edit."""
+    """An exam, a text to learn from and a text held out, as files that a person may edit."""
     directory = tmp_path_factory.mktemp("data")
 
     def row(q):
@@ -56,7 +58,7 @@ def make_config(run_dir, weights, data):
     return dict(
         run_dir=str(run_dir), weights=str(weights), run=PHASES, phases=PHASES, dtype="float32", param_dtype="float32", remat="none",
         exams=dict(english=dict(source=dict(path=str(data / "exam.jsonl"), language="en"), batch_size=8)),
-        watch=dict(held=dict(kind="text", path=str(data / "watch.jsonl"), language="en")), watch_tokens=64,
+        held_out=dict(held=dict(kind="text", path=str(data / "watch.jsonl"), language="en")), held_out_tokens=64,
         phase0=dict(exam="english", gate=gate, lora=lora, trees=("lora",), merge=True, **stage),
         phase1=dict(exam="english", gate=gate, after="phase0", lora=lora, trees=("lora",), is_reference=True, **stage),
         phase2=dict(exam="english", gate=gate, after="phase1", language=dict(kind="vector"), trees=("lang",), **stage),
@@ -95,8 +97,8 @@ TEXT = dict(kind="text", path="embedded", language="en", subset="valid")
 TABLE = {
     Recipe: {
         "run_dir": None, "run": (("phase2",), DONE), "phases": None, "exams": None, "final": (dict(last=dict(source=dict(path="embedded", language="en", split="test"))), DONE),
-        "weights": None, "watch": ({}, JUDGED), "watch_tokens": (32, JUDGED), "max_translation_tokens": (9, DONE), "dtype": ("bfloat16", STALE),
-        "param_dtype": ("bfloat16", STALE), "remat": ("full", DONE), "attention": ("blocked", DONE), "chunk": (64, DONE), "route": ("document", STALE),
+        "weights": None, "held_out": ({}, JUDGED), "held_out_tokens": (32, JUDGED), "max_translation_tokens": (9, DONE), "dtype": ("bfloat16", STALE),
+        "param_dtype": ("bfloat16", STALE), "remat": ("full", DONE), "attention": ("blocked", DONE), "chunk": (64, DONE), "language_unit": ("document", STALE),
         "mesh": (dict(data=2, fsdp=2), DONE), "topology": ("v5e:4x4", DONE), "reasoning": (dict(opening="[", closing="]"), DONE), "seed": (1, STALE),
         "allow_leaks": (("x ~ y",), DONE), "drop_bad": (True, DONE), "log_every": (3, DONE),
     },
@@ -208,7 +210,7 @@ def test_a_phase_that_was_redone_makes_all_after_it_stale(finished, files, tiny_
     config = make_config(run_dir, tiny_base_dir, files)
     config["phase1"] = config["phase1"] | {"seq_len": 32}
     recipe = make_recipe(config | {"run": ("phase0", "phase1")})
-    pipeline.restart(recipe, ["phase1"])
+    restart(recipe, ["phase1"])
     pipeline.Run(recipe).all()
     with pytest.raises(Stale, match="phase2 was made from another phase1 than the present one. Run it anew with --restart phase2"):
         pipeline.Run(make_recipe(config | {"run": ("phase2",)})).all()
@@ -221,7 +223,7 @@ def test_a_restart_of_phase_0_that_comes_to_the_same_leaves_the_rest_standing(fi
     config["phase0"] = config["phase0"] | {"title": "another title"}
     config["exams"]["english"]["batch_size"] = 6
     recipe = make_recipe(config)
-    pipeline.restart(recipe, ["phase0"])
+    restart(recipe, ["phase0"])
     pipeline.Run(recipe).all()
     assert [state(config, phase)[0] for phase in PHASES] == [DONE] * 3
     assert len(list((run_dir / "bases").iterdir())) == 1

@@ -16,7 +16,8 @@ from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.run import pipeline
 from medkor_jax.run.config_file import make_recipe
 from medkor_jax.run.corpora import Corpora
-from medkor_jax.run.lineage import Lineage, facts_of
+from medkor_jax.run.facts import facts_of
+from medkor_jax.run.lineage import Lineage
 from medkor_jax.run.named_model import open_model
 from medkor_jax.run.roles import ROLES
 
@@ -34,7 +35,7 @@ def rich_recipe():
     condition = dict(metric="probability", threshold=0.5, reading="relative")
     gate = dict(
         metric="probability", threshold=0.5, reading="relative", on_failure="retain", rounds=2,
-        requires=dict(korean=dict(exam="korean", **condition), loss=dict(watch="held", rise_nats=0.5)),
+        requires=dict(korean=dict(exam="korean", **condition), loss=dict(held_out="held", rise_nats=0.5)),
     )  # fmt: skip
     held = dict(retention=dict(weight=0.5, layers=2, positions=4))
     exam = dict(path="embedded", split="valid", limit=40)
@@ -44,7 +45,7 @@ def rich_recipe():
             english=dict(source=exam | dict(language="en"), mode="letter"), korean=dict(source=exam | dict(language="ko"), mode="letter"),
             reasoned=dict(source=exam | dict(language="en"), mode="reason", max_new_tokens=20),
         ),
-        watch=dict(held=dict(kind="text", path="embedded", language="ko", subset="test", limit=4)), watch_tokens=64,
+        held_out=dict(held=dict(kind="text", path="embedded", language="ko", subset="test", limit=4)), held_out_tokens=64,
         phase0=dict(exam="english", gate=dict(on_failure="continue", reading="absolute", threshold=1.0), is_reference=True,
                     lora=dict(rank=2, alpha=4.0, targets=("q", "down")), trees=("lora",), data=dict(text=TEXT), **stage),
         phase1=dict(after="phase0", exam="english", gate=gate, language=dict(kind="vector"), expand=dict(front=1, back=1),
@@ -61,11 +62,11 @@ RECIPE = rich_recipe()
 WORDS = {  # of a field that takes some words only
     "reading": ("absolute", "relative", "non_inferior"), "metric": ("accuracy", "probability"), "on_failure": ("retain", "train", "stop", "continue"),
     "algorithm": ("grpo", "rft"), "kind": ("vector", "table"), "init": ("identity", "duplicate", "copy"), "exam": ("english", "korean", "reasoned"),
-    "pattern": ("lora/.*", "lang/.*", "(lora|lang|expand)/.*", "lora/.*a"), "watch": ("held",), "against": ("start", "reference"), "optimizer": ("adamw", "sgd"), "targets": (("q",), ("q", "k")), "name": (),
+    "pattern": ("lora/.*", "lang/.*", "(lora|lang|expand)/.*", "lora/.*a"), "held_out": ("held",), "against": ("start", "reference"), "optimizer": ("adamw", "sgd"), "targets": (("q",), ("q", "k")), "name": (),
 }  # fmt: skip
 DECIDES_NOTHING = {"MeshShape.data", "MeshShape.fsdp", "MeshShape.tensor"}
 NO_OTHER = {  # fields without another valid value in this recipe, and why
-    "Condition.name": "a name to print", "Gate.requires": "its conditions are walked one by one", "Condition.watch": "one text is watched", "OptimizerRule.name": "it is the tree's",
+    "Condition.name": "a name to print", "Gate.requires": "its conditions are walked one by one", "Condition.held_out": "one text is held out", "OptimizerRule.name": "it is the tree's",
     "RewardPart.name": "another part has its own weight",
     "RewardPart.function": "test_lineage changes what it is",
 }  # fmt: skip
@@ -142,7 +143,7 @@ def tiny_config(run_dir, weights):
     return dict(
         run_dir=str(run_dir), weights=str(weights), run=("phase0", "phase1"), dtype="float32", param_dtype="float32", remat="none",
         exams=dict(english=dict(source=dict(path="embedded", language="en", split="valid", limit=20), batch_size=8)),
-        watch=dict(held=dict(kind="text", path="embedded", language="en", subset="test", limit=4)), watch_tokens=64,
+        held_out=dict(held=dict(kind="text", path="embedded", language="en", subset="test", limit=4)), held_out_tokens=64,
         phase0=dict(exam="english", gate=gate, lora=lora, trees=("lora",), merge=True, **stage),
         phase1=dict(exam="english", gate=gate, after="phase0", language=dict(kind="vector"), trees=("lang",), **stage),
     )  # fmt: skip
@@ -182,7 +183,7 @@ def test_every_file_of_a_run_is_noticed_when_it_is_damaged_or_is_not_read(finish
     wrong, n_refused = [], 0
     for number, name in enumerate(files_of(finished)):
         path = finished / name
-        kept, _times = path.read_bytes(), path.stat()
+        kept = path.read_bytes()
         is_held = any(name.match(pattern) for pattern in HELD) and not (name.parts[0] == "base" and name.match("carried/*"))
         for damage in ("one bit", "cut", "gone") if is_held else (("one bit", "cut", "gone")[number % 3],):
             at = len(kept) // 2

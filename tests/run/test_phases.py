@@ -103,7 +103,9 @@ def test_an_entry_of_none_is_left_out():
         ("exams.english.shots", 5, r"no fewshot"),
         ("exams.english.source.kind", "text", r"expected 'exam'"),
         ("dtype", "float16", r"float16 overflows"),
-        ("route", "word", r"route is 'word'"),
+        ("language_unit", "word", r"language_unit is 'word'"),
+        ("route", "token", r"config.route is not a key of Recipe; route is language_unit now"),
+        ("watch", {"text": TEXT}, r"config.watch is not a key of Recipe; watch is held_out now"),
         ("run", (), r"run is empty"),
         ("run", ("phase00",), r"'phase00', which is not defined; nearest: 'phase0'"),
         ("run", ("phase1", "phase0"), r"in the order phase0, phase1"),
@@ -211,7 +213,7 @@ def test_every_number_has_a_range_that_is_checked_when_the_config_is_read(path, 
             make_recipe(config_with(path, wrong))
 
 
-ENTRY = {"exams": "english", "final": "last", "requires": "korean", "watch": "text", "rules": "lora", "data": "text", "validation": "text", "translations": "text", "parts": "answer"}
+ENTRY = {"exams": "english", "final": "last", "requires": "korean", "held_out": "text", "rules": "lora", "data": "text", "validation": "text", "translations": "text", "parts": "answer"}
 
 
 def config_with(path, value):

@@ -18,15 +18,16 @@ from medkor_jax.eval.scores import Answer
 from medkor_jax.eval.verdict import GateClosed, read_verdict
 from medkor_jax.io.bases import save_base
 from medkor_jax.io.checkpoint import digest_tree, save_tree
-from medkor_jax.io.models import open_model, read_ledger
+from medkor_jax.io.models import open_model, read_ledger, save_model
 from medkor_jax.io.streaming import WeightsError
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
-from medkor_jax.run import pipeline, trees
+from medkor_jax.run import course, pipeline, trees
 from medkor_jax.run.config_file import make_recipe
 from medkor_jax.run.corpora import LeakError
 from medkor_jax.run.lineage import Stale
 from medkor_jax.run.phases import ConfigError
 from medkor_jax.run.readiness import checks
+from medkor_jax.run.restart import restart
 from medkor_jax.run.stage_plans import stage_plan
 from medkor_jax.train import loop
 from medkor_jax.train.metrics import read_metrics
@@ -48,7 +49,7 @@ def make_config(run_dir, weights):
     return dict(
         run_dir=str(run_dir), weights=str(weights), run=PHASES, phases=PHASES, dtype="float32", param_dtype="float32", remat="none",
         exams=dict(english=dict(source=dict(path="embedded", split="valid", language="en", limit=40), batch_size=8)),
-        watch=dict(english=dict(kind="text", path="embedded", language="en", subset="test", limit=4)), watch_tokens=64,
+        held_out=dict(english=dict(kind="text", path="embedded", language="en", subset="test", limit=4)), held_out_tokens=64,
         phase0=dict(lora=LORA, trees=("lora",), merge=True, **STAGE, **common),
         phase1=dict(after="phase0", lora=LORA, trees=("lora",), is_reference=True, **STAGE, **common),
         phase2=dict(after="phase1", language=dict(kind="vector"), trees=("lang",), **STAGE, **common),
@@ -190,17 +191,17 @@ def test_the_same_command_again_trains_nothing(config, run_dir, stages):
 def test_a_restarted_phase_is_moved_aside_and_runs_anew(config, run_dir):
     before = rows(run_dir)
     recipe = make_recipe(config)
-    (aside,) = pipeline.restart(recipe, ["phase3"])
+    (aside,) = restart(recipe, ["phase3"])
     assert aside == run_dir / "phase3.before-1" and not (run_dir / "phase3").exists()
     with pytest.raises(ConfigError, match="--restart phase9: no such phase.*nearest: 'phase"):
-        pipeline.restart(recipe, ["phase1", "phase9"])
-    assert (run_dir / "phase1").exists() and pipeline.restart(recipe, ["phase3"]) == []
+        restart(recipe, ["phase1", "phase9"])
+    assert (run_dir / "phase1").exists() and restart(recipe, ["phase3"]) == []
     run(config)
     now = rows(run_dir)
     assert all(now[name] == before[name] for name in before if "phase3" not in name)
     losses = [[row["loss"] for row in read_metrics(place / "train")] for place in (aside, run_dir / "phase3")]
     assert losses[0] == losses[1]
-    assert pipeline.restart(recipe, ["phase3"]) == [run_dir / "phase3.before-2"]
+    assert restart(recipe, ["phase3"]) == [run_dir / "phase3.before-2"]
 
 
 def spoil_missing(run_dir):
@@ -241,7 +242,7 @@ def test_other_questions_close_the_gate(config, run_dir, stages):
     asked = pipeline.Run(make_recipe(config | {"run": ("phase3",)}))
     exam = asked.recipe.exam("english").source
     asked.corpora._loaded["load_questions", exam] = Loaded(embedded.questions("valid", "en")[1:41], [])
-    with pytest.raises(Stale, match="phase0 was judged by something else .exams.english.*judged anew, not trained"):
+    with pytest.raises(Stale, match="phase0 was judged by something else .exams.english.*judged again, not trained"):
         asked.all()
     assert not stages
 
@@ -249,7 +250,7 @@ def test_other_questions_close_the_gate(config, run_dir, stages):
 def test_weights_changed_on_disk_close_the_next_phase(config, run_dir, stages):
     model = open_model(run_dir / "phase2")
     params = model.load(jnp.float32, make_mesh(MeshShape()))
-    pipeline.save_model(run_dir / "phase2", params.replace(lora=jax.tree.map(lambda x: x + 1e-3, params.lora)), model.base)
+    save_model(run_dir / "phase2", params.replace(lora=jax.tree.map(lambda x: x + 1e-3, params.lora)), model.base)
     with pytest.raises(Stale, match="phase2: its weights on disk are not those it left"):
         run(config | {"run": ("phase3",)})
     (base,) = (run_dir / "bases").iterdir()
@@ -347,13 +348,13 @@ def test_the_rounds_end_when_the_gate_opens(config, run_dir, stages, examined, m
     shutil.rmtree(run_dir / "phase2")
     monkeypatch.setattr(pipeline.Run, "_reference", lambda *_: Evidence({"english": report_of(30)}))
     judged = []
-    true_judge = pipeline.judge_all
+    true_judge = course.judge_all
 
     def judge_all(*arguments, looks):
         judged.append(looks)
         return dataclasses.replace(true_judge(*arguments, looks=looks), passed=len(judged) >= 2)
 
-    monkeypatch.setattr(pipeline, "judge_all", judge_all)
+    monkeypatch.setattr(course, "judge_all", judge_all)
     run(remedied(config, rounds=3) | {"run": ("phase2",)})
     assert [plan.name for plan, _, _ in stages] == ["phase2/train", "phase2/remedy1"]
     verdict = read_verdict(run_dir / "phase2/verdict.json")
@@ -366,13 +367,13 @@ def test_the_rounds_end_when_the_gate_opens(config, run_dir, stages, examined, m
 
 def test_a_later_gate_compares_with_what_phase_1_left(config, run_dir, stages, examined, monkeypatch):
     shutil.rmtree(run_dir / "phase2")
-    references, true_judge = [], pipeline.judge_all
+    references, true_judge = [], course.judge_all
 
     def judge_all(gate, exam, found, start, reference, *, looks):
         references.append(reference.reports[exam])
         return true_judge(gate, exam, found, start, reference, looks=looks)
 
-    monkeypatch.setattr(pipeline, "judge_all", judge_all)
+    monkeypatch.setattr(course, "judge_all", judge_all)
     run(config | {"run": ("phase2",)})
     assert [a.id for a in references[0].answers] == [q.id for q in embedded.questions("valid", "en")[:40]]
     summary = json.loads((run_dir / "phase1/summary.json").read_text())

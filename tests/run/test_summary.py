@@ -58,7 +58,7 @@ def test_every_number_is_shown_before_and_after(tmp_path):
 def test_conditions_looks_and_final_exams_are_shown(tmp_path, make_report):
     write(tmp_path, "phase5", measured(4.0, 0.5), measured(4.5, 0.55))
     report = make_report("A" * 90 + "B" * 60)
-    gate = Gate(threshold=0.9, on_failure="retain", requires=(Condition("korean-loss", watch="korean", rise_nats=0.05),))
+    gate = Gate(threshold=0.9, on_failure="retain", requires=(Condition("korean-loss", held_out="korean", rise_nats=0.05),))
     start, worse = (Evidence({"english": report}, {"korean": loss}) for loss in (3.16, 3.9))
     looks = [("after training", judge_all(gate, "english", worse, start, start)), ("after remedy round 1", judge_all(gate, "english", start, start, start))]
     digests = dict(weights="w", data="d", config="c")

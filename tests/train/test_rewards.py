@@ -2,6 +2,7 @@ import pytest
 
 from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat
+from medkor_jax.train.reward_settings import RewardSettings
 from medkor_jax.train.rewards import DEFAULT_PARTS, PARTS, Reward, RewardPart, best, make_parts
 
 QUESTION = Question("q", "exam", None, "en", "Which?", ("one", "two", "three"), 2)
@@ -128,6 +129,16 @@ def test_a_users_own_part_has_a_name_of_its_own_and_counts_against_the_answer(ow
         RewardPart("format", 0.1, function="mine.py:brevity")
     with pytest.raises(ValueError, match="answer [+] mine|Raise answer"):
         own("brevity", 1.0)
+
+
+def test_the_order_in_which_a_config_names_parts_counts_for_nothing():
+    """Not even for the last bit of a sum."""
+    weights = dict(answer=1.0, letter=0.1, format=0.3)
+    one, other = (RewardSettings("grpo", make_parts(**dict(order))) for order in (weights.items(), reversed(weights.items())))
+    assert one == other and [part.name for part in other.parts] == ["answer", "letter", "format"]
+    assert (1.0 + 0.1) + 0.3 != (0.3 + 0.1) + 1.0
+    totals = {score(" <R> because <R/> C", Reward(settings.parts)).total for settings in (one, other)}
+    assert totals == {(1.0 + 0.1) + 0.3}
 
 
 def test_the_form_alone_may_be_taught():
