@@ -15,6 +15,9 @@ import tempfile
 
 import pytest
 
+from .shapes import check_shapes
+
+check_shapes()
 IS_FIRST = "PYTEST_XDIST_WORKER" not in os.environ
 if IS_FIRST:  # a cache of its own: a test may not depend on what a user's holds; workers and what tests start inherit it
     os.environ |= {

@@ -10,7 +10,7 @@ blocks, embeddings and adapters are those of `forward`; only what attention sees
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,20 @@ from medkor_jax.model.forward import LayerInputs, edge_inputs, embed, layer_inpu
 from medkor_jax.model.layers import Adapters, Rope, make_rope, rms_norm
 from medkor_jax.model.params import SIDES, Params, layer_kinds
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 
 def read_prompt(
-    params: Params, config: ModelConfig, tokens: jax.Array, lengths: jax.Array, langs: jax.Array, *, size: int, dtype: Any
-) -> tuple[jax.Array, kv.Cache]:
+    params: Params,
+    config: ModelConfig,
+    tokens: Int[jax.Array, "B T"],
+    lengths: Int[jax.Array, " B"],
+    langs: Int[jax.Array, "B T"],
+    *,
+    size: int,
+    dtype: Any,
+) -> tuple[Float[jax.Array, "B D"], kv.Cache]:
     """Returns the final hidden state of each row's last token, [B, D], and the cache of all of them.
 
     tokens, langs: [B, T], padded on the right; lengths: [B]; size: tokens a row that the cache has room for.
@@ -44,8 +54,15 @@ def read_prompt(
 
 
 def read_token(
-    params: Params, config: ModelConfig, cache: kv.Cache, tokens: jax.Array, positions: jax.Array, langs: jax.Array, *, dtype: Any
-) -> tuple[jax.Array, kv.Cache]:
+    params: Params,
+    config: ModelConfig,
+    cache: kv.Cache,
+    tokens: Int[jax.Array, " B"],
+    positions: Int[jax.Array, " B"],
+    langs: Int[jax.Array, " B"],
+    *,
+    dtype: Any,
+) -> tuple[Float[jax.Array, "B D"], kv.Cache]:
     """Returns the final hidden state of one more token a row, [B, D], and the cache with it. All inputs [B]."""
     cache = kv.open_slot(cache, positions)
     masks = kv.make_masks(cache, positions)

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,9 @@ from flax import struct
 
 from medkor_jax.model.config import GLOBAL, LOCAL, ModelConfig
 from medkor_jax.model.layers import ADAPTABLE, Block
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Tree = dict[str, Any]
 
@@ -104,7 +107,7 @@ def abstract_base(config: ModelConfig, dtype: Any) -> Tree:
     }
 
 
-def head_table(base: Tree) -> jax.Array:
+def head_table(base: Tree) -> Float[jax.Array, "V D"]:
     """Returns the output head [V, D]: the embedding, unless the base brought a head of its own."""
     return base.get("head", base["embed"])
 
