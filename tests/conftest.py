@@ -86,7 +86,7 @@ def make_adapters():
     def make(base, seed=0, rank=3, targets=ADAPTABLE):
         rng = np.random.default_rng(seed + 100)
         shapes = {name: base["layers"][name].shape for name in targets}
-        normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+        normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
         return {name: {"a": normal(n, i, rank) * i**-0.5, "b": 0.3 * normal(n, rank, o)} for name, (n, i, o) in shapes.items()}
 
     return make

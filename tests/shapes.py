@@ -34,7 +34,7 @@ def fits(value, hint) -> bool:
         return any(fits(value, one) for one in alternatives)
     if not hasattr(hint, "dim_str"):
         return True
-    return isinstance(value, hint) or isinstance(value, hint.dtype[np.ndarray, hint.dim_str])
+    return isinstance(value, (hint, hint.dtype[np.ndarray, hint.dim_str]))
 
 
 def checked(function):

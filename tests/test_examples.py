@@ -145,7 +145,7 @@ class Example(ast.NodeVisitor):
         given = [None] * (is_method and next(iter(signature.parameters), "") == "self")
         is_whole = True
         for argument in node.args:
-            is_more = isinstance(argument, ast.Starred) or isinstance(argument, ast.Constant) and argument.value is ...
+            is_more = isinstance(argument, ast.Starred) or (isinstance(argument, ast.Constant) and argument.value is ...)
             is_whole &= not is_more
             given += [] if is_more else [None]
         named = {keyword.arg: None for keyword in node.keywords if keyword.arg}
@@ -228,7 +228,7 @@ def returned(function):
 def element_of(kind):
     """Returns the type of an element of list[X], tuple[X, ...] or dict[_, X], or UNKNOWN."""
     arguments = typing.get_args(kind)
-    if typing.get_origin(kind) in (list, dict) or typing.get_origin(kind) is tuple and arguments[1:] == (...,):
+    if typing.get_origin(kind) in (list, dict) or (typing.get_origin(kind) is tuple and arguments[1:] == (...,)):
         return arguments[0 if typing.get_origin(kind) in (list, tuple) else 1]
     return UNKNOWN
 

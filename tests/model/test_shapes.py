@@ -22,7 +22,7 @@ def test_what_fits_is_let_through():
     (dict(q=jnp.zeros((3, 4, 8))), "attend: q is float32"),
 ])  # fmt: skip
 def test_another_shape_or_kind_is_refused_with_the_signature(wrong, words):
-    given = dict(zip("q k v mask".split(), arrays(), strict=True)) | wrong
+    given = dict(zip(["q", "k", "v", "mask"], arrays(), strict=True)) | wrong
     with pytest.raises(TypeError, match=words):
         attend(**given)
 
