@@ -10,6 +10,7 @@ blocks, embeddings and adapters are those of `forward`; only what attention sees
 from __future__ import annotations
 
 import functools
+import operator
 from typing import TYPE_CHECKING, Any, Callable
 
 import jax
@@ -105,6 +106,7 @@ def _run_layers(params: Params, config: ModelConfig, x: jax.Array, cache: kv.Cac
     carry, start = (x, cache), 0
     for stack in (*front, layer_inputs(params, config, None), *back):
         stop = start + stack.plan.is_local.shape[0]
-        carry, _ = jax.lax.scan(body, carry, (stack, jax.tree.map(lambda leaf: leaf[start:stop], places)))  # noqa: B023
+        mine = jax.tree.map(operator.itemgetter(slice(start, stop)), places)
+        carry, _ = jax.lax.scan(body, carry, (stack, mine))
         start = stop
     return carry
