@@ -37,9 +37,9 @@ def empty_phase():
     return ConfigDict(defaults_of(Phase)).lock()
 
 
-def exam(path, source={}, **asked):
+def exam(path, source=None, **asked):
     """Returns an exam that judges: its source, and how it is asked."""
-    return dict(source=dict(path=path, split="valid") | source, **asked)
+    return dict(source=dict(path=path, split="valid") | (source or {}), **asked)
 
 
 def text(path, language, licence="set me", **rest):
