@@ -87,9 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 )
                 return 0
             place = None
-            if (
-                name == "export"
-            ):  # it needs none, and one process of a pod cannot open its TPUs by itself
+            # An export needs no device, and one process of a pod cannot open its TPUs by itself.
+            if name == "export":
                 import jax
 
                 jax.config.update("jax_platforms", "cpu")
