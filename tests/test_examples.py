@@ -86,6 +86,9 @@ class Example(ast.NodeVisitor):
         if isinstance(node, ast.Name):
             if node.id in self.known:
                 return UNKNOWN, self.known[node.id]
+            own = next((one for name, one in vars(self.module).items() if inspect.isclass(one) and name.lower() == node.id), None)
+            if own is not None:  # `course` is a Course
+                return UNKNOWN, own
             found = self.candidates(node.id)
             return (found[0] if len(found) == 1 else UNKNOWN), UNKNOWN
         if isinstance(node, ast.Attribute):
