@@ -19,7 +19,8 @@ import importlib
 import os
 import sys
 import traceback
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from medkor_jax.commands.arguments import add_place
 

@@ -6,7 +6,9 @@ import os
 # Compiling takes most of these tests' time, and tiny models run at once however they were compiled: no LLVM passes, and
 # plain loops instead of the fusion emitters' (2 s instead of 7 for a training step). The HLO is that of every other run.
 QUICKLY = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4 {QUICKLY}"
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4 {QUICKLY}"
+)
 
 import pathlib
 import shutil
@@ -43,12 +45,16 @@ def drop_compiled_programs():
 @pytest.fixture(scope="session")
 def quick() -> dict[str, str]:
     """The variables with which a process that a test starts compiles as this one does, and finds what is compiled."""
-    return {name: os.environ[name] for name in os.environ if name.startswith("JAX_") and "CACHE" in name} | {"XLA_FLAGS": QUICKLY}
+    return {
+        name: os.environ[name] for name in os.environ if name.startswith("JAX_") and "CACHE" in name
+    } | {"XLA_FLAGS": QUICKLY}
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
-    path = pathlib.Path(os.environ.get("MEDKOR_SHARED_DATA", pathlib.Path(__file__).parents[2] / "shared" / "data"))
+    path = pathlib.Path(
+        os.environ.get("MEDKOR_SHARED_DATA", pathlib.Path(__file__).parents[2] / "shared" / "data")
+    )
     if not path.is_dir():
         pytest.skip(f"real data is not at {path}; set MEDKOR_SHARED_DATA to run this test")
     return path
@@ -87,7 +93,10 @@ def make_adapters():
         rng = np.random.default_rng(seed + 100)
         shapes = {name: base["layers"][name].shape for name in targets}
         normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
-        return {name: {"a": normal(n, i, rank) * i**-0.5, "b": 0.3 * normal(n, rank, o)} for name, (n, i, o) in shapes.items()}
+        return {
+            name: {"a": normal(n, i, rank) * i**-0.5, "b": 0.3 * normal(n, rank, o)}
+            for name, (n, i, o) in shapes.items()
+        }
 
     return make
 
@@ -103,7 +112,10 @@ def make_blocks():
     def make(base, front=1, back=1, seed=0):
         rng = np.random.default_rng(seed + 200)
         tree = make_expansion(base, front=front, back=back, init="copy")
-        return jax.tree.map(lambda x: 0.8 * x + 0.3 * x.std() * rng.standard_normal(x.shape).astype(np.float32), tree)
+        return jax.tree.map(
+            lambda x: 0.8 * x + 0.3 * x.std() * rng.standard_normal(x.shape).astype(np.float32),
+            tree,
+        )
 
     return make
 
@@ -116,8 +128,17 @@ def make_batch():
     def make(config, rows=8, length=24, loss_positions=10, seed=0):
         rng = np.random.default_rng(seed)
         zeros = np.zeros((rows, length), np.int32)
-        batch = {"tokens": zeros.copy(), "positions": zeros.copy(), "segment_ids": zeros.copy(), "langs": zeros.copy()}
-        for name, dtype in (("loss_positions", np.int32), ("targets", np.int32), ("loss_weights", np.float32)):
+        batch = {
+            "tokens": zeros.copy(),
+            "positions": zeros.copy(),
+            "segment_ids": zeros.copy(),
+            "langs": zeros.copy(),
+        }
+        for name, dtype in (
+            ("loss_positions", np.int32),
+            ("targets", np.int32),
+            ("loss_weights", np.float32),
+        ):
             batch[name] = np.zeros((rows, loss_positions), dtype)
         for b in range(rows):
             first = int(rng.integers(2, length // 2))
@@ -151,7 +172,9 @@ def tiny_base_dir(make_base, tmp_path_factory) -> pathlib.Path:
     directory = tmp_path_factory.mktemp("tiny") / "base"
     directory.mkdir()
     texts = [text for language in ("en", "ko") for _, text in embedded.texts(language)][::4]
-    letters = [f"{word} {letter}" for word in ("Answer:", "\uc815\ub2f5\uff1a") for letter in "ABCDE"]
+    letters = [
+        f"{word} {letter}" for word in ("Answer:", "\uc815\ub2f5\uff1a") for letter in "ABCDE"
+    ]
     trained = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([*texts, *letters * 300]), model_writer=trained, vocab_size=1000, model_type="bpe",
@@ -185,13 +208,18 @@ def save_adapted(tiny_base_dir, make_adapters, tmp_path_factory):
         expand = {}
         for seed, (side, n) in enumerate((("front", front), ("back", back))):
             if n:
-                expand[side] = {name: normal(seed, n, *leaf.shape[1:], scale=0.2) for name, leaf in tree["layers"].items()}
+                expand[side] = {
+                    name: normal(seed, n, *leaf.shape[1:], scale=0.2)
+                    for name, leaf in tree["layers"].items()
+                }
         shape = {"vector": (2, D), "table": (2, V, D)}
         params = Params(
             tree, lora=jax.tree.map(jnp.asarray, make_adapters(tree)) if lora else {},
             lang={lang: normal(5, *shape[lang])} if lang else {}, expand=expand, lora_scale=0.5 if lora else 1.0,
         )  # fmt: skip
-        return save_model(tmp_path_factory.mktemp("run") / "phase4", params, base.base, language_unit)
+        return save_model(
+            tmp_path_factory.mktemp("run") / "phase4", params, base.base, language_unit
+        )
 
     return make
 
@@ -201,7 +229,13 @@ def pytest_addoption(parser):
 
 
 # Begun first where workers share the files: what begins last should not be what takes longest.
-LONG = ("parallel/test_hosts.py", "train/test_step.py", "run/test_pipeline.py", "bench/test_best.py", "train/test_retention.py")
+LONG = (
+    "parallel/test_hosts.py",
+    "train/test_step.py",
+    "run/test_pipeline.py",
+    "bench/test_best.py",
+    "train/test_retention.py",
+)
 
 
 def pytest_collection_modifyitems(config, items):

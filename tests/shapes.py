@@ -25,7 +25,11 @@ class WrongShape(TypeError):
 
 
 def has_shapes(function) -> bool:
-    return any(f"{name}[" in str(hint) for hint in getattr(function, "__annotations__", {}).values() for name in NAMES)
+    return any(
+        f"{name}[" in str(hint)
+        for hint in getattr(function, "__annotations__", {}).values()
+        for name in NAMES
+    )
 
 
 def fits(value, hint) -> bool:
@@ -44,7 +48,11 @@ def checked(function):
 
     @functools.cache
     def hints():
-        texts = {name: text for name, text in plain.__annotations__.items() if any(f"{kind}[" in text for kind in NAMES)}
+        texts = {
+            name: text
+            for name, text in plain.__annotations__.items()
+            if any(f"{kind}[" in text for kind in NAMES)
+        }
         return {name: _evaluated(text, plain.__globals__) for name, text in texts.items()}
 
     @functools.wraps(function)
@@ -89,7 +97,11 @@ class Loader(importlib.machinery.SourceFileLoader):
     def exec_module(self, module):
         super().exec_module(module)
         for name, value in list(vars(module).items()):
-            if inspect.isfunction(value) and value.__module__ == module.__name__ and has_shapes(value):
+            if (
+                inspect.isfunction(value)
+                and value.__module__ == module.__name__
+                and has_shapes(value)
+            ):
                 setattr(module, name, checked(value))
 
 

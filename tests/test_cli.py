@@ -25,25 +25,49 @@ def exam(tmp_path):
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["question", *"ABCDE", "answer"])
-        writer.writerows([q.question, *q.options, q.answer + 1] for q in embedded.questions("valid", "en")[:6])
+        writer.writerows(
+            [q.question, *q.options, q.answer + 1] for q in embedded.questions("valid", "en")[:6]
+        )
     return path
 
 
 def test_eval_writes_a_line_a_question_and_a_summary(tiny_base_dir, exam, tmp_path, capsys):
     out = tmp_path / "answers.jsonl"
-    assert cli.main(["eval", "--weights", str(tiny_base_dir), "--exam", str(exam), "--out", str(out), "--json"]) == 0
+    assert (
+        cli.main(
+            [
+                "eval",
+                "--weights",
+                str(tiny_base_dir),
+                "--exam",
+                str(exam),
+                "--out",
+                str(out),
+                "--json",
+            ]
+        )
+        == 0
+    )
     answers = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert len(answers) == 6
-    assert [a["key"] for a in answers] == ["ABCDE"[q.answer] for q in embedded.questions("valid", "en")[:6]]
+    assert [a["key"] for a in answers] == [
+        "ABCDE"[q.answer] for q in embedded.questions("valid", "en")[:6]
+    ]
     assert len({a["id"] for a in answers}) == 6
-    assert all(a["correct"] == (a["predicted"] == a["key"]) and a["text"] == a["predicted"] for a in answers)
+    assert all(
+        a["correct"] == (a["predicted"] == a["key"]) and a["text"] == a["predicted"]
+        for a in answers
+    )
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     overall = summary["scores"][0]
     assert (overall["n"], overall["correct"]) == (6, sum(a["correct"] for a in answers))
 
 
 def test_eval_as_json_keeps_what_was_noted_out_of_standard_output(tiny_base_dir, exam, capsys):
-    exam.write_text(exam.read_text("utf-8").replace("question,", "\ufeffquestion,").replace("A", "A\u0301"), "utf-8")
+    exam.write_text(
+        exam.read_text("utf-8").replace("question,", "\ufeffquestion,").replace("A", "A\u0301"),
+        "utf-8",
+    )
     text = exam.read_text("utf-8").split("\n", 1)
     exam.write_text("question,A,B,C,D,E,answer\n" + text[1], "utf-8")
     assert cli.main(["eval", "--weights", str(tiny_base_dir), "--exam", str(exam), "--json"]) == 0
@@ -52,17 +76,38 @@ def test_eval_as_json_keeps_what_was_noted_out_of_standard_output(tiny_base_dir,
     assert "decomposed form" in printed.err
 
 
-@pytest.mark.parametrize("name, split", [("test.csv", "test"), ("doctor-valid.csv", "valid"), ("exam.csv", "not said")])
-def test_eval_says_of_a_file_what_is_known_and_of_the_answers_what_made_them(name, split, tiny_base_dir, exam, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "name, split", [("test.csv", "test"), ("doctor-valid.csv", "valid"), ("exam.csv", "not said")]
+)
+def test_eval_says_of_a_file_what_is_known_and_of_the_answers_what_made_them(
+    name, split, tiny_base_dir, exam, tmp_path, capsys
+):
     from medkor_jax.eval.report import Report
     from medkor_jax.run.named_model import open_model
 
     path, out = exam.rename(tmp_path / name), tmp_path / "answers.jsonl"
-    asked = ["eval", "--weights", str(tiny_base_dir), "--exam", str(path), "--out", str(out), "--limit", "3", "--json"]
+    asked = [
+        "eval",
+        "--weights",
+        str(tiny_base_dir),
+        "--exam",
+        str(path),
+        "--out",
+        str(out),
+        "--limit",
+        "3",
+        "--json",
+    ]
     assert cli.main(asked) == 0
     summary, report = json.loads(capsys.readouterr().out.splitlines()[-1]), Report.read(out)
     assert summary["split"] == report.split == split
-    made_by = dict(weights=str(tiny_base_dir), weights_digest=open_model(tiny_base_dir).digest, dtype="float32", limit=3, fewshot=None)
+    made_by = dict(
+        weights=str(tiny_base_dir),
+        weights_digest=open_model(tiny_base_dir).digest,
+        dtype="float32",
+        limit=3,
+        fewshot=None,
+    )
     assert summary["made_by"].items() >= made_by.items() and summary["made_by"] == report.made_by
     assert len(summary["made_by"]["prompts"]) == 64
 
@@ -75,12 +120,18 @@ def test_eval_in_reason_mode_and_of_pairs(tiny_base_dir, exam, tmp_path, capsys)
     reasoning = json.loads(capsys.readouterr().out.splitlines()[-1])["reasoning"]
     assert (reasoning["max_new_tokens"], reasoning["both"]) == (3, 0.0)
     written = [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n")[:-1]]
-    assert len(written) == 2 and all(1 <= row["n_tokens"] <= 3 and row["mode"] == "reason" for row in written)
+    assert len(written) == 2 and all(
+        1 <= row["n_tokens"] <= 3 and row["mode"] == "reason" for row in written
+    )
 
     assert cli.main([*shared, "--pairs", "embedded", "--split", "test"]) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [(s["direction"], s["metric"], s["n"]) for s in summary["scores"]] == [
-        ("en-ko", "chrf", 2), ("en-ko", "bleu", 2), ("ko-en", "chrf", 2), ("ko-en", "bleu", 2)]
+        ("en-ko", "chrf", 2),
+        ("en-ko", "bleu", 2),
+        ("ko-en", "chrf", 2),
+        ("ko-en", "bleu", 2),
+    ]
     written = [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n")[:-1]]
     pairs = embedded.pairs("test")[:2]
     assert [row["text"] for row in written] == [en for _, en, _ in pairs] + [ko for *_, ko in pairs]
@@ -96,7 +147,12 @@ def test_scoring_without_adapters_is_scoring_the_base(tiny_base_dir, tmp_path):
     with open_scorer(base, dtype="float32", batch_size=2) as scorer:
         plain, params = scorer.next_logits([[2, 40, 50]], [5, 6]), scorer.params
     matrix = params.base["layers"]["q"]
-    lora = {"q": {"a": jnp.ones((*matrix.shape[:-1], 2)) / 9, "b": jnp.ones((matrix.shape[0], 2, matrix.shape[-1]))}}
+    lora = {
+        "q": {
+            "a": jnp.ones((*matrix.shape[:-1], 2)) / 9,
+            "b": jnp.ones((matrix.shape[0], 2, matrix.shape[-1])),
+        }
+    }
     adapted = save_model(tmp_path / "phase", params.replace(lora=lora, lora_scale=2.0), base.base)
     found = {}
     for adapters in (True, False):
@@ -110,10 +166,59 @@ def test_scoring_without_adapters_is_scoring_the_base(tiny_base_dir, tmp_path):
     [
         (["run", "--config", QUICKSTART, "--config.phase3.stepz=1"], 2, "stepz"),
         (["run", "--config", "nowhere/quickstart.py"], 2, "no config file"),
-        (["eval", "--weights", "embedded", "--exam", "exam.csv", "--shotz=3"], 2, "not understood: --shotz=3"),
-        (["eval", "--weights", "embedded", "--exam", "embedded", "--language", "en", "--shots", "3"], 1, "no few-shot file is named"),
-        (["eval", "--weights", "embedded", "--exam", "embedded", "--language", "en", "--mode", "reason", "--shots", "3"], 1, "without any"),
-        (["eval", "--weights", "embedded", "--exam", "embedded", "--language", "en", "--tags", "x", "x"], 1, "two different texts"),
+        (
+            ["eval", "--weights", "embedded", "--exam", "exam.csv", "--shotz=3"],
+            2,
+            "not understood: --shotz=3",
+        ),
+        (
+            [
+                "eval",
+                "--weights",
+                "embedded",
+                "--exam",
+                "embedded",
+                "--language",
+                "en",
+                "--shots",
+                "3",
+            ],
+            1,
+            "no few-shot file is named",
+        ),
+        (
+            [
+                "eval",
+                "--weights",
+                "embedded",
+                "--exam",
+                "embedded",
+                "--language",
+                "en",
+                "--mode",
+                "reason",
+                "--shots",
+                "3",
+            ],
+            1,
+            "without any",
+        ),
+        (
+            [
+                "eval",
+                "--weights",
+                "embedded",
+                "--exam",
+                "embedded",
+                "--language",
+                "en",
+                "--tags",
+                "x",
+                "x",
+            ],
+            1,
+            "two different texts",
+        ),
         (["eval", "--weights", "embedded", "--pairs", "nowhere.tsv"], 1, "no such file"),
         (["bench", "--cases", "txet"], 1, "'txet' is none of"),
         (["verify", "--weights", "random:tiny"], 1, "exists only here"),
@@ -137,7 +242,21 @@ def test_no_command_is_bad_usage():
 
 def test_an_export_by_several_processes_is_written_by_the_first(capsys, tmp_path):
     place = ["--coordinator", "localhost:1", "--processes", "2", "--process-id", "1"]
-    assert cli.main(["export", "--weights", "nothing/there", "--to", "hf", "--out", str(tmp_path / "x"), *place]) == 0
+    assert (
+        cli.main(
+            [
+                "export",
+                "--weights",
+                "nothing/there",
+                "--to",
+                "hf",
+                "--out",
+                str(tmp_path / "x"),
+                *place,
+            ]
+        )
+        == 0
+    )
     assert "done by process 0 alone" in capsys.readouterr().out
 
 
@@ -152,7 +271,14 @@ def test_a_closed_gate_has_a_code_of_its_own(monkeypatch, capsys):
 
 def test_data_check_prints_a_table_and_fails_on_a_leak(tiny_base_dir, capsys):
     # The tiny tokenizer spells Korean in more tokens than the quick start has room for.
-    check = ["data", "check", "--config", QUICKSTART, f"--config.weights={tiny_base_dir}", "--config.phase5d_exam.seq_len=320"]
+    check = [
+        "data",
+        "check",
+        "--config",
+        QUICKSTART,
+        f"--config.weights={tiny_base_dir}",
+        "--config.phase5d_exam.seq_len=320",
+    ]
     assert cli.main(check) == 0
     table = capsys.readouterr().out
     assert "english" in table and "Apache-2.0" in table and table.rstrip().endswith("clean")
@@ -184,7 +310,9 @@ def test_the_overview_names_every_verb_and_imports_no_library():
     printed = in_a_process_of_its_own(f"{code}".replace("finally", "except SystemExit"))
     words, modules = printed.rsplit("\n[", 1)
     assert all(verb.split()[0] in words for verb in cli.VERBS)
-    assert not {"'jax'", "'numpy'", "'absl'", "'medkor_jax.commands.run'"} & set(modules.strip("]\n").split(", "))
+    assert not {"'jax'", "'numpy'", "'absl'", "'medkor_jax.commands.run'"} & set(
+        modules.strip("]\n").split(", ")
+    )
 
 
 def test_a_verb_imports_its_own_file_and_jax_hears_what_was_set_before_it():
@@ -200,12 +328,20 @@ def test_a_verb_imports_its_own_file_and_jax_hears_what_was_set_before_it():
         print(cli.main(["waive", "nowhere/verdict.json", "--reason", "x"]))
         print(*sorted(name for name in sys.modules if name.startswith("medkor_jax.commands.")))
     """
-    assert in_a_process_of_its_own(code).splitlines() == ["jax 2 False", "3", "medkor_jax.commands.arguments medkor_jax.commands.waive"]
+    assert in_a_process_of_its_own(code).splitlines() == [
+        "jax 2 False",
+        "3",
+        "medkor_jax.commands.arguments medkor_jax.commands.waive",
+    ]
 
 
 def test_every_verb_is_one_file_with_its_arguments_and_what_it_does():
     folder = pathlib.Path(cli.__file__).parent / "commands"
-    doors = {file.stem for file in folder.glob("*.py") if "\ndef add_arguments(" in file.read_text("utf-8")}
+    doors = {
+        file.stem
+        for file in folder.glob("*.py")
+        if "\ndef add_arguments(" in file.read_text("utf-8")
+    }
     assert doors == {verb.module for verb in cli.VERBS.values()}
     for name, verb in cli.VERBS.items():
         module = importlib.import_module(f"medkor_jax.commands.{verb.module}")
@@ -214,12 +350,18 @@ def test_every_verb_is_one_file_with_its_arguments_and_what_it_does():
 
 
 def test_only_what_several_processes_may_do_asks_who_they_are():
-    asking = {name for name in cli.VERBS if "--coordinator" in _options(cli.make_parser(), name.split())}
+    asking = {
+        name for name in cli.VERBS if "--coordinator" in _options(cli.make_parser(), name.split())
+    }
     assert asking == {"run", "eval", "data translate", "preflight", "bench", "export"}
 
 
 def _options(parser, words):
     for word in words:
-        (choices,) = (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        (choices,) = (
+            action.choices
+            for action in parser._actions
+            if isinstance(action, argparse._SubParsersAction)
+        )
         parser = choices[word]
     return parser._option_string_actions

@@ -13,7 +13,9 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "medkor_jax"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "launch").glob("*.md")])
-SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "configs").glob("*.py"), *(ROOT / "tests").rglob("*.py")])
+SOURCES = sorted(
+    [*PACKAGE.rglob("*.py"), *(ROOT / "configs").glob("*.py"), *(ROOT / "tests").rglob("*.py")]
+)
 ROOMS = {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"}
 
 _NAME = re.compile(r"`([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)(?:\([^`]*\))?`")
@@ -34,7 +36,9 @@ def _names_of(file: pathlib.Path) -> set[str]:
         found |= _defined(node)
         if isinstance(node, ast.ClassDef):
             inside = {name for inner in ast.walk(node) for name in _defined(inner)} | {
-                inner.attr for inner in ast.walk(node) if isinstance(inner, ast.Attribute) and isinstance(inner.ctx, ast.Store)
+                inner.attr
+                for inner in ast.walk(node)
+                if isinstance(inner, ast.Attribute) and isinstance(inner.ctx, ast.Store)
             }
             found |= {f"{node.name}.{name}" for name in inside}
     return found
@@ -43,8 +47,16 @@ def _names_of(file: pathlib.Path) -> set[str]:
 def _defined(node: ast.AST) -> set[str]:
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {node.name}
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    return {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    targets = (
+        node.targets
+        if isinstance(node, ast.Assign)
+        else [node.target]
+        if isinstance(node, ast.AnnAssign)
+        else []
+    )
+    return {
+        name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)
+    }
 
 
 def _modules() -> dict[str, set[str]]:
@@ -65,7 +77,11 @@ def is_there(name: str) -> bool:
     for n in range(len(parts), 0, -1):
         module, rest = ".".join(parts[:n]), ".".join(parts[n:])
         if module in MODULES:
-            return not rest or rest in MODULES[module] or rest.split(".")[0] in MODULES[module] and rest.count(".") == 0
+            return (
+                not rest
+                or rest in MODULES[module]
+                or (rest.split(".")[0] in MODULES[module] and rest.count(".") == 0)
+            )
     return name in ROOMS
 
 
@@ -77,28 +93,72 @@ def _said(file: pathlib.Path) -> str:
     strings = [
         node.value.value
         for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
     ]
     return "\n".join([*strings, *re.findall(r"#.*", text)])
 
 
 def _is_ours(name: str) -> bool:
     parts = name.split(".")
-    return parts[0] in {"medkor_jax", *ROOMS} and parts[-1] not in _FILE_ENDINGS and name not in PENDING
+    return (
+        parts[0] in {"medkor_jax", *ROOMS}
+        and parts[-1] not in _FILE_ENDINGS
+        and name not in PENDING
+    )
 
 
 def test_the_check_itself_tells_what_is_there():
-    assert all(map(is_there, ("medkor_jax.eval.gate", "data.rows.Source", "eval.gate.Gate.rounds", "io.models.Model.load", "model")))
-    assert not any(map(is_there, ("eval.asking_nobody", "data.rows.Sources", "eval.gate.Gate.round", "medkor_jax.standing")))
+    assert all(
+        map(
+            is_there,
+            (
+                "medkor_jax.eval.gate",
+                "data.rows.Source",
+                "eval.gate.Gate.rounds",
+                "io.models.Model.load",
+                "model",
+            ),
+        )
+    )
+    assert not any(
+        map(
+            is_there,
+            (
+                "eval.asking_nobody",
+                "data.rows.Sources",
+                "eval.gate.Gate.round",
+                "medkor_jax.standing",
+            ),
+        )
+    )
 
 
-@pytest.mark.parametrize("file", [*PAGES, *SOURCES], ids=lambda file: file.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "file", [*PAGES, *SOURCES], ids=lambda file: file.relative_to(ROOT).as_posix()
+)
 def test_names_of_ours_are_there(file):
-    assert [name for name in _NAME.findall(_said(file)) if _is_ours(name) and not is_there(name)] == []
+    assert [
+        name for name in _NAME.findall(_said(file)) if _is_ours(name) and not is_there(name)
+    ] == []
 
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: file.relative_to(ROOT).as_posix())
 def test_files_that_a_page_names_are_there(file):
-    known = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if ".venv" not in path.parts and path.is_file()}
+    known = {
+        path.relative_to(ROOT).as_posix()
+        for path in ROOT.rglob("*")
+        if ".venv" not in path.parts and path.is_file()
+    }
     ends = {name[i:] for name in known for i in range(len(name)) if i == 0 or name[i - 1] == "/"}
-    assert sorted({name for name in _FILE.findall(file.read_text(encoding="utf-8")) if name not in ends | FOREIGN | PENDING}) == []
+    assert (
+        sorted(
+            {
+                name
+                for name in _FILE.findall(file.read_text(encoding="utf-8"))
+                if name not in ends | FOREIGN | PENDING
+            }
+        )
+        == []
+    )

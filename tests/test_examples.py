@@ -30,7 +30,15 @@ NOT_PYTHON = {
     "data.pairs": "English:", "data.reasoning": "Reasoning:<R>", "data.text": "text", "eval.gate": "absolute",
     "model.kernel": "plain", "model.remat": "none", "parallel.hub": "to", "plan.handcount": "layer,", "train.policy": "ratio",
 }  # fmt: skip
-OTHERS = {"jax": "jax", "jnp": "jax.numpy", "np": "numpy", "json": "json", "pathlib": "pathlib", "functools": "functools", "transformers": None}
+OTHERS = {
+    "jax": "jax",
+    "jnp": "jax.numpy",
+    "np": "numpy",
+    "json": "json",
+    "pathlib": "pathlib",
+    "functools": "functools",
+    "transformers": None,
+}
 UNKNOWN = object()
 
 
@@ -86,7 +94,14 @@ class Example(ast.NodeVisitor):
         if isinstance(node, ast.Name):
             if node.id in self.known:
                 return UNKNOWN, self.known[node.id]
-            own = next((one for name, one in vars(self.module).items() if inspect.isclass(one) and name.lower() == node.id), None)
+            own = next(
+                (
+                    one
+                    for name, one in vars(self.module).items()
+                    if inspect.isclass(one) and name.lower() == node.id
+                ),
+                None,
+            )
             if own is not None:  # `course` is a Course
                 return UNKNOWN, own
             found = self.candidates(node.id)
@@ -130,7 +145,12 @@ class Example(ast.NodeVisitor):
             if not found:
                 self.faults.append(f"{name} is not there")
         else:
-            (value, _), name = self.attribute(node.func) if isinstance(node.func, ast.Attribute) else (UNKNOWN, UNKNOWN), ast.unparse(node.func)
+            (value, _), name = (
+                self.attribute(node.func)
+                if isinstance(node.func, ast.Attribute)
+                else (UNKNOWN, UNKNOWN),
+                ast.unparse(node.func),
+            )
             found = [value]
         refused = [why for one in found if (why := self.binds(one, node))]
         if found and len(refused) == len(found):
@@ -141,14 +161,24 @@ class Example(ast.NodeVisitor):
 
     def binds(self, function, node):
         """Returns why the arguments do not fit, or "". A `...` among them stands for more."""
-        if function is UNKNOWN or not callable(function) or not getattr(function, "__module__", "").startswith("medkor_jax"):
+        if (
+            function is UNKNOWN
+            or not callable(function)
+            or not getattr(function, "__module__", "").startswith("medkor_jax")
+        ):
             return ""
         signature = inspect.signature(function)
-        is_method = isinstance(node.func, ast.Attribute) and inspect.isfunction(function) and "." in function.__qualname__
+        is_method = (
+            isinstance(node.func, ast.Attribute)
+            and inspect.isfunction(function)
+            and "." in function.__qualname__
+        )
         given = [None] * (is_method and next(iter(signature.parameters), "") == "self")
         is_whole = True
         for argument in node.args:
-            is_more = isinstance(argument, ast.Starred) or (isinstance(argument, ast.Constant) and argument.value is ...)
+            is_more = isinstance(argument, ast.Starred) or (
+                isinstance(argument, ast.Constant) and argument.value is ...
+            )
             is_whole &= not is_more
             given += [] if is_more else [None]
         named = {keyword.arg: None for keyword in node.keywords if keyword.arg}
@@ -200,7 +230,11 @@ class Example(ast.NodeVisitor):
 
     def visit_Call(self, node):
         self.call(node)
-        for part in [*node.args, *(keyword.value for keyword in node.keywords), getattr(node.func, "value", None)]:
+        for part in [
+            *node.args,
+            *(keyword.value for keyword in node.keywords),
+            getattr(node.func, "value", None),
+        ]:
             if part is not None:
                 self.visit(part)
 
@@ -231,14 +265,20 @@ def returned(function):
 def element_of(kind):
     """Returns the type of an element of list[X], tuple[X, ...] or dict[_, X], or UNKNOWN."""
     arguments = typing.get_args(kind)
-    if typing.get_origin(kind) in (list, dict) or (typing.get_origin(kind) is tuple and arguments[1:] == (...,)):
+    if typing.get_origin(kind) in (list, dict) or (
+        typing.get_origin(kind) is tuple and arguments[1:] == (...,)
+    ):
         return arguments[0 if typing.get_origin(kind) in (list, tuple) else 1]
     return UNKNOWN
 
 
 def assigns(kind, name):
     """Whether a class sets self.name somewhere in its source."""
-    return any(re.search(rf"self\.{name}\b[^=]*[^=!<>]=[^=]", inspect.getsource(one)) for one in kind.__mro__ if one.__module__.startswith("medkor_jax"))
+    return any(
+        re.search(rf"self\.{name}\b[^=]*[^=!<>]=[^=]", inspect.getsource(one))
+        for one in kind.__mro__
+        if one.__module__.startswith("medkor_jax")
+    )
 
 
 def faults_of(docstring, module):

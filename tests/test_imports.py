@@ -16,20 +16,43 @@ MAY_IMPORT = {
     "data": (),
     "parallel": (),
     "adapt": ("model",),
-    "io": ("model", "data.tokenizer", "data.tokenizer_engines", "data.contents", "data.reading", "parallel"),
+    "io": (
+        "model",
+        "data.tokenizer",
+        "data.tokenizer_engines",
+        "data.contents",
+        "data.reading",
+        "parallel",
+    ),
     "train": ("model", "adapt", "io", "data", "parallel", "eval.answers"),
     "eval": ("model", "adapt", "io", "data", "parallel"),
     "run": ("model", "adapt", "io", "data", "parallel", "train", "eval"),
     "plan": ("model", "adapt", "parallel", "train", "run", "io", "data"),
     "profiling": ("model", "adapt", "parallel", "train", "run", "io", "data"),
     "bench": ("model", "adapt", "io", "data", "parallel", "train", "eval", "plan", "run"),
-    "commands": ("model", "adapt", "io", "data", "parallel", "train", "eval", "plan", "profiling", "bench", "run"),
+    "commands": (
+        "model",
+        "adapt",
+        "io",
+        "data",
+        "parallel",
+        "train",
+        "eval",
+        "plan",
+        "profiling",
+        "bench",
+        "run",
+    ),
 }
 TOP = {"cli", "__init__", "nearest"}
 EVERYWHERE = ("nearest",)  # below all rooms
 BANNED = {
     "data": ("jax", "jaxlib", "flax", "optax", "orbax", "torch"),
-    "": ("torch", "jax.experimental.pjit", "pickle"),  # everywhere; torch is for comparisons alone, see NEEDS_TORCH
+    "": (
+        "torch",
+        "jax.experimental.pjit",
+        "pickle",
+    ),  # everywhere; torch is for comparisons alone, see NEEDS_TORCH
 }
 NEEDS_TORCH = {"io/reference.py", "bench"}
 
@@ -46,7 +69,11 @@ def _imports(file: pathlib.Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            origin = [*package[: len(package) - node.level + 1], node.module or ""] if node.level else [node.module]
+            origin = (
+                [*package[: len(package) - node.level + 1], node.module or ""]
+                if node.level
+                else [node.module]
+            )
             origin = ".".join(filter(None, origin))
             names |= {origin} | {f"{origin}.{alias.name}" for alias in node.names}
     return names
@@ -73,7 +100,9 @@ def _graph(files: list[pathlib.Path]) -> dict[str, set[str]]:
     for name, file in modules.items():
         found = _imports(file) & set(modules)
         # `from package import module` runs the package as well; it is meant where no module of it is named beside it.
-        graph[name] = {one for one in found if not any(other.startswith(one + ".") for other in found)}
+        graph[name] = {
+            one for one in found if not any(other.startswith(one + ".") for other in found)
+        }
     return graph
 
 
@@ -81,12 +110,17 @@ def _circles(graph: dict[str, set[str]]) -> list[list[str]]:
     """Returns the names that can be reached from themselves, each group of them together."""
     reached = {name: set(imported) for name, imported in graph.items()}
     while True:
-        further = {name: seen.union(*(reached[one] for one in seen)) for name, seen in reached.items()}
+        further = {
+            name: seen.union(*(reached[one] for one in seen)) for name, seen in reached.items()
+        }
         if further == reached:
             break
         reached = further
     inside = {name for name, seen in reached.items() if name in seen}
-    groups = {tuple(sorted(other for other in inside & reached[name] if name in reached[other])) for name in inside}
+    groups = {
+        tuple(sorted(other for other in inside & reached[name] if name in reached[other]))
+        for name in inside
+    }
     return [list(group) for group in sorted(groups)]
 
 
@@ -116,11 +150,17 @@ def test_a_room_imports_only_what_stands_below_it(room):
 
 
 def test_what_is_below_all_rooms_imports_none_of_them():
-    assert {name: _ours(PACKAGE / f"{name}.py") for name in EVERYWHERE} == {name: set() for name in EVERYWHERE}
+    assert {name: _ours(PACKAGE / f"{name}.py") for name in EVERYWHERE} == {
+        name: set() for name in EVERYWHERE
+    }
 
 
 def test_flax_linen_is_imported_in_one_file():
-    importing = [_name(file) for file in FILES if any(_is_within(name, ("flax.linen",)) for name in _imports(file))]
+    importing = [
+        _name(file)
+        for file in FILES
+        if any(_is_within(name, ("flax.linen",)) for name in _imports(file))
+    ]
     assert importing == ["medkor_jax.model.layers"]
 
 
@@ -130,7 +170,8 @@ def test_scipy_is_imported_where_it_is_used():
         _name(file)
         for file in FILES
         for node in ast.parse(file.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.Import | ast.ImportFrom) and "scipy" in ast.unparse(node).split(".")[0]
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        and "scipy" in ast.unparse(node).split(".")[0]
     ]
     assert [name for name in importing if not name.startswith("medkor_jax.commands.")] == []
 

@@ -61,5 +61,10 @@ def test_a_function_fits_a_screen_and_takes_few_parameters(file):
 
 
 def test_every_exception_is_needed():
-    needed = {name for file in FILES for name, node in _functions(file) if _n_parameters(node) > MOST_PARAMETERS}
+    needed = {
+        name
+        for file in FILES
+        for name, node in _functions(file)
+        if _n_parameters(node) > MOST_PARAMETERS
+    }
     assert set(MANY_PARAMETERS) <= needed

@@ -50,11 +50,17 @@ def check_expansion(front: int, back: int, init: str) -> None:
     counts = {FRONT: front, BACK: back}
     for side, n in counts.items():
         if not isinstance(n, int) or isinstance(n, bool) or n < 0:
-            raise ValueError(f"expansion {side} is {n!r}; expected how many layers to add there: 0, 1, 2, ..")
+            raise ValueError(
+                f"expansion {side} is {n!r}; expected how many layers to add there: 0, 1, 2, .."
+            )
     if not any(counts.values()):
-        raise ValueError("expansion front and back are both 0: nothing would be added. Give one at least 1, or leave it out")
+        raise ValueError(
+            "expansion front and back are both 0: nothing would be added. Give one at least 1, or leave it out"
+        )
     if init not in INITS:
-        raise ValueError(f"expansion init {init!r} is none of {', '.join(INITS)}; nearest: {nearest(init, INITS)!r}")
+        raise ValueError(
+            f"expansion init {init!r} is none of {', '.join(INITS)}; nearest: {nearest(init, INITS)!r}"
+        )
 
 
 def make_expansion(
@@ -74,7 +80,8 @@ def make_expansion(
         if n:
             # a copy even where the base has one layer of this dtype: what trains is donated, the base never
             tree[side] = {
-                name: jnp.array(jnp.stack([leaf[sources[side]]] * n), dtype, copy=True) for name, leaf in base["layers"].items()
+                name: jnp.array(jnp.stack([leaf[sources[side]]] * n), dtype, copy=True)
+                for name, leaf in base["layers"].items()
             }
             if init == "identity":
                 tree[side] |= {name: jnp.full_like(tree[side][name], -1.0) for name in _SILENCED}

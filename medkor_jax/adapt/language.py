@@ -29,7 +29,9 @@ class LanguageSettings:
 
     def __post_init__(self) -> None:
         if self.kind and self.kind not in KINDS:
-            raise ValueError(f"language kind is {self.kind!r}; expected {', '.join(KINDS)}, or '' for none")
+            raise ValueError(
+                f"language kind is {self.kind!r}; expected {', '.join(KINDS)}, or '' for none"
+            )
 
     @property
     def is_on(self) -> bool:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Annotated, Any, Iterable
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -52,13 +53,17 @@ def check_targets(targets: Iterable[str], rank: int) -> tuple[str, ...]:
         raise ValueError(f"LoRA rank is {rank}; it must be at least 1")
     for name in targets:
         if name not in ADAPTABLE:
-            raise ValueError(f"LoRA target {name!r} is none of {', '.join(ADAPTABLE)}; nearest: {nearest(name, ADAPTABLE)!r}")
+            raise ValueError(
+                f"LoRA target {name!r} is none of {', '.join(ADAPTABLE)}; nearest: {nearest(name, ADAPTABLE)!r}"
+            )
     if not targets or len(set(targets)) != len(targets):
         raise ValueError(f"LoRA targets {targets} must name at least one matrix, each once")
     return targets
 
 
-def make_lora(base: Tree, key: jax.Array, *, rank: int, targets: Iterable[str], dtype: Any = jnp.float32) -> Tree:
+def make_lora(
+    base: Tree, key: jax.Array, *, rank: int, targets: Iterable[str], dtype: Any = jnp.float32
+) -> Tree:
     """Returns {name: {"a": [L, in, R] ~ N(0, 1/in), "b": [L, R, out] = 0}} for each target.
 
     `base` may hold ShapeDtypeStructs: only shapes are read.
@@ -67,7 +72,9 @@ def make_lora(base: Tree, key: jax.Array, *, rank: int, targets: Iterable[str], 
     tree = {}
     for name in check_targets(targets, rank):
         depth, d_in, d_out = base["layers"][name].shape
-        a = jax.random.normal(jax.random.fold_in(key, ADAPTABLE.index(name)), (depth, d_in, rank), dtype)
+        a = jax.random.normal(
+            jax.random.fold_in(key, ADAPTABLE.index(name)), (depth, d_in, rank), dtype
+        )
         tree[name] = {"a": a * d_in**-0.5, "b": jnp.zeros((depth, rank, d_out), dtype)}
     return tree
 
@@ -84,7 +91,9 @@ def merge(base: Tree, lora: Tree, *, scale: float) -> Tree:
     layers = dict(base["layers"])
     for name, pair in lora.items():
         if name not in layers:
-            raise ValueError(f"adapter {name!r} has no matrix in the base; it has {', '.join(sorted(layers))}")
+            raise ValueError(
+                f"adapter {name!r} has no matrix in the base; it has {', '.join(sorted(layers))}"
+            )
         depth, d_in, d_out = layers[name].shape
         rank = pair["a"].shape[-1]
         if pair["a"].shape != (depth, d_in, rank) or pair["b"].shape != (depth, rank, d_out):

@@ -9,7 +9,8 @@ What a case measures is in `runner` (weights by name) and `best` (a machine's ow
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from medkor_jax.bench.checks import BenchError
 from medkor_jax.bench.report import Report, Row
@@ -17,7 +18,13 @@ from medkor_jax.bench.worker import WorkerError
 from medkor_jax.nearest import nearest
 
 
-def run_cases(report: Report, bench: Any, known: dict[str, Callable[[Any], list[Row]]], cases: Sequence[str], out: str) -> Report:
+def run_cases(
+    report: Report,
+    bench: Any,
+    known: dict[str, Callable[[Any], list[Row]]],
+    cases: Sequence[str],
+    out: str,
+) -> Report:
     """Returns `report` with the rows of `cases` (none named: all `known`), and what `bench` notes and finds of versions.
 
     Raises: BenchError or WorkerError, with what was measured before it.
@@ -30,7 +37,10 @@ def run_cases(report: Report, bench: Any, known: dict[str, Callable[[Any], list[
             measured = f"; measured before that:\n{report}" if report.rows else ""
             raise type(error)(f"{case}: {error}{measured}") from error
         report = dataclasses.replace(
-            report, versions=start.versions | bench.versions, rows=[*report.rows, *rows], notes=[*start.notes, *bench.notes]
+            report,
+            versions=start.versions | bench.versions,
+            rows=[*report.rows, *rows],
+            notes=[*start.notes, *bench.notes],
         )
         if out:  # after every case: a later one that fails loses nothing
             report.save(out)
@@ -41,4 +51,6 @@ def check_cases(cases: Sequence[str], known: Iterable[str]) -> None:
     """Raises: ValueError, with the nearest, on a case that is not known."""
     for case in cases:
         if case not in known:
-            raise ValueError(f"bench case {case!r} is none of {', '.join(known)}; nearest: {nearest(case, known)!r}")
+            raise ValueError(
+                f"bench case {case!r} is none of {', '.join(known)}; nearest: {nearest(case, known)!r}"
+            )

@@ -28,9 +28,22 @@ def lora_parameters(config: ModelConfig, rank: int) -> int:
     return config.n_layers * rank * sum(i + o for i, o in matrix_sizes(config))
 
 
-def step_flops(config: ModelConfig, batch_size: int, seq_len: int, loss_positions: int, rank: int) -> float:
+def step_flops(
+    config: ModelConfig, batch_size: int, seq_len: int, loss_positions: int, rank: int
+) -> float:
     """Returns the FLOPs of a LoRA step on all seven matrices; rank 0 is a step without adapters."""
     kernel = choose("auto", t=seq_len, head_dim=config.head_dim, platform=platform())
-    trees, trained = (Trees(LoraSettings(rank, rank, ADAPTABLE)), ("lora",)) if rank else (Trees(), ())
-    program = Program(STEP, trees, trained, step_spec(Stage(), ComputeSettings("float32", "none")), batch_size, seq_len, loss_positions, "float32")
+    trees, trained = (
+        (Trees(LoraSettings(rank, rank, ADAPTABLE)), ("lora",)) if rank else (Trees(), ())
+    )
+    program = Program(
+        STEP,
+        trees,
+        trained,
+        step_spec(Stage(), ComputeSettings("float32", "none")),
+        batch_size,
+        seq_len,
+        loss_positions,
+        "float32",
+    )
     return hand_flops(program, config, functools.partial(n_scores, kernel))

@@ -50,7 +50,9 @@ def exam_questions(
 
     exam: "embedded" (its Korean training questions) or a file of questions. A question longer than a row is left out.
     """
-    rows = PackedRows(batch_size=batch_size, seq_len=seq_len, loss_positions=seq_len, bos_id=0, pad_id=0)
+    rows = PackedRows(
+        batch_size=batch_size, seq_len=seq_len, loss_positions=seq_len, bos_id=0, pad_id=0
+    )
     taken = []
     for document in _question_stream(tokenizer, vocab_size, exam):
         encoded = to_encoded(document)
@@ -66,31 +68,47 @@ def prompts(tokenizer: Any, vocab_size: int, *, bos_id: int, n_prompts: int) -> 
     """Returns exam prompts as token ids, bos first, without their answers."""
     if tokenizer is None:
         rng = random.Random(_SEED)
-        return [[bos_id, *_made_up(vocab_size, rng.randint(*_MADE_UP_LENGTHS), rng)] for _ in range(n_prompts)]
+        return [
+            [bos_id, *_made_up(vocab_size, rng.randint(*_MADE_UP_LENGTHS), rng)]
+            for _ in range(n_prompts)
+        ]
     asked = embedded.questions("train", "ko")[:n_prompts]
     return [[bos_id, *tokenizer.encode(prompt(question))] for question in asked]
 
 
-def pack(documents: list[Document], *, batch_size: int, seq_len: int, bos_id: int) -> dict[str, np.ndarray]:
+def pack(
+    documents: list[Document], *, batch_size: int, seq_len: int, bos_id: int
+) -> dict[str, np.ndarray]:
     """Returns the packed batch of `documents`, its loss positions cut to the fullest row (a multiple of 8).
 
     Raises: ValueError if a document finds no room.
     """
-    rows = PackedRows(batch_size=batch_size, seq_len=seq_len, loss_positions=seq_len, bos_id=bos_id, pad_id=0)
+    rows = PackedRows(
+        batch_size=batch_size, seq_len=seq_len, loss_positions=seq_len, bos_id=bos_id, pad_id=0
+    )
     for document in documents:
         if not rows.place(to_encoded(document)):
-            raise ValueError(f"{len(documents)} documents do not fit {batch_size} rows of {seq_len} tokens")
+            raise ValueError(
+                f"{len(documents)} documents do not fit {batch_size} rows of {seq_len} tokens"
+            )
     batch = rows.arrays(None, language_unit="document")
     used = int((batch["loss_weights"] > 0).sum(axis=1).max())
     m = min(seq_len, -(-used // 8) * 8)
-    return {name: x[:, :m] if name in ("loss_positions", "targets", "loss_weights") else x for name, x in batch.items()}
+    return {
+        name: x[:, :m] if name in ("loss_positions", "targets", "loss_weights") else x
+        for name, x in batch.items()
+    }
 
 
 def pad(documents: list[Document], *, bos_id: int, pad_id: int) -> dict[str, np.ndarray]:
     """Returns input_ids, attention_mask and labels [n, longest], right-padded, -100 where nothing is predicted."""
     width = 1 + max(len(document["tokens"]) for document in documents)
     shape = (len(documents), width)
-    ids, mask, labels = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64), np.full(shape, -100, np.int64)
+    ids, mask, labels = (
+        np.full(shape, pad_id, np.int64),
+        np.zeros(shape, np.int64),
+        np.full(shape, -100, np.int64),
+    )
     for row, document in enumerate(documents):
         n = len(document["tokens"])
         ids[row, : n + 1] = [bos_id, *document["tokens"]]
@@ -105,7 +123,13 @@ def n_tokens(documents: list[Document]) -> int:
 
 
 def to_encoded(document: Document) -> Encoded:
-    return Encoded("", np.array(document["tokens"], np.int32), np.array(document["loss"], bool), 0, splittable=False)
+    return Encoded(
+        "",
+        np.array(document["tokens"], np.int32),
+        np.array(document["loss"], bool),
+        0,
+        splittable=False,
+    )
 
 
 def _question_stream(tokenizer: Any, vocab_size: int, exam: str):

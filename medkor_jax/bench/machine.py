@@ -49,7 +49,9 @@ class Settings:
 def look(model: str, dtype: str, environment: dict[str, str], device: str) -> dict[str, Any]:
     """Returns what our side finds: platform, kind and number of devices, and the dtype it takes."""
     try:
-        with Worker("ours", {"weights": f"random:{model}", "dtype": dtype, "n_devices": 0}, environment) as worker:
+        with Worker(
+            "ours", {"weights": f"random:{model}", "dtype": dtype, "n_devices": 0}, environment
+        ) as worker:
             found = worker.call("describe")
     except WorkerError as error:
         if not device or "backend" not in str(error).lower():
@@ -57,9 +59,15 @@ def look(model: str, dtype: str, environment: dict[str, str], device: str) -> di
         found, said = {}, f" It says: {str(error)[:400]}"
     else:
         said = ""
-    if device and found.get("platform") not in {"gpu": ("gpu", "cuda")}.get(device, (device,)):  # jax falls back to a CPU without a word
+    if device and found.get("platform") not in {"gpu": ("gpu", "cuda")}.get(
+        device, (device,)
+    ):  # jax falls back to a CPU without a word
         extra = {"gpu": "cuda", "tpu": "tpu"}.get(device, "")
-        advice = f"; is it there, and is jax installed for it (pip install 'medkor-jax[{extra}]')?" if extra else "."
+        advice = (
+            f"; is it there, and is jax installed for it (pip install 'medkor-jax[{extra}]')?"
+            if extra
+            else "."
+        )
         raise BenchError(f"--device {device}: jax cannot use one{advice}{said}")
     return found
 
@@ -78,7 +86,9 @@ def find_peer_on(platform: str, against: str) -> tuple[bool, list[str]]:
         why = f"transformers with PEFT does not run on a {platform} here"
     else:
         try:
-            with Worker("peer", {"model": "random:tiny", "device": "cpu" if platform == "cpu" else "cuda"}) as worker:
+            with Worker(
+                "peer", {"model": "random:tiny", "device": "cpu" if platform == "cpu" else "cuda"}
+            ) as worker:
                 said = worker.call("describe")
         except WorkerError as error:
             why = str(error)
@@ -86,8 +96,12 @@ def find_peer_on(platform: str, against: str) -> tuple[bool, list[str]]:
         raise BenchError(f"--against {against}: {why}")
     if why:
         return False, [f"no peer: {why}. Ours was measured alone."]
-    how = "sdpa attention; gradient checkpointing only where nothing else fits" + ("" if platform == "cpu" else "; bfloat16 under autocast, adapters float32")
-    return True, [f"other: transformers {said['transformers']} with PEFT {said['peft']}, torch {said['torch']}, the same sizes made at random: {how}"]
+    how = "sdpa attention; gradient checkpointing only where nothing else fits" + (
+        "" if platform == "cpu" else "; bfloat16 under autocast, adapters float32"
+    )
+    return True, [
+        f"other: transformers {said['transformers']} with PEFT {said['peft']}, torch {said['torch']}, the same sizes made at random: {how}"
+    ]
 
 
 def peak_words(chip: Any, settings: Settings) -> str:
@@ -95,7 +109,11 @@ def peak_words(chip: Any, settings: Settings) -> str:
     if chip is not None:
         words = f"{chip.flops / 1e12:,.0f} TFLOP/s, bfloat16, dense, as published for {chip.name}"
         return words + (f", x {settings.n_devices}" if settings.n_devices > 1 else "")
-    what = "of a CPU none is published" if settings.is_cpu else f"of {settings.device_kind!r} none is known here"
+    what = (
+        "of a CPU none is published"
+        if settings.is_cpu
+        else f"of {settings.device_kind!r} none is known here"
+    )
     return f"{what}; a product of two {settings.dtype} matrices of 2,048 squared, measured after each case, stands in"
 
 
@@ -105,12 +123,18 @@ def find_peer(weights: str) -> tuple[str | None, list[str]]:
     GGUF weights are converted once, into the cache directory, by transformers itself.
     """
     if missing := missing_packages():
-        return None, [f"no peer: {', '.join(missing)} not installed; pip install 'medkor-jax[test]'. Ours was measured alone."]
+        return None, [
+            f"no peer: {', '.join(missing)} not installed; pip install 'medkor-jax[test]'. Ours was measured alone."
+        ]
     if weights.startswith("random:"):
         return None, [f"no peer: {weights} exists only here. Ours was measured alone."]
     note = f"other: transformers with PEFT: {SETTINGS}"
     path = pathlib.Path(weights).expanduser()
-    is_gguf = weights == EMBEDDED_MODEL or path.suffix == ".gguf" or (path.is_dir() and not any(path.glob("*.safetensors")))
+    is_gguf = (
+        weights == EMBEDDED_MODEL
+        or path.suffix == ".gguf"
+        or (path.is_dir() and not any(path.glob("*.safetensors")))
+    )
     if not is_gguf:
         return weights, [note]
     target = cache_directory() / "bench" / open_weights(weights).digest[:16]

@@ -29,47 +29,72 @@ SETTINGS = "attn sdpa, labels= loss, no gradient checkpointing, gradients accumu
 
 def missing_packages() -> list[str]:
     """Returns which of the peer's packages are not installed."""
-    return [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
+    return [
+        name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None
+    ]
 
 
 class Peer:
-    def __init__(self, model: str, dtype: str = "float32", learning_rate: float = 1e-4, device: str = "cpu") -> None:
+    def __init__(
+        self, model: str, dtype: str = "float32", learning_rate: float = 1e-4, device: str = "cpu"
+    ) -> None:
         """Raises: RuntimeError if torch has no such device."""
         import torch
 
         torch.set_num_threads(n_cpus())
         if device == "cuda" and not torch.cuda.is_available():
-            raise RuntimeError(f"torch {torch.__version__} finds no GPU; install one built for CUDA (pip install torch), or give --against none")
+            raise RuntimeError(
+                f"torch {torch.__version__} finds no GPU; install one built for CUDA (pip install torch), or give --against none"
+            )
         self._device = device
         self._model_path, self._learning_rate = model, learning_rate
         self._dtype = getattr(torch, dtype)
 
     def prepare_training(
-        self, documents: list[Document], batch_size: int, seq_len: int, rank: int, bos_id: int, rows_at_once: int,
+        self,
+        documents: list[Document],
+        batch_size: int,
+        seq_len: int,
+        rank: int,
+        bos_id: int,
+        rows_at_once: int,
         checkpointing: bool = False,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """Loads and pads. rows_at_once: documents in one pass; all of them make one optimizer step."""
         import peft
         import torch
 
         torch.manual_seed(0)
         settings = peft.LoraConfig(
-            r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(TARGETS), task_type="CAUSAL_LM"
+            r=rank,
+            lora_alpha=rank,
+            lora_dropout=0.0,
+            target_modules=list(TARGETS),
+            task_type="CAUSAL_LM",
         )
         self._model = peft.get_peft_model(self._load(), settings).train()
         if checkpointing:
             self._model.enable_input_require_grads()  # the embedding is frozen: else nothing would reach the checkpointed blocks
             self._model.gradient_checkpointing_enable({"use_reentrant": False})
         self._trainable = [p for p in self._model.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(self._trainable, lr=self._learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+        self._optimizer = torch.optim.AdamW(
+            self._trainable, lr=self._learning_rate, betas=(0.9, 0.98), weight_decay=0.0
+        )
         ordered = sorted(documents, key=lambda document: len(document["tokens"]))
         parts = [ordered[i : i + rows_at_once] for i in range(0, len(ordered), rows_at_once)]
         padded = [pad(part, bos_id=bos_id, pad_id=0) for part in parts]
-        self._parts = [{name: torch.from_numpy(x).to(self._device) for name, x in part.items()} for part in padded]
+        self._parts = [
+            {name: torch.from_numpy(x).to(self._device) for name, x in part.items()}
+            for part in padded
+        ]
         self._n_losses = sum(sum(document["loss"]) for document in documents)
         slots = sum(part["input_ids"].size for part in padded)
         tokens = sum(int(part["attention_mask"].sum()) for part in padded)
-        return {"slots": slots, "parameters": sum(p.numel() for p in self._trainable), "tokens": tokens}
+        return {
+            "slots": slots,
+            "parameters": sum(p.numel() for p in self._trainable),
+            "tokens": tokens,
+        }
 
     def step(self) -> dict[str, float]:
         """Returns seconds and the loss before the update."""
@@ -78,8 +103,12 @@ class Peer:
         with Stopwatch() as watch:
             total = 0.0
             for part in self._parts:
-                with torch.autocast(self._device, self._dtype, enabled=self._dtype == torch.bfloat16):
-                    loss = self._model(**part, use_cache=False, num_items_in_batch=self._n_losses).loss
+                with torch.autocast(
+                    self._device, self._dtype, enabled=self._dtype == torch.bfloat16
+                ):
+                    loss = self._model(
+                        **part, use_cache=False, num_items_in_batch=self._n_losses
+                    ).loss
                 loss.backward()
                 total += float(loss.detach())
             torch.nn.utils.clip_grad_norm_(self._trainable, 1.0)
@@ -94,13 +123,19 @@ class Peer:
         self._model = self._load().eval()
         width = max(map(len, prompts))
         ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts], device=self._device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._device)
+        mask = torch.tensor(
+            [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._device
+        )
         self._model.generation_config.eos_token_id = None  # both sides make exactly max_new_tokens
 
         def generate() -> Any:
             with torch.inference_mode():
                 out = self._model.generate(
-                    input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad_id
+                    input_ids=ids,
+                    attention_mask=mask,
+                    do_sample=False,
+                    max_new_tokens=max_new_tokens,
+                    pad_token_id=pad_id,
                 )
             return out[:, width:]
 
@@ -146,7 +181,9 @@ class Peer:
         partial.mkdir()
         model = load_reference(weights).to(self._dtype)
         # save_pretrained refuses a model that came from GGUF, although it is dequantised
-        safetensors.torch.save_model(model, str(partial / "model.safetensors"), metadata={"format": "pt"})
+        safetensors.torch.save_model(
+            model, str(partial / "model.safetensors"), metadata={"format": "pt"}
+        )
         config = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
         (partial / "config.json").write_text(json.dumps(config, default=str))
         os.replace(partial, target)
@@ -160,11 +197,17 @@ class Peer:
             from medkor_jax.model.config import preset
 
             ids = types.SimpleNamespace(bos_id=2, stop_ids=(1,), pad_id=0)
-            sizes = hf_config(preset(self._model_path.removeprefix("random:")), str(self._dtype).removeprefix("torch."), ids)
+            sizes = hf_config(
+                preset(self._model_path.removeprefix("random:")),
+                str(self._dtype).removeprefix("torch."),
+                ids,
+            )
             config = transformers.Gemma3TextConfig(**sizes)
             torch.manual_seed(0)
             with torch.device(self._device):
-                return transformers.AutoModelForCausalLM.from_config(config, dtype=self._dtype, attn_implementation="sdpa")
+                return transformers.AutoModelForCausalLM.from_config(
+                    config, dtype=self._dtype, attn_implementation="sdpa"
+                )
         return transformers.AutoModelForCausalLM.from_pretrained(
             self._model_path, dtype=self._dtype, attn_implementation="sdpa", use_safetensors=True
         )

@@ -15,7 +15,8 @@ import os
 import pathlib
 import platform
 import statistics
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from medkor_jax.bench.stopwatch import n_cpus
 
@@ -60,10 +61,21 @@ def compare(
     if not other:
         return Row(case, unit, middle, wanted=(at_least, at_most), samples=samples)
     if len(ours) != len(other):
-        raise ValueError(f"{case}: {len(ours)} measurements of ours, {len(other)} of the other; they are taken in pairs")
+        raise ValueError(
+            f"{case}: {len(ours)} measurements of ours, {len(other)} of the other; they are taken in pairs"
+        )
     pairs = [a / b for a, b in zip(ours, other)]
     reference = statistics.median(other)
-    return Row(case, unit, middle, reference, middle / reference, (min(pairs), max(pairs)), (at_least, at_most), samples)
+    return Row(
+        case,
+        unit,
+        middle,
+        reference,
+        middle / reference,
+        (min(pairs), max(pairs)),
+        (at_least, at_most),
+        samples,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +84,9 @@ class Report:
     versions: dict[str, Any]
     rows: list[Row]
     notes: list[str]
-    steps: dict[str, Any] = dataclasses.field(default_factory=dict)  # case -> each side's timed steps, with CPU seconds
+    steps: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # case -> each side's timed steps, with CPU seconds
 
     @property
     def is_met(self) -> bool:
@@ -87,7 +101,10 @@ class Report:
         lines = [head] + [_cells(row) for row in self.rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
         body = [
-            "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))).rstrip()
+            "  ".join(
+                cell.ljust(w) if i < 2 else cell.rjust(w)
+                for i, (cell, w) in enumerate(zip(line, widths))
+            ).rstrip()
             for line in lines
         ]
         return "\n".join([self.versions["machine"], "", *body, "", *self.notes])
@@ -96,7 +113,13 @@ class Report:
         path = pathlib.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [dataclasses.asdict(row) | {"is_met": row.is_met} for row in self.rows]
-        content = {"settings": self.settings, "versions": self.versions, "rows": rows, "notes": self.notes, "steps": self.steps}
+        content = {
+            "settings": self.settings,
+            "versions": self.versions,
+            "rows": rows,
+            "notes": self.notes,
+            "steps": self.steps,
+        }
         path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -104,7 +127,11 @@ def describe_machine() -> str:
     """Returns CPU, cores usable, memory and the load found, in a line."""
     model, info = platform.processor() or platform.machine(), pathlib.Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
         model = names[0] if names else model
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     load = os.getloadavg()[0]
@@ -113,11 +140,22 @@ def describe_machine() -> str:
 
 def _cells(row: Row) -> tuple[str, ...]:
     low, high = row.wanted
-    wanted = " ".join(filter(None, (low is not None and f">= {low:g}", high is not None and f"<= {high:g}")))
+    wanted = " ".join(
+        filter(None, (low is not None and f">= {low:g}", high is not None and f"<= {high:g}"))
+    )
     spread = f"{row.spread[0]:.2f}-{row.spread[1]:.2f}" if row.spread else ""
     verdict = {True: "met", False: "MISSED", None: ""}[row.is_met]
     ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-    return row.case, row.unit, _number(row.ours), "" if row.other is None else _number(row.other), ratio, spread, wanted, verdict
+    return (
+        row.case,
+        row.unit,
+        _number(row.ours),
+        "" if row.other is None else _number(row.other),
+        ratio,
+        spread,
+        wanted,
+        verdict,
+    )
 
 
 def _number(x: float) -> str:

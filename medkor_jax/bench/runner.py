@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from medkor_jax.bench import documents
 from medkor_jax.bench.cases import check_cases, run_cases
@@ -46,9 +47,14 @@ class Settings:
     depths: tuple[int, ...] = (6, 12, 24, 48)
     decode_batches: tuple[int, ...] = (1, 16)
     new_tokens: int = 64
-    peer_text_rows: int = 1  # documents the peer takes at once: its fastest of 1, 4 and all, tried on two cores
+    peer_text_rows: int = (
+        1  # documents the peer takes at once: its fastest of 1, 4 and all, tried on two cores
+    )
     peer_exam_rows: int = 8
-    our_exam_rows: tuple[int, int] = (8, 256)  # rows and tokens a row of the packed questions: our fastest of 512, 256 and 128
+    our_exam_rows: tuple[int, int] = (
+        8,
+        256,
+    )  # rows and tokens a row of the packed questions: our fastest of 512, 256 and 128
 
 
 class Bench:
@@ -58,38 +64,64 @@ class Bench:
         self.settings, self.weights, self.peer_model = settings, weights, peer_model
         self.notes: list[str] = []
         self.versions: dict[str, Any] = {}
-        self.steps: dict[str, list[list[dict[str, Any]]]] = {}  # case -> for each side its timed answers
+        self.steps: dict[
+            str, list[list[dict[str, Any]]]
+        ] = {}  # case -> for each side its timed answers
         tokenizer = weights.tokenizer
-        self.bos_id, self.pad_id = (tokenizer.bos_id, tokenizer.pad_id) if tokenizer else (_DEFAULT_BOS, 0)
+        self.bos_id, self.pad_id = (
+            (tokenizer.bos_id, tokenizer.pad_id) if tokenizer else (_DEFAULT_BOS, 0)
+        )
 
     def open(self, stack: contextlib.ExitStack, side: str) -> Worker:
         s = self.settings
         source = {"weights": s.weights} if side == "ours" else {"model": self.peer_model}
-        worker = stack.enter_context(Worker(side, {**source, "dtype": s.dtype, "learning_rate": s.learning_rate}))
+        worker = stack.enter_context(
+            Worker(side, {**source, "dtype": s.dtype, "learning_rate": s.learning_rate})
+        )
         self.versions[side] = worker.call("describe")
         return worker
 
     def text(self) -> list[Row]:
         s = self.settings
-        rows = documents.text_rows(self.weights.tokenizer, self.weights.config.vocab_size, n_rows=s.batch_size, seq_len=s.seq_len)
+        rows = documents.text_rows(
+            self.weights.tokenizer,
+            self.weights.config.vocab_size,
+            n_rows=s.batch_size,
+            seq_len=s.seq_len,
+        )
         return self._train("text", rows, s.peer_text_rows, at_least=1.0)
 
     def exam(self) -> list[Row]:
         s, tokenizer, vocab = self.settings, self.weights.tokenizer, self.weights.config.vocab_size
         rows, length = s.our_exam_rows
-        chosen = documents.exam_questions(tokenizer, vocab, batch_size=rows, seq_len=length, exam=s.exam)
-        self.notes.append(f"exam: {len(chosen)} questions a step, ours packed into {rows} rows of {length} tokens")
-        return self._train("exam", chosen, s.peer_exam_rows, at_least=2.0, batch_size=rows, seq_len=length)
+        chosen = documents.exam_questions(
+            tokenizer, vocab, batch_size=rows, seq_len=length, exam=s.exam
+        )
+        self.notes.append(
+            f"exam: {len(chosen)} questions a step, ours packed into {rows} rows of {length} tokens"
+        )
+        return self._train(
+            "exam", chosen, s.peer_exam_rows, at_least=2.0, batch_size=rows, seq_len=length
+        )
 
     def retention(self) -> list[Row]:
         s = self.settings
-        rows = documents.text_rows(self.weights.tokenizer, self.weights.config.vocab_size, n_rows=s.batch_size, seq_len=s.seq_len)
+        rows = documents.text_rows(
+            self.weights.tokenizer,
+            self.weights.config.vocab_size,
+            n_rows=s.batch_size,
+            seq_len=s.seq_len,
+        )
         with contextlib.ExitStack() as stack:
             sides = [self.open(stack, "ours"), self.open(stack, "ours")]
             for side, retention in zip(sides, (True, False)):
-                side.call("prepare_training", documents=rows, retention=retention, **self._training())
+                side.call(
+                    "prepare_training", documents=rows, retention=retention, **self._training()
+                )
             times = self._alternate("retention", sides, "step")
-            self.notes.append("retention: other is our own text step; seconds, so smaller is better")
+            self.notes.append(
+                "retention: other is our own text step; seconds, so smaller is better"
+            )
             return [compare("retention step", "s", *_series(times, "seconds"), at_most=3.0)]
 
     def compile(self) -> list[Row]:
@@ -97,7 +129,9 @@ class Bench:
         shape = {"batch_size": s.batch_size, "seq_len": s.seq_len, "rank": s.rank}
         with contextlib.ExitStack() as stack:
             side = self.open(stack, "ours")
-            side.call("compile", depth=s.depths[0], **shape)  # the first one also starts the compiler
+            side.call(
+                "compile", depth=s.depths[0], **shape
+            )  # the first one also starts the compiler
             for _ in range(s.repeats):
                 rounds.append([side.call("compile", depth=depth, **shape) for depth in s.depths])
         for depth, found in zip(s.depths, rounds[0]):
@@ -106,14 +140,20 @@ class Bench:
         rows = [compare(f"compile, {s.depths[0]} layers", "s", shallow)]
         for i, depth in enumerate(s.depths[1:], 1):
             seconds = [found[i]["seconds"] for found in rounds]
-            rows.append(compare(f"compile, {depth} layers", "s", seconds, shallow, at_most=COMPILE_GROWTH))
+            rows.append(
+                compare(f"compile, {depth} layers", "s", seconds, shallow, at_most=COMPILE_GROWTH)
+            )
         deepest = rounds[0][-1]
         rows.append(
             compare(
-                f"FLOPs a step, {s.depths[-1]} layers", "TFLOP", [deepest["flops"] / 1e12], [deepest["hand_flops"] / 1e12],
-                at_least=1.0, at_most=1.0 + RECOMPUTED_SHARE,
+                f"FLOPs a step, {s.depths[-1]} layers",
+                "TFLOP",
+                [deepest["flops"] / 1e12],
+                [deepest["hand_flops"] / 1e12],
+                at_least=1.0,
+                at_most=1.0 + RECOMPUTED_SHARE,
             )
-        )  # fmt: skip
+        )
         self.notes.append(
             f"compile: other is {s.depths[0]} layers, for FLOPs the hand count; trainable leaves and parameters equal the hand "
             f"count at every depth ({deepest['leaves']} leaves, {deepest['parameters']:,} parameters at {s.depths[-1]} layers)"
@@ -123,23 +163,39 @@ class Bench:
     def decode(self) -> list[Row]:
         s, rows = self.settings, []
         asked = documents.prompts(
-            self.weights.tokenizer, self.weights.config.vocab_size, bos_id=self.bos_id, n_prompts=max(s.decode_batches)
+            self.weights.tokenizer,
+            self.weights.config.vocab_size,
+            bos_id=self.bos_id,
+            n_prompts=max(s.decode_batches),
         )
         for batch, at_least in zip(s.decode_batches, (None, 1.5)):
             with contextlib.ExitStack() as stack:
                 sides = self._both(stack)
                 for side in sides:
                     side.call(
-                        "prepare_decoding", prompts=asked[:batch], max_new_tokens=s.new_tokens, pad_id=self.pad_id
+                        "prepare_decoding",
+                        prompts=asked[:batch],
+                        max_new_tokens=s.new_tokens,
+                        pad_id=self.pad_id,
                     )
-                times = self._alternate(f"decode, batch {batch}", sides, "generate", check=check_tokens)
+                times = self._alternate(
+                    f"decode, batch {batch}", sides, "generate", check=check_tokens
+                )
                 rates = _rates(times, batch * s.new_tokens)
-                rows.append(compare(f"decode, batch {batch}", "tokens/s", *rates, at_least=at_least))
+                rows.append(
+                    compare(f"decode, batch {batch}", "tokens/s", *rates, at_least=at_least)
+                )
                 rows.append(self._peaks(f"decode, batch {batch}", sides, at_most=None))
         return rows
 
     def _train(
-        self, case: str, batch: list[documents.Document], peer_rows: int, *, at_least: float, **shape: int
+        self,
+        case: str,
+        batch: list[documents.Document],
+        peer_rows: int,
+        *,
+        at_least: float,
+        **shape: int,
     ) -> list[Row]:
         settings = self._training() | shape
         places = settings["batch_size"] * settings["seq_len"]
@@ -154,17 +210,31 @@ class Bench:
             self.notes.append(note)
             times = self._alternate(case, sides, "step", check=check_losses)
             rates = _rates(times, documents.n_tokens(batch))
-            return [compare(case, "tokens/s", *rates, at_least=at_least), self._peaks(case, sides, at_most=1.0)]
+            return [
+                compare(case, "tokens/s", *rates, at_least=at_least),
+                self._peaks(case, sides, at_most=1.0),
+            ]
 
     def _training(self) -> dict[str, int]:
         s = self.settings
-        return {"batch_size": s.batch_size, "seq_len": s.seq_len, "rank": s.rank, "bos_id": self.bos_id}
+        return {
+            "batch_size": s.batch_size,
+            "seq_len": s.seq_len,
+            "rank": s.rank,
+            "bos_id": self.bos_id,
+        }
 
     def _both(self, stack: contextlib.ExitStack) -> list[Worker]:
-        return [self.open(stack, side) for side in (("ours", "peer") if self.peer_model else ("ours",))]
+        return [
+            self.open(stack, side) for side in (("ours", "peer") if self.peer_model else ("ours",))
+        ]
 
     def _alternate(
-        self, case: str, sides: list[Worker], order: str, check: Callable[[Any, Any], None] | None = None
+        self,
+        case: str,
+        sides: list[Worker],
+        order: str,
+        check: Callable[[Any, Any], None] | None = None,
     ) -> list[list[dict[str, Any]]]:
         """Returns each side's timed answers. The first of each is warm-up: it is checked and not timed."""
         first = [side.call(order) for side in sides]
@@ -172,7 +242,10 @@ class Bench:
             check(*first)
         rounds = [[side.call(order) for side in sides] for _ in range(self.settings.repeats)]
         times = [list(answers) for answers in zip(*rounds)]
-        self.steps[case] = [[{k: v for k, v in answer.items() if k != "tokens"} for answer in answers] for answers in times]
+        self.steps[case] = [
+            [{k: v for k, v in answer.items() if k != "tokens"} for answer in answers]
+            for answers in times
+        ]
         return times
 
     def _peaks(self, case: str, sides: list[Worker], *, at_most: float | None) -> Row:
@@ -181,12 +254,21 @@ class Bench:
 
 
 CASES: dict[str, Callable[[Bench], list[Row]]] = {
-    "text": Bench.text, "exam": Bench.exam, "retention": Bench.retention, "compile": Bench.compile, "decode": Bench.decode,
-}  # fmt: skip
+    "text": Bench.text,
+    "exam": Bench.exam,
+    "retention": Bench.retention,
+    "compile": Bench.compile,
+    "decode": Bench.decode,
+}
 
 
 def run(
-    weights: str = EMBEDDED_MODEL, cases: Sequence[str] = (), *, repeats: int = 5, out: str = "", exam: str = EMBEDDED
+    weights: str = EMBEDDED_MODEL,
+    cases: Sequence[str] = (),
+    *,
+    repeats: int = 5,
+    out: str = "",
+    exam: str = EMBEDDED,
 ) -> Report:
     """Returns the figures of `cases` (none named: all), and writes them to `out` as JSON if that is given.
 

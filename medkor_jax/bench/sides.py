@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import re
 import statistics
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from medkor_jax.bench.machine import Settings
 from medkor_jax.bench.report import Row, compare
@@ -30,9 +31,18 @@ class Sides:
         self.steps: dict[str, list[list[dict[str, Any]]]] = {}
 
     def measure(
-        self, case: str, order: str, unit: str, n_tokens: int, flops: float, ways: dict[str, list[tuple[str, dict[str, Any]]]], *,
-        check: Callable[..., None] | None = None, at_least: float | None = None, mfu: float | None = None,
-    ) -> tuple[list[Row], list[dict[str, Any]], list[list[dict[str, Any]]]]:  # fmt: skip
+        self,
+        case: str,
+        order: str,
+        unit: str,
+        n_tokens: int,
+        flops: float,
+        ways: dict[str, list[tuple[str, dict[str, Any]]]],
+        *,
+        check: Callable[..., None] | None = None,
+        at_least: float | None = None,
+        mfu: float | None = None,
+    ) -> tuple[list[Row], list[dict[str, Any]], list[list[dict[str, Any]]]]:
         """Returns the rows of a case, each side's first answer (warm-up, not timed) with what its preparation said, and the timed ones.
 
         flops: useful ones behind one answer. ways: by side, how it may be prepared; the first that fits is taken.
@@ -47,29 +57,54 @@ class Sides:
                 stack.callback(worker.close)
                 waiting.append(worker)
                 firsts.append(first)
-                if not s.is_cpu or side == sides[-1]:  # an accelerator has room for one side at a time
+                if (
+                    not s.is_cpu or side == sides[-1]
+                ):  # an accelerator has room for one side at a time
                     rounds = [[one.call(order) for one in waiting] for _ in range(s.repeats)]
                     times += [list(answers) for answers in zip(*rounds)]
                     peaks += [one.call("peak_memory_bytes") / GIB for one in waiting]
-                    rates += [one.call("matmul_rate") for one in waiting if one.side == "ours" and not s.peak]
+                    rates += [
+                        one.call("matmul_rate")
+                        for one in waiting
+                        if one.side == "ours" and not s.peak
+                    ]
                     for one in waiting:
                         one.close()
                     waiting = []
         if check:
             check(*firsts)
-        self.steps[case] = [[{k: v for k, v in one.items() if k != "tokens"} for one in answers] for answers in times]
+        self.steps[case] = [
+            [{k: v for k, v in one.items() if k != "tokens"} for one in answers]
+            for answers in times
+        ]
         seconds = [[one["seconds"] for one in answers] for answers in times]
         work = [flops / x / 1e9 for x in seconds[0]]
         peak = s.peak or rates[0]
         if len(sides) > 1:
-            self.notes.append(f"{case}: transformers with PEFT at {flops / statistics.median(seconds[1]) / peak:.1%} of the peak")
-        return [
-            compare(case, unit, *([n_tokens / x for x in one] for one in seconds), at_least=at_least),
-            compare(f"{case}, useful work (other: peak; ratio: MFU)", "GFLOP/s", work, [peak / 1e9] * len(work), at_least=mfu),
-            compare(f"{case}, peak memory", "GiB", *([one] for one in peaks)),
-        ], firsts, times  # fmt: skip
+            self.notes.append(
+                f"{case}: transformers with PEFT at {flops / statistics.median(seconds[1]) / peak:.1%} of the peak"
+            )
+        return (
+            [
+                compare(
+                    case, unit, *([n_tokens / x for x in one] for one in seconds), at_least=at_least
+                ),
+                compare(
+                    f"{case}, useful work (other: peak; ratio: MFU)",
+                    "GFLOP/s",
+                    work,
+                    [peak / 1e9] * len(work),
+                    at_least=mfu,
+                ),
+                compare(f"{case}, peak memory", "GiB", *([one] for one in peaks)),
+            ],
+            firsts,
+            times,
+        )
 
-    def first_that_fits(self, case: str, side: str, order: str, ways: list[tuple[str, dict[str, Any]]]) -> tuple[Worker, dict[str, Any]]:
+    def first_that_fits(
+        self, case: str, side: str, order: str, ways: list[tuple[str, dict[str, Any]]]
+    ) -> tuple[Worker, dict[str, Any]]:
         """Returns the worker and its first answer, joined to what its preparation said."""
         for number, (prepare, arguments) in enumerate(ways, 1):
             own = {k: v for k, v in arguments.items() if not (side == "ours" and k == "remat")}
@@ -79,14 +114,29 @@ class Sides:
                 first = worker.call(order)
             except BaseException as error:
                 worker.close()
-                if isinstance(error, WorkerError) and _TOO_LARGE.search(str(error)) and number < len(ways):
+                if (
+                    isinstance(error, WorkerError)
+                    and _TOO_LARGE.search(str(error))
+                    and number < len(ways)
+                ):
                     continue
                 raise
-            said = {k: arguments[k] for k in ("remat", "rows_at_once", "checkpointing") if k in arguments}
+            said = {
+                k: arguments[k]
+                for k in ("remat", "rows_at_once", "checkpointing")
+                if k in arguments
+            }
             if said:
-                words = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in said.items())
-                self.notes.append(f"{case}, {side}: {words}" + (f"; {number - 1} larger settings did not fit" if number > 1 else ""))
-            return worker, prepared | first | ({"tokens": prepared["tokens"]} if "tokens" in prepared else {})
+                words = ", ".join(
+                    f"{name.replace('_', ' ')} {value}" for name, value in said.items()
+                )
+                self.notes.append(
+                    f"{case}, {side}: {words}"
+                    + (f"; {number - 1} larger settings did not fit" if number > 1 else "")
+                )
+            return worker, prepared | first | (
+                {"tokens": prepared["tokens"]} if "tokens" in prepared else {}
+            )
         raise AssertionError("no way was given")
 
     def open(self, side: str, remat: str) -> Worker:
@@ -96,6 +146,8 @@ class Sides:
             how = dict(weights=s.weights, remat=remat, n_devices=s.n_devices)
         else:
             how = dict(model=s.weights, device="cpu" if s.is_cpu else "cuda")
-        worker = Worker(side, how | dict(dtype=s.dtype, learning_rate=s.learning_rate), self.environment)
+        worker = Worker(
+            side, how | dict(dtype=s.dtype, learning_rate=s.learning_rate), self.environment
+        )
         self.versions[side] = worker.call("describe")
         return worker

@@ -28,7 +28,12 @@ _LOOK_SECONDS = 0.1
 
 
 def measure(
-    source: pathlib.Path, exam: pathlib.Path, *, cache: pathlib.Path, weights: str = "", starts: int = 2
+    source: pathlib.Path,
+    exam: pathlib.Path,
+    *,
+    cache: pathlib.Path,
+    weights: str = "",
+    starts: int = 2,
 ) -> list[dict[str, Any]]:
     """Returns, for each start in turn, the seconds to the first step and the peak of resident memory. Empties `cache` first.
 
@@ -41,7 +46,10 @@ def measure(
         found = []
         for n in range(starts):
             run_dir, config = place / f"run{n}", place / f"start{n}.py"
-            config.write_text(_config(str(source.resolve()), str(exam.resolve()), weights, str(run_dir)), encoding="utf-8")
+            config.write_text(
+                _config(str(source.resolve()), str(exam.resolve()), weights, str(run_dir)),
+                encoding="utf-8",
+            )
             found.append(_watch(config, run_dir, cache))
         return found
 
@@ -49,15 +57,31 @@ def measure(
 def _config(source: str, exam: str, weights: str, run_dir: str) -> str:
     """Returns the text of a config file that trains one step on the source."""
     config = {
-        "run_dir": run_dir, "weights": weights, "run": ("phase0",), "dtype": "float32", "param_dtype": "float32", "remat": "none",
+        "run_dir": run_dir,
+        "weights": weights,
+        "run": ("phase0",),
+        "dtype": "float32",
+        "param_dtype": "float32",
+        "remat": "none",
         "exams": {"judged": {"source": {"path": exam}, "batch_size": 16}},
         "phase0": {
-            "lora": {"rank": 2, "alpha": 4.0, "targets": ("q", "down")}, "trees": ("lora",), "exam": "judged",
-            "gate": {"reading": "absolute", "threshold": 1.0, "on_failure": "continue", "allow_chance": True},
-            "data": {"text": {"kind": "text", "path": source}}, "steps": 1, "batch_size": 4, "seq_len": 256, "warmup_steps": 0,
+            "lora": {"rank": 2, "alpha": 4.0, "targets": ("q", "down")},
+            "trees": ("lora",),
+            "exam": "judged",
+            "gate": {
+                "reading": "absolute",
+                "threshold": 1.0,
+                "on_failure": "continue",
+                "allow_chance": True,
+            },
+            "data": {"text": {"kind": "text", "path": source}},
+            "steps": 1,
+            "batch_size": 4,
+            "seq_len": 256,
+            "warmup_steps": 0,
             "rules": {"lora": {"pattern": "lora/.*", "learning_rate": 1e-3}},
         },
-    }  # fmt: skip
+    }
     return f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({config!r})\n"
 
 
@@ -75,7 +99,9 @@ def _watch(config: pathlib.Path, run_dir: pathlib.Path, cache: pathlib.Path) -> 
             while not (first_step.exists() and '"step": 1' in first_step.read_text()):
                 if process.poll() is not None:
                     said.seek(0)
-                    raise RuntimeError(f"the run ended with {process.returncode}: {said.read().decode(errors='replace')[-2000:]}")
+                    raise RuntimeError(
+                        f"the run ended with {process.returncode}: {said.read().decode(errors='replace')[-2000:]}"
+                    )
                 sizes = [_resident_bytes(pid) for pid in _family(process.pid)]
                 peak, together = max(peak, *sizes), max(together, sum(sizes))
                 read = max(read, _read_bytes(process.pid))
@@ -84,12 +110,20 @@ def _watch(config: pathlib.Path, run_dir: pathlib.Path, cache: pathlib.Path) -> 
         finally:
             process.kill()
             process.wait()
-    kept = sum(file.stat().st_size for kind in ("rows", "compared") for file in (cache / kind).rglob("*") if file.is_file())
+    kept = sum(
+        file.stat().st_size
+        for kind in ("rows", "compared")
+        for file in (cache / kind).rglob("*")
+        if file.is_file()
+    )
     return {
-        "seconds_to_first_step": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1),
-        "peak_gb_all_processes": round(together / 1e9, 2), "peak_gb_largest": round(peak / 1e9, 2),
-        "read_from_disk_gb": round(read / 1e9, 2), "kept_gb": round(kept / 1e9, 2),
-    }  # fmt: skip
+        "seconds_to_first_step": round(seconds, 1),
+        "cpu_seconds": round(cpu_seconds, 1),
+        "peak_gb_all_processes": round(together / 1e9, 2),
+        "peak_gb_largest": round(peak / 1e9, 2),
+        "read_from_disk_gb": round(read / 1e9, 2),
+        "kept_gb": round(kept / 1e9, 2),
+    }
 
 
 def _family(pid: int) -> list[int]:
@@ -105,7 +139,9 @@ def _family(pid: int) -> list[int]:
 
 def _resident_bytes(pid: int) -> int:
     try:
-        return int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf(
+            "SC_PAGE_SIZE"
+        )
     except (OSError, IndexError):
         return 0
 
@@ -121,7 +157,9 @@ def _cpu_seconds(pid: int) -> float:
 
 def _read_bytes(pid: int) -> int:
     try:
-        said = dict(line.split(": ") for line in pathlib.Path(f"/proc/{pid}/io").read_text().splitlines())
+        said = dict(
+            line.split(": ") for line in pathlib.Path(f"/proc/{pid}/io").read_text().splitlines()
+        )
         return int(said["read_bytes"])
     except (OSError, KeyError, ValueError):
         return 0
@@ -142,22 +180,34 @@ def _make_tiny(directory: pathlib.Path) -> str:
     config = dataclasses.replace(preset("tiny"), vocab_size=tokenizer.vocab_size)
     rng = np.random.default_rng(0)
     shapes = abstract_base(config, np.float32)
-    base = jax.tree.map(lambda leaf: (0.1 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes)
+    base = jax.tree.map(
+        lambda leaf: (0.1 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes
+    )
     directory.mkdir(parents=True)
     save_base(directory, base, config, tokenizer, {"made_by": "medkor_jax.bench.startup"})
     return str(directory)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m medkor_jax.bench.startup", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m medkor_jax.bench.startup", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("source", type=pathlib.Path)
-    parser.add_argument("--exam", type=pathlib.Path, help="what judges; by default SOURCE.exam.jsonl, as text_source writes it")
-    parser.add_argument("--cache", type=pathlib.Path, required=True, help="a directory of its own: it is emptied")
+    parser.add_argument(
+        "--exam",
+        type=pathlib.Path,
+        help="what judges; by default SOURCE.exam.jsonl, as text_source writes it",
+    )
+    parser.add_argument(
+        "--cache", type=pathlib.Path, required=True, help="a directory of its own: it is emptied"
+    )
     parser.add_argument("--weights", default="", help="by default seven random layers")
     parser.add_argument("--starts", type=int, default=2)
     asked = parser.parse_args()
     exam = asked.exam or asked.source.with_suffix(".exam.jsonl")
-    for found in measure(asked.source, exam, cache=asked.cache, weights=asked.weights, starts=asked.starts):
+    for found in measure(
+        asked.source, exam, cache=asked.cache, weights=asked.weights, starts=asked.starts
+    ):
         print(json.dumps(found), flush=True)
 
 

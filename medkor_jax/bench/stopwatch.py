@@ -43,7 +43,10 @@ class Stopwatch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.seconds, self.cpu_seconds = time.perf_counter() - self._start[0], time.process_time() - self._start[1]
+        self.seconds, self.cpu_seconds = (
+            time.perf_counter() - self._start[0],
+            time.process_time() - self._start[1],
+        )
 
     def to_json(self) -> dict[str, float]:
         return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}

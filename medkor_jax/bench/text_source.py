@@ -21,30 +21,202 @@ from medkor_jax.data import embedded
 
 ROWS_A_POOL = 20_000  # about 50 MB; then new phrases are made
 _PHRASES = 60_000
-_COMMON = (
-    "the of and in to a is with for was patients patient disease treatment clinical diagnosis symptoms history blood pressure "
-    "normal increased decreased associated by on or from are that may after during usually often which this at be as an were "
-    "chronic acute severe mild common rare risk factors therapy dose daily oral intravenous days weeks months years old man woman "
-    "child presents physical examination shows laboratory studies level elevated low high reveals imaging").split()
-_ROOTS = (
-    "card hepat nephr gastr neur derm hem oste myel pulmon encephal thyr pancreat splen cyst col enter rhin ot ophthalm arthr "
-    "angi aden lip glyc immun bacter vir myc onc tox pharmac cyt hist ureter prostat mast chol phleb arter ven lymph").split()
-_BEFORE = (
-    "a an anti auto bi brady contra dys ecto endo epi hyper hypo inter intra macro micro para peri poly post pre pseudo sub "
-    "tachy").split()
-_AFTER = (
-    "itis osis oma emia uria pathy ectomy ostomy oscopy algia plasty genic logic lysis megaly penia plegia rrhea sclerosis "
-    "trophy ia ic al").split()
+_COMMON = [
+    "the",
+    "of",
+    "and",
+    "in",
+    "to",
+    "a",
+    "is",
+    "with",
+    "for",
+    "was",
+    "patients",
+    "patient",
+    "disease",
+    "treatment",
+    "clinical",
+    "diagnosis",
+    "symptoms",
+    "history",
+    "blood",
+    "pressure",
+    "normal",
+    "increased",
+    "decreased",
+    "associated",
+    "by",
+    "on",
+    "or",
+    "from",
+    "are",
+    "that",
+    "may",
+    "after",
+    "during",
+    "usually",
+    "often",
+    "which",
+    "this",
+    "at",
+    "be",
+    "as",
+    "an",
+    "were",
+    "chronic",
+    "acute",
+    "severe",
+    "mild",
+    "common",
+    "rare",
+    "risk",
+    "factors",
+    "therapy",
+    "dose",
+    "daily",
+    "oral",
+    "intravenous",
+    "days",
+    "weeks",
+    "months",
+    "years",
+    "old",
+    "man",
+    "woman",
+    "child",
+    "presents",
+    "physical",
+    "examination",
+    "shows",
+    "laboratory",
+    "studies",
+    "level",
+    "elevated",
+    "low",
+    "high",
+    "reveals",
+    "imaging",
+]
+_ROOTS = [
+    "card",
+    "hepat",
+    "nephr",
+    "gastr",
+    "neur",
+    "derm",
+    "hem",
+    "oste",
+    "myel",
+    "pulmon",
+    "encephal",
+    "thyr",
+    "pancreat",
+    "splen",
+    "cyst",
+    "col",
+    "enter",
+    "rhin",
+    "ot",
+    "ophthalm",
+    "arthr",
+    "angi",
+    "aden",
+    "lip",
+    "glyc",
+    "immun",
+    "bacter",
+    "vir",
+    "myc",
+    "onc",
+    "tox",
+    "pharmac",
+    "cyt",
+    "hist",
+    "ureter",
+    "prostat",
+    "mast",
+    "chol",
+    "phleb",
+    "arter",
+    "ven",
+    "lymph",
+]
+_BEFORE = [
+    "a",
+    "an",
+    "anti",
+    "auto",
+    "bi",
+    "brady",
+    "contra",
+    "dys",
+    "ecto",
+    "endo",
+    "epi",
+    "hyper",
+    "hypo",
+    "inter",
+    "intra",
+    "macro",
+    "micro",
+    "para",
+    "peri",
+    "poly",
+    "post",
+    "pre",
+    "pseudo",
+    "sub",
+    "tachy",
+]
+_AFTER = [
+    "itis",
+    "osis",
+    "oma",
+    "emia",
+    "uria",
+    "pathy",
+    "ectomy",
+    "ostomy",
+    "oscopy",
+    "algia",
+    "plasty",
+    "genic",
+    "logic",
+    "lysis",
+    "megaly",
+    "penia",
+    "plegia",
+    "rrhea",
+    "sclerosis",
+    "trophy",
+    "ia",
+    "ic",
+    "al",
+]
 _SIGNS = (
-    "18 µg/kg", "38.5 °C", "≥ 140/90 mmHg", "5–10 mg", "β-blocker", "the patient’s", "α₁-antitrypsin", "Sjögren",
-    "Guillain–Barré", "ﬁbrosis",
-)  # fmt: skip
+    "18 µg/kg",
+    "38.5 °C",
+    "≥ 140/90 mmHg",
+    "5–10 mg",
+    "β-blocker",
+    "the patient’s",
+    "α₁-antitrypsin",
+    "Sjögren",
+    "Guillain–Barré",
+    "ﬁbrosis",
+)
 
 
 def rows(seed: int = 0) -> Iterator[str]:
     """Yields texts without end."""
     english, korean = (
-        [said for _, text in embedded.texts(code, "train") for said in re.split(r"(?<=[.다])\s+", text)] for code in ("en", "ko")
+        [
+            said
+            for _, text in embedded.texts(code, "train")
+            for said in re.split(r"(?<=[.다])\s+", text)
+        ]
+        for code in ("en", "ko")
     )
     for pool in itertools.count():
         rng = random.Random(f"{seed} {pool}")
@@ -64,10 +236,17 @@ def questions(n: int, seed: int = 0) -> Iterator[dict[str, str]]:
             said += f" Temperature is {rng.randint(360, 410) / 10} and pulse {rng.randint(50, 140)}/min."
         options = [" ".join(rng.choice(phrases).split()[:3]) for _ in range(5)]
         asked = f"{said} Which of these is meant?"
-        yield {"id": f"q{i}", "question": asked, **dict(zip("ABCDE", options)), "answer": rng.choice("ABCDE")}
+        yield {
+            "id": f"q{i}",
+            "question": asked,
+            **dict(zip("ABCDE", options)),
+            "answer": rng.choice("ABCDE"),
+        }
 
 
-def write(path: pathlib.Path, megabytes: float, seed: int = 0, n_questions: int = 300) -> pathlib.Path:
+def write(
+    path: pathlib.Path, megabytes: float, seed: int = 0, n_questions: int = 300
+) -> pathlib.Path:
     """Writes the source, at least of that size, and returns the path of the exam beside it."""
     written, limit = 0, megabytes * 1e6
     with path.open("wb") as file:
@@ -77,7 +256,9 @@ def write(path: pathlib.Path, megabytes: float, seed: int = 0, n_questions: int 
             if written >= limit:
                 break
     exam = path.with_suffix(".exam.jsonl")
-    exam.write_text("".join(json.dumps(row) + "\n" for row in questions(n_questions, seed)), "utf-8")
+    exam.write_text(
+        "".join(json.dumps(row) + "\n" for row in questions(n_questions, seed)), "utf-8"
+    )
     return exam
 
 
@@ -101,7 +282,10 @@ def _sentence(rng: random.Random, phrases: list[str], n_phrases: int) -> str:
 
 def _phrases(rng: random.Random) -> list[str]:
     terms = [
-        rng.choice(_BEFORE) * (rng.random() < 0.4) + rng.choice(_ROOTS) + "o" * (rng.random() < 0.3) + rng.choice(_AFTER)
+        rng.choice(_BEFORE) * (rng.random() < 0.4)
+        + rng.choice(_ROOTS)
+        + "o" * (rng.random() < 0.3)
+        + rng.choice(_AFTER)
         for _ in range(6000)
     ]
     ranks = [1 / (rank + 8) for rank in range(len(_COMMON))]
@@ -116,7 +300,9 @@ def _phrases(rng: random.Random) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m medkor_jax.bench.text_source", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m medkor_jax.bench.text_source", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("path", type=pathlib.Path)
     parser.add_argument("--megabytes", type=float, default=200)
     parser.add_argument("--seed", type=int, default=0)

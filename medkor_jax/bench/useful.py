@@ -9,7 +9,7 @@ computed again, nor what a program looks at and hides.
 from __future__ import annotations
 
 import collections
-from typing import Sequence
+from collections.abc import Sequence
 
 from medkor_jax.adapt.lora import LoraSettings
 from medkor_jax.bench.documents import Document
@@ -29,19 +29,29 @@ FORMULA = (
 )
 
 
-def training_flops(documents: Sequence[Document], config: ModelConfig, rank: int, retention: bool = False) -> float:
+def training_flops(
+    documents: Sequence[Document], config: ModelConfig, rank: int, retention: bool = False
+) -> float:
     """retention: the each-layer loss at its defaults in place of the text's; every document is a row of its own then."""
     stage = Stage(next_token_weight=0.0, retention=Retention(weight=1.0)) if retention else Stage()
-    sizes = collections.Counter((len(document["tokens"]) + 1, sum(document["loss"])) for document in documents)
+    sizes = collections.Counter(
+        (len(document["tokens"]) + 1, sum(document["loss"])) for document in documents
+    )
     trees = Trees(LoraSettings(rank=rank, alpha=rank, targets=ADAPTABLE))
     reference = Trees() if retention else None
     return sum(
-        n * hand_flops(_program(STEP, trees, length, positions, stage, trained=("lora",), reference=reference), config)
+        n
+        * hand_flops(
+            _program(STEP, trees, length, positions, stage, trained=("lora",), reference=reference),
+            config,
+        )
         for (length, positions), n in sizes.items()
     )
 
 
-def writing_flops(prompts: Sequence[Sequence[int]], new_tokens: int, config: ModelConfig, rank: int = 0) -> float:
+def writing_flops(
+    prompts: Sequence[Sequence[int]], new_tokens: int, config: ModelConfig, rank: int = 0
+) -> float:
     """Returns those of reading the prompts and writing `new_tokens` behind each, the first of them by the pass that reads."""
     trees = Trees(LoraSettings(rank=rank, alpha=rank, targets=ADAPTABLE) if rank else None)
     total = 0.0
@@ -52,17 +62,38 @@ def writing_flops(prompts: Sequence[Sequence[int]], new_tokens: int, config: Mod
     return total
 
 
-def scoring_flops(prompts: Sequence[Sequence[int]], new_tokens: int, config: ModelConfig, rank: int) -> float:
+def scoring_flops(
+    prompts: Sequence[Sequence[int]], new_tokens: int, config: ModelConfig, rank: int
+) -> float:
     trees = Trees(LoraSettings(rank=rank, alpha=rank, targets=ADAPTABLE))
     lengths = collections.Counter(map(len, prompts))
-    return sum(n * hand_flops(_program(SCORE, trees, length + new_tokens, new_tokens), config) for length, n in lengths.items())
+    return sum(
+        n * hand_flops(_program(SCORE, trees, length + new_tokens, new_tokens), config)
+        for length, n in lengths.items()
+    )
 
 
 def _program(
-    kind: str, trees: Trees, length: int, positions: int, stage: Stage = Stage(), *, trained=(), reference=None, room=0
+    kind: str,
+    trees: Trees,
+    length: int,
+    positions: int,
+    stage: Stage = Stage(),
+    *,
+    trained=(),
+    reference=None,
+    room=0,
 ) -> Program:
     spec = step_spec(stage, ComputeSettings("float32", "none"))
     return Program(
-        kind, trees=trees, trained=trained, spec=spec, rows=1, length=length, positions=positions, param_dtype="float32",
-        reference=reference, room=room,
-    )  # fmt: skip
+        kind,
+        trees=trees,
+        trained=trained,
+        spec=spec,
+        rows=1,
+        length=length,
+        positions=positions,
+        param_dtype="float32",
+        reference=reference,
+        room=room,
+    )

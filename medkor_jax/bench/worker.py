@@ -32,15 +32,22 @@ class Worker:
     """The parent's end of one side. `settings` are the keyword arguments its class is made with; `environment`: what its process
     has beside or instead of this one's."""
 
-    def __init__(self, side: str, settings: dict[str, Any], environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, side: str, settings: dict[str, Any], environment: dict[str, str] | None = None
+    ) -> None:
         if side not in SIDES:
             raise ValueError(f"side {side!r} is none of {', '.join(SIDES)}")
         self.side = side
         self._errors = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")
         self._process = subprocess.Popen(
             [sys.executable, "-c", f"from medkor_jax.bench.worker import main; main({side!r})"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=_environment() | (environment or {}), text=True, encoding="utf-8",
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=_environment() | (environment or {}),
+            text=True,
+            encoding="utf-8",
+        )
         try:
             self.call("open", **settings)
         except BaseException:
@@ -60,8 +67,12 @@ class Worker:
             code = self._process.wait()
             self._errors.seek(0)
             tail = "".join(self._errors.readlines()[-8:]).strip()
-            killed = {-9: " (killed; most likely out of memory)", -15: " (ended from outside)"}.get(code, "")
-            raise WorkerError(f"{self.side}: process ended with {code}{killed} during {order!r}. {tail}")
+            killed = {-9: " (killed; most likely out of memory)", -15: " (ended from outside)"}.get(
+                code, ""
+            )
+            raise WorkerError(
+                f"{self.side}: process ended with {code}{killed} during {order!r}. {tail}"
+            )
         answer = json.loads(line)
         if "error" in answer:
             raise WorkerError(f"{self.side}: {order!r} failed: {answer['error']}")
@@ -90,7 +101,11 @@ def _environment() -> dict[str, str]:
     flags = _FAKE_DEVICES.sub("", environment.pop("XLA_FLAGS", "")).strip()
     root = str(pathlib.Path(__file__).parents[2])
     paths = [root, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
-    environment |= {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment |= {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     return environment | ({"XLA_FLAGS": flags} if flags else {})
 
 
@@ -118,7 +133,9 @@ def main(side: str) -> None:
             else:
                 result = getattr(model, order)(**arguments)
             answer = {"result": result}
-        except Exception as error:  # the parent decides; it gets the sentence, the trace goes to stderr
+        except (
+            Exception
+        ) as error:  # the parent decides; it gets the sentence, the trace goes to stderr
             traceback.print_exc()
             answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")

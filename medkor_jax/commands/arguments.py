@@ -7,7 +7,7 @@ parser.add_argument("--limit", type=whole(0), default=0)
 from __future__ import annotations
 
 import argparse
-from typing import Callable
+from collections.abc import Callable
 
 from medkor_jax.model.dtypes import DTYPES
 

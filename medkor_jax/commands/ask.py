@@ -13,7 +13,8 @@ import argparse
 import dataclasses
 import re
 import sys
-from typing import cast, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import jax
 import numpy as np
@@ -90,7 +91,9 @@ class Asked:
     is_closed: bool  # the reasoning ended with its tag, by itself
 
 
-def exam_question(exam: str, row: int, *, split: str = "valid", subset: str = "", language: str = "") -> Question:
+def exam_question(
+    exam: str, row: int, *, split: str = "valid", subset: str = "", language: str = ""
+) -> Question:
     """Returns question `row`, counted from 1, of a file, a hub id or "embedded". Raises: ValueError if there are fewer."""
     source = Source(exam, "exam", exam, split=split, subset=subset, language=language)
     loaded = load_questions(source, drop_bad=True)
@@ -110,7 +113,9 @@ def typed_question(text: str) -> Question | str:
     text = _ASKED_FOR.sub("", composed(text).strip())
     found = list(_OPTION.finditer(text))
     if not text:
-        raise ValueError("the question is empty; give --question TEXT, --exam FILE --row N, or text on standard input")
+        raise ValueError(
+            "the question is empty; give --question TEXT, --exam FILE --row N, or text on standard input"
+        )
     if len(found) < 2 or [match[1] for match in found] != list(LETTERS[: len(found)]):
         return text
     ends = [match.start() for match in found[1:]] + [len(text)]
@@ -136,7 +141,9 @@ def ask(
     if mode not in MODES:
         raise ValueError(f"mode {mode!r} is unknown; it is one of {', '.join(MODES)}")
     if mode == "letter" and isinstance(question, str):
-        raise ValueError('letter mode compares options and this question has none; write them as lines "A. ...", or use mode reason')
+        raise ValueError(
+            'letter mode compares options and this question has none; write them as lines "A. ...", or use mode reason'
+        )
     model = open_model(weights)
     tokenizer, config = model.tokenizer, model.config
     mesh = asking_mesh(model, dtype)
@@ -153,14 +160,22 @@ def ask(
         stop = () if isinstance(question, str) else (form.closing,)
         by_token = model.language_unit == "token"
         decoder = Decoder(
-            config, dtype=dtype, stop_ids=tokenizer.stop_ids, check_every=1, decode=tokenizer.decode,
+            config,
+            dtype=dtype,
+            stop_ids=tokenizer.stop_ids,
+            check_every=1,
+            decode=tokenizer.decode,
             routing=make_routing(tokenizer, config.vocab_size, by_token=by_token),
-        )  # fmt: skip
+        )
         stream = _Stream(write, stop)
         (written,) = decoder.generate(
-            loaded.params, [ids], max_new_tokens=max_new_tokens, stop=stop, on_text=lambda texts: stream.show(texts[0]),
+            loaded.params,
+            [ids],
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            on_text=lambda texts: stream.show(texts[0]),
             languages=None if by_token else [KOREAN if has_hangul(asked) else ENGLISH],
-        )  # fmt: skip
+        )
         stream.finish(written.text)
         if isinstance(question, str):
             return Asked(written.text, (), is_closed=False)
@@ -171,11 +186,19 @@ def answer_table(question: Question, asked: Asked, *, has_key: bool) -> str:
     """Returns the letters with their probabilities as bars, most of the option's text, and the key where there is one."""
     best = int(np.argmax(asked.probabilities))
     lines = []
-    for i, (letter, option, share) in enumerate(zip(LETTERS, question.options, asked.probabilities)):
-        marks = [mark for mark, holds in (("chosen", i == best), ("key", has_key and i == question.answer)) if holds]
+    for i, (letter, option, share) in enumerate(
+        zip(LETTERS, question.options, asked.probabilities)
+    ):
+        marks = [
+            mark
+            for mark, holds in (("chosen", i == best), ("key", has_key and i == question.answer))
+            if holds
+        ]
         shown = option if len(option) <= 40 else f"{option[:39]}\u2026"
         bar = "\u2588" * round(share * _BAR)
-        lines.append(f"  {letter}  {share:6.1%}  {bar:<{_BAR}}  {shown}{'   <- ' if marks else ''}{', '.join(marks)}")
+        lines.append(
+            f"  {letter}  {share:6.1%}  {bar:<{_BAR}}  {shown}{'   <- ' if marks else ''}{', '.join(marks)}"
+        )
     return "\n".join(lines)
 
 
@@ -187,19 +210,32 @@ def shown_prompt(question: Question | str, mode: str) -> str:
 
 
 def _with_letters(
-    scorer: ModelScorer, tokenizer: Tokenizer, question: Question, ids: list[int], written: Completion,
-    form: ReasoningFormat, write: Callable[[str], None],
-) -> Asked:  # fmt: skip
+    scorer: ModelScorer,
+    tokenizer: Tokenizer,
+    question: Question,
+    ids: list[int],
+    written: Completion,
+    form: ReasoningFormat,
+    write: Callable[[str], None],
+) -> Asked:
     """Returns the answer with the probability of each letter as the next token behind the closing tag."""
     is_closed = written.finish == STOP_STRING
     tokens = list(written.tokens)
-    if not is_closed:  # by length, or by an end that the model set too early: the tag is put in its place
-        tokens = [token for token in tokens if token not in tokenizer.stop_ids] + tokenizer.encode(f" {form.closing}")
+    if (
+        not is_closed
+    ):  # by length, or by an end that the model set too early: the tag is put in its place
+        tokens = [token for token in tokens if token not in tokenizer.stop_ids] + tokenizer.encode(
+            f" {form.closing}"
+        )
     write(form.closing if is_closed else f" {form.closing} (not closed by the model)")
     letters = [tokenizer.encode(f" {letter}") for letter in LETTERS[: len(question.options)]]
     if any(len(letter) != 1 for letter in letters):
-        raise ValueError(f"the tokenizer spells the letters in {letters}; probabilities need one token each")
-    logits = scorer.next_logits([ids + tokens], [letter[0] for letter in letters])[0].astype(np.float64)
+        raise ValueError(
+            f"the tokenizer spells the letters in {letters}; probabilities need one token each"
+        )
+    logits = scorer.next_logits([ids + tokens], [letter[0] for letter in letters])[0].astype(
+        np.float64
+    )
     return Asked(written.text, tuple(softmax(logits).tolist()), is_closed)
 
 
@@ -211,7 +247,9 @@ class _Stream:
 
     def show(self, text: str) -> None:
         text = text.rstrip("\ufffd")
-        held = max((n for s in self._stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+        held = max(
+            (n for s in self._stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0
+        )
         self._emit(text[: len(text) - held])
 
     def finish(self, text: str) -> None:

@@ -20,7 +20,7 @@ import dataclasses
 import os
 import pathlib
 import re
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, whole
 from medkor_jax.commands.eval import open_scorer, shown
@@ -96,8 +96,12 @@ class ExamTranslation:
     def table(self) -> str:
         """Returns how many rows passed, and the first of those that did not with their reasons."""
         kept = f", {self.kept} of them by an earlier run" if self.kept else ""
-        lines = [f"{self.out}: {self.n_passed} of {self.n_questions} questions translated and checked{kept}"]
-        lines += [f"  failed: {fault.id}: {'; '.join(fault.reasons)}" for fault in self.faults[:_SHOWN]]
+        lines = [
+            f"{self.out}: {self.n_passed} of {self.n_questions} questions translated and checked{kept}"
+        ]
+        lines += [
+            f"  failed: {fault.id}: {'; '.join(fault.reasons)}" for fault in self.faults[:_SHOWN]
+        ]
         if len(self.faults) > _SHOWN:
             lines.append(f"  ... and {len(self.faults) - _SHOWN} more")
         if self.faults:
@@ -130,23 +134,45 @@ def translate_exam(
     no row passes; BadDataError, WeightsError.
     """
     given = _other(to)
-    source = Source(exam, "exam", exam, split=split, subset=subset, limit=limit, language=given if exam == rows.EMBEDDED else "")
+    source = Source(
+        exam,
+        "exam",
+        exam,
+        split=split,
+        subset=subset,
+        limit=limit,
+        language=given if exam == rows.EMBEDDED else "",
+    )
     questions = shown(exam, load_questions(source, drop_bad=drop_bad))
     if all(question.language == to for question in questions):
-        raise ValueError(f"{exam} is in {to!r} already: there is nothing to translate; name the other language with --to")
+        raise ValueError(
+            f"{exam} is in {to!r} already: there is nothing to translate; name the other language with --to"
+        )
     model = open_model(weights)
     settings = {
-        "weights": model.digest if adapters else model.base.digest, "to": to, "batch_size": batch_size,
-        "max_new_tokens": max_new_tokens, "dtype": dtype, "questions": _digest(questions),
-    }  # fmt: skip
+        "weights": model.digest if adapters else model.base.digest,
+        "to": to,
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "dtype": dtype,
+        "questions": _digest(questions),
+    }
     work = Work(_beside(pathlib.Path(out), "work"), settings, questions)
     if len(work.done) < len(questions):
         with open_scorer(model, dtype=dtype, batch_size=batch_size, adapters=adapters) as scorer:
             return finish_exam(
-                scorer, questions, work, to=to, out=out, batch_size=batch_size,
-                max_new_tokens=max_new_tokens, on_progress=on_progress,
-            )  # fmt: skip
-    return finish_exam(None, questions, work, to=to, out=out, batch_size=batch_size, max_new_tokens=max_new_tokens)
+                scorer,
+                questions,
+                work,
+                to=to,
+                out=out,
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+                on_progress=on_progress,
+            )
+    return finish_exam(
+        None, questions, work, to=to, out=out, batch_size=batch_size, max_new_tokens=max_new_tokens
+    )
 
 
 def finish_exam(
@@ -197,8 +223,17 @@ def _render(
 ) -> list[TranslatedQuestion]:
     """Returns the questions in language `to`; all their lines go to the scorer together."""
     given = _other(to)
-    texts = [[text.split("\n") for text in (question.question, *question.options)] for question in questions]
-    wanted = [line.strip() for question in texts for lines in question for line in lines if _needs(line, to)]
+    texts = [
+        [text.split("\n") for text in (question.question, *question.options)]
+        for question in questions
+    ]
+    wanted = [
+        line.strip()
+        for question in texts
+        for lines in question
+        for line in lines
+        if _needs(line, to)
+    ]
     prompts = [translation_prompt(line, given, to) for line in wanted]
     written = iter(translate(scorer, prompts, max_new_tokens=max_new_tokens) if prompts else ())
     made = []
@@ -207,14 +242,22 @@ def _render(
         for lines in parts:
             done = [next(written) if _needs(line, to) else line for line in lines]
             is_whole &= all(one.is_whole for one in done if not isinstance(one, str))
-            translations.append("\n".join(one if isinstance(one, str) else one.text for one in done))
-        made.append(TranslatedQuestion(question.id, translations[0], tuple(translations[1:]), is_whole))
+            translations.append(
+                "\n".join(one if isinstance(one, str) else one.text for one in done)
+            )
+        made.append(
+            TranslatedQuestion(question.id, translations[0], tuple(translations[1:]), is_whole)
+        )
     return made
 
 
 def _needs(line: str, to: str) -> bool:
     """Returns whether the line has a word of the other language."""
-    return has_hangul(line) if to == "en" else re.search("[A-Za-z]", line) is not None and not has_hangul(line)
+    return (
+        has_hangul(line)
+        if to == "en"
+        else re.search("[A-Za-z]", line) is not None and not has_hangul(line)
+    )
 
 
 def _other(to: str) -> str:

@@ -1,7 +1,7 @@
 """`medkor eval`: any weights, any exam or pairs of sentences, one report.
 
-    report = evaluate_file("embedded", "doctor/valid.csv", mode="harness", fewshot="doctor/fewshot.csv", n_shots=5)
-    report = evaluate_pairs("runs/quickstart", "embedded", split="test")
+report = evaluate_file("embedded", "doctor/valid.csv", mode="harness", fewshot="doctor/fewshot.csv", n_shots=5)
+report = evaluate_pairs("runs/quickstart", "embedded", split="test")
 """
 
 from __future__ import annotations
@@ -41,7 +41,15 @@ from medkor_jax.parallel.mesh import MeshShape, make_mesh, one_device
 from medkor_jax.run.corpora import describe_leak, documents_read
 from medkor_jax.run.named_model import open_model
 
-SPLITS = ("train", "training", "valid", "validation", "dev", "test", "fewshot")  # words in a file's name that say which it is
+SPLITS = (
+    "train",
+    "training",
+    "valid",
+    "validation",
+    "dev",
+    "test",
+    "fewshot",
+)  # words in a file's name that say which it is
 
 _WEIGHTS_SHARE = 0.6  # of a device, that whole weights may take beside prompts and caches
 _KEYS = "what number keys count from, if the exam does not tell"
@@ -131,8 +139,19 @@ def evaluate_file(
     BadDataError, WeightsError.
     """
 
-    def questions(path: str, split: str, limit: int, answers_from: int | None = None) -> list[Question]:
-        source = Source(path, "exam", path, split=split, subset=subset, language=language, limit=limit, answers_from=answers_from)
+    def questions(
+        path: str, split: str, limit: int, answers_from: int | None = None
+    ) -> list[Question]:
+        source = Source(
+            path,
+            "exam",
+            path,
+            split=split,
+            subset=subset,
+            language=language,
+            limit=limit,
+            answers_from=answers_from,
+        )
         return shown(source.name, load_questions(source, drop_bad=drop_bad))
 
     if mode == "reason" and n_shots:
@@ -143,14 +162,29 @@ def evaluate_file(
     seen = seen_in_training(model, weights, exam, asked)
     with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
         report = evaluate(
-            scorer, asked, mode=mode, shots=shots, source=exam, split=known_split(exam, split), batch_size=batch_size,
-            max_new_tokens=max_new_tokens, form=form,
-        )  # fmt: skip
-    return dataclasses.replace(report, made_by={
-        "weights": model.name, "weights_digest": model.digest, "dtype": dtype, "limit": limit, "fewshot": fewshot if shots else None,
-        "prompts": contexts_digest(asked, mode, shots), "read_version": READ_VERSION,
-        "seen_in_training": seen,
-    })  # fmt: skip
+            scorer,
+            asked,
+            mode=mode,
+            shots=shots,
+            source=exam,
+            split=known_split(exam, split),
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            form=form,
+        )
+    return dataclasses.replace(
+        report,
+        made_by={
+            "weights": model.name,
+            "weights_digest": model.digest,
+            "dtype": dtype,
+            "limit": limit,
+            "fewshot": fewshot if shots else None,
+            "prompts": contexts_digest(asked, mode, shots),
+            "read_version": READ_VERSION,
+            "seen_in_training": seen,
+        },
+    )
 
 
 def _shots(fewshot: str | None, n: int, read: Callable[[str], list[Question]]) -> list[Question]:
@@ -158,14 +192,18 @@ def _shots(fewshot: str | None, n: int, read: Callable[[str], list[Question]]) -
     if not n:
         return []
     if fewshot is None:
-        raise ValueError(f"{n} shots are asked for and no few-shot file is named; give --fewshot FILE")
+        raise ValueError(
+            f"{n} shots are asked for and no few-shot file is named; give --fewshot FILE"
+        )
     shots = read(fewshot)[:n]
     if len(shots) < n:
         raise ValueError(f"{fewshot} holds {len(shots)} questions; {n} shots were asked for")
     return shots
 
 
-def seen_in_training(model: Model, weights: str, name: str, asked: Sequence[Question | Pair]) -> dict[str, Any] | None:
+def seen_in_training(
+    model: Model, weights: str, name: str, asked: Sequence[Question | Pair]
+) -> dict[str, Any] | None:
     """Returns how many of what is asked these weights were trained on, as far as it is known, and says so; None if nothing is
     known of what they read: they come from no run of this program."""
     documents, lost = documents_read(model, weights)
@@ -174,11 +212,17 @@ def seen_in_training(model: Model, weights: str, name: str, asked: Sequence[Ques
     leaks = find_leaks(documents, [(name, asked)])
     n_seen = len({leak.judged_id for leak in leaks})
     if n_seen:
-        say(f"ALARM: {weights} was trained on {n_seen} of these {len(asked)}; its score says little. The first:")
+        say(
+            f"ALARM: {weights} was trained on {n_seen} of these {len(asked)}; its score says little. The first:"
+        )
         say("\n".join(f"  {describe_leak(leak)}" for leak in leaks[:3]))
     for words in lost:
         say(f"cannot be compared with what is asked: {words}")
-    return {"questions": n_seen, "sources": [name for name, _ in documents], "not_compared": [words.split(":")[0] for words in lost]}
+    return {
+        "questions": n_seen,
+        "sources": [name for name, _ in documents],
+        "not_compared": [words.split(":")[0] for words in lost],
+    }
 
 
 def known_split(path: str, split: str) -> str:
@@ -208,18 +252,32 @@ def evaluate_pairs(
     Raises: BadDataError, WeightsError; ValueError if a pair does not fit the model.
     """
     # The embedded pairs are split by fact, which their source calls a subset, as it does for texts.
-    source = Source(pairs, "translation", pairs, split=split, subset=subset or (split if pairs == EMBEDDED else ""), limit=limit)
+    source = Source(
+        pairs,
+        "translation",
+        pairs,
+        split=split,
+        subset=subset or (split if pairs == EMBEDDED else ""),
+        limit=limit,
+    )
     asked = shown(source.name, load_pairs(source, drop_bad=drop_bad))
     model = open_model(weights)
     seen_in_training(model, weights, pairs, asked)
     with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
         return evaluate_translation(
-            scorer, asked, source=pairs, split=known_split(pairs, split), batch_size=batch_size, max_new_tokens=max_new_tokens
+            scorer,
+            asked,
+            source=pairs,
+            split=known_split(pairs, split),
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
         )
 
 
 @contextlib.contextmanager
-def open_scorer(model: Model, *, dtype: str, batch_size: int, adapters: bool = True) -> Iterator[ModelScorer]:
+def open_scorer(
+    model: Model, *, dtype: str, batch_size: int, adapters: bool = True
+) -> Iterator[ModelScorer]:
     """Gives the model, loaded onto all devices (one of a lone CPU), as exams ask for it; adapters=False: its base alone."""
     if not adapters:
         model = dataclasses.replace(model, directory=None, lora_scale=1.0, adapters_digest="")
@@ -227,7 +285,9 @@ def open_scorer(model: Model, *, dtype: str, batch_size: int, adapters: bool = T
     if words := slow_here(dtype, "--dtype float32"):
         say(words)
     with jax.set_mesh(mesh):
-        yield ModelScorer(load(model, dtype, mesh), dtype=jnp.dtype(dtype), mesh=mesh, batch_size=batch_size)
+        yield ModelScorer(
+            load(model, dtype, mesh), dtype=jnp.dtype(dtype), mesh=mesh, batch_size=batch_size
+        )
 
 
 def asking_mesh(model: Model, dtype: str) -> jax.sharding.Mesh:

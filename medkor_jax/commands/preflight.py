@@ -40,7 +40,17 @@ from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import Recipe
 from medkor_jax.run.readiness import checks
 
-_PACKAGES = ("medkor-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
+_PACKAGES = (
+    "medkor-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "transformers",
+    "datasets",
+    "numpy",
+)
 _REDUCED_BYTES = 2**24  # of each device's part in the all-reduce that is timed
 _SAID = "hold; `medkor data check` says what they can tell"
 
@@ -74,9 +84,16 @@ class Preflight:
 
     def table(self) -> str:
         width = max(len(finding.what) for finding in self.findings)
-        lines = [f"{f.what:<{width}}  {'FAILS' if f.trouble else 'ok   '}  {f.trouble or f.found}" for f in self.findings]
+        lines = [
+            f"{f.what:<{width}}  {'FAILS' if f.trouble else 'ok   '}  {f.trouble or f.found}"
+            for f in self.findings
+        ]
         wrong = sum(bool(finding.trouble) for finding in self.findings)
-        said = "nothing found that would stop this run" if not wrong else f"{wrong} of {len(self.findings)} checks fail: this run would not get through"
+        said = (
+            "nothing found that would stop this run"
+            if not wrong
+            else f"{wrong} of {len(self.findings)} checks fail: this run would not get through"
+        )
         return "\n".join([*lines, said])
 
 
@@ -102,15 +119,28 @@ def _findings(recipe: Recipe) -> Iterator[Finding]:
         yield _found("disk", lambda: disk_room(recipe))
         yield _found("memory", lambda: device_room(recipe, made))
     else:
-        yield model if is_here else Finding("disk, memory", f"not looked at: the sizes of {recipe.weights} are not known before it is fetched")
+        yield (
+            model
+            if is_here
+            else Finding(
+                "disk, memory",
+                f"not looked at: the sizes of {recipe.weights} are not known before it is fetched",
+            )
+        )
     if not is_here:
-        yield Finding("batches", f"not looked at: {recipe.weights} is still on the hub, and its tokenizer with it; once fetched, this says more")
+        yield Finding(
+            "batches",
+            f"not looked at: {recipe.weights} is still on the hub, and its tokenizer with it; once fetched, this says more",
+        )
     elif not model.trouble:
         corpora = Corpora(recipe.drop_bad, recipe.reasoning, say=False)
         asked = checks(recipe, corpora, made)
         for name in [name for name in asked if "/" not in name]:
             yield _found(name, functools.partial(_holds, asked[name]))
-        yield _found("batches", lambda: _batches({name: check for name, check in asked.items() if "/" in name}))
+        yield _found(
+            "batches",
+            lambda: _batches({name: check for name, check in asked.items() if "/" in name}),
+        )
 
 
 def _holds(check: Callable[[], Any]) -> str:
@@ -125,7 +155,11 @@ def _found(what: str, look: Callable[[], str]) -> Finding:
     except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
         trouble = str(error) or type(error).__name__
     troubles = hosts.collect(f"preflight {what}", trouble)
-    said = [trouble if len(troubles) == 1 else f"process {i}: {trouble}" for i, trouble in enumerate(troubles) if trouble]
+    said = [
+        trouble if len(troubles) == 1 else f"process {i}: {trouble}"
+        for i, trouble in enumerate(troubles)
+        if trouble
+    ]
     return Finding(what, found, "; ".join(dict.fromkeys(said)))
 
 
@@ -139,7 +173,9 @@ def _versions() -> str:
     source = pathlib.Path(__file__).parents[1]  # the whole package
     mine["code"] = files_digest(source.rglob("*.py"), source)[:12]
     require_same("versions", mine)
-    return ", ".join(f"{name} {version}" for name, version in mine.items() if name in ("python", "jax", "code"))
+    return ", ".join(
+        f"{name} {version}" for name, version in mine.items() if name in ("python", "jax", "code")
+    )
 
 
 def _devices(recipe: Recipe) -> str:
@@ -150,7 +186,9 @@ def _devices(recipe: Recipe) -> str:
             if stage.steps:
                 check_batch(stage.batch_size, stage.microbatches, mesh)
     if len({kind for _, kind in counts}) > 1 or len({n for n, _ in counts}) > 1:
-        raise ValueError(f"hosts have different devices: {', '.join(f'process {i}: {n} {kind}' for i, (n, kind) in enumerate(counts))}")
+        raise ValueError(
+            f"hosts have different devices: {', '.join(f'process {i}: {n} {kind}' for i, (n, kind) in enumerate(counts))}"
+        )
     axes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in AXES)
     return f"{len(counts)} process{'es' if len(counts) > 1 else ''} of {counts[0][0]} {counts[0][1]}: {axes}; every batch divides"
 
@@ -159,11 +197,17 @@ def _all_reduce(mesh: Mesh) -> str:
     """Sums over all devices what each of them holds, and compares; times it."""
     n, width = mesh.size, _REDUCED_BYTES // 4
     rows = NamedSharding(mesh, PartitionSpec(AXES))
-    held = jax.make_array_from_callback((n, width), rows, lambda index: np.full((1, width), 1.0 + (index[0].start or 0), np.float32))
-    reduce = jax.jit(lambda x: jnp.sum(x, axis=0), out_shardings=NamedSharding(mesh, PartitionSpec()))
+    held = jax.make_array_from_callback(
+        (n, width), rows, lambda index: np.full((1, width), 1.0 + (index[0].start or 0), np.float32)
+    )
+    reduce = jax.jit(
+        lambda x: jnp.sum(x, axis=0), out_shardings=NamedSharding(mesh, PartitionSpec())
+    )
     found = np.asarray(reduce(held).addressable_data(0))
     if not (found == n * (n + 1) / 2).all():
-        raise ValueError(f"the sum over {n} devices is {found.min():g} to {found.max():g}, expected {n * (n + 1) / 2:g}: their connection is not to be trusted")
+        raise ValueError(
+            f"the sum over {n} devices is {found.min():g} to {found.max():g}, expected {n * (n + 1) / 2:g}: their connection is not to be trusted"
+        )
     seconds = []
     for _ in range(5):
         began = time.perf_counter()
@@ -171,7 +215,9 @@ def _all_reduce(mesh: Mesh) -> str:
         seconds.append(time.perf_counter() - began)
     median = statistics.median(seconds)
     moved = 2 * (n - 1) / n * _REDUCED_BYTES  # by each device, of a ring
-    return f"{n} devices sum right; {_REDUCED_BYTES / 1e6:.0f} MB in {median * 1e3:.1f} ms" + (f", {moved / median / 1e9:.2f} GB/s a device" if n > 1 else "")
+    return f"{n} devices sum right; {_REDUCED_BYTES / 1e6:.0f} MB in {median * 1e3:.1f} ms" + (
+        f", {moved / median / 1e9:.2f} GB/s a device" if n > 1 else ""
+    )
 
 
 def _run_directory(recipe: Recipe) -> str:
@@ -182,7 +228,11 @@ def _run_directory(recipe: Recipe) -> str:
         mark = directory / ".preflight"
         mark.write_text("", encoding="ascii")
         mark.unlink()
-    return f"{directory.absolute()} is written by all" if hosts.n_processes() > 1 else f"{directory.absolute()} can be written"
+    return (
+        f"{directory.absolute()} is written by all"
+        if hosts.n_processes() > 1
+        else f"{directory.absolute()} can be written"
+    )
 
 
 def _data(recipe: Recipe) -> str:

@@ -49,9 +49,13 @@ class TextParity:
         return not self.differences
 
     def lines(self) -> list[str]:
-        lines = [f"  texts: {self.n_same} of {self.n_texts} become the same ids, the longest {self.longest} tokens"]
+        lines = [
+            f"  texts: {self.n_same} of {self.n_texts} become the same ids, the longest {self.longest} tokens"
+        ]
         if self.templates:
-            is_same = not any(difference.startswith("chat template") for difference in self.differences)
+            is_same = not any(
+                difference.startswith("chat template") for difference in self.differences
+            )
             same = "are the same, in text and rendered" if is_same else "differ"
             lines.append(f"  chat templates ({', '.join(self.templates)}) {same}")
         lines += [f"  note: {self.around}"] if self.around else []
@@ -70,20 +74,32 @@ def compare_texts(model: Model, theirs: Any, *, is_export: bool = False) -> Text
     differences = []
     if n_same < len(asked):
         text, own, their = next(one for one in zip(asked, ours, found) if one[1] != one[2])
-        differences.append(f"{len(asked) - n_same} texts; the first is {_first_difference(text, own, their)}")
+        differences.append(
+            f"{len(asked) - n_same} texts; the first is {_first_difference(text, own, their)}"
+        )
     around = _around(tokenizer, theirs)
     if around and is_export:
         differences.append(around)
     templates = model.base.carried.chat_templates
     differences += _template_differences(tokenizer, templates, theirs)
     longest = max(map(len, ours))
-    return TextParity(len(asked), n_same, longest, tuple(templates), tuple(differences), "" if is_export else around)
+    return TextParity(
+        len(asked),
+        n_same,
+        longest,
+        tuple(templates),
+        tuple(differences),
+        "" if is_export else around,
+    )
 
 
 def compared_texts() -> Iterator[str]:
     """Yields odd texts, exam questions, long ones in both languages, and scrambled ones; control tokens in none."""
     yield from PROBES
-    korean, english = ([exam_prompt(q) for q in embedded.questions("valid", code)[:_N_QUESTIONS]] for code in ("ko", "en"))
+    korean, english = (
+        [exam_prompt(q) for q in embedded.questions("valid", code)[:_N_QUESTIONS]]
+        for code in ("ko", "en")
+    )
     yield from korean
     yield from english
     yield from (f"{one}\n\n{other}" for one, other in zip(korean, english))
@@ -91,14 +107,25 @@ def compared_texts() -> Iterator[str]:
         joined = "\n".join(text for _, text in texts(code))
         yield joined[:_LONG_CHARACTERS]
     rng = random.Random(0)
-    pool = [*" \n\t\r1.<>aé가뷁중😀\u1100\u2581\uffa1/", "  ", "환자", "the ", "<b>", "</td>", "\n\n"]
+    pool = [
+        *" \n\t\r1.<>aé가뷁중😀\u1100\u2581\uffa1/",
+        "  ",
+        "환자",
+        "the ",
+        "<b>",
+        "</td>",
+        "\n\n",
+    ]
     for _ in range(_N_SCRAMBLED):
         yield "".join(rng.choice(pool) for _ in range(rng.randint(1, 60)))
 
 
 def _first_difference(text: str, ours: list[int], theirs: list[int]) -> str:
-    at = next((i for i, (own, their) in enumerate(zip(ours, theirs)) if own != their), min(len(ours), len(theirs)))
-    shown = lambda ids: f"{len(ids)} ids, from place {at} {ids[at : at + _SHOWN_IDS]}"  # noqa: E731
+    at = next(
+        (i for i, (own, their) in enumerate(zip(ours, theirs)) if own != their),
+        min(len(ours), len(theirs)),
+    )
+    shown = lambda ids: f"{len(ids)} ids, from place {at} {ids[at : at + _SHOWN_IDS]}"
     cut = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
     return f"{cut!r} ({len(text)} characters): here {shown(ours)}, in transformers {shown(theirs)}"
 
@@ -116,12 +143,15 @@ def _template_differences(tokenizer: Tokenizer, ours: dict[str, str], theirs: An
     found = theirs.chat_template or {}
     found = {"default": found} if isinstance(found, str) else dict(found)
     if found.keys() != ours.keys():
-        named = lambda names: ", ".join(sorted(names)) or "none"  # noqa: E731
+        named = lambda names: ", ".join(sorted(names)) or "none"
         return [f"chat templates: the base has {named(ours)}, transformers reads {named(found)}"]
     differences = []
     for name, text in ours.items():
         if text != found[name]:
-            at = next((i for i, (a, b) in enumerate(zip(text, found[name])) if a != b), min(len(text), len(found[name])))
+            at = next(
+                (i for i, (a, b) in enumerate(zip(text, found[name])) if a != b),
+                min(len(text), len(found[name])),
+            )
             differences.append(
                 f"chat template {name!r} has {len(text)} characters, in transformers {len(found[name])}; they part at {at}: "
                 f"{text[at : at + 40]!r}"
@@ -129,9 +159,15 @@ def _template_differences(tokenizer: Tokenizer, ours: dict[str, str], theirs: An
             continue
         rendered, there = _rendered(text), _rendered_there(theirs, name)
         if rendered != there:
-            differences.append(f"chat template {name!r} gives {rendered!r}, in transformers {there!r}")
-        elif (own := _chat_ids(tokenizer, rendered)) != (their := theirs(there, add_special_tokens=False)["input_ids"]):
-            differences.append(f"chat template {name!r}, rendered: {_first_difference(rendered, own, their)}")
+            differences.append(
+                f"chat template {name!r} gives {rendered!r}, in transformers {there!r}"
+            )
+        elif (own := _chat_ids(tokenizer, rendered)) != (
+            their := theirs(there, add_special_tokens=False)["input_ids"]
+        ):
+            differences.append(
+                f"chat template {name!r}, rendered: {_first_difference(rendered, own, their)}"
+            )
     return differences[:1]
 
 
@@ -145,7 +181,11 @@ def _rendered(template: str) -> str:
 
 def _rendered_there(theirs: Any, name: str) -> str:
     which = {"chat_template": name} if isinstance(theirs.chat_template, dict) else {}
-    return _or_error(lambda: theirs.apply_chat_template(CONVERSATION, tokenize=False, add_generation_prompt=True, **which))
+    return _or_error(
+        lambda: theirs.apply_chat_template(
+            CONVERSATION, tokenize=False, add_generation_prompt=True, **which
+        )
+    )
 
 
 def _or_error(render: Any) -> str:
@@ -158,7 +198,9 @@ def _or_error(render: Any) -> str:
 def _chat_ids(tokenizer: Tokenizer, rendered: str) -> list[int]:
     """Returns the ids of a rendered conversation, in which control tokens are meant as such."""
     ids = _control_ids(tokenizer)
-    parts = re.split("(" + "|".join(map(re.escape, sorted(ids, key=len, reverse=True))) + ")", rendered)
+    parts = re.split(
+        "(" + "|".join(map(re.escape, sorted(ids, key=len, reverse=True))) + ")", rendered
+    )
     return [i for part in parts for i in ([ids[part]] if part in ids else tokenizer.encode(part))]
 
 

@@ -105,12 +105,18 @@ def verify(name: str, *, export: str = "", n_greedy: int = 0, bound: float = BOU
     try:
         import transformers
     except ImportError as error:
-        raise ModuleNotFoundError("verify compares with transformers and needs torch: pip install 'medkor-jax[test]'") from error
+        raise ModuleNotFoundError(
+            "verify compares with transformers and needs torch: pip install 'medkor-jax[test]'"
+        ) from error
     if name.startswith("random:"):
-        raise ValueError(f"{name} exists only here; verify needs a checkpoint that transformers can load too")
+        raise ValueError(
+            f"{name} exists only here; verify needs a checkpoint that transformers can load too"
+        )
     model = open_model(name)
     if model.adapters_digest and not export:
-        raise ValueError(f"{name} has adapters, which transformers cannot load; medkor export it, then give --export DIR")
+        raise ValueError(
+            f"{name} has adapters, which transformers cannot load; medkor export it, then give --export DIR"
+        )
     prompts = tokenize_prompts(model)
     asked = sorted(greedy_prompts(model, n_greedy), key=len)  # neighbours pad little
     batches = [asked[at : at + _BATCH] for at in range(0, n_greedy, _BATCH)]
@@ -123,23 +129,36 @@ def verify(name: str, *, export: str = "", n_greedy: int = 0, bound: float = BOU
     theirs, written, dtype = reference_answers(
         export or name, prompts, batches, n_logits=COMPARED_POSITIONS, max_new_tokens=NEW_TOKENS
     )
-    with open_scorer(open_model(export) if is_rounded else model, dtype="float32", batch_size=_BATCH) as scorer, _exactly():
+    with (
+        open_scorer(
+            open_model(export) if is_rounded else model, dtype="float32", batch_size=_BATCH
+        ) as scorer,
+        _exactly(),
+    ):
         ours = {prompt: our_logits(scorer, ids) for prompt, ids in prompts.items()}
-        comparisons = tuple(_compare(prompt, ids, ours[prompt], theirs[prompt]) for prompt, ids in prompts.items())
+        comparisons = tuple(
+            _compare(prompt, ids, ours[prompt], theirs[prompt]) for prompt, ids in prompts.items()
+        )
         greedy = _compare_greedy(scorer, batches, written) if batches else ()
     rounded = _against_run(model, record, prompts, ours) if is_rounded else None
     is_another = bool(record) and record["model_digest"] != model.digest
-    return Verification(name, texts, comparisons, greedy, bound, against, dtype, rounded, is_another)
+    return Verification(
+        name, texts, comparisons, greedy, bound, against, dtype, rounded, is_another
+    )
 
 
-def _against_run(model: Model, record: dict[str, Any], prompts: dict[str, list[int]], ours: dict[str, np.ndarray]) -> Rounded:
+def _against_run(
+    model: Model, record: dict[str, Any], prompts: dict[str, list[int]], ours: dict[str, np.ndarray]
+) -> Rounded:
     """Returns what the export of a run keeps of it. record: what the export says of itself; ours: its logits, loaded here."""
     with open_scorer(model, dtype="float32", batch_size=_BATCH) as scorer, _exactly():
         of_run = {prompt: our_logits(scorer, ids) for prompt, ids in prompts.items()}
     error = max(rms(ours[prompt] - logits) / rms(logits) for prompt, logits in of_run.items())
     parts = dict(record["rounding"])
     expected = parts.pop(EVERYTHING)["error"]
-    return Rounded(record["dtype"], float(error), expected, {part: one["lost"] for part, one in parts.items()})
+    return Rounded(
+        record["dtype"], float(error), expected, {part: one["lost"] for part, one in parts.items()}
+    )
 
 
 def _exactly():
@@ -149,7 +168,13 @@ def _exactly():
 def _compare(prompt: str, ids: list[int], ours: np.ndarray, theirs: np.ndarray) -> Comparison:
     theirs = theirs[:, : ours.shape[1]]
     same = np.argmax(ours, -1) == np.argmax(theirs, -1)
-    return Comparison(prompt, len(ids), float(np.abs(ours - theirs).max()), float(np.abs(theirs).max()), float(same.mean()))
+    return Comparison(
+        prompt,
+        len(ids),
+        float(np.abs(ours - theirs).max()),
+        float(np.abs(theirs).max()),
+        float(same.mean()),
+    )
 
 
 def tokenize_prompts(model: Model) -> dict[str, list[int]]:
@@ -172,7 +197,9 @@ def our_logits(scorer: ModelScorer, ids: list[int]) -> np.ndarray:
     return np.asarray(_logits_at(scorer.params, prompt, places, config=scorer.config))[0]
 
 
-def _compare_greedy(scorer: ModelScorer, batches: list[list[list[int]]], written: list[list[list[int]]]) -> tuple[Greedy, ...]:
+def _compare_greedy(
+    scorer: ModelScorer, batches: list[list[list[int]]], written: list[list[list[int]]]
+) -> tuple[Greedy, ...]:
     n_same, regret = np.zeros(2, int), np.zeros(2)
     for batch, theirs in zip(batches, written, strict=True):
         completions = scorer.decoder.generate(
@@ -180,10 +207,15 @@ def _compare_greedy(scorer: ModelScorer, batches: list[list[list[int]]], written
         )
         ours = [list(completion.tokens) for completion in completions]
         regrets = _regrets(scorer, batch, ours, theirs)  # [batch, 2]
-        n_same += [np.sum(regrets[:, 0] == 0), sum(own == their[: len(own)] for own, their in zip(ours, theirs))]
+        n_same += [
+            np.sum(regrets[:, 0] == 0),
+            sum(own == their[: len(own)] for own, their in zip(ours, theirs)),
+        ]
         regret = np.maximum(regret, regrets.max(axis=0))
     ways, n = ("full passes", "the reference's generate"), sum(map(len, batches))
-    return tuple(Greedy(way, n, int(same), float(most)) for way, same, most in zip(ways, n_same, regret))
+    return tuple(
+        Greedy(way, n, int(same), float(most)) for way, same, most in zip(ways, n_same, regret)
+    )
 
 
 def greedy_prompts(model: Model, n: int) -> list[list[int]]:
@@ -192,17 +224,26 @@ def greedy_prompts(model: Model, n: int) -> list[list[int]]:
     Raises: ValueError if there are not that many questions.
     """
     tokenizer = model.tokenizer
-    korean, english = ([q for split in ("train", "valid", "test") for q in embedded.questions(split, code)] for code in ("ko", "en"))
+    korean, english = (
+        [q for split in ("train", "valid", "test") for q in embedded.questions(split, code)]
+        for code in ("ko", "en")
+    )
     questions = [question for pair in zip(korean, english) for question in pair]
     if not 0 <= n <= len(questions):
-        raise ValueError(f"{n} greedy prompts are asked for; there are 0 to {len(questions)} questions to make them of")
+        raise ValueError(
+            f"{n} greedy prompts are asked for; there are 0 to {len(questions)} questions to make them of"
+        )
     prompts = [tokenizer.encode(exam_prompt(question)) for question in questions[:n]]
     long = _long_prompt(tokenizer, model.config)
-    before = lambda number, ids: max(len(long) - len(ids), 1) if number % _LONG_EVERY == 0 else 1  # noqa: E731
-    return [[*long[: before(number, ids)], *ids] for number, ids in enumerate(prompts)]  # `long` begins with bos
+    before = lambda number, ids: max(len(long) - len(ids), 1) if number % _LONG_EVERY == 0 else 1
+    return [
+        [*long[: before(number, ids)], *ids] for number, ids in enumerate(prompts)
+    ]  # `long` begins with bos
 
 
-def _regrets(scorer: ModelScorer, batch: list[list[int]], ours: list[list[int]], theirs: list[list[int]]) -> np.ndarray:
+def _regrets(
+    scorer: ModelScorer, batch: list[list[int]], ours: list[list[int]], theirs: list[list[int]]
+) -> np.ndarray:
     """Returns [batch, 2]: how far below the best logit of a full pass our tokens, and theirs where they first part, lie."""
     rows = [[*prompt, *tokens] for prompt, tokens in zip(batch, ours)]
     padded = pad_prompts(rows, scorer.routing, languages=scorer.languages_of(rows))
@@ -213,14 +254,18 @@ def _regrets(scorer: ModelScorer, batch: list[list[int]], ours: list[list[int]],
     found = np.asarray(_logits_at(scorer.params, padded, places, config=scorer.config))
     for b, logits in enumerate(found[: len(batch)]):
         for way, tokens in enumerate((ours[b], theirs[b])):
-            parted = next((t for t, own in enumerate(ours[b]) if tokens[t] != own), len(ours[b]) - 1)
+            parted = next(
+                (t for t, own in enumerate(ours[b]) if tokens[t] != own), len(ours[b]) - 1
+            )
             taken = logits[np.arange(parted + 1), tokens[: parted + 1]]
             regrets[b, way] = (logits[: parted + 1].max(-1) - taken).max()
     return regrets
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def _logits_at(params: Params, prompt: Prompt, places: jax.Array, *, config: ModelConfig) -> jax.Array:
+def _logits_at(
+    params: Params, prompt: Prompt, places: jax.Array, *, config: ModelConfig
+) -> jax.Array:
     """Returns float32 [B, P, V]: the logits of one full pass at places [B, P]."""
     hidden = read_prompts(params, prompt, config, jnp.float32)
     return project_logits(params.base, jnp.take_along_axis(hidden, places[..., None], axis=1))

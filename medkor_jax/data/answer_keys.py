@@ -50,7 +50,11 @@ class Key:
 
     @property
     def number(self) -> int | None:
-        return int(self.said) if self.letter is None and self.said.isdecimal() and len(self.said) < 4 else None
+        return (
+            int(self.said)
+            if self.letter is None and self.said.isdecimal() and len(self.said) < 4
+            else None
+        )
 
     @property
     def text(self) -> int | None:
@@ -59,20 +63,27 @@ class Key:
 
     @property
     def is_mark(self) -> bool:
-        return self.letter is not None or self.number is not None and self.number <= len(self.options)
+        return self.letter is not None or (
+            self.number is not None and self.number <= len(self.options)
+        )
 
     def witnesses(self) -> list[tuple[int, bool]]:
         """Returns (option, whether it can mean no other) for each thing else that the row says of its answer."""
         found = []
         for said in self.texts:
-            text, letter = _option(said, self.options), _letter(plain_number(said), self.options, self.names)
-            if text is None and letter is None or None not in (text, letter) and text != letter:
+            text, letter = (
+                _option(said, self.options),
+                _letter(plain_number(said), self.options, self.names),
+            )
+            if (text is None and letter is None) or (None not in (text, letter) and text != letter):
                 continue
             found.append((letter if text is None else text, not plain_number(said).isdecimal()))
         return found
 
 
-def read_keys(keys: Sequence[Key], *, answers_from: int | None, name: str, tally: Tally) -> list[int | str]:
+def read_keys(
+    keys: Sequence[Key], *, answers_from: int | None, name: str, tally: Tally
+) -> list[int | str]:
     """Returns the answer of each, counted from 0, or why it cannot be read.
 
     answers_from: 0 or 1 where the source says from what its numbers count. name: of the source.
@@ -80,7 +91,9 @@ def read_keys(keys: Sequence[Key], *, answers_from: int | None, name: str, tally
     Raises: AmbiguousKeys.
     """
     by_text = _read_as_text(keys, answers_from, name)
-    marked = [key for key, is_text in zip(keys, by_text) if is_text is False and key.number is not None]
+    marked = [
+        key for key, is_text in zip(keys, by_text) if is_text is False and key.number is not None
+    ]
     base = _base([key for key in marked if key.is_mark], answers_from, name, tally)
     if n := sum(is_text is True for is_text in by_text):
         tally.count("answers given as the text of an option, read as that option", n)
@@ -93,8 +106,10 @@ def _read(key: Key, is_text: bool | None, base: int) -> int | str:
     if not key.said:
         return f"answer is empty, {valid}"
     if is_text is None:
-        return (f"answer {key.said[:20]!r} is a letter or number and also the text of option {LETTERS[key.text]}, and other rows "
-                "of the source give either; write the letter")  # fmt: skip
+        return (
+            f"answer {key.said[:20]!r} is a letter or number and also the text of option {LETTERS[key.text]}, and other rows "
+            "of the source give either; write the letter"
+        )
     if is_text:
         index = key.text
     elif key.letter is not None:
@@ -112,7 +127,11 @@ def _read(key: Key, is_text: bool | None, base: int) -> int | str:
 def _read_as_text(keys: Sequence[Key], answers_from: int | None, name: str) -> list[bool | None]:
     """Returns for each key whether it is an option's text; None where the source does not tell."""
     is_text = [key.text is not None and not key.is_mark for key in keys]
-    either = [i for i, key in enumerate(keys) if key.text is not None and key.is_mark and key.text not in _as_marks(key)]
+    either = [
+        i
+        for i, key in enumerate(keys)
+        if key.text is not None and key.is_mark and key.text not in _as_marks(key)
+    ]
     if not either:
         return is_text
     has_texts = any(is_text)
@@ -133,21 +152,38 @@ def _read_as_text(keys: Sequence[Key], answers_from: int | None, name: str) -> l
 
 def _as_marks(key: Key) -> set[int]:
     """Returns what the key can mean, not as a text."""
-    return {key.letter} if key.letter is not None else {key.number - 1} if key.number == len(key.options) else set()
+    return (
+        {key.letter}
+        if key.letter is not None
+        else {key.number - 1}
+        if key.number == len(key.options)
+        else set()
+    )
 
 
 def _agree(keys: Sequence[Key]) -> bool:
     """Whether counting from 0 or from 1 gives all rows the option whose text the key is."""
     numbers = [key for key in keys if key.number is not None]
-    return len(numbers) == len(keys) and any(all(key.number - base == key.text for key in numbers) for base in (0, 1))
+    return len(numbers) == len(keys) and any(
+        all(key.number - base == key.text for key in numbers) for base in (0, 1)
+    )
 
 
 def _either_text(key: Key, name: str) -> str:
-    by_mark = [f"by its letter {key.options[key.letter]!r}"] if key.letter is not None else [
-        f"counted from {base} {key.options[key.number - base]!r}" for base in (0, 1) if 0 <= key.number - base < len(key.options)]
-    return (f"the answers are letters or numbers and also texts of options: in row {key.row}, {key.said!r} is "
-            f"{', '.join(by_mark)}, and by its text {key.options[key.text]!r}. Write letters that can mean one option only, or, if they are numbers, "
-            f"set answers_from of source {name!r} to 0 or 1")  # fmt: skip
+    by_mark = (
+        [f"by its letter {key.options[key.letter]!r}"]
+        if key.letter is not None
+        else [
+            f"counted from {base} {key.options[key.number - base]!r}"
+            for base in (0, 1)
+            if 0 <= key.number - base < len(key.options)
+        ]
+    )
+    return (
+        f"the answers are letters or numbers and also texts of options: in row {key.row}, {key.said!r} is "
+        f"{', '.join(by_mark)}, and by its text {key.options[key.text]!r}. Write letters that can mean one option only, or, if they are numbers, "
+        f"set answers_from of source {name!r} to 0 or 1"
+    )
 
 
 def _base(keys: Sequence[Key], answers_from: int | None, name: str, tally: Tally) -> int:
@@ -158,19 +194,30 @@ def _base(keys: Sequence[Key], answers_from: int | None, name: str, tally: Tally
         return 1
     zeros = [key for key in keys if key.number == 0]
     tops = [key for key in keys if key.number == len(key.options)]
-    votes = {base: sum(key.number - base == option for key in keys for option, _ in key.witnesses()) for base in (0, 1)}
+    votes = {
+        base: sum(key.number - base == option for key in keys for option, _ in key.witnesses())
+        for base in (0, 1)
+    }
     seen = sorted({key.number for key in keys})
     by_name = {key.is_kormedmcqa for key in keys}
     if votes[0] and votes[1]:
         raise AmbiguousKeys(_either_base(keys, zeros, tops, name))
     if votes[0] != votes[1]:
         base, why = int(votes[1] > votes[0]), "by the answers' texts beside them"
-    elif zeros and not tops and (by_name != {"subject"} or seen == list(range(max(len(key.options) for key in keys)))):
+    elif (
+        zeros
+        and not tops
+        and (by_name != {"subject"} or seen == list(range(max(len(key.options) for key in keys))))
+    ):
         base, why = 0, f"{seen[0]} to {seen[-1]} are there"
-    elif "" not in by_name and not zeros:  # a 0 is none of KorMedMCQA's numbers: the others may be none of them either
+    elif (
+        "" not in by_name and not zeros
+    ):  # a 0 is none of KorMedMCQA's numbers: the others may be none of them either
         if "columns" in by_name and not tops:
-            tally.say("answers are numbers and count from 1, as in KorMedMCQA, whose columns are there; no row shows it: "
-                      "set answers_from if that is wrong")  # fmt: skip
+            tally.say(
+                "answers are numbers and count from 1, as in KorMedMCQA, whose columns are there; no row shows it: "
+                "set answers_from if that is wrong"
+            )
         return 1
     elif tops and not zeros:
         base, why = 1, f"{seen[0]} to {seen[-1]} are there"
@@ -182,9 +229,23 @@ def _base(keys: Sequence[Key], answers_from: int | None, name: str, tally: Tally
 
 def _either_base(keys: Sequence[Key], zeros: Sequence[Key], tops: Sequence[Key], name: str) -> str:
     shown = next((key for key in keys if 0 < key.number < len(key.options)), keys[0])
-    readings = [f"{shown.options[shown.number - base]!r} counted from {base}" for base in (0, 1)
-                if 0 <= shown.number - base < len(shown.options)]  # fmt: skip
-    if len({base for key in keys for option, _ in key.witnesses() for base in (0, 1) if key.number - base == option}) == 2:
+    readings = [
+        f"{shown.options[shown.number - base]!r} counted from {base}"
+        for base in (0, 1)
+        if 0 <= shown.number - base < len(shown.options)
+    ]
+    if (
+        len(
+            {
+                base
+                for key in keys
+                for option, _ in key.witnesses()
+                for base in (0, 1)
+                if key.number - base == option
+            }
+        )
+        == 2
+    ):
         why = "what stands beside them says the one in some rows and the other in others"
     elif zeros and not tops:
         why = f"a 0 is there (row {zeros[0].row}), which KorMedMCQA does not have"
@@ -192,9 +253,11 @@ def _either_base(keys: Sequence[Key], zeros: Sequence[Key], tops: Sequence[Key],
         why = f"both 0 (row {zeros[0].row}) and the number of options (row {tops[0].row}) are there"
     else:
         why = "neither a 0 nor the number of the last option is there"
-    return (f"answers are numbers that could count from 0 or from 1 ({why}): in row {shown.row}, {shown.said} is "
-            f"{' and '.join(readings)}. Set answers_from of source {name!r} to 0 or 1 (--answers-from of medkor eval), or "
-            "write letters")  # fmt: skip
+    return (
+        f"answers are numbers that could count from 0 or from 1 ({why}): in row {shown.row}, {shown.said} is "
+        f"{' and '.join(readings)}. Set answers_from of source {name!r} to 0 or 1 (--answers-from of medkor eval), or "
+        "write letters"
+    )
 
 
 def _letter(said: str, options: Sequence[str], names: Sequence[str]) -> int | None:

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from medkor_jax.data.contents import content_digest
 from medkor_jax.data.language import check_language_unit
-from medkor_jax.data.packing import Batch, Encoded, PackedRows, derive_loss_positions, encode, find_too_long
+from medkor_jax.data.packing import (
+    Batch,
+    Encoded,
+    PackedRows,
+    derive_loss_positions,
+    encode,
+    find_too_long,
+)
 from medkor_jax.data.rows import BadDataError, BadRow, Example, Source
 
 if TYPE_CHECKING:
@@ -43,29 +50,58 @@ class Batches:
     """
 
     def __init__(
-        self, sources: Sequence[tuple[Source, Sequence[Example]]], tokenizer: Tokenizer, *, batch_size: int, seq_len: int,
-        loss_positions: int | None = None, seed: int = 0, epochs: int | None = None, language_unit: str = "token",
-        shuffle: bool = True, drop_bad: bool = False,
+        self,
+        sources: Sequence[tuple[Source, Sequence[Example]]],
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int,
+        seq_len: int,
+        loss_positions: int | None = None,
+        seed: int = 0,
+        epochs: int | None = None,
+        language_unit: str = "token",
+        shuffle: bool = True,
+        drop_bad: bool = False,
     ):
         _check_settings(sources, batch_size, seq_len, loss_positions, epochs, language_unit)
         self._examples = [examples for _, examples in sources]
         self._tokenizer = tokenizer
         self.batch_size, self.seq_len, self.language_unit = batch_size, seq_len, language_unit
-        self.loss_positions = loss_positions or derive_loss_positions(self._examples, tokenizer, seq_len)
+        self.loss_positions = loss_positions or derive_loss_positions(
+            self._examples, tokenizer, seq_len
+        )
         self.dropped: list[BadRow] = []
         kept = [self._kept(source, examples) for source, examples in sources]
         if self.dropped and not drop_bad:
-            raise BadDataError(self.dropped, advice="raise seq_len, or go on without them with --drop-bad")
-        self._order = document_order(kept, [source.weight for source, _ in sources], seed=seed, epochs=epochs, shuffle=shuffle)
+            raise BadDataError(
+                self.dropped, advice="raise seq_len, or go on without them with --drop-bad"
+            )
+        self._order = document_order(
+            kept,
+            [source.weight for source, _ in sources],
+            seed=seed,
+            epochs=epochs,
+            shuffle=shuffle,
+        )
         self._settings = {
-            "sources": [f"{source.name} ({source.kind}, {len(indices)} rows, weight {source.weight})"
-                        for (source, _), indices in zip(sources, kept)],
-            "batch_size": batch_size, "seq_len": seq_len, "loss_positions": self.loss_positions, "seed": seed,
-            "epochs": epochs, "route": language_unit, "shuffle": shuffle, "tokenizer": tokenizer.digest,
+            "sources": [
+                f"{source.name} ({source.kind}, {len(indices)} rows, weight {source.weight})"
+                for (source, _), indices in zip(sources, kept)
+            ],
+            "batch_size": batch_size,
+            "seq_len": seq_len,
+            "loss_positions": self.loss_positions,
+            "seed": seed,
+            "epochs": epochs,
+            "route": language_unit,
+            "shuffle": shuffle,
+            "tokenizer": tokenizer.digest,
             "content": [content_digest(examples) for examples in self._examples],
         }
         self._next = 0  # place in the order
-        self._waiting: list[tuple[int, int, Encoded]] = []  # (place in the order, tokens already placed, document)
+        self._waiting: list[
+            tuple[int, int, Encoded]
+        ] = []  # (place in the order, tokens already placed, document)
         self._batch = 0
         self._placed = self._slots = 0
 
@@ -73,10 +109,19 @@ class Batches:
         return self
 
     def __next__(self) -> Batch:
-        rows = PackedRows(batch_size=self.batch_size, seq_len=self.seq_len, loss_positions=self.loss_positions,
-                          bos_id=self._tokenizer.bos_id, pad_id=self._tokenizer.pad_id)
+        rows = PackedRows(
+            batch_size=self.batch_size,
+            seq_len=self.seq_len,
+            loss_positions=self.loss_positions,
+            bos_id=self._tokenizer.bos_id,
+            pad_id=self._tokenizer.pad_id,
+        )
         self._waiting = [left for waiting in self._waiting if (left := _place(rows, *waiting))]
-        while not rows.is_full() and len(self._waiting) < MAX_WAITING and self._next < len(self._order):
+        while (
+            not rows.is_full()
+            and len(self._waiting) < MAX_WAITING
+            and self._next < len(self._order)
+        ):
             left = _place(rows, self._next, 0, self._encoded(self._next))
             self._next += 1
             if left:
@@ -95,8 +140,12 @@ class Batches:
 
     def get_state(self) -> dict[str, Any]:
         """Returns where the stream stands, as JSON: its next batch is the next batch of whoever sets this state."""
-        return {"next": self._next, "waiting": [[place, start] for place, start, _ in self._waiting],
-                "batch": self._batch, "settings": self._settings}
+        return {
+            "next": self._next,
+            "waiting": [[place, start] for place, start, _ in self._waiting],
+            "batch": self._batch,
+            "settings": self._settings,
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes to where `state` stood.
@@ -109,11 +158,22 @@ class Batches:
 
     def _kept(self, source: Source, examples: Sequence[Example]) -> Sequence[int]:
         """Returns the indices of the examples that fit, noting the others in `dropped`."""
-        long = find_too_long(source.name, examples, self._tokenizer, seq_len=self.seq_len, loss_positions=self.loss_positions)
+        long = find_too_long(
+            source.name,
+            examples,
+            self._tokenizer,
+            seq_len=self.seq_len,
+            loss_positions=self.loss_positions,
+        )
         self.dropped += long.values()
         if len(long) == len(examples):
-            raise BadDataError(list(long.values()), advice=f"source {source.name!r} has {len(examples)} rows and none fits")
-        return range(len(examples)) if not long else [i for i in range(len(examples)) if i not in long]
+            raise BadDataError(
+                list(long.values()),
+                advice=f"source {source.name!r} has {len(examples)} rows and none fits",
+            )
+        return (
+            range(len(examples)) if not long else [i for i in range(len(examples)) if i not in long]
+        )
 
     def _encoded(self, place: int) -> Encoded:
         source, index = self._order[place]
@@ -123,23 +183,46 @@ class Batches:
 def check_cursor(state: dict[str, Any], settings: dict[str, Any]) -> None:
     """Raises: ValueError, naming what differs, if the cursor `state` was made under other `settings`."""
     settings = json.loads(json.dumps(settings))
-    differing = [f"{name} was {was!r}, is {settings.get(name)!r}"
-                 for name, was in state["settings"].items() if settings.get(name) != was]
+    differing = [
+        f"{name} was {was!r}, is {settings.get(name)!r}"
+        for name, was in state["settings"].items()
+        if settings.get(name) != was
+    ]
     if differing:
-        raise ValueError("this cursor belongs to other batches: " + "; ".join(differing) +
-                         ". Restore those settings, or start the stage anew")
+        raise ValueError(
+            "this cursor belongs to other batches: "
+            + "; ".join(differing)
+            + ". Restore those settings, or start the stage anew"
+        )
 
 
 def one_pass(
-    sources: Sequence[tuple[Source, Sequence[Example]]], tokenizer: Tokenizer, *, batch_size: int, seq_len: int,
-    loss_positions: int | None = None, language_unit: str = "token", drop_bad: bool = False,
+    sources: Sequence[tuple[Source, Sequence[Example]]],
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    seq_len: int,
+    loss_positions: int | None = None,
+    language_unit: str = "token",
+    drop_bad: bool = False,
 ) -> Batches:
     """Returns every document once, in file order, the last batch padded: for the loss on held-out text."""
-    return Batches(sources, tokenizer, batch_size=batch_size, seq_len=seq_len, loss_positions=loss_positions, epochs=1,
-                   language_unit=language_unit, shuffle=False, drop_bad=drop_bad)
+    return Batches(
+        sources,
+        tokenizer,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        loss_positions=loss_positions,
+        epochs=1,
+        language_unit=language_unit,
+        shuffle=False,
+        drop_bad=drop_bad,
+    )
 
 
-def _place(rows: PackedRows, place: int, start: int, document: Encoded) -> tuple[int, int, Encoded] | None:
+def _place(
+    rows: PackedRows, place: int, start: int, document: Encoded
+) -> tuple[int, int, Encoded] | None:
     """Puts what is left of the document into the rows; returns what must wait, or None."""
     while start < len(document.tokens):
         count = rows.place(document, start)
@@ -149,13 +232,22 @@ def _place(rows: PackedRows, place: int, start: int, document: Encoded) -> tuple
     return None
 
 
-def document_order(kept: Sequence[Sequence[int]], weights: Sequence[float], *, seed: int, epochs: int | None, shuffle: bool):
+def document_order(
+    kept: Sequence[Sequence[int]],
+    weights: Sequence[float],
+    *,
+    seed: int,
+    epochs: int | None,
+    shuffle: bool,
+):
     """Returns the sequence of (source number, index into its examples), a grain dataset read by place."""
     import grain  # slow to import
 
     streams = []
     for number, indices in enumerate(kept):
-        stream = grain.MapDataset.source(indices).map(lambda index, number=number: (number, int(index)))
+        stream = grain.MapDataset.source(indices).map(
+            lambda index, number=number: (number, int(index))
+        )
         streams.append(stream.seed(seed + number))
     if epochs is not None:
         joined = grain.MapDataset.concatenate(streams).seed(seed)
@@ -164,18 +256,31 @@ def document_order(kept: Sequence[Sequence[int]], weights: Sequence[float], *, s
     return streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights=list(weights))
 
 
-def _check_settings(sources, batch_size: int, seq_len: int, loss_positions: int | None, epochs: int | None, language_unit: str) -> None:
+def _check_settings(
+    sources,
+    batch_size: int,
+    seq_len: int,
+    loss_positions: int | None,
+    epochs: int | None,
+    language_unit: str,
+) -> None:
     if not sources:
         raise ValueError("no sources: expected at least one")
     for source, examples in sources:
         if not len(examples):
             raise ValueError(f"source {source.name!r} has no examples")
     if batch_size < 1 or seq_len < 4:
-        raise ValueError(f"batch_size is {batch_size} and seq_len {seq_len}, expected at least 1 and 4")
+        raise ValueError(
+            f"batch_size is {batch_size} and seq_len {seq_len}, expected at least 1 and 4"
+        )
     if loss_positions is not None and not 1 <= loss_positions <= seq_len:
-        raise ValueError(f"loss_positions is {loss_positions}, expected 1 to seq_len ({seq_len}), or None to derive it")
+        raise ValueError(
+            f"loss_positions is {loss_positions}, expected 1 to seq_len ({seq_len}), or None to derive it"
+        )
     check_language_unit(language_unit)
     if epochs is not None and len({source.weight for source, _ in sources}) > 1:
         weights = ", ".join(f"{source.name} {source.weight}" for source, _ in sources)
-        raise ValueError(f"epochs is {epochs} and the weights differ ({weights}): every document cannot come equally often "
-                         "and by weight. Make the weights equal, or set epochs to None and count steps")
+        raise ValueError(
+            f"epochs is {epochs} and the weights differ ({weights}): every document cannot come equally often "
+            "and by weight. Make the weights equal, or set epochs to None and count steps"
+        )

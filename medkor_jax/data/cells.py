@@ -17,7 +17,9 @@ from medkor_jax.data.language import HANGUL_RANGES
 from medkor_jax.data.lines import Row
 from medkor_jax.data.notes import Tally
 
-_HANGUL = re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in HANGUL_RANGES) + "]")
+_HANGUL = re.compile(
+    "[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in HANGUL_RANGES) + "]"
+)
 _LONE_CARRIAGE_RETURN = re.compile(r"\r(?!\n)")
 # Characters of one code point that NFC would write as another: KorMedMCQA holds Chinese characters of this kind, and the
 # prompts of others keep them.
@@ -42,12 +44,16 @@ def text_of(value: Any, name: str) -> str:
     if not text.strip():
         raise BadRowReason(f"{name} is empty")
     if "\ufffd" in text:
-        raise BadRowReason(f"{name} holds U+FFFD (broken encoding): {_around(text, text.index(chr(0xFFFD)))}")
+        raise BadRowReason(
+            f"{name} holds U+FFFD (broken encoding): {_around(text, text.index(chr(0xFFFD)))}"
+        )
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise BadRowReason(f"{name} holds bytes that are not UTF-8 at character {error.start}; "
-                           "convert the file (Korean files are often CP949)") from None
+        raise BadRowReason(
+            f"{name} holds bytes that are not UTF-8 at character {error.start}; "
+            "convert the file (Korean files are often CP949)"
+        ) from None
     return text
 
 
@@ -77,7 +83,10 @@ def count_hangul(text: str) -> int:
 def composed(text: str) -> str:
     """Returns the text in Unicode's composed form (NFC, but for `_KEPT`), without byte order marks."""
     if not unicodedata.is_normalized("NFC", text):
-        text = "".join(part if _KEPT.match(part) else unicodedata.normalize("NFC", part) for part in _KEPT.split(text))
+        text = "".join(
+            part if _KEPT.match(part) else unicodedata.normalize("NFC", part)
+            for part in _KEPT.split(text)
+        )
     return text.replace(_MARK, "")
 
 
@@ -91,7 +100,9 @@ def composed_row(row: Row, tally: Tally) -> Row:
                 return value
             plain = composed(value)
             if plain != value.replace(_MARK, ""):
-                found.setdefault("rows in decomposed form (macOS writes Hangul so), read as composed (NFC)")
+                found.setdefault(
+                    "rows in decomposed form (macOS writes Hangul so), read as composed (NFC)"
+                )
             if _MARK in value:
                 found.setdefault("rows with a byte order mark inside, read without it")
             if _LONE_CARRIAGE_RETURN.search(value):
@@ -108,4 +119,4 @@ def composed_row(row: Row, tally: Tally) -> Row:
 
 
 def _around(text: str, index: int) -> str:
-    return repr(text[max(0, index - 12):index + 13])
+    return repr(text[max(0, index - 12) : index + 13])

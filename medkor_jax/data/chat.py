@@ -21,7 +21,9 @@ from medkor_jax.data.tokenizer import Tokenizer
 
 SYSTEM, USER, MODEL = "system", "user", "assistant"
 Message = Mapping[str, str]
-_PIECE = re.compile(r"(<\w+>|\[multimodal\])")  # what a control token looks like; which are, the vocabulary says
+_PIECE = re.compile(
+    r"(<\w+>|\[multimodal\])"
+)  # what a control token looks like; which are, the vocabulary says
 
 
 class ChatError(ValueError):
@@ -37,12 +39,19 @@ class ChatTemplate:
 
     def __init__(self, template: str, tokenizer: Tokenizer) -> None:
         self.template, self._tokenizer = template, tokenizer
-        asked, whole = self.render(_messages("1")), self.render([*_messages("1"), {"role": MODEL, "content": "2"}], opens=False)
+        asked, whole = (
+            self.render(_messages("1")),
+            self.render([*_messages("1"), {"role": MODEL, "content": "2"}], opens=False),
+        )
         if asked.count("1") != 1 or not whole.startswith(asked + "2"):
-            raise ChatError(f"the chat template renders a question and its answer as {whole!r}; the answer was to follow {asked!r}")
+            raise ChatError(
+                f"the chat template renders a question and its answer as {whole!r}; the answer was to follow {asked!r}"
+            )
         self.turn_end = self._encode(whole[len(asked) + 1 :])
         if not self.turn_end or self.turn_end[0] not in tokenizer.control_ids.values():
-            raise ChatError(f"the chat template ends a turn of the model with {whole[len(asked) + 1:]!r}, and not with a control token")
+            raise ChatError(
+                f"the chat template ends a turn of the model with {whole[len(asked) + 1 :]!r}, and not with a control token"
+            )
 
     def render(self, messages: Sequence[Message], *, opens: bool = True) -> str:
         """Returns the conversation as text, equal to `transformers`' character for character. opens: up to where the
@@ -55,7 +64,9 @@ class ChatTemplate:
         except Exception as error:  # a template may raise what it likes
             raise ChatError(f"the chat template refuses the conversation: {error}") from error
 
-    def prompt(self, text: str, *, system: str = "", shots: Sequence[tuple[str, str]] = ()) -> list[int]:
+    def prompt(
+        self, text: str, *, system: str = "", shots: Sequence[tuple[str, str]] = ()
+    ) -> list[int]:
         """Returns ids, <bos> included where the template writes it: `text` asked by the user, the model's turn begun.
 
         shots: (asked, answered) turns before it. system goes where the template puts it.
@@ -64,7 +75,9 @@ class ChatTemplate:
         """
         messages = _messages(text, system=system, shots=shots)
         mark = _Mark(self._tokenizer.control_ids)
-        rendered = self.render([{**message, "content": mark.hide(message["content"])} for message in messages])
+        rendered = self.render(
+            [{**message, "content": mark.hide(message["content"])} for message in messages]
+        )
         return self._encode(rendered, mark)
 
     def _encode(self, rendered: str, mark: _Mark | None = None) -> list[int]:
@@ -98,10 +111,14 @@ class _Mark:
         return _PIECE.sub(name, content)
 
     def show(self, part: str) -> str:
-        return re.sub(f"\ue000{self._name}(\\d+)\ue001", lambda match: self._hidden[int(match[1])], part)
+        return re.sub(
+            f"\ue000{self._name}(\\d+)\ue001", lambda match: self._hidden[int(match[1])], part
+        )
 
 
-def _messages(text: str, *, system: str = "", shots: Sequence[tuple[str, str]] = ()) -> list[Message]:
+def _messages(
+    text: str, *, system: str = "", shots: Sequence[tuple[str, str]] = ()
+) -> list[Message]:
     messages = [{"role": SYSTEM, "content": system}] if system else []
     for asked, answered in shots:
         messages += [{"role": USER, "content": asked}, {"role": MODEL, "content": answered}]
@@ -115,6 +132,11 @@ def _renderer(template: str):
     names: dict[str, Any] = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
 
     def render(messages: Sequence[Message], opens: bool) -> str:
-        return render_jinja_template([[dict(message) for message in messages]], chat_template=template, add_generation_prompt=opens, **names)[0][0]
+        return render_jinja_template(
+            [[dict(message) for message in messages]],
+            chat_template=template,
+            add_generation_prompt=opens,
+            **names,
+        )[0][0]
 
     return render

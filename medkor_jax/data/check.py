@@ -39,7 +39,9 @@ class Use:
 
     def __post_init__(self):
         if self.purpose not in (TRAINED, JUDGED, FEWSHOT):
-            raise ValueError(f"purpose is {self.purpose!r}, expected {TRAINED!r}, {JUDGED!r} or {FEWSHOT!r}")
+            raise ValueError(
+                f"purpose is {self.purpose!r}, expected {TRAINED!r}, {JUDGED!r} or {FEWSHOT!r}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,9 @@ class DataReport:
 
     @property
     def is_clean(self) -> bool:
-        return not self.leaks and not self.obstacles and not any(report.bad for report in self.sources)
+        return (
+            not self.leaks and not self.obstacles and not any(report.bad for report in self.sources)
+        )
 
 
 def check(
@@ -109,7 +113,10 @@ def leaks_of(
     read_before: Sequence[tuple[str, Sequence[Trained]]] = (),
 ) -> list[Leak]:
     """Returns what is judged by among what is trained on, shown as an example, or was read before."""
-    of = {purpose: [(use.source.name, documents(use)) for use in uses if use.purpose == purpose] for purpose in (TRAINED, FEWSHOT, JUDGED)}
+    of = {
+        purpose: [(use.source.name, documents(use)) for use in uses if use.purpose == purpose]
+        for purpose in (TRAINED, FEWSHOT, JUDGED)
+    }
     return find_leaks([*of[TRAINED], *of[FEWSHOT], *read_before], of[JUDGED])
 
 
@@ -117,10 +124,14 @@ def loader_of(use: Use, form: ReasoningFormat) -> Callable[..., Loaded]:
     """Returns load(source, drop_bad=...), in the form in which leaks are looked for: questions as questions, judged pairs as pairs."""
     if use.purpose == JUDGED and use.source.kind == "translation":
         return load_pairs
-    return functools.partial(load_questions if use.source.kind in OF_QUESTIONS else load_examples, form=form)
+    return functools.partial(
+        load_questions if use.source.kind in OF_QUESTIONS else load_examples, form=form
+    )
 
 
-def _describe(use: Use, loaded: Loaded[Trained | Judged], tokenizer: Tokenizer | None, form: ReasoningFormat) -> SourceReport:
+def _describe(
+    use: Use, loaded: Loaded[Trained | Judged], tokenizer: Tokenizer | None, form: ReasoningFormat
+) -> SourceReport:
     languages: collections.Counter[str] = collections.Counter()
     lengths = []
     for example in (example for row in loaded.rows for example in _examples(row, use.source, form)):
@@ -131,11 +142,21 @@ def _describe(use: Use, loaded: Loaded[Trained | Judged], tokenizer: Tokenizer |
     if lengths:
         median, p95 = (round(value) for value in np.percentile(lengths, [50, 95]))
         tokens = TokenLengths(median, p95, max(lengths), sum(lengths))
-    return SourceReport(use.source, use.purpose, sum(languages.values()), dict(languages), tokens, loaded.bad, loaded.notes)
+    return SourceReport(
+        use.source,
+        use.purpose,
+        sum(languages.values()),
+        dict(languages),
+        tokens,
+        loaded.bad,
+        loaded.notes,
+    )
 
 
 def _examples(document: Trained | Judged, source: Source, form: ReasoningFormat) -> list[Example]:
     """Returns what the document teaches, or would."""
     if isinstance(document, Pair):
         return both_ways(document)
-    return [question_example(document, source, form)] if isinstance(document, Question) else [document]
+    return (
+        [question_example(document, source, form)] if isinstance(document, Question) else [document]
+    )

@@ -45,7 +45,9 @@ def places_to_compare(search: Search, documents: Sequence[Trained]) -> np.ndarra
     if len(documents) < FEW or len(examples) < len(documents):
         return None
     sample = Block.of([examples[i] for i in _spread(len(examples))])
-    return np.fromiter(search.suspects(_blocks_of(examples), examples, search.sieve(sample)), np.int64)
+    return np.fromiter(
+        search.suspects(_blocks_of(examples), examples, search.sieve(sample)), np.int64
+    )
 
 
 def compare_part(task: dict[str, Any]) -> list[int] | None:
@@ -55,7 +57,9 @@ def compare_part(task: dict[str, Any]) -> list[int] | None:
     """
     try:
         search, documents, sieve = _opened(task["judged"], task["directory"])
-        found = search.suspects(_stored_blocks(documents, task["start"], task["stop"]), documents, sieve)
+        found = search.suspects(
+            _stored_blocks(documents, task["start"], task["stop"]), documents, sieve
+        )
         return [place for place in found if search.holds(documents[place])]
     except DamagedError:
         _opened.cache_clear()
@@ -68,18 +72,28 @@ def _kept(search: Search, documents: StoredExamples) -> np.ndarray:
         judged.write_text(json.dumps([_said(*one) for one in search.judged]), encoding="utf-8")
         for _ in range(2):
             tasks = [
-                {"judged": str(judged), "directory": str(documents.directory), "start": start, "stop": stop}
+                {
+                    "judged": str(judged),
+                    "directory": str(documents.directory),
+                    "start": start,
+                    "stop": stop,
+                }
                 for start, stop in _cuts(documents.row_ends, _TASK_BYTES, 0, len(documents))
-            ]  # fmt: skip
+            ]
             found = workers.run_all("medkor_jax.data.comparing:compare_part", tasks)
             if None not in found:
                 break
             documents.repair()
         else:
-            raise DamagedError(f"{documents.directory} is damaged as soon as it is made; is its disk sound?")
+            raise DamagedError(
+                f"{documents.directory} is damaged as soon as it is made; is its disk sound?"
+            )
         judged.unlink()
         _opened.cache_clear()  # if it was done in this process
-        np.save(directory / "places.npy", np.array([place for part in found for place in part], np.int64))
+        np.save(
+            directory / "places.npy",
+            np.array([place for part in found for place in part], np.int64),
+        )
 
     key = key_of(documents.digest, [content_digest(judged) for _, judged in search.judged])
     return np.load(keep("compared", key, make) / "places.npy")

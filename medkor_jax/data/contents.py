@@ -43,7 +43,10 @@ def cache_directory() -> pathlib.Path:
     """Returns $MEDKOR_CACHE, else medkor_jax under $XDG_CACHE_HOME or ~/.cache."""
     if own := os.environ.get("MEDKOR_CACHE"):
         return pathlib.Path(own)
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "medkor_jax"
+    return (
+        pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        / "medkor_jax"
+    )
 
 
 def file_digest(path: str | os.PathLike) -> str:

@@ -28,14 +28,24 @@ PART_BYTES = 8 * 2**20
 MAX_PARTS = 64  # files that are open at once
 
 
-def convert(source: Source, directory: pathlib.Path, read: Callable[[Source], Iterable[Example | BadRow | Note]]) -> None:
+def convert(
+    source: Source,
+    directory: pathlib.Path,
+    read: Callable[[Source], Iterable[Example | BadRow | Note]],
+) -> None:
     """Writes the documents that `read` yields. Raises: BadDataError, as `read` does."""
     notes: list[str] = []
     if cuts := _cuts(source):
         tasks = [
-            {"source": dataclasses.asdict(source), "directory": str(directory), "name": f"{at:04d}", "start": start, "stop": stop}
+            {
+                "source": dataclasses.asdict(source),
+                "directory": str(directory),
+                "name": f"{at:04d}",
+                "start": start,
+                "stop": stop,
+            }
             for at, (start, stop) in enumerate(itertools.pairwise(cuts))
-        ]  # fmt: skip
+        ]
         segments, tally = [], Tally()
         for done in workers.run_all("medkor_jax.data.converting:read_part", tasks):
             if error := done["error"]:
@@ -63,7 +73,12 @@ def read_part(task: dict[str, Any]) -> dict[str, Any]:
         items = load(source, rows.numbered(counted, tally), tally)
         segment = _write(source, pathlib.Path(task["directory"]), task["name"], items, [])
     except BadDataError as error:
-        return done | {"error": {"bad": [[bad.file, bad.row, bad.reason] for bad in error.bad], "advice": error.advice}}
+        return done | {
+            "error": {
+                "bad": [[bad.file, bad.row, bad.reason] for bad in error.bad],
+                "advice": error.advice,
+            }
+        }
     return done | {"rows": counted.n, "bad": segment.bad, "tally": tally.to_json()}
 
 
@@ -80,7 +95,11 @@ class _Counted:
 
 
 def _write(
-    source: Source, directory: pathlib.Path, name: str, items: Iterable[Example | BadRow | Note], notes: list[str]
+    source: Source,
+    directory: pathlib.Path,
+    name: str,
+    items: Iterable[Example | BadRow | Note],
+    notes: list[str],
 ) -> Segment:
     """Returns the segment that was written; what was noted is added to `notes`."""
     writer, bad = RowsWriter(directory, name, source.name), []

@@ -23,11 +23,19 @@ from medkor_jax.data.question import LETTERS
 from medkor_jax.data.rows import BadDataError, BadRow, Source
 
 KORMEDMCQA_SUBJECTS = ("doctor", "nurse", "pharm", "dentist")
-KEYS = ("answer_idx", "answer_index", "cop", "answer", "answerKey")  # columns of the key; the first that is there is it
+KEYS = (
+    "answer_idx",
+    "answer_index",
+    "cop",
+    "answer",
+    "answerKey",
+)  # columns of the key; the first that is there is it
 TEXTS = ("answer_text", "correct_answer")  # columns that say the answer in words
 SAID, NAMES = "said of the answer", "names of the options"  # ours, in a row made flat
 # A last line that only states the answer: "$\boxed{\text{C}}$" in whatever sentence, or a letter alone.
-_CONCLUSION = re.compile(r"\\boxed\{(?:\\text\{)?\s*(?:(?P<letter>[A-J])\b)?|^\W*(?:Answer\W*)?(?P<alone>[A-J])\W*$")
+_CONCLUSION = re.compile(
+    r"\\boxed\{(?:\\text\{)?\s*(?:(?P<letter>[A-J])\b)?|^\W*(?:Answer\W*)?(?P<alone>[A-J])\W*$"
+)
 
 
 class TooManyOptionsError(ValueError):
@@ -55,10 +63,14 @@ def draft_from_row(row: Row, source: Source, number: int) -> Draft:
         stem = text_of(flat["question"], "question")
         options = _options(flat)
     except TooManyOptionsError as error:  # left out, such questions would leave an easier exam
-        raise BadDataError([BadRow(rows.file_label(source), number, str(error))],
-                           advice="questions with more options than can be asked, which --drop-bad does not leave out") from None
+        raise BadDataError(
+            [BadRow(rows.file_label(source), number, str(error))],
+            advice="questions with more options than can be asked, which --drop-bad does not leave out",
+        ) from None
     subject = plain_number(flat.get("subject")) or plain_number(flat.get("config"))
-    has_columns = set("ABCDE") <= row.keys() and len(options) <= 5 and "answer" in row and not source.fields
+    has_columns = (
+        set("ABCDE") <= row.keys() and len(options) <= 5 and "answer" in row and not source.fields
+    )
     named = "subject" if subject in KORMEDMCQA_SUBJECTS else "columns" if has_columns else ""
     key = Key(number, flat["answer"], options, flat.get(NAMES, ()), flat.get(SAID, ()), named)
     return Draft(stem, options, key, subject, flat)
@@ -71,8 +83,10 @@ def _flat(row: Row, source: Source) -> Row:
         if missing:
             raise rows.columns_missing(source, missing, list(row))
         if not 4 <= len(source.fields) <= len(LETTERS) + 2:
-            raise ValueError(f"source {source.name!r}: `fields` has {len(source.fields)} names, expected the columns of "
-                             f"the question, of 2 to {len(LETTERS)} options and of the answer, in this order")
+            raise ValueError(
+                f"source {source.name!r}: `fields` has {len(source.fields)} names, expected the columns of "
+                f"the question, of 2 to {len(LETTERS)} options and of the answer, in this order"
+            )
         values = [row[name] for name in source.fields]
         return {"question": values[0], **dict(zip(LETTERS, values[1:-1])), "answer": values[-1]}
     if "messages" in row:
@@ -80,14 +94,25 @@ def _flat(row: Row, source: Source) -> Row:
     if "label" in row and str(row.get("question", "")).lstrip().startswith("#"):
         return _from_markdown(row)
     key = next((name for name in KEYS if not is_absent(row.get(name))), "answer")
-    listed = next((row[name] for name in ("options", "choices") if isinstance(row.get(name), dict | list)), None)
+    listed = next(
+        (row[name] for name in ("options", "choices") if isinstance(row.get(name), dict | list)),
+        None,
+    )
     if listed is not None and "question" in row and key in row:
         exam = {"exam": "medqa"} if "meta_info" in row else {}
         return {**exam, **row, **_listed(listed), "answer": row[key], SAID: _said_beside(row, key)}
     if {"question", "opa", "opb"} <= row.keys() and key in row:  # MedMCQA
-        options = {letter: row.get(f"op{letter.lower()}") for letter in LETTERS if f"op{letter.lower()}" in row}
+        options = {
+            letter: row.get(f"op{letter.lower()}")
+            for letter in LETTERS
+            if f"op{letter.lower()}" in row
+        }
         return {**row, **options, "answer": row[key], SAID: _said_beside(row, key)}
-    missing = [name for name in ("question", "A", "B", "answer") if name not in row and not (name == "answer" and key in row)]
+    missing = [
+        name
+        for name in ("question", "A", "B", "answer")
+        if name not in row and not (name == "answer" and key in row)
+    ]
     if missing:
         raise rows.columns_missing(source, missing, list(row))
     return {**row, "answer": row[key], SAID: _said_beside(row, key)} if key != "answer" else row
@@ -104,16 +129,25 @@ def _listed(value: Any) -> Row:
 
     Raises: BadRowReason for more than there are letters.
     """
-    if isinstance(value, dict) and isinstance(value.get("text"), list) and isinstance(value.get("label"), list):
+    if (
+        isinstance(value, dict)
+        and isinstance(value.get("text"), list)
+        and isinstance(value.get("label"), list)
+    ):
         pairs = list(zip(value["label"], value["text"], strict=False))
     elif isinstance(value, dict):
         pairs = list(value.items())
         if all(plain_number(name).upper() in [*LETTERS] for name, _ in pairs):
             pairs.sort(key=lambda pair: LETTERS.index(pair[0].strip().upper()))
-            return {name.strip().upper(): text for name, text in pairs}  # a letter may be missing: that is seen later
+            return {
+                name.strip().upper(): text for name, text in pairs
+            }  # a letter may be missing: that is seen later
     elif value and all(isinstance(one, dict) for one in value):
         called = (("key", "label", "id"), ("value", "text", "content"))
-        pairs = [tuple(next((one[name] for name in names if name in one), None) for names in called) for one in value]
+        pairs = [
+            tuple(next((one[name] for name in names if name in one), None) for names in called)
+            for one in value
+        ]
     else:
         pairs = list(zip(LETTERS + "?" * len(value), value))
     while pairs and is_absent(pairs[-1][1]):
@@ -121,22 +155,35 @@ def _listed(value: Any) -> Row:
     if len(pairs) > len(LETTERS):
         raise TooManyOptionsError(f"{len(pairs)} options, expected 2 to {len(LETTERS)}")
     names = tuple(plain_number(name).upper() for name, _ in pairs)
-    own = {NAMES: names} if names != tuple(LETTERS[: len(names)]) and all(names) and len(set(names)) == len(names) else {}
+    own = (
+        {NAMES: names}
+        if names != tuple(LETTERS[: len(names)]) and all(names) and len(set(names)) == len(names)
+        else {}
+    )
     return {**dict(zip(LETTERS, (text for _, text in pairs))), **own}
 
 
 def _options(row: Row) -> tuple[str, ...]:
     """Returns the options A.. of the row. A trailing one may be absent or null, but not empty: that is a lost text."""
     present = _run([letter for letter in string.ascii_uppercase if not is_absent(row.get(letter))])
-    expected = string.ascii_uppercase[: string.ascii_uppercase.index(present[-1]) + 1] if present else ""
+    expected = (
+        string.ascii_uppercase[: string.ascii_uppercase.index(present[-1]) + 1] if present else ""
+    )
     if not 2 <= len(expected) <= len(LETTERS):
-        raise (BadRowReason if len(expected) < 2 else TooManyOptionsError)(f"{len(expected)} options, expected 2 to {len(LETTERS)}")
+        raise (BadRowReason if len(expected) < 2 else TooManyOptionsError)(
+            f"{len(expected)} options, expected 2 to {len(LETTERS)}"
+        )
     return tuple(text_of(row.get(letter), f"option {letter}") for letter in expected)
 
 
 def _run(letters: list[str]) -> list[str]:
     """Returns the letters without those past E that do not go on from the one before: they name something else."""
-    return [x for x in letters if x <= "E" or all(chr(code) in letters for code in range(ord("F"), ord(x))) and "E" in letters]
+    return [
+        x
+        for x in letters
+        if x <= "E"
+        or (all(chr(code) in letters for code in range(ord("F"), ord(x))) and "E" in letters)
+    ]
 
 
 def is_absent(value: Any) -> bool:
@@ -152,15 +199,25 @@ def _from_chat(row: Row) -> Row:
     """
     turns = {turn.get("role"): str(turn.get("content") or "") for turn in row["messages"]}
     asked = re.search(r"\[문제\]\s*(.*?)\s*\[선택지\]\s*(.*)", turns.get("user", ""), re.DOTALL)
-    answered = re.search(r"(.*)정답\s*[:：]\s*([A-J]|10|[1-9])\s*$", turns.get("assistant", ""), re.DOTALL)
+    answered = re.search(
+        r"(.*)정답\s*[:：]\s*([A-J]|10|[1-9])\s*$", turns.get("assistant", ""), re.DOTALL
+    )
     if not asked or not answered:
-        raise BadRowReason("no exam question in the chat: expected [문제] and [선택지] in the user's turn and "
-                           "'정답: X' at the end of the assistant's")
+        raise BadRowReason(
+            "no exam question in the chat: expected [문제] and [선택지] in the user's turn and "
+            "'정답: X' at the end of the assistant's"
+        )
     meta = row.get("meta") or {}
     key = meta.get("gold") or answered[2]
     reasoning = answered[1] if key == answered[2] else ""
-    return {**_lettered(asked[2], r"{}\. "), "question": asked[1], "answer": key, "cot": reasoning,
-            "subject": meta.get("subject"), "id": meta.get("id")}
+    return {
+        **_lettered(asked[2], r"{}\. "),
+        "question": asked[1],
+        "answer": key,
+        "cot": reasoning,
+        "subject": meta.get("subject"),
+        "id": meta.get("id"),
+    }
 
 
 def _from_markdown(row: Row) -> Row:
@@ -168,23 +225,34 @@ def _from_markdown(row: Row) -> Row:
 
     Reasoning that ends in another letter than `label` would teach a wrong answer: it is left out, the question stays.
     """
-    asked = re.search(r"## Question:\s*(.*?)\n(- A: .*?)\s*(?:Answer:\s*)?$", str(row["question"]), re.DOTALL)
+    asked = re.search(
+        r"## Question:\s*(.*?)\n(- A: .*?)\s*(?:Answer:\s*)?$", str(row["question"]), re.DOTALL
+    )
     if not asked:
-        raise BadRowReason("no exam question in the text: expected '## Question:' and options as '- A: ...'")
+        raise BadRowReason(
+            "no exam question in the text: expected '## Question:' and options as '- A: ...'"
+        )
     reasoning, _, last_line = str(row.get("answer") or "").strip().rpartition("\n")
     concluded = _CONCLUSION.search(last_line)
     if not concluded:
         reasoning = f"{reasoning}\n{last_line}"
     elif (concluded["letter"] or concluded["alone"] or row["label"]) != row["label"]:
         reasoning = ""
-    return {**_lettered(asked[2], "- {}: "), "question": asked[1], "cot": reasoning, "exam": "medqa",
-            "answer": row["label"]}
+    return {
+        **_lettered(asked[2], "- {}: "),
+        "question": asked[1],
+        "cot": reasoning,
+        "exam": "medqa",
+        "answer": row["label"],
+    }
 
 
 def _lettered(block: str, mark: str) -> Row:
     """Returns {letter: option} of a block in which option X begins a line with mark.format(X)."""
-    starts = [(letter, re.search("^" + mark.format(letter), block, re.MULTILINE)) for letter in LETTERS]
+    starts = [
+        (letter, re.search("^" + mark.format(letter), block, re.MULTILINE)) for letter in LETTERS
+    ]
     in_turn = _run([letter for letter, match in starts if match])
     starts = [(letter, match) for letter, match in starts if letter in in_turn]
     ends = [match.start() for _, match in starts[1:]] + [len(block)]
-    return {letter: block[match.end():end].strip() for (letter, match), end in zip(starts, ends)}
+    return {letter: block[match.end() : end].strip() for (letter, match), end in zip(starts, ends)}

@@ -28,7 +28,8 @@ from medkor_jax.data.rows import BadDataError, BadRow, Loaded, Source
 # "정답은 A가 아니다".
 _STATED = re.compile(
     r"정답(?:은|:|：)?\s*[(\[*\"']*(?P<ko>[A-J])(?![A-Za-z0-9])(?!\W*(?:가|는|은)?\s*아니)"
-    r"|\b[Aa]nswer(?:\s+is|:)\s*[(\[*\"']*(?P<en>[A-J])(?![A-Za-z0-9'])(?!(?<=I)\s+[a-z])")
+    r"|\b[Aa]nswer(?:\s+is|:)\s*[(\[*\"']*(?P<en>[A-J])(?![A-Za-z0-9'])(?!(?<=I)\s+[a-z])"
+)
 
 
 def load(source: Source, *, drop_bad: bool) -> Loaded[Question]:
@@ -38,21 +39,37 @@ def load(source: Source, *, drop_bad: bool) -> Loaded[Question]:
     """
     if source.path == rows.EMBEDDED:
         if not source.language:
-            raise ValueError(f"source {source.name!r}: the embedded exam is in two languages; set language to 'ko' or 'en'")
+            raise ValueError(
+                f"source {source.name!r}: the embedded exam is in two languages; set language to 'ko' or 'en'"
+            )
         told = embedded.reasonings if source.kind == "reasoning" else embedded.questions
         questions = told(source.split, source.language)
-        return Loaded(questions[:source.limit or None], [])
+        return Loaded(questions[: source.limit or None], [])
     tally = Tally()
     # How keys count is decided over all rows, also where only the first are wanted.
     whole = dataclasses.replace(source, limit=0)
-    found = rows.convert_rows(whole, lambda number, row: (number, draft_from_row(row, source, number)), tally=tally)
-    items = [item for item in found if not isinstance(item, Note)]  # the notes are taken from the tally, at the end
+    found = rows.convert_rows(
+        whole, lambda number, row: (number, draft_from_row(row, source, number)), tally=tally
+    )
+    items = [
+        item for item in found if not isinstance(item, Note)
+    ]  # the notes are taken from the tally, at the end
     drafts = [item for item in items if not isinstance(item, BadRow)]
     try:
-        keys = read_keys([draft.key for _, draft in drafts], answers_from=source.answers_from, name=source.name, tally=tally)
+        keys = read_keys(
+            [draft.key for _, draft in drafts],
+            answers_from=source.answers_from,
+            name=source.name,
+            tally=tally,
+        )
     except AmbiguousKeys as error:
-        bad = [BadRow(rows.file_label(source), 0, str(error)), *(item for item in items if isinstance(item, BadRow))]
-        raise BadDataError(bad, advice="answers that can be read in two ways, which --drop-bad does not decide") from None
+        bad = [
+            BadRow(rows.file_label(source), 0, str(error)),
+            *(item for item in items if isinstance(item, BadRow)),
+        ]
+        raise BadDataError(
+            bad, advice="answers that can be read in two ways, which --drop-bad does not decide"
+        ) from None
     answers = dict(zip((number for number, _ in drafts), keys))
     seen: dict[str, int] = {}
     read: list[Question | BadRow] = []
@@ -77,18 +94,28 @@ def question_from_row(row: Row, source: Source, number: int) -> Question:
     Raises: BadRowReason if the row cannot be used, BadDataError if its columns are not those of an exam; AmbiguousKeys.
     """
     draft, tally = draft_from_row(row, source, number), Tally()
-    (answer,) = read_keys([draft.key], answers_from=source.answers_from, name=source.name, tally=tally)
+    (answer,) = read_keys(
+        [draft.key], answers_from=source.answers_from, name=source.name, tally=tally
+    )
     return _question(draft, answer, source, number, tally)
 
 
-def _question(draft: Draft, answer: int | str, source: Source, number: int, tally: Tally) -> Question:
+def _question(
+    draft: Draft, answer: int | str, source: Source, number: int, tally: Tally
+) -> Question:
     if isinstance(answer, str):
         raise BadRowReason(answer)
     row, subject, options = draft.row, draft.subject, draft.options
-    exam = f"kormedmcqa/{subject}" if subject in KORMEDMCQA_SUBJECTS else plain_number(row.get("exam")) or source.name
+    exam = (
+        f"kormedmcqa/{subject}"
+        if subject in KORMEDMCQA_SUBJECTS
+        else plain_number(row.get("exam")) or source.name
+    )
     split = plain_number(row.get("split")) or rows.part_name(source)
     numbered = f"{subject or exam}/{split}/{row.get('row', number - 1)}"
-    reasoning = next((row[name] for name in ("cot", "rationale") if plain_number(row.get(name))), "")
+    reasoning = next(
+        (row[name] for name in ("cot", "rationale") if plain_number(row.get(name))), ""
+    )
     rationale = text_of(reasoning, "reasoning").strip() if reasoning != "" else ""
     if stated_letter(rationale, len(options)) not in ("", LETTERS[answer]):
         rationale = ""
@@ -98,9 +125,17 @@ def _question(draft: Draft, answer: int | str, source: Source, number: int, tall
     year = plain_number(row.get("year"))
     tally.count("years left out, since they are no number", bool(year) and not year.isdecimal())
     return Question(
-        id=plain_number(row.get("id")) or numbered, exam=exam, year=int(year) if year.isdecimal() else None,
-        language=language, question=draft.question, options=options, answer=answer, rationale=rationale,
-        number=_number(row), origin=plain_number(row.get("translated_from")))
+        id=plain_number(row.get("id")) or numbered,
+        exam=exam,
+        year=int(year) if year.isdecimal() else None,
+        language=language,
+        question=draft.question,
+        options=options,
+        answer=answer,
+        rationale=rationale,
+        number=_number(row),
+        origin=plain_number(row.get("translated_from")),
+    )
 
 
 def _number(row: Row) -> str:

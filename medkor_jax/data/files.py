@@ -24,9 +24,12 @@ from medkor_jax.data.tables import TEXT, read_csv, read_tabs
 SUFFIXES = (".csv", ".jsonl", ".json", ".txt", ".tsv", ".parquet")
 
 
-
 def read_file(
-    path: pathlib.Path, tally: Tally, *, has_tabs: bool = False, columns: Sequence[tuple[str, ...]] = ()
+    path: pathlib.Path,
+    tally: Tally,
+    *,
+    has_tabs: bool = False,
+    columns: Sequence[tuple[str, ...]] = (),
 ) -> Iterator[Row | str | None]:
     """Yields the rows of a file.
 
@@ -37,7 +40,9 @@ def read_file(
     """
     suffix = pathlib.Path(path.name.removesuffix(".gz")).suffix.lower()
     if suffix not in SUFFIXES:
-        raise UnreadableFile(f"{suffix or 'no suffix'!r}, expected one of {', '.join(SUFFIXES)} (text may be .gz)")
+        raise UnreadableFile(
+            f"{suffix or 'no suffix'!r}, expected one of {', '.join(SUFFIXES)} (text may be .gz)"
+        )
     try:
         if suffix == ".parquet":
             yield from _read_parquet(path)
@@ -71,7 +76,11 @@ def read_jsonl(file: io.TextIOBase) -> Iterator[Row | str | None]:
         except _TwiceError as error:
             yield str(error)
         else:
-            yield row if isinstance(row, dict) else f"a JSON {type(row).__name__}, expected an object with named fields"
+            yield (
+                row
+                if isinstance(row, dict)
+                else f"a JSON {type(row).__name__}, expected an object with named fields"
+            )
 
 
 class _TwiceError(ValueError):
@@ -113,13 +122,22 @@ def _read_json(file: io.TextIOBase, tally: Tally) -> Iterator[Row | str | None]:
 def _rows_of_json(value: Any, tally: Tally) -> list[Row | str]:
     """Returns the rows of a whole JSON document: the list that it is, or the only list of objects it holds."""
     if isinstance(value, dict):
-        lists = [name for name, v in value.items() if isinstance(v, list) and v and isinstance(v[0], dict)]
+        lists = [
+            name
+            for name, v in value.items()
+            if isinstance(v, list) and v and isinstance(v[0], dict)
+        ]
         if len(lists) == 1:
             if beside := [name for name in value if name != lists[0]]:
-                tally.say(f"the rows are the list {lists[0]!r}; beside it and left out: {', '.join(map(repr, beside))}")
+                tally.say(
+                    f"the rows are the list {lists[0]!r}; beside it and left out: {', '.join(map(repr, beside))}"
+                )
             value = value[lists[0]]
     value = value if isinstance(value, list) else [value]
-    return [row if isinstance(row, dict) else f"a JSON {type(row).__name__}, expected an object" for row in value]
+    return [
+        row if isinstance(row, dict) else f"a JSON {type(row).__name__}, expected an object"
+        for row in value
+    ]
 
 
 def _read_parquet(path: pathlib.Path) -> Iterator[Row]:

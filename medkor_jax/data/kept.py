@@ -25,7 +25,9 @@ from typing import Any
 from medkor_jax.data.contents import cache_directory, hash_file, sha256_of
 
 LIST = "files.json"
-CHECKED_BY_ROW = ".texts"  # files of this suffix bear a checksum for each row: here only their size is looked at
+CHECKED_BY_ROW = (
+    ".texts"  # files of this suffix bear a checksum for each row: here only their size is looked at
+)
 
 
 class CacheError(OSError):
@@ -49,7 +51,9 @@ def keep(kind: str, key: str, make: Callable[[pathlib.Path], None]) -> pathlib.P
                 shutil.rmtree(left, ignore_errors=True)
             _make(place, make)
     except OSError as error:
-        if error.filename is not None and not str(error.filename).startswith(str(cache_directory())):
+        if error.filename is not None and not str(error.filename).startswith(
+            str(cache_directory())
+        ):
             raise  # a file that was to be read
         raise CacheError(
             f"cannot keep what was read in {place.parent}: {error}. It needs about as much room as the source; set MEDKOR_CACHE "
@@ -96,11 +100,15 @@ def _make(place: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
     try:
         make(beside)
         files = {file.name: list(_said_of(file)) for file in sorted(beside.iterdir())}
-        (beside / LIST).write_text(json.dumps({"files": files, "checksum": _checksum(files)}), encoding="ascii")
+        (beside / LIST).write_text(
+            json.dumps({"files": files, "checksum": _checksum(files)}), encoding="ascii"
+        )
         try:
             os.rename(beside, place)
         except OSError:
-            if not is_whole(place):  # where no lock could be had, another process may have been as quick
+            if not is_whole(
+                place
+            ):  # where no lock could be had, another process may have been as quick
                 shutil.rmtree(place, ignore_errors=True)
                 os.rename(beside, place)
     finally:

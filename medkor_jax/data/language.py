@@ -26,7 +26,10 @@ import numpy as np
 
 LANGUAGES = ("en", "ko")
 ENGLISH, KOREAN = range(len(LANGUAGES))  # rows of the language embedding
-LANGUAGE_UNITS = ("token", "document")  # how a token's language is told: by its own text, or by its whole document's
+LANGUAGE_UNITS = (
+    "token",
+    "document",
+)  # how a token's language is told: by its own text, or by its whole document's
 
 # Jamo, compatibility jamo, jamo extended A, syllables, jamo extended B, halfwidth jamo. All are three
 # bytes in UTF-8, which is all that the automaton reads.
@@ -144,7 +147,9 @@ def _build_tables() -> tuple[np.ndarray, np.ndarray]:
             next_state[number, _FIRST_BYTE + byte] = to
             _, only_hangul, leans_korean = states[to]
             finished = bytes([byte]) in completions
-            language[number, _FIRST_BYTE + byte] = KOREAN if finished or only_hangul or leans_korean else ENGLISH
+            language[number, _FIRST_BYTE + byte] = (
+                KOREAN if finished or only_hangul or leans_korean else ENGLISH
+            )
     return next_state, language
 
 

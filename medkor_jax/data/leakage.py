@@ -40,4 +40,8 @@ def find_leaks(
 def unexcused(leaks: Sequence[Leak], allowed: Sequence[str]) -> list[Leak]:
     """Returns the leaks that `allowed` names neither by key nor by their pair of sources."""
     named = {" ".join(name.split()) for name in allowed}
-    return [leak for leak in leaks if leak.key not in named and f"{leak.trained_source} ~ {leak.judged_source}" not in named]
+    return [
+        leak
+        for leak in leaks
+        if leak.key not in named and f"{leak.trained_source} ~ {leak.judged_source}" not in named
+    ]

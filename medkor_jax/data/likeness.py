@@ -30,7 +30,9 @@ NEAR_CONTAINED = 0.9  # share of the judged document's runs that a text has
 NEAR_MIN_RUNS = 30  # with fewer, one changed word makes another document, not a copy
 LONG_STEM = 120  # letters (a Hangul syllable counts two): a patient's history, no longer a template around one name
 INSIDE_STEM = 20  # letters: a shorter stem may stand in a text by chance
-INSIDE_WHOLE = 60  # letters of stem and options: with fewer, all of them may stand in a text by chance
+INSIDE_WHOLE = (
+    60  # letters of stem and options: with fewer, all of them may stand in a text by chance
+)
 _SAMPLE_RUNS = 64
 # Least share of the sampled runs for a pair to be compared on all of them, where it needs 0.5 (of all runs of
 # both: 2/3 of each) or 0.9. A sample of 64 strays by 0.06 at most (one standard deviation).
@@ -39,12 +41,102 @@ TEXT_CANDIDATE = 0.78
 
 # Words that any question may consist of. A stem of these alone says nothing about what it asks.
 _SAYS_NOTHING = frozenset(
-    "a all an and answer appropriate are best be choose correct diagnosis except false following for from in incorrect is "
-    "it likely management most next not of one option options regarding right select statement statements step that the "
-    "this to treatment true what which with wrong "
-    "가장 것 것은 것을 것이 경우는 고르시오 다른 다음 답은 대한 또는 맞는 무엇인가 방법은 방법이 볼 설명 설명으로 "
-    "설명이 수 아닌 않는 않은 알맞은 없는 옳은 옳지 올바른 위 이 있는 적절하지 적절한 적합한 조치는 중 중에서 진단은 "
-    "처치는 치료 치료는 치료로 틀린 해당하는 해당하지 검사는".split())
+    [
+        "a",
+        "all",
+        "an",
+        "and",
+        "answer",
+        "appropriate",
+        "are",
+        "best",
+        "be",
+        "choose",
+        "correct",
+        "diagnosis",
+        "except",
+        "false",
+        "following",
+        "for",
+        "from",
+        "in",
+        "incorrect",
+        "is",
+        "it",
+        "likely",
+        "management",
+        "most",
+        "next",
+        "not",
+        "of",
+        "one",
+        "option",
+        "options",
+        "regarding",
+        "right",
+        "select",
+        "statement",
+        "statements",
+        "step",
+        "that",
+        "the",
+        "this",
+        "to",
+        "treatment",
+        "true",
+        "what",
+        "which",
+        "with",
+        "wrong",
+        "가장",
+        "것",
+        "것은",
+        "것을",
+        "것이",
+        "경우는",
+        "고르시오",
+        "다른",
+        "다음",
+        "답은",
+        "대한",
+        "또는",
+        "맞는",
+        "무엇인가",
+        "방법은",
+        "방법이",
+        "볼",
+        "설명",
+        "설명으로",
+        "설명이",
+        "수",
+        "아닌",
+        "않는",
+        "않은",
+        "알맞은",
+        "없는",
+        "옳은",
+        "옳지",
+        "올바른",
+        "위",
+        "이",
+        "있는",
+        "적절하지",
+        "적절한",
+        "적합한",
+        "조치는",
+        "중",
+        "중에서",
+        "진단은",
+        "처치는",
+        "치료",
+        "치료는",
+        "치료로",
+        "틀린",
+        "해당하는",
+        "해당하지",
+        "검사는",
+    ]
+)
 
 
 def normalise(text: str) -> str:
@@ -102,8 +194,14 @@ class Form:
 
 def form_of(source: str, document: Document) -> Form:
     if isinstance(document, Question):
-        return _form(source, document.id, document.question.strip(), tuple(sorted(o.strip() for o in document.options)),
-                     normalise(document.options[document.answer]), is_question=True)
+        return _form(
+            source,
+            document.id,
+            document.question.strip(),
+            tuple(sorted(o.strip() for o in document.options)),
+            normalise(document.options[document.answer]),
+            is_question=True,
+        )
     return text_form(source, document.id, "".join(text for text, _ in document.parts))
 
 
@@ -111,12 +209,16 @@ def text_form(source: str, id: str, text: str) -> Form:
     return _form(source, id, text, (), "", is_question=False)
 
 
-def _form(source: str, id: str, raw: str, raw_options: tuple[str, ...], answer: str, *, is_question: bool) -> Form:
+def _form(
+    source: str, id: str, raw: str, raw_options: tuple[str, ...], answer: str, *, is_question: bool
+) -> Form:
     asked = asked_form(raw)
     stem, options = asked.replace("?", ""), tuple(sorted(map(normalise, raw_options)))
     runs = _runs(stem)
     whole_runs = _runs(stem + "".join(options)) if is_question else runs
-    return Form(source, id, raw, raw_options, asked, stem, options, answer, runs, whole_runs, is_question)
+    return Form(
+        source, id, raw, raw_options, asked, stem, options, answer, runs, whole_runs, is_question
+    )
 
 
 def content_key(question: Question) -> str:
@@ -135,11 +237,17 @@ def match(ours: Form, theirs: Form) -> tuple[str, str, float] | None:
 def _match_questions(ours: Form, theirs: Form) -> tuple[str, str, float] | None:
     same_options = ours.options == theirs.options
     if ours.stem == theirs.stem and (same_options or not says_nothing(theirs.raw_stem)):
-        is_exact = ours.raw_stem == theirs.raw_stem and (not same_options or ours.raw_options == theirs.raw_options)
+        is_exact = ours.raw_stem == theirs.raw_stem and (
+            not same_options or ours.raw_options == theirs.raw_options
+        )
         return "exact" if is_exact else "normalised", "whole" if same_options else "stem", 1.0
     stem = _overlap(ours.runs, theirs.runs)
     is_long = letters(theirs.stem) >= LONG_STEM
-    if stem.jaccard >= NEAR_STEM_OF_WHOLE and ours.answer == theirs.answer and (is_long or _digits(ours) == _digits(theirs)):
+    if (
+        stem.jaccard >= NEAR_STEM_OF_WHOLE
+        and ours.answer == theirs.answer
+        and (is_long or _digits(ours) == _digits(theirs))
+    ):
         whole = _overlap(ours.whole_runs, theirs.whole_runs)
         if whole.jaccard >= NEAR_JACCARD and whole.smaller >= NEAR_MIN_RUNS:
             return "near", "whole", whole.jaccard
@@ -157,7 +265,11 @@ def match_inside(ours: Form, theirs: Form) -> tuple[str, str, float] | None:
     is_there = theirs.stem in ours.stem
     if is_there and which == "whole" and length + sum(map(letters, theirs.options)) >= INSIDE_WHOLE:
         return "exact" if theirs.raw_stem in ours.raw_stem else "normalised", which, 1.0
-    if length >= INSIDE_STEM and not says_nothing(theirs.raw_stem) and (is_asked or is_told and is_there):
+    if (
+        length >= INSIDE_STEM
+        and not says_nothing(theirs.raw_stem)
+        and (is_asked or (is_told and is_there))
+    ):
         return "exact" if theirs.raw_stem in ours.raw_stem else "normalised", which, 1.0
     overlap = _overlap(ours.runs, theirs.runs)
     if is_told and overlap.contained >= NEAR_CONTAINED and overlap.smaller >= NEAR_MIN_RUNS:
@@ -167,7 +279,9 @@ def match_inside(ours: Form, theirs: Form) -> tuple[str, str, float] | None:
 
 def _match_texts(ours: Form, theirs: Form) -> tuple[str, str, float] | None:
     """Returns the match of a judged text with, or inside, what is trained on."""
-    if ours.stem == theirs.stem or (letters(theirs.stem) >= INSIDE_STEM and theirs.stem in ours.stem):
+    if ours.stem == theirs.stem or (
+        letters(theirs.stem) >= INSIDE_STEM and theirs.stem in ours.stem
+    ):
         return "exact" if theirs.raw_stem in ours.raw_stem else "normalised", "text", 1.0
     overlap = _overlap(ours.runs, theirs.runs)
     if overlap.contained >= NEAR_CONTAINED and overlap.smaller >= NEAR_MIN_RUNS:
@@ -190,7 +304,11 @@ class _Overlap:
 
 def _overlap(ours: np.ndarray, theirs: np.ndarray) -> _Overlap:
     shared = len(np.intersect1d(ours, theirs, assume_unique=True))
-    return _Overlap(shared / (len(ours) + len(theirs) - shared), shared / len(theirs), min(len(ours), len(theirs)))
+    return _Overlap(
+        shared / (len(ours) + len(theirs) - shared),
+        shared / len(theirs),
+        min(len(ours), len(theirs)),
+    )
 
 
 def sampled_runs(runs: np.ndarray) -> np.ndarray:
@@ -227,7 +345,9 @@ class Index:
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         theirs = self._owners[np.repeat(self._starts[at], counts) + within]
         pairs = np.repeat(owners, counts) * len(self._sizes) + theirs
-        shared = np.bincount(pairs, minlength=len(documents) * len(self._sizes)).reshape(len(documents), -1)
+        shared = np.bincount(pairs, minlength=len(documents) * len(self._sizes)).reshape(
+            len(documents), -1
+        )
         return np.argwhere(shared >= self._least)
 
 
@@ -238,10 +358,14 @@ def _runs(text: str) -> np.ndarray:
 
 def hashed_runs(text: str) -> np.ndarray:
     """Returns the hash of each run of SHINGLE letters in turn, uint64; a shorter text is one run."""
-    units = np.frombuffer(text.ljust(SHINGLE, "\0").encode("utf-32-le"), np.uint32).astype(np.uint64)
+    units = np.frombuffer(text.ljust(SHINGLE, "\0").encode("utf-32-le"), np.uint32).astype(
+        np.uint64
+    )
     count = len(units) - SHINGLE + 1
     hashed = np.zeros(count, np.uint64)
     for i in range(SHINGLE):
-        hashed = (hashed ^ units[i:i + count]) * np.uint64(0x9E3779B97F4A7C15)
-        hashed ^= hashed >> np.uint64(29)  # spreads the high bits, so that order by hash is random order
+        hashed = (hashed ^ units[i : i + count]) * np.uint64(0x9E3779B97F4A7C15)
+        hashed ^= hashed >> np.uint64(
+            29
+        )  # spreads the high bits, so that order by hash is random order
     return hashed

@@ -46,4 +46,6 @@ class Tally:
 
     def notes(self) -> list[Note]:
         """Returns what was met so far."""
-        return [Note(text) for text in self._said] + [Note(f"{what}: {n}") for what, n in self._counts.items() if n]
+        return [Note(text) for text in self._said] + [
+            Note(f"{what}: {n}") for what, n in self._counts.items() if n
+        ]

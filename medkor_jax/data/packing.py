@@ -52,18 +52,31 @@ def encode(example: Example, tokenizer: Tokenizer) -> Encoded:
     if example.eos:
         ids.append(tokenizer.eos_id)
         loss.append(example.parts[-1][1])
-    return Encoded(example.id, np.array(ids, np.int32), np.array(loss, bool), LANGUAGE_IDS[example.language], example.splittable)
+    return Encoded(
+        example.id,
+        np.array(ids, np.int32),
+        np.array(loss, bool),
+        LANGUAGE_IDS[example.language],
+        example.splittable,
+    )
 
 
 def find_too_long(
-    name: str, examples: Sequence[Example], tokenizer: Tokenizer, *, seq_len: int, loss_positions: int
+    name: str,
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    *,
+    seq_len: int,
+    loss_positions: int,
 ) -> dict[int, BadRow]:
     """Returns {index: why} for the examples that may not be cut and fit no row. name: of their source."""
     found: dict[int, BadRow] = {}
     asked: Sequence[int]
     room = min(seq_len, loss_positions)
     if isinstance(examples, StoredExamples):  # what their sizes tell needs no reading
-        asked = np.flatnonzero(~examples.is_splittable & (np.diff(examples.row_ends) + 2 > room)).tolist()
+        asked = np.flatnonzero(
+            ~examples.is_splittable & (np.diff(examples.row_ends) + 2 > room)
+        ).tolist()
     else:
         asked = range(len(examples))
     for index in asked:
@@ -73,9 +86,15 @@ def find_too_long(
         encoded = encode(example, tokenizer)
         length, losses = len(encoded.tokens) + 1, int(encoded.loss.sum())
         if length > seq_len:
-            found[index] = BadRow(name, index + 1, f"{example.id} has {length} tokens and may not be cut, seq_len is {seq_len}")
+            found[index] = BadRow(
+                name,
+                index + 1,
+                f"{example.id} has {length} tokens and may not be cut, seq_len is {seq_len}",
+            )
         elif losses > loss_positions:
-            reason = f"{example.id} has {losses} tokens with loss, loss_positions is {loss_positions}"
+            reason = (
+                f"{example.id} has {losses} tokens with loss, loss_positions is {loss_positions}"
+            )
             found[index] = BadRow(name, index + 1, reason)
     return found
 
@@ -88,7 +107,9 @@ def _surely_fits(example: Example, room: int) -> bool:
 class PackedRows:
     """B rows of T tokens being filled, of which at most M a row may be predicted."""
 
-    def __init__(self, *, batch_size: int, seq_len: int, loss_positions: int, bos_id: int, pad_id: int):
+    def __init__(
+        self, *, batch_size: int, seq_len: int, loss_positions: int, bos_id: int, pad_id: int
+    ):
         shape = (batch_size, seq_len)
         self._tokens = np.full(shape, pad_id, np.int32)
         self._positions = np.zeros(shape, np.int32)
@@ -129,8 +150,12 @@ class PackedRows:
         else:
             langs = self._documents
         return {
-            "tokens": self._tokens, "positions": self._positions, "segment_ids": self._segments,
-            "langs": langs.astype(np.int32), "loss_positions": self._loss_positions, "targets": self._targets,
+            "tokens": self._tokens,
+            "positions": self._positions,
+            "segment_ids": self._segments,
+            "langs": langs.astype(np.int32),
+            "loss_positions": self._loss_positions,
+            "targets": self._targets,
             "loss_weights": self._weights,
         }
 
@@ -147,7 +172,7 @@ class PackedRows:
         if count <= 0:
             return 0
         loss_room = self._targets.shape[1] - self._used_loss[row]
-        losses = np.cumsum(document.loss[start:start + count])
+        losses = np.cumsum(document.loss[start : start + count])
         if losses[-1] > loss_room:
             count = int(np.searchsorted(losses, loss_room, side="right"))
         return count if document.splittable or count == rest else 0
@@ -156,20 +181,24 @@ class PackedRows:
         bos_at = self._used[row]
         here = slice(bos_at, bos_at + count + 1)
         self._tokens[row, bos_at] = self._bos_id
-        self._tokens[row, bos_at + 1:here.stop] = document.tokens[start:start + count]
+        self._tokens[row, bos_at + 1 : here.stop] = document.tokens[start : start + count]
         self._positions[row, here] = np.arange(count + 1)
         self._segments[row, here] = self._segments[row].max() + 1
         self._documents[row, here] = document.language
-        lossy = np.flatnonzero(document.loss[start:start + count])
+        lossy = np.flatnonzero(document.loss[start : start + count])
         spots = slice(self._used_loss[row], self._used_loss[row] + len(lossy))
-        self._loss_positions[row, spots] = bos_at + lossy  # token i stands at bos_at + 1 + i: predicted one before
+        self._loss_positions[row, spots] = (
+            bos_at + lossy
+        )  # token i stands at bos_at + 1 + i: predicted one before
         self._targets[row, spots] = document.tokens[start + lossy]
         self._weights[row, spots] = 1.0
         self._used[row] = here.stop
         self._used_loss[row] = spots.stop
 
 
-def derive_loss_positions(sources: Sequence[Sequence[Example]], tokenizer: Tokenizer, seq_len: int) -> int:
+def derive_loss_positions(
+    sources: Sequence[Sequence[Example]], tokenizer: Tokenizer, seq_len: int
+) -> int:
     """Returns M for these examples, a multiple of 8 and at most T.
 
     Where nothing may be cut: a quarter more than the share of predicted tokens asks for (in the source that
@@ -180,14 +209,19 @@ def derive_loss_positions(sources: Sequence[Sequence[Example]], tokenizer: Token
     for examples in sources:
         if examples[0].splittable:
             return seq_len
-        sample = [encode(examples[i], tokenizer) for i in range(0, len(examples), max(1, len(examples) // _MEASURED))]
+        sample = [
+            encode(examples[i], tokenizer)
+            for i in range(0, len(examples), max(1, len(examples) // _MEASURED))
+        ]
         share = sum(e.loss.sum() for e in sample) / sum(len(e.tokens) + 1 for e in sample)
         needed = max(needed, 1.25 * share * seq_len)
         asked: Sequence[int] = range(len(examples))
         if isinstance(examples, StoredExamples):  # what their sizes tell needs no reading
             asked = np.flatnonzero(examples.loss_bytes + 1 > needed).tolist()
         for example in map(examples.__getitem__, asked):
-            if sum(len(text.encode()) for text, has_loss in example.parts if has_loss) + 1 > needed:  # else it has fewer
+            if (
+                sum(len(text.encode()) for text, has_loss in example.parts if has_loss) + 1 > needed
+            ):  # else it has fewer
                 encoded = encode(example, tokenizer)
                 if len(encoded.tokens) < seq_len:
                     needed = max(needed, int(encoded.loss.sum()))

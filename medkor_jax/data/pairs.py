@@ -27,7 +27,12 @@ from medkor_jax.data.tables import CELLS, TEXT
 
 LABELS = {"en": "English:", "ko": "한국어:"}
 DIRECTIONS = (("en", "ko"), ("ko", "en"))  # (given, target)
-COLUMNS = (("en", "ko"), ("eng", "kor"), ("english", "korean"), ("영어", "한국어"))  # English, Korean; upper case as well
+COLUMNS = (
+    ("en", "ko"),
+    ("eng", "kor"),
+    ("english", "korean"),
+    ("영어", "한국어"),
+)  # English, Korean; upper case as well
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +45,9 @@ class Pair:
 
 
 def load(
-    source: Source, numbered: Iterable[tuple[int, Row | str]] | None = None, tally: Tally | None = None
+    source: Source,
+    numbered: Iterable[tuple[int, Row | str]] | None = None,
+    tally: Tally | None = None,
 ) -> Iterator[Example | BadRow | Note]:
     """Yields two Examples for each pair, into Korean first, or what is wrong with the pair; then what was noted.
 
@@ -58,7 +65,9 @@ def load_pairs(source: Source, *, drop_bad: bool) -> Loaded[Pair]:
     Raises: BadDataError for bad rows (unless `drop_bad`), and as `load`; ValueError if the source holds no pairs.
     """
     if source.kind != "translation":
-        raise ValueError(f"source {source.name!r} is of kind {source.kind!r}, expected 'translation'")
+        raise ValueError(
+            f"source {source.name!r} is of kind {source.kind!r}, expected 'translation'"
+        )
     return rows.settle(source, *rows.split_bad(_read(source)), drop_bad=drop_bad)
 
 
@@ -71,9 +80,12 @@ def both_ways(pair: Pair) -> list[Example]:
     """Returns the pair as two Examples; the language of each is that of its target."""
     text = {"en": pair.en, "ko": pair.ko}
     return [
-        Example(f"{pair.id}/{given}-{target}",
-                ((translation_prompt(text[given], given, target), False), (f" {text[target]}", True)),
-                target, splittable=False)
+        Example(
+            f"{pair.id}/{given}-{target}",
+            ((translation_prompt(text[given], given, target), False), (f" {text[target]}", True)),
+            target,
+            splittable=False,
+        )
         for given, target in DIRECTIONS
     ]
 
@@ -81,19 +93,27 @@ def both_ways(pair: Pair) -> list[Example]:
 def pair_of(example: Example) -> Pair | None:
     """Returns the pair that `both_ways` made this example of; None of any other."""
     for given, target in DIRECTIONS:
-        match = re.fullmatch(f"{re.escape(LABELS[given])} (.*)\n{re.escape(LABELS[target])}", example.parts[0][0], re.DOTALL)
+        match = re.fullmatch(
+            f"{re.escape(LABELS[given])} (.*)\n{re.escape(LABELS[target])}",
+            example.parts[0][0],
+            re.DOTALL,
+        )
         if match and len(example.parts) == 2:
             return Pair(example.id, **{given: match[1], target: example.parts[1][0].strip()})
     return None
 
 
 def _read(
-    source: Source, numbered: Iterable[tuple[int, Row | str]] | None = None, tally: Tally | None = None
+    source: Source,
+    numbered: Iterable[tuple[int, Row | str]] | None = None,
+    tally: Tally | None = None,
 ) -> Iterator[Pair | BadRow | Note]:
     if source.path == rows.EMBEDDED:
         from medkor_jax.data import embedded
 
-        yield from itertools.starmap(Pair, itertools.islice(embedded.pairs(source.subset or "all"), source.limit or None))
+        yield from itertools.starmap(
+            Pair, itertools.islice(embedded.pairs(source.subset or "all"), source.limit or None)
+        )
         return
     tally = tally or Tally()
     if twins := twin_files(source):
@@ -103,8 +123,10 @@ def _read(
     def convert(number: int, row: Row) -> Pair:
         pair = Pair(f"{source.name}/{number - 1}", *_sentences(row, source, tally))
         if number == 1 and (twins or CELLS in row) and _looks_like_header(pair):
-            raise BadRowReason(f"{pair.en!r} and {pair.ko!r} look like the names of columns and not like a pair; "
-                               "delete the line, or in a file of tabs write en and ko")
+            raise BadRowReason(
+                f"{pair.en!r} and {pair.ko!r} look like the names of columns and not like a pair; "
+                "delete the line, or in a file of tabs write en and ko"
+            )
         return pair
 
     yield from rows.convert_rows(source, convert, numbered, tally=tally, columns=COLUMNS)
@@ -112,7 +134,9 @@ def _read(
 
 def _looks_like_header(pair: Pair) -> bool:
     """Whether two different words stand there, neither of them Korean."""
-    return pair.en != pair.ko and all(re.fullmatch(r"[A-Za-z]\w*(?:[ _-]\w+)?", said, re.ASCII) for said in (pair.en, pair.ko))
+    return pair.en != pair.ko and all(
+        re.fullmatch(r"[A-Za-z]\w*(?:[ _-]\w+)?", said, re.ASCII) for said in (pair.en, pair.ko)
+    )
 
 
 def twin_files(source: Source) -> tuple[pathlib.Path, pathlib.Path] | None:
@@ -123,7 +147,10 @@ def twin_files(source: Source) -> tuple[pathlib.Path, pathlib.Path] | None:
     found = [twin for twin in twins if twin.is_file()]
     if len(found) == 1:
         lost = twins[1] if found[0] == twins[0] else twins[0]
-        raise BadDataError([BadRow(str(found[0]), 0, f"its twin {lost} is not there")], advice="half a pair of files")
+        raise BadDataError(
+            [BadRow(str(found[0]), 0, f"its twin {lost} is not there")],
+            advice="half a pair of files",
+        )
     return twins if found else None
 
 
@@ -140,9 +167,13 @@ def _sentences(row: Row, source: Source, tally: Tally) -> tuple[str, str]:
         tally.count("lines with more than two cells, the further ones left out", len(cells) > 2)
     else:
         if source.fields and len(source.fields) != 2:
-            raise ValueError(f"source {source.name!r}: `fields` is {source.fields}, expected two names: English, Korean")
+            raise ValueError(
+                f"source {source.name!r}: `fields` is {source.fields}, expected two names: English, Korean"
+            )
         names = {name.strip().casefold(): name for name in row}
-        usual = (tuple(names[name] for name in pair) for pair in COLUMNS if names.keys() >= set(pair))
+        usual = (
+            tuple(names[name] for name in pair) for pair in COLUMNS if names.keys() >= set(pair)
+        )
         columns = source.fields or next(usual, COLUMNS[0])
         missing = [column for column in columns if column not in row]
         if missing:
@@ -151,10 +182,14 @@ def _sentences(row: Row, source: Source, tally: Tally) -> tuple[str, str]:
     return text_of(english, "English sentence").strip(), text_of(korean, "Korean sentence").strip()
 
 
-def _read_twins(source: Source, twins: tuple[pathlib.Path, pathlib.Path], tally: Tally) -> Iterator[tuple[int, Row]]:
+def _read_twins(
+    source: Source, twins: tuple[pathlib.Path, pathlib.Path], tally: Tally
+) -> Iterator[tuple[int, Row]]:
     english, korean = (_lines(twin, tally) for twin in twins)
     if len(english) != len(korean):
-        counts = f"{len(english)} lines, but {twins[1]} has {len(korean)}: the sentences do not pair up"
+        counts = (
+            f"{len(english)} lines, but {twins[1]} has {len(korean)}: the sentences do not pair up"
+        )
         raise BadDataError([BadRow(str(twins[0]), 0, counts)], advice="files of different length")
     pairs = ({"en": e, "ko": k} for e, k in zip(english, korean))
     yield from itertools.islice(enumerate(pairs, start=1), source.limit or None)
@@ -166,7 +201,9 @@ def _lines(path: pathlib.Path, tally: Tally) -> list[str]:
         with open_text(path, tally) as file:
             lines = list(lines_of(file))
     except UnreadableFile as error:
-        raise BadDataError([BadRow(str(path), 0, str(error))], advice="one of a pair of files cannot be read") from error
+        raise BadDataError(
+            [BadRow(str(path), 0, str(error))], advice="one of a pair of files cannot be read"
+        ) from error
     while lines and not lines[-1].strip():
         lines.pop()
         tally.count(f"blank lines at the end of {path.name} left out")

@@ -36,9 +36,15 @@ class Reading:
         """Raises: ValueError if this is not what `to_json` wrote."""
         try:
             source = dict(said["source"])
-            return cls(Source(**{**source, "fields": tuple(source["fields"])}), str(said["digest"]), str(said["by"]))
+            return cls(
+                Source(**{**source, "fields": tuple(source["fields"])}),
+                str(said["digest"]),
+                str(said["by"]),
+            )
         except (KeyError, TypeError) as error:
-            raise ValueError(f"what weights have read is not stated as this program states it ({error!r})") from error
+            raise ValueError(
+                f"what weights have read is not stated as this program states it ({error!r})"
+            ) from error
 
     @property
     def is_unchanged(self) -> bool:
@@ -49,7 +55,9 @@ class Reading:
             return False
 
 
-def add_readings(read: Sequence[Reading], sources: Sequence[Source], *, by: str) -> tuple[Reading, ...]:
+def add_readings(
+    read: Sequence[Reading], sources: Sequence[Source], *, by: str
+) -> tuple[Reading, ...]:
     """Returns `read` and what these sources hold now; a source that was read before as it is now stands there once."""
     added = list(read)
     for source in sources:
@@ -68,7 +76,11 @@ def read_json(said: Sequence[Mapping[str, Any]]) -> tuple[Reading, ...]:
 def without_place(reading: Reading) -> Reading:
     """Returns the reading without the directories of the machine it was read on, for files that are given away."""
     path = pathlib.Path(reading.source.path)
-    return dataclasses.replace(reading, source=dataclasses.replace(reading.source, path=path.name)) if path.is_absolute() else reading
+    return (
+        dataclasses.replace(reading, source=dataclasses.replace(reading.source, path=path.name))
+        if path.is_absolute()
+        else reading
+    )
 
 
 def source_digest(source: Source) -> str:
@@ -85,5 +97,7 @@ def source_digest(source: Source) -> str:
 def _absolute(path: str) -> str:
     """Returns the path from the root where something lies there; a name otherwise stays one."""
     at = pathlib.Path(path)
-    stands = at.exists() or any(at.with_name(at.name + end).exists() for end in (".en", ".ko") if at.name)
+    stands = at.exists() or any(
+        at.with_name(at.name + end).exists() for end in (".en", ".ko") if at.name
+    )
     return str(at.resolve()) if stands and path != EMBEDDED else path

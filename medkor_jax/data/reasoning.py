@@ -32,10 +32,14 @@ class ReasoningFormat:
 
     def __post_init__(self) -> None:
         if not self.opening.strip() or not self.closing.strip() or self.opening == self.closing:
-            raise ValueError(f"reasoning tags are {self.opening!r} and {self.closing!r}; they must be two different texts")
+            raise ValueError(
+                f"reasoning tags are {self.opening!r} and {self.closing!r}; they must be two different texts"
+            )
 
 
-def load(source: Source, *, drop_bad: bool, form: ReasoningFormat = ReasoningFormat()) -> Loaded[Question]:
+def load(
+    source: Source, *, drop_bad: bool, form: ReasoningFormat = ReasoningFormat()
+) -> Loaded[Question]:
     """Returns the questions of a source whose own rationale can be learnt; the others are counted in `notes`.
 
     Not bad rows: an exam with a few rationales is a sound exam, and `exams` leaves out those that lead to
@@ -50,7 +54,9 @@ def load(source: Source, *, drop_bad: bool, form: ReasoningFormat = ReasoningFor
         "without a rationale that leads to its key": len(loaded.rows) - len(reasoned),
         f"with {form.opening!r} or {form.closing!r} in the rationale": len(reasoned) - len(usable),
     }
-    notes = tuple(f"{n} of {len(loaded.rows)} questions left out: {why}" for why, n in counts.items() if n)
+    notes = tuple(
+        f"{n} of {len(loaded.rows)} questions left out: {why}" for why, n in counts.items() if n
+    )
     return rows.settle(source, usable, loaded.bad, loaded.notes + notes, drop_bad=drop_bad)
 
 
@@ -69,7 +75,9 @@ def reasoned_text(question: Question, form: ReasoningFormat) -> str:
     if not rationale:
         raise ValueError(f"question {question.id!r} has no rationale to learn reasoning from")
     if _holds_tag(question, form):
-        raise ValueError(f"the rationale of {question.id!r} holds {form.opening!r} or {form.closing!r}; choose other tags")
+        raise ValueError(
+            f"the rationale of {question.id!r} holds {form.opening!r} or {form.closing!r}; choose other tags"
+        )
     return f" {form.opening} {rationale} {form.closing} {LETTERS[question.answer]}"
 
 

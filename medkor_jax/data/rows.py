@@ -69,16 +69,26 @@ class Source:
 
     def __post_init__(self):
         if self.skip < 0 or (self.skip and self.kind not in ("exam", "reasoning")):
-            raise ValueError(f"source {self.name!r}: skip is {self.skip} of kind {self.kind!r}, expected 0, or more for questions")
+            raise ValueError(
+                f"source {self.name!r}: skip is {self.skip} of kind {self.kind!r}, expected 0, or more for questions"
+            )
         if self.answers_from not in (None, 0, 1):
-            raise ValueError(f"source {self.name!r}: answers_from is {self.answers_from!r}, expected 0 or 1")
+            raise ValueError(
+                f"source {self.name!r}: answers_from is {self.answers_from!r}, expected 0 or 1"
+            )
         if self.kind not in KINDS:
-            raise ValueError(f"source {self.name!r}: kind is {self.kind!r}, expected one of {', '.join(KINDS)}")
+            raise ValueError(
+                f"source {self.name!r}: kind is {self.kind!r}, expected one of {', '.join(KINDS)}"
+            )
         if self.language not in ("", *LANGUAGES):
-            raise ValueError(f"source {self.name!r}: language is {self.language!r}, expected 'ko', 'en' or ''")
+            raise ValueError(
+                f"source {self.name!r}: language is {self.language!r}, expected 'ko', 'en' or ''"
+            )
         if not self.weight > 0:
-            raise ValueError(f"source {self.name!r}: weight is {self.weight}, expected more than 0; "
-                             "leave the source out of the list to switch it off")
+            raise ValueError(
+                f"source {self.name!r}: weight is {self.weight}, expected more than 0; "
+                "leave the source out of the list to switch it off"
+            )
         object.__setattr__(self, "fields", tuple(map(composed, self.fields)))
 
 
@@ -104,7 +114,11 @@ class BadRow:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.file}, row {self.row}: {self.reason}" if self.row else f"{self.file}: {self.reason}"
+        return (
+            f"{self.file}, row {self.row}: {self.reason}"
+            if self.row
+            else f"{self.file}: {self.reason}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +133,11 @@ class Loaded(Generic[T]):
 class BadDataError(ValueError):
     """Rows that cannot be used. `bad` holds all of them, the message the first few."""
 
-    def __init__(self, bad: Sequence[BadRow], advice: str = "correct them, or go on without them with --drop-bad"):
+    def __init__(
+        self,
+        bad: Sequence[BadRow],
+        advice: str = "correct them, or go on without them with --drop-bad",
+    ):
         self.bad, self.advice = list(bad), advice
         lines = [f"  {b}" for b in self.bad[:SHOWN_BAD_ROWS]]
         if len(self.bad) > SHOWN_BAD_ROWS:
@@ -129,8 +147,12 @@ class BadDataError(ValueError):
 
 
 def convert_rows(
-    source: Source, convert: Callable[[int, Row], T], rows: Iterable[tuple[int, Row | str]] | None = None, *,
-    tally: Tally | None = None, columns: Sequence[tuple[str, ...]] = (),
+    source: Source,
+    convert: Callable[[int, Row], T],
+    rows: Iterable[tuple[int, Row | str]] | None = None,
+    *,
+    tally: Tally | None = None,
+    columns: Sequence[tuple[str, ...]] = (),
 ) -> Iterator[T | BadRow | Note]:
     """Yields convert(number, row) for every row of the source, or the BadRow that says why not; then what was noted.
 
@@ -163,7 +185,12 @@ def split_bad(items: Iterable[T | BadRow | Note]) -> tuple[list[T], list[BadRow]
 
 
 def settle(
-    source: Source, good: Sequence[T], bad: list[BadRow], notes: tuple[str, ...] = (), *, drop_bad: bool
+    source: Source,
+    good: Sequence[T],
+    bad: list[BadRow],
+    notes: tuple[str, ...] = (),
+    *,
+    drop_bad: bool,
 ) -> Loaded[T]:
     """Returns both as Loaded, or raises BadDataError: for bad rows unless `drop_bad`, for an empty source always."""
     if bad and not drop_bad:
@@ -188,7 +215,10 @@ def read_rows(
     elif path.is_dir() or is_hub_id(source.path):
         rows = load_hub(source)
     else:
-        raise _unreadable(source, "no such file. Expected 'embedded', a file, a directory or a hub id (owner/name)")
+        raise _unreadable(
+            source,
+            "no such file. Expected 'embedded', a file, a directory or a hub id (owner/name)",
+        )
     yield from itertools.islice(numbered(rows, tally), source.limit or None)
 
 
@@ -221,8 +251,12 @@ def load_hub(source: Source):
 
     try:
         return datasets.load_dataset(source.path, source.subset or None, split=source.split)
-    except Exception as error:  # its own errors are many; all of them mean the same to the person who runs this
-        raise _unreadable(source, f"neither a file here nor a data set that could be loaded: {error}") from error
+    except (
+        Exception
+    ) as error:  # its own errors are many; all of them mean the same to the person who runs this
+        raise _unreadable(
+            source, f"neither a file here nor a data set that could be loaded: {error}"
+        ) from error
 
 
 def is_hub_id(path: str) -> bool:
@@ -231,7 +265,9 @@ def is_hub_id(path: str) -> bool:
 
 def file_label(source: Source) -> str:
     """Returns the name that a person finds the file by: its path, or the hub id with subset and split."""
-    if pathlib.Path(source.path).is_dir() or is_hub_id(source.path) and not pathlib.Path(source.path).is_file():
+    if pathlib.Path(source.path).is_dir() or (
+        is_hub_id(source.path) and not pathlib.Path(source.path).is_file()
+    ):
         return " ".join(part for part in (source.path, source.subset, source.split) if part)
     return source.path
 
@@ -249,10 +285,14 @@ def columns_missing(source: Source, wanted: Sequence[str], found: Sequence[str])
         folded = {column.casefold(): column for column in found}
         close = nearest(name.casefold(), folded, least=0.5)
         near.append(f"{name!r}" + (f" (nearest: {folded[close]!r})" if close else ""))
-    reason = (f"no column {', '.join(near)}; the columns are {', '.join(map(repr, found))}. "
-              f"Rename them, or name them in `fields` of source {source.name!r}")
+    reason = (
+        f"no column {', '.join(near)}; the columns are {', '.join(map(repr, found))}. "
+        f"Rename them, or name them in `fields` of source {source.name!r}"
+    )
     return BadDataError([BadRow(file_label(source), 0, reason)], advice="wrong column names")
 
 
 def _unreadable(source: Source, reason: str) -> BadDataError:
-    return BadDataError([BadRow(file_label(source), 0, reason)], advice=f"source {source.name!r} cannot be read")
+    return BadDataError(
+        [BadRow(file_label(source), 0, reason)], advice=f"source {source.name!r} cannot be read"
+    )

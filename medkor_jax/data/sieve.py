@@ -26,12 +26,21 @@ from typing import Any
 import numpy as np
 
 from medkor_jax.data.language import HANGUL_RANGES, LANGUAGES
-from medkor_jax.data.likeness import NEAR_CONTAINED, NEAR_MIN_RUNS, SHINGLE, Form, hashed_runs, sampled_runs
+from medkor_jax.data.likeness import (
+    NEAR_CONTAINED,
+    NEAR_MIN_RUNS,
+    SHINGLE,
+    Form,
+    hashed_runs,
+    sampled_runs,
+)
 from medkor_jax.data.rows import Example
 
 SAMPLE = 512  # texts that tell which runs are rare
 _TABLE_BITS = 21
-_MOST_BY_CHANCE = 1e-4  # of all texts, for one form that is sought: as few may pass that hold nothing of it
+_MOST_BY_CHANCE = (
+    1e-4  # of all texts, for one form that is sought: as few may pass that hold nothing of it
+)
 _FACTORS = np.array([0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1], np.uint32)
 
 
@@ -62,18 +71,26 @@ class Sieve:
     """Forms that are sought in texts, by the rules of each (`rules_of`). sample: some of the texts, which tell what is rare."""
 
     def __init__(self, rules: Sequence[Sequence[Rule]], sample: Block) -> None:
-        known = np.unique(np.concatenate([rule.keys for of_form in rules for rule in of_form] or [np.zeros(0, np.uint32)]))
+        known = np.unique(
+            np.concatenate(
+                [rule.keys for of_form in rules for rule in of_form] or [np.zeros(0, np.uint32)]
+            )
+        )
         shares = self._shares(known, sample)
         owners, runs = [], []
         self._least: Any = []
         for of_form in rules:
             if of_form:
-                choices = [_choose(rule, shares[np.searchsorted(known, rule.keys)]) for rule in of_form]
+                choices = [
+                    _choose(rule, shares[np.searchsorted(known, rule.keys)]) for rule in of_form
+                ]
                 _, chosen, least = min(choices, key=lambda one: one[0])
                 runs.append(chosen)
                 owners.append(np.full(len(chosen), len(self._least)))
                 self._least.append(least)
-        self._look_for(np.concatenate(runs or [known]), np.concatenate(owners or [known]).astype(np.int64))
+        self._look_for(
+            np.concatenate(runs or [known]), np.concatenate(owners or [known]).astype(np.int64)
+        )
 
     def pass_through(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
         """Returns the places of the texts that may hold something, and the size of every text (`likeness.letters`)."""
@@ -84,7 +101,10 @@ class Sieve:
             doc, run = self._hits(texts)
             starts, counts = self._starts[run], self._starts[run + 1] - self._starts[run]
             within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-            pairs = np.repeat(doc, counts) * len(self._least) + self._owners[np.repeat(starts, counts) + within]
+            pairs = (
+                np.repeat(doc, counts) * len(self._least)
+                + self._owners[np.repeat(starts, counts) + within]
+            )
             found, times = np.unique(pairs, return_counts=True)
             enough = found[times >= np.array(self._least)[found % len(self._least)]]
             passed[enough // len(self._least)] = True
@@ -126,7 +146,13 @@ def rules_of(form: Form, least_share: float) -> list[Rule]:
     rules = []
     n = len(form.runs)
     if len(form.stem) >= SHINGLE:
-        need = n if n < NEAR_MIN_RUNS else next(m for m in range(int(NEAR_CONTAINED * n) - 1, n + 1) if m / n >= NEAR_CONTAINED)
+        need = (
+            n
+            if n < NEAR_MIN_RUNS
+            else next(
+                m for m in range(int(NEAR_CONTAINED * n) - 1, n + 1) if m / n >= NEAR_CONTAINED
+            )
+        )
         rules.append(_rule(form.stem, form.runs, need))
     whole = form.stem + "".join(form.options)
     if form.telling_runs is form.whole_runs and len(whole) >= SHINGLE:
@@ -137,7 +163,9 @@ def rules_of(form: Form, least_share: float) -> list[Rule]:
 
 def _rule(text: str, runs: np.ndarray, need: int) -> Rule:
     """Returns the rule that `need` of these runs of the text are there."""
-    keys = _keys_of(np.frombuffer(text.encode("utf-32-le"), np.uint32))[np.isin(hashed_runs(text), runs)]
+    keys = _keys_of(np.frombuffer(text.encode("utf-32-le"), np.uint32))[
+        np.isin(hashed_runs(text), runs)
+    ]
     keys = np.unique(keys)
     return Rule(keys, need - (len(runs) - len(keys)))  # two runs of one key count once
 
@@ -180,26 +208,39 @@ class _Letters:
     @classmethod
     def of(cls, block: Block) -> _Letters:
         n = len(block.ends) - 1
-        texts = [block.raw[start:stop] for start, stop in zip(block.ends.tolist(), block.ends[1:].tolist())]
+        texts = [
+            block.raw[start:stop]
+            for start, stop in zip(block.ends.tolist(), block.ends[1:].tolist())
+        ]
         is_ascii = np.array([text.isascii() for text in texts], np.bool_)
-        plain = [text.translate(_LOWER, _NO_LETTERS) for text, is_plain in zip(texts, is_ascii) if is_plain]
+        plain = [
+            text.translate(_LOWER, _NO_LETTERS)
+            for text, is_plain in zip(texts, is_ascii)
+            if is_plain
+        ]
         others = [_folded(text.decode()) for text, is_plain in zip(texts, is_ascii) if not is_plain]
         points = np.frombuffer("".join(others).encode("utf-32-le"), np.uint32)
         is_letter = _is_letter()[points]
         counts = np.diff(_sums(is_letter)[np.cumsum([0, *map(len, others)])])
-        letters = np.concatenate([np.frombuffer(b"".join(plain), np.uint8).astype(np.uint32), points[is_letter]])
+        letters = np.concatenate(
+            [np.frombuffer(b"".join(plain), np.uint8).astype(np.uint32), points[is_letter]]
+        )
         ends = np.cumsum([0, *map(len, plain), *counts])
         places = np.argsort(~is_ascii, kind="stable")
         sizes = np.zeros(n, np.int64)
         first = ends[len(plain)]
         hangul = _sums(_is_hangul()[letters[first:]])[ends[len(plain) :] - first]
-        sizes[places] = np.diff(ends) + np.concatenate([np.zeros(len(plain), np.int64), np.diff(hangul)])
+        sizes[places] = np.diff(ends) + np.concatenate(
+            [np.zeros(len(plain), np.int64), np.diff(hangul)]
+        )
         return cls(letters, ends, places, sizes)
 
 
 def _folded(text: str) -> str:
     """Returns the text in one Unicode form and case, as `likeness.asked_form` has it."""
-    return (text if unicodedata.is_normalized("NFKC", text) else unicodedata.normalize("NFKC", text)).casefold()
+    return (
+        text if unicodedata.is_normalized("NFKC", text) else unicodedata.normalize("NFKC", text)
+    ).casefold()
 
 
 def _sums(values: np.ndarray) -> np.ndarray:
@@ -226,7 +267,9 @@ def _is_letter() -> np.ndarray:
     """[code points] bool: what `likeness.normalise` keeps."""
     found = np.zeros(sys.maxunicode + 1, np.bool_)
     for start in range(0, len(found), 2**16):
-        for match in _LETTER.finditer("".join(map(chr, range(start, min(start + 2**16, len(found)))))):
+        for match in _LETTER.finditer(
+            "".join(map(chr, range(start, min(start + 2**16, len(found)))))
+        ):
             found[start + match.start() : start + match.end()] = True
     return found
 

@@ -45,16 +45,26 @@ def load_questions(
     ValueError if the source holds no questions.
     """
     if source.kind not in OF_QUESTIONS:
-        raise ValueError(f"source {source.name!r} is of kind {source.kind!r}, expected {' or '.join(map(repr, OF_QUESTIONS))}")
+        raise ValueError(
+            f"source {source.name!r} is of kind {source.kind!r}, expected {' or '.join(map(repr, OF_QUESTIONS))}"
+        )
     # What is passed over is read and checked as well, and counts in the numbers of rows.
     whole = dataclasses.replace(source, skip=0, limit=source.limit and source.limit + source.skip)
-    loaded = reasoning.load(whole, drop_bad=drop_bad, form=form) if source.kind == "reasoning" else exams.load(whole, drop_bad=drop_bad)
+    loaded = (
+        reasoning.load(whole, drop_bad=drop_bad, form=form)
+        if source.kind == "reasoning"
+        else exams.load(whole, drop_bad=drop_bad)
+    )
     if source.skip >= len(loaded.rows):
-        raise ValueError(f"source {source.name!r}: skip is {source.skip}, and there are {len(loaded.rows)} questions")
-    return dataclasses.replace(loaded, rows=loaded.rows[source.skip:])
+        raise ValueError(
+            f"source {source.name!r}: skip is {source.skip}, and there are {len(loaded.rows)} questions"
+        )
+    return dataclasses.replace(loaded, rows=loaded.rows[source.skip :])
 
 
-def load_examples(source: Source, *, drop_bad: bool, form: ReasoningFormat = ReasoningFormat()) -> Loaded[Example]:
+def load_examples(
+    source: Source, *, drop_bad: bool, form: ReasoningFormat = ReasoningFormat()
+) -> Loaded[Example]:
     """Returns the documents of a source of any kind; a question becomes its prompt and what follows it.
 
     Raises: BadDataError, as load_questions.
@@ -65,14 +75,22 @@ def load_examples(source: Source, *, drop_bad: bool, form: ReasoningFormat = Rea
         return rows.Loaded(taught, questions.bad, questions.notes)
     if _is_large(source):
         stored = _stored(source)
-        return rows.settle(source, stored, stored.bad(rows.file_label(source)), stored.notes, drop_bad=drop_bad)
+        return rows.settle(
+            source, stored, stored.bad(rows.file_label(source)), stored.notes, drop_bad=drop_bad
+        )
     good, bad, notes = rows.split_bad(_read(source))
     return rows.settle(source, good, bad, notes, drop_bad=drop_bad)
 
 
-def question_example(question: Question, source: Source, form: ReasoningFormat = ReasoningFormat()) -> Example:
+def question_example(
+    question: Question, source: Source, form: ReasoningFormat = ReasoningFormat()
+) -> Example:
     """Returns what a question of this source teaches: its letter, or its reasoning and then its letter."""
-    return reasoning.reasoned_example(question, form) if source.kind == "reasoning" else example(question)
+    return (
+        reasoning.reasoned_example(question, form)
+        if source.kind == "reasoning"
+        else example(question)
+    )
 
 
 def _read(source: Source) -> Iterator[Example | BadRow | Note]:
@@ -101,7 +119,9 @@ def _place(source: Source) -> pathlib.Path:
     def make(directory: pathlib.Path) -> None:
         convert(source, directory, _read)
         if pathlib.Path(source.path).is_file() and _key(source) != key:
-            raise ValueError(f"{source.path} was written to while it was read; start again when it is whole")
+            raise ValueError(
+                f"{source.path} was written to while it was read; start again when it is whole"
+            )
 
     return keep("rows", key, make)
 
@@ -118,5 +138,7 @@ def _key(source: Source) -> str:
         stamp = fresh_digest(path)
     else:
         stamp = rows.load_hub(source)._fingerprint  # changes with the revision on the hub
-    said = dataclasses.replace(source, name="", weight=1.0, licence="", path=path.name if path.exists() else source.path)
+    said = dataclasses.replace(
+        source, name="", weight=1.0, licence="", path=path.name if path.exists() else source.path
+    )
     return key_of(said, stamp)

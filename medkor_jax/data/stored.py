@@ -33,9 +33,15 @@ _SPLITTABLE, _EOS = 1, 2
 _FLUSH_BYTES = 4 * 2**20
 _MAPPED_BYTES = 2**20  # smaller arrays are read
 _COLUMNS = {
-    "ends": np.int64, "loss": np.bool_, "parts": np.int64, "number": np.int64, "tail": np.uint8, "language": np.uint8,
-    "flags": np.uint8, "digest": np.uint64,
-}  # fmt: skip
+    "ends": np.int64,
+    "loss": np.bool_,
+    "parts": np.int64,
+    "number": np.int64,
+    "tail": np.uint8,
+    "language": np.uint8,
+    "flags": np.uint8,
+    "digest": np.uint64,
+}
 
 
 class DamagedError(RuntimeError):
@@ -78,14 +84,18 @@ class RowsWriter:
         columns["tail"].append(_TAILS.index(slash + tail))
         columns["language"].append(LANGUAGES.index(example.language))
         columns["flags"].append(flags)
-        columns["digest"].append(_row_digest(b"".join(texts), list(map(len, texts)), losses, example.language, flags))
+        columns["digest"].append(
+            _row_digest(b"".join(texts), list(map(len, texts)), losses, example.language, flags)
+        )
         if len(self._waiting) >= _FLUSH_BYTES:
             self._flush()
 
     def close(self) -> None:
         self._flush()
         self._file.close()
-        arrays: dict[str, Any] = {name: np.array(self._columns[name], kind) for name, kind in _COLUMNS.items()}
+        arrays: dict[str, Any] = {
+            name: np.array(self._columns[name], kind) for name, kind in _COLUMNS.items()
+        }
         np.savez(self._place.with_suffix(".npz"), **arrays)
 
     def _flush(self) -> None:
@@ -93,7 +103,9 @@ class RowsWriter:
         self._waiting.clear()
 
 
-def join_segments(directory: pathlib.Path, segments: Sequence[Segment], notes: Sequence[str]) -> None:
+def join_segments(
+    directory: pathlib.Path, segments: Sequence[Segment], notes: Sequence[str]
+) -> None:
     """Makes one set of arrays of those of the segments, in their order; numbers of rows count over all of them."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in _COLUMNS}
     before = {"ends": 0, "number": 0}  # bytes and rows of the segments before
@@ -123,7 +135,9 @@ class StoredExamples(Sequence):
     name: of their source. digest: of all they say. remake: returns the directory made anew, for one that is found to be damaged.
     """
 
-    def __init__(self, directory: pathlib.Path, name: str, remake: Callable[[], pathlib.Path] | None = None) -> None:
+    def __init__(
+        self, directory: pathlib.Path, name: str, remake: Callable[[], pathlib.Path] | None = None
+    ) -> None:
         self.name, self._remake = name, remake
         self._open(directory)
 
@@ -132,9 +146,22 @@ class StoredExamples(Sequence):
         self._about = json.loads((directory / "about.json").read_text(encoding="utf-8"))
         self.digest = self._about["content"]
         array = functools.partial(_array, directory)
-        self._first, self._ends, self._loss, self._digests = array("first"), array("ends"), array("loss"), array("digest")
-        self._number, self._tail, self._language, self._flags = array("number"), array("tail"), array("language"), array("flags")
-        self._files = [(directory / f"{name}.texts").open("rb", buffering=0) for name, _ in self._about["segments"]]
+        self._first, self._ends, self._loss, self._digests = (
+            array("first"),
+            array("ends"),
+            array("loss"),
+            array("digest"),
+        )
+        self._number, self._tail, self._language, self._flags = (
+            array("number"),
+            array("tail"),
+            array("language"),
+            array("flags"),
+        )
+        self._files = [
+            (directory / f"{name}.texts").open("rb", buffering=0)
+            for name, _ in self._about["segments"]
+        ]
         self._bases = np.cumsum([0, *(size for _, size in self._about["segments"])])
 
     def bad(self, file: str) -> list[BadRow]:
@@ -185,7 +212,9 @@ class StoredExamples(Sequence):
         content = self.digest
         self._open(self._remake())
         if self.digest != content:
-            raise DamagedError(f"what was kept of {self.name!r} was damaged, and its source is not what it was; start again")
+            raise DamagedError(
+                f"what was kept of {self.name!r} was damaged, and its source is not what it was; start again"
+            )
 
     def texts(self, start: int, stop: int) -> bytes:
         """Returns the bytes of the documents start, start + 1, ..., end to end (`row_ends`). Raises: DamagedError."""
@@ -194,7 +223,9 @@ class StoredExamples(Sequence):
         while begin < end:
             segment = int(np.searchsorted(self._bases, begin, side="right")) - 1
             count = min(end, int(self._bases[segment + 1])) - begin
-            block = os.pread(self._files[segment].fileno(), count, begin - int(self._bases[segment]))
+            block = os.pread(
+                self._files[segment].fileno(), count, begin - int(self._bases[segment])
+            )
             if len(block) != count:
                 raise DamagedError(f"{self._files[segment].name} ends too early")
             found.append(block)
@@ -211,7 +242,9 @@ class StoredExamples(Sequence):
         parts = slice(int(self._first[index]), int(self._first[index + 1]))
         ends = [int(self.row_ends[index]), *self._ends[parts].tolist()]
         sizes, losses = [b - a for a, b in itertools.pairwise(ends)], self._loss[parts].tolist()
-        said = _row_digest(raw, sizes, losses, LANGUAGES[self._language[index]], int(self._flags[index]))
+        said = _row_digest(
+            raw, sizes, losses, LANGUAGES[self._language[index]], int(self._flags[index])
+        )
         if said != int(self._digests[index]):
             raise DamagedError(f"row {index} in {self.directory} is not what was written")
         return sizes, losses
@@ -225,7 +258,13 @@ class StoredExamples(Sequence):
             at += size
         flags = int(self._flags[index])
         id = f"{self.name}/{self._number[index] - 1}{_TAILS[self._tail[index]]}"
-        return Example(id, tuple(parts), LANGUAGES[self._language[index]], bool(flags & _SPLITTABLE), bool(flags & _EOS))
+        return Example(
+            id,
+            tuple(parts),
+            LANGUAGES[self._language[index]],
+            bool(flags & _SPLITTABLE),
+            bool(flags & _EOS),
+        )
 
 
 def _array(directory: pathlib.Path, name: str) -> np.ndarray:
@@ -233,7 +272,9 @@ def _array(directory: pathlib.Path, name: str) -> np.ndarray:
     return np.load(path, mmap_mode="r" if path.stat().st_size > _MAPPED_BYTES else None)
 
 
-def _row_digest(raw: bytes, sizes: Sequence[int], losses: Sequence[bool], language: str, flags: int) -> int:
+def _row_digest(
+    raw: bytes, sizes: Sequence[int], losses: Sequence[bool], language: str, flags: int
+) -> int:
     """Returns 64 bits that change with anything the document says."""
     said = hashlib.blake2b(f"{sizes} {losses} {language} {flags}".encode(), digest_size=8)
     said.update(raw)

@@ -34,7 +34,9 @@ def read_csv(file: io.TextIOBase, tally: Tally) -> Iterator[Row | str | None]:
     first = next(lines, "")
     if not first.strip():
         raise UnreadableFile("is empty: not even a header line")
-    widths = {separator: len(next(csv.reader([first], delimiter=separator))) for separator in _SEPARATORS}
+    widths = {
+        separator: len(next(csv.reader([first], delimiter=separator))) for separator in _SEPARATORS
+    }
     separator = max(widths, key=widths.__getitem__)  # the first of those that are as wide
     if separator != ",":
         tally.say(f"cells are separated by {_SEPARATORS[separator]}")
@@ -47,9 +49,13 @@ def _named(cells: Iterator[list[str] | str]) -> Iterator[Row | str | None]:
     if not header or isinstance(header, str):
         raise UnreadableFile(f"has no header line{f': {header}' if header else ''}")
     if any(map(_is_not_utf8, header)):
-        raise UnreadableFile("has a header line that is not UTF-8; convert the file (Korean files are often CP949)")
+        raise UnreadableFile(
+            "has a header line that is not UTF-8; convert the file (Korean files are often CP949)"
+        )
     if twice := sorted({name for name in header if name and header.count(name) > 1}):
-        raise UnreadableFile(f"has more than one column {', '.join(map(repr, twice))}; rename or delete all but one")
+        raise UnreadableFile(
+            f"has more than one column {', '.join(map(repr, twice))}; rename or delete all but one"
+        )
     for row in cells:
         if isinstance(row, list) and row and len(row) != len(header):
             yield f"{len(row)} cells, expected {len(header)} as in the header"
@@ -75,13 +81,17 @@ def _cells(lines: Iterator[str], separator: str) -> Iterator[list[str] | str]:
             if ended:
                 yield f"a quote is opened in line {before + 1} of the file and never closed{swallowed}"
             else:
-                yield (f"a quote inside a cell is not doubled, or one is left open, in the row from line {before + 1} of the "
-                       f"file{swallowed} ({error})")  # fmt: skip
+                yield (
+                    f"a quote inside a cell is not doubled, or one is left open, in the row from line {before + 1} of the "
+                    f"file{swallowed} ({error})"
+                )
             continue
         width = width or len(cells)
         if any("\n" in cell for cell in cells) and (n := _swallowed(cells, width, separator)):
-            yield (f"the quote opened in line {before + 1} of the file runs on to line {reader.line_num}, over {n} lines that "
-                   "look like rows: close it where its cell ends")  # fmt: skip
+            yield (
+                f"the quote opened in line {before + 1} of the file runs on to line {reader.line_num}, over {n} lines that "
+                "look like rows: close it where its cell ends"
+            )
             continue
         yield [cell.replace(_CARRIAGE_RETURN, "\r") for cell in cells]
 
@@ -90,7 +100,7 @@ def _hide_carriage_returns(line: str) -> str:
     if "\r" not in line:
         return line
     body = line.removesuffix("\n").removesuffix("\r")
-    return body.replace("\r", _CARRIAGE_RETURN) + line[len(body):]
+    return body.replace("\r", _CARRIAGE_RETURN) + line[len(body) :]
 
 
 def _swallowed(cells: list[str], width: int, separator: str) -> int:
@@ -106,7 +116,11 @@ def _swallowed(cells: list[str], width: int, separator: str) -> int:
         if len(lines) == 1 or width == 1:
             continue
         counts = [_looks_like(line, separator) for line in lines]
-        is_cut = counts[0] == width - column and counts[-1] == column + 1 and set(counts[1:-1]) <= {width}
+        is_cut = (
+            counts[0] == width - column
+            and counts[-1] == column + 1
+            and set(counts[1:-1]) <= {width}
+        )
         if is_cut and (width > 3 or len(lines) > 2):
             found += len(lines) - 1
         elif width > 3:
@@ -117,11 +131,15 @@ def _swallowed(cells: list[str], width: int, separator: str) -> int:
 def _looks_like(line: str, separator: str) -> int:
     """Returns how many cells the line is, 0 for prose."""
     line = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", line)  # 1,000
-    parts = next(csv.reader([line], delimiter=separator), []) if '"' in line else line.split(separator)
+    parts = (
+        next(csv.reader([line], delimiter=separator), []) if '"' in line else line.split(separator)
+    )
     return 0 if any(part[:1].isspace() for part in parts[1:]) else len(parts)
 
 
-def read_tabs(file: io.TextIOBase, tally: Tally, columns: Sequence[tuple[str, ...]]) -> Iterator[Row | str | None]:
+def read_tabs(
+    file: io.TextIOBase, tally: Tally, columns: Sequence[tuple[str, ...]]
+) -> Iterator[Row | str | None]:
     """Yields rows of cells between tabs: named if the first line is a header, otherwise {TEXT: line, CELLS: cells}.
 
     Quotes are those of CSV only where the file shows it: a cell in quotes that doubles one, or all cells of its first
@@ -131,11 +149,15 @@ def read_tabs(file: io.TextIOBase, tally: Tally, columns: Sequence[tuple[str, ..
     is_quoted = False
     for line in lines_of(file):
         first = first or line
-        if is_quoted := bool(_DOUBLED.search(line)) or line is first and bool(_ALL_QUOTED.fullmatch(line)):
+        if is_quoted := bool(_DOUBLED.search(line)) or (
+            line is first and bool(_ALL_QUOTED.fullmatch(line))
+        ):
             break
     file.seek(0)
     if is_quoted:
-        tally.say("cells in quotes are read as CSV has them: without the quotes around them, doubled ones single")
+        tally.say(
+            "cells in quotes are read as CSV has them: without the quotes around them, doubled ones single"
+        )
         cells = _cells(iter(file), "\t")
     else:
         cells = (line.split("\t") if line.strip() else [] for line in lines_of(file))

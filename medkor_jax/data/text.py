@@ -23,11 +23,18 @@ from medkor_jax.data.rows import BadRow, Example, Source
 from medkor_jax.data.tables import TEXT
 
 TEXT_COLUMNS = ((TEXT,), ("question", "answer"), ("input", "output"), ("content",))
-CHAT_COLUMNS = (("question", "answer"), ("input", "output"), ("instruction", "output"), ("prompt", "response"))
+CHAT_COLUMNS = (
+    ("question", "answer"),
+    ("input", "output"),
+    ("instruction", "output"),
+    ("prompt", "response"),
+)
 
 
 def load(
-    source: Source, numbered: Iterable[tuple[int, Row | str]] | None = None, tally: Tally | None = None
+    source: Source,
+    numbered: Iterable[tuple[int, Row | str]] | None = None,
+    tally: Tally | None = None,
 ) -> Iterator[Example | BadRow | Note]:
     """Yields one Example for each row, or what is wrong with it; then what was noted.
 
@@ -51,12 +58,17 @@ def load(
 
 def _embedded(source: Source) -> Iterator[Example]:
     if source.kind != "text":
-        raise ValueError(f"source {source.name!r}: nothing of kind {source.kind!r} is embedded; "
-                         "expected text, exam, reasoning or translation")
+        raise ValueError(
+            f"source {source.name!r}: nothing of kind {source.kind!r} is embedded; "
+            "expected text, exam, reasoning or translation"
+        )
     from medkor_jax.data import embedded
 
-    found = ((name, text, language) for language in ([source.language] if source.language else ["ko", "en"])
-             for name, text in embedded.texts(language, source.subset or "all"))
+    found = (
+        (name, text, language)
+        for language in ([source.language] if source.language else ["ko", "en"])
+        for name, text in embedded.texts(language, source.subset or "all")
+    )
     for name, text, language in itertools.islice(found, source.limit or None):
         yield Example(name, ((text, True),), language, splittable=True)
 
@@ -66,7 +78,9 @@ def _columns(row: Row, source: Source, usual: tuple[tuple[str, ...], ...]) -> tu
     for columns in choices:
         if all(column in row for column in columns):
             return columns
-    raise rows.columns_missing(source, [column for column in choices[0] if column not in row], list(row))
+    raise rows.columns_missing(
+        source, [column for column in choices[0] if column not in row], list(row)
+    )
 
 
 def _text_parts(row: Row, source: Source) -> tuple[tuple[str, bool], ...]:
@@ -76,9 +90,13 @@ def _text_parts(row: Row, source: Source) -> tuple[tuple[str, bool], ...]:
 
 def _chat_parts(row: Row, source: Source) -> tuple[tuple[str, bool], ...]:
     """Returns the turns, each on a new line; the newline goes with the turn before it that carries no loss."""
-    turns = [(text_of(text, who).strip(), is_answer) for who, text, is_answer in _turns(row, source)]
+    turns = [
+        (text_of(text, who).strip(), is_answer) for who, text, is_answer in _turns(row, source)
+    ]
     if not turns or not turns[-1][1]:
-        raise BadRowReason("the chat does not end in an assistant's turn: there is nothing to learn")
+        raise BadRowReason(
+            "the chat does not end in an assistant's turn: there is nothing to learn"
+        )
     parts = []
     for i, (text, is_answer) in enumerate(turns):
         after = "\n" if i + 1 < len(turns) and not is_answer else ""
@@ -91,11 +109,16 @@ def _turns(row: Row, source: Source) -> list[tuple[str, object, bool]]:
     """Returns (what to call it, text, whether the assistant says it) for each turn of the row."""
     if "messages" not in row or source.fields:
         *asked, answered = _columns(row, source, CHAT_COLUMNS)
-        return [(column, row[column], False) for column in asked] + [(answered, row[answered], True)]
+        return [(column, row[column], False) for column in asked] + [
+            (answered, row[answered], True)
+        ]
     messages = row["messages"]
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise BadRowReason("messages is not a list of {role, content}")
     unknown = {str(m.get("role")) for m in messages} - {"system", "user", "assistant", "model"}
     if unknown:
         raise BadRowReason(f"role {', '.join(sorted(unknown))}, expected system, user or assistant")
-    return [(f"the {m['role']}'s turn", m.get("content"), m["role"] in ("assistant", "model")) for m in messages]
+    return [
+        (f"the {m['role']}'s turn", m.get("content"), m["role"] in ("assistant", "model"))
+        for m in messages
+    ]

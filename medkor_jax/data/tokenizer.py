@@ -25,9 +25,17 @@ import numpy as np
 
 from medkor_jax.data.contents import sha256_of
 from medkor_jax.data.language import LanguageAutomaton, has_hangul, language_automaton
-from medkor_jax.data.tokenizer_engines import CONTROL_PIECE, Engine, FastTokenizer, SentencePiece, model_proto
+from medkor_jax.data.tokenizer_engines import (
+    CONTROL_PIECE,
+    Engine,
+    FastTokenizer,
+    SentencePiece,
+    model_proto,
+)
 
-_NEVER_WRITTEN = re.compile(r"<(pad|bos|unk|mask|image_soft_token|start_of_image|end_of_image)>|\[multimodal\]")
+_NEVER_WRITTEN = re.compile(
+    r"<(pad|bos|unk|mask|image_soft_token|start_of_image|end_of_image)>|\[multimodal\]"
+)
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -42,7 +50,9 @@ class Tokenizer:
         ids = {pieces[i]: i for i in range(len(pieces) - 1, -1, -1) if pieces[i].startswith("<")}
         missing = [name for name in ("<bos>", "<eos>", "<pad>") if name not in ids]
         if missing:
-            raise ValueError(f"the vocabulary of {len(pieces)} pieces has no {', '.join(missing)}; is it Gemma's?")
+            raise ValueError(
+                f"the vocabulary of {len(pieces)} pieces has no {', '.join(missing)}; is it Gemma's?"
+            )
         self.bos_id, self.eos_id, self.pad_id = ids["<bos>"], ids["<eos>"], ids["<pad>"]
         self.end_of_turn_id = ids.get("<end_of_turn>")
         self.control_ids = {piece: i for piece, i in ids.items() if CONTROL_PIECE.fullmatch(piece)}
@@ -63,11 +73,15 @@ class Tokenizer:
         Raises: ValueError if the three lists differ in length, or are no vocabulary.
         """
         if not len(pieces) == len(scores) == len(types):
-            raise ValueError(f"{len(pieces)} pieces, {len(scores)} scores, {len(types)} types; they must be as many")
+            raise ValueError(
+                f"{len(pieces)} pieces, {len(scores)} scores, {len(types)} types; they must be as many"
+            )
         try:
             return cls(SentencePiece(model_proto(pieces, scores, types, unk_id)))
         except RuntimeError as error:
-            raise ValueError(f"the vocabulary of {len(pieces)} pieces is no sentencepiece model: {error}") from error
+            raise ValueError(
+                f"the vocabulary of {len(pieces)} pieces is no sentencepiece model: {error}"
+            ) from error
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> Tokenizer:
@@ -111,7 +125,9 @@ class Tokenizer:
         if self.vocab_size <= n_rows:
             return self
         beyond = {i: self._engine.pieces[i] for i in range(n_rows, self.vocab_size)}
-        spelled = [text for piece in beyond.values() for text in (piece, piece.replace("\u2581", " "))]
+        spelled = [
+            text for piece in beyond.values() for text in (piece, piece.replace("\u2581", " "))
+        ]
         # A piece that any text gives is given by its own characters: the same merges, undisturbed.
         found = set().union(*self.encode_batch(spelled))
         always = (i for i, piece in beyond.items() if self.byte_value[i] >= 0 or piece == "<unk>")

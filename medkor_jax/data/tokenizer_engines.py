@@ -29,7 +29,13 @@ _TEXT = re.compile(
     r"\s+|\u2581+|</?(table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|s|sub|sup|code|a|html|body|img"
     r"|span|bbox|ul|li|div|iframe|footer)>"
 )
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # kinds of pieces: sentencepiece's own numbers
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = (
+    1,
+    2,
+    3,
+    4,
+    6,
+)  # kinds of pieces: sentencepiece's own numbers
 
 
 class Engine(Protocol):
@@ -80,12 +86,27 @@ class FastTokenizer:
         import tokenizers
 
         if spec["model"].get("type", "BPE") != "BPE":
-            raise ValueError(f"it is of type {spec['model']['type']!r}, not of byte pairs, as Gemma's is")
-        spec = {**spec, "truncation": None, "padding": None, "post_processor": None, "model": {**spec["model"], "dropout": None}}
+            raise ValueError(
+                f"it is of type {spec['model']['type']!r}, not of byte pairs, as Gemma's is"
+            )
+        spec = {
+            **spec,
+            "truncation": None,
+            "padding": None,
+            "post_processor": None,
+            "model": {**spec["model"], "dropout": None},
+        }
         self.serialized = json.dumps(spec, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        added = [{**token, "special": _is_control(token["content"], token["special"])} for token in spec["added_tokens"]]
+        added = [
+            {**token, "special": _is_control(token["content"], token["special"])}
+            for token in spec["added_tokens"]
+        ]
         control = {token["content"] for token in added if token["special"]}
-        merges = [pair for pair in spec["model"]["merges"] if "".join(pair.split(" ") if isinstance(pair, str) else pair) not in control]
+        merges = [
+            pair
+            for pair in spec["model"]["merges"]
+            if "".join(pair.split(" ") if isinstance(pair, str) else pair) not in control
+        ]
         engine = {**spec, "added_tokens": added, "model": {**spec["model"], "merges": merges}}
         self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(engine))
         self._tokenizer.encode_special_tokens = True  # reads "special" tokens in text as plain text
@@ -99,7 +120,10 @@ class FastTokenizer:
         return cls(json.loads(raw))
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return [
+            encoding.ids
+            for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ]
 
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
@@ -107,7 +131,9 @@ class FastTokenizer:
 
 def _is_control(content: str, is_special: bool) -> bool:
     """Whether a token is never read out of text: what is marked so, and what is marked so in Gemma's own files."""
-    return CONTROL_PIECE.fullmatch(content) is not None or is_special and _TEXT.fullmatch(content) is None
+    return CONTROL_PIECE.fullmatch(content) is not None or (
+        is_special and _TEXT.fullmatch(content) is None
+    )
 
 
 def _mend_user_defined(piece: ModelProto.SentencePiece) -> None:
@@ -143,12 +169,18 @@ def _leave_text_alone(proto: ModelProto) -> None:
     proto.normalizer_spec.escape_whitespaces = True
 
 
-def model_proto(pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], unk_id: int) -> ModelProto:
+def model_proto(
+    pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], unk_id: int
+) -> ModelProto:
     """Source: sentencepiece's `sentencepiece_model.proto`; the normaliser is off as in Gemma's own model."""
     from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
 
     piece = ModelProto.SentencePiece
-    proto = ModelProto(pieces=[piece(piece=p, score=s, type=t) for p, s, t in zip(pieces, scores, types, strict=True)])
+    proto = ModelProto(
+        pieces=[
+            piece(piece=p, score=s, type=t) for p, s, t in zip(pieces, scores, types, strict=True)
+        ]
+    )
     # GGUF lists <unk> as control; sentencepiece refuses a model without exactly one unknown piece.
     proto.pieces[unk_id].type = UNKNOWN
     proto.trainer_spec.model_type = TrainerSpec.BPE

@@ -41,19 +41,29 @@ class TranslatedQuestion:
 def row_of(question: Question, translated: TranslatedQuestion) -> dict[str, Any]:
     """Returns the translated question as `data.exams` reads it; the key is the question's own, and so is its origin."""
     return {
-        "id": question.id, "exam": question.exam, "year": question.year,
-        **({"number": question.number} if question.number else {}), "translated_from": question.origin or content_key(question), "question": translated.question,
-        **dict(zip(LETTERS, translated.options)), "answer": LETTERS[question.answer],
-    }  # fmt: skip
+        "id": question.id,
+        "exam": question.exam,
+        "year": question.year,
+        **({"number": question.number} if question.number else {}),
+        "translated_from": question.origin or content_key(question),
+        "question": translated.question,
+        **dict(zip(LETTERS, translated.options)),
+        "answer": LETTERS[question.answer],
+    }
 
 
 def find_faults(question: Question, translated: TranslatedQuestion, to: str) -> tuple[str, ...]:
     """Returns why the translation cannot stand for the question; () if nothing is wrong that can be seen."""
     texts = {"question": (question.question, translated.question)}
-    texts |= {f"option {letter}": pair for letter, pair in zip(LETTERS, zip(question.options, translated.options))}
+    texts |= {
+        f"option {letter}": pair
+        for letter, pair in zip(LETTERS, zip(question.options, translated.options))
+    }
     faults = [] if translated.is_whole else ["a text was cut by length"]
     if len(translated.options) != len(question.options):
-        faults.append(f"{len(translated.options)} options, the original has {len(question.options)}")
+        faults.append(
+            f"{len(translated.options)} options, the original has {len(question.options)}"
+        )
     for name, (before, after) in texts.items():
         if not after.strip():
             faults.append(f"{name} is empty")
@@ -67,20 +77,42 @@ def find_faults(question: Question, translated: TranslatedQuestion, to: str) -> 
     options = list(zip(LETTERS, question.options, translated.options))
     for i, (letter, before, after) in enumerate(options):
         for other, before_other, after_other in options[:i]:
-            is_lost = _words(after) == _words(after_other) and _words(before) != _words(before_other)
+            is_lost = _words(after) == _words(after_other) and _words(before) != _words(
+                before_other
+            )
             if after.strip() and (is_lost or after.split() == after_other.split()):
                 faults.append(f"options {other} and {letter} both say {_excerpt(after)}")
     return tuple(faults) or _faults_of_reading(question, translated, to)
 
 
-def _faults_of_reading(question: Question, translated: TranslatedQuestion, to: str) -> tuple[str, ...]:
+def _faults_of_reading(
+    question: Question, translated: TranslatedQuestion, to: str
+) -> tuple[str, ...]:
     """Returns what changed for the reader of the written row: its key, count, id or language."""
     try:
-        read = exams.question_from_row(row_of(question, translated), Source("translated", "exam", "translated"), 1)
+        read = exams.question_from_row(
+            row_of(question, translated), Source("translated", "exam", "translated"), 1
+        )
     except BadRowReason as reason:
         return (str(reason),)
-    expected = (question.id, question.answer, len(question.options), question.exam, question.year, question.number, to)
-    found = (read.id, read.answer, len(read.options), read.exam, read.year, read.number, read.language)
+    expected = (
+        question.id,
+        question.answer,
+        len(question.options),
+        question.exam,
+        question.year,
+        question.number,
+        to,
+    )
+    found = (
+        read.id,
+        read.answer,
+        len(read.options),
+        read.exam,
+        read.year,
+        read.number,
+        read.language,
+    )
     return () if found == expected else (f"reads back as {found}, expected {expected}",)
 
 

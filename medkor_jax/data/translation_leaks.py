@@ -32,11 +32,44 @@ from medkor_jax.data.translated_exam import numbers_in
 
 SHARE = 0.8  # of the marks of both: all numbers, and the terms of the Korean one
 WEIGHT = 7.0  # least weight of the marks that both have
-SHARE_OF_TEXT, WEIGHT_OF_TEXT = 0.85, 12.0  # the same of a text, of which there are many, and few are questions
-SIZES = (0.8, 2.2)  # English letters for one Korean one, a syllable counted two: 0.82 to 2.53 in the 290, 98 % in these
+SHARE_OF_TEXT, WEIGHT_OF_TEXT = (
+    0.85,
+    12.0,
+)  # the same of a text, of which there are many, and few are questions
+SIZES = (
+    0.8,
+    2.2,
+)  # English letters for one Korean one, a syllable counted two: 0.82 to 2.53 in the 290, 98 % in these
 _RARE = 2.0  # least weight of a mark that few texts have
 _TERM = re.compile(r"[A-Za-z][A-Za-z0-9]+")
-_UNITS = frozenset("mg dl mmhg cm mm ml min kg iu meq ug ng pg fl mol mmol umol cells mosm hr sec day ph mcg".split())
+_UNITS = frozenset(
+    [
+        "mg",
+        "dl",
+        "mmhg",
+        "cm",
+        "mm",
+        "ml",
+        "min",
+        "kg",
+        "iu",
+        "meq",
+        "ug",
+        "ng",
+        "pg",
+        "fl",
+        "mol",
+        "mmol",
+        "umol",
+        "cells",
+        "mosm",
+        "hr",
+        "sec",
+        "day",
+        "ph",
+        "mcg",
+    ]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +89,9 @@ class Translations:
         self._origins: dict[str, list[int]] = defaultdict(list)
         self._numbers: dict[tuple, list[int]] = defaultdict(list)
         marks = [marks_of(question, size) for _, question, size in judged]
-        holders: dict[tuple[str, str], list[int]] = defaultdict(list)  # by language and mark: places in `judged`
+        holders: dict[tuple[str, str], list[int]] = defaultdict(
+            list
+        )  # by language and mark: places in `judged`
         for place, (owner, question, _) in enumerate(judged):
             for key in _keys(question):
                 self._origins[key].append(owner)
@@ -66,7 +101,9 @@ class Translations:
                 holders[question.language, mark].append(place)
         self._holders = {key: np.array(places) for key, places in holders.items()}
         self._owners = np.array([owner for owner, *_ in judged], np.int64)
-        self._is_korean = np.array([question.language == "ko" for _, question, _ in judged], np.bool_)
+        self._is_korean = np.array(
+            [question.language == "ko" for _, question, _ in judged], np.bool_
+        )
         self._size_of = np.array([size for *_, size in judged], np.float64)
         self._weight_of_numbers = np.array([_weigh(one.numbers) for one in marks])
         self._weight_of_terms = np.array([_weigh(one.terms) for one in marks])
@@ -82,9 +119,13 @@ class Translations:
         if not self._judged:
             return np.zeros(0, np.int64)
         is_other = np.array([self._languages != {language} for language in LANGUAGES])
-        return np.flatnonzero((self._sizes[0] <= sizes) & (sizes <= self._sizes[1]) & is_other[languages])
+        return np.flatnonzero(
+            (self._sizes[0] <= sizes) & (sizes <= self._sizes[1]) & is_other[languages]
+        )
 
-    def find(self, documents: Sequence[Document], sizes: Sequence[int]) -> Iterator[tuple[int, int, str, float]]:
+    def find(
+        self, documents: Sequence[Document], sizes: Sequence[int]
+    ) -> Iterator[tuple[int, int, str, float]]:
         """Yields (place in `documents`, judged question, way it was found, similarity). sizes: of the documents, in letters."""
         if not self._judged:
             return
@@ -120,9 +161,15 @@ class Translations:
         if not could_be.any():
             return
         ours = marks_of(document, size)
-        least_share, least_weight = (SHARE, WEIGHT) if isinstance(document, Question) else (SHARE_OF_TEXT, WEIGHT_OF_TEXT)
+        least_share, least_weight = (
+            (SHARE, WEIGHT) if isinstance(document, Question) else (SHARE_OF_TEXT, WEIGHT_OF_TEXT)
+        )
         numbers, terms = (
-            [(self._holders[other, mark], weight_of(mark)) for mark in of_kind if (other, mark) in self._holders]
+            [
+                (self._holders[other, mark], weight_of(mark))
+                for mark in of_kind
+                if (other, mark) in self._holders
+            ]
             for of_kind in (ours.numbers, ours.terms)
         )
         rare = self._shared([one for one in (*numbers, *terms) if one[1] >= _RARE])
@@ -142,8 +189,13 @@ class Translations:
         """Returns [judged]: the weight of the marks in `held` that each has. All weights are halves: no sum is rounded."""
         if not held:
             return np.zeros(len(self._owners))
-        places, weights = np.concatenate([places for places, _ in held]), [weight for _, weight in held]
-        return np.bincount(places, np.repeat(weights, [len(places) for places, _ in held]), len(self._owners))
+        places, weights = (
+            np.concatenate([places for places, _ in held]),
+            [weight for _, weight in held],
+        )
+        return np.bincount(
+            places, np.repeat(weights, [len(places) for places, _ in held]), len(self._owners)
+        )
 
 
 def marks_of(document: Document, size: int) -> Marks:
@@ -169,7 +221,11 @@ def _may_ask(document: Document) -> bool:
 
 
 def _texts(document: Document) -> list[str]:
-    return [document.question, *document.options] if isinstance(document, Question) else [text for text, _ in document.parts]
+    return (
+        [document.question, *document.options]
+        if isinstance(document, Question)
+        else [text for text, _ in document.parts]
+    )
 
 
 def _weigh(marks: frozenset[str]) -> float:
@@ -182,4 +238,8 @@ def _keys(question: Question) -> set[str]:
 
 
 def _place(question: Question) -> tuple | None:
-    return (question.exam, question.year, question.number) if question.year is not None and question.number else None
+    return (
+        (question.exam, question.year, question.number)
+        if question.year is not None and question.number
+        else None
+    )

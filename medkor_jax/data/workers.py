@@ -54,7 +54,10 @@ def run_all(job: str, tasks: Sequence[Any]) -> list[Any]:
 
     def serve() -> None:
         try:
-            with tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace") as said, _start(job, said) as process:
+            with (
+                tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace") as said,
+                _start(job, said) as process,
+            ):
                 processes.append(process)
                 while not errors:
                     try:
@@ -85,11 +88,21 @@ def run_all(job: str, tasks: Sequence[Any]) -> list[Any]:
 def _start(job: str, said) -> subprocess.Popen:
     root = str(pathlib.Path(__file__).parents[2])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
     return subprocess.Popen(
-        [sys.executable, "-c", f"from medkor_jax.data.workers import main; main({job!r})"], stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, stderr=said, env=environment, text=True, encoding="utf-8", start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-c", f"from medkor_jax.data.workers import main; main({job!r})"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=said,
+        env=environment,
+        text=True,
+        encoding="utf-8",
+        start_new_session=True,
+    )
 
 
 def _ask(process: subprocess.Popen, task: Any, said) -> Any:
@@ -104,7 +117,11 @@ def _ask(process: subprocess.Popen, task: Any, said) -> Any:
         code = process.wait()
         said.seek(0)
         tail = (said.read().strip().splitlines() or [""])[-1]
-        killed = " (killed; most likely out of memory: set MEDKOR_WORKERS to fewer)" if code == -9 else ""
+        killed = (
+            " (killed; most likely out of memory: set MEDKOR_WORKERS to fewer)"
+            if code == -9
+            else ""
+        )
         raise WorkerError(f"a process that reads data ended with {code}{killed}. {tail}")
     return json.loads(line)
 

@@ -76,7 +76,11 @@ def _length_alarm(report: Scored) -> str | None:
     """Says when a cloze score follows the length of the options: how often the one shortest (longest) is taken."""
     for end, word, cause in (
         (min, "shortest", "a summed log-likelihood falls with every token, so short options win"),
-        (max, "longest", "a mean over characters forgives long options, whose ends are easy to guess"),
+        (
+            max,
+            "longest",
+            "a mean over characters forgives long options, whose ends are easy to guess",
+        ),
     ):
         told = []  # (this option taken, this option right), where one option alone is the shortest or longest
         for a in report.answers:
@@ -117,7 +121,10 @@ def _unparsed_alarm(report: Scored) -> str | None:
 
 
 def _prompt_alarms(report: Scored) -> list[str]:
-    shown, cut = sum(a.among_shots for a in report.answers), sum(a.truncated for a in report.answers)
+    shown, cut = (
+        sum(a.among_shots for a in report.answers),
+        sum(a.truncated for a in report.answers),
+    )
     alarms = []
     if shown:
         alarms.append(
@@ -125,5 +132,7 @@ def _prompt_alarms(report: Scored) -> list[str]:
             "fewshot split of KorMedMCQA is part of its validation split): the score counts answers that were shown."
         )
     if cut:
-        alarms.append(f"{cut} prompts were longer than the model and lost their beginning; use fewer shots.")
+        alarms.append(
+            f"{cut} prompts were longer than the model and lost their beginning; use fewer shots."
+        )
     return alarms

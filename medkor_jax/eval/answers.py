@@ -48,11 +48,17 @@ def patterns(language: str, n_options: int = len(HARNESS_LETTERS)) -> tuple[re.P
     """
     letters = LETTERS[: max(n_options, len(HARNESS_LETTERS))]
     if language == "ko":
-        return tuple(re.compile(pattern.format(letters=letters), re.IGNORECASE) for pattern in _KOREAN)
+        return tuple(
+            re.compile(pattern.format(letters=letters), re.IGNORECASE) for pattern in _KOREAN
+        )
     if language == "en":
         pronoun = _NO_PRONOUN if "I" in letters else ""
-        return tuple(re.compile(pattern.format(letters=letters, pronoun=pronoun)) for pattern in _ENGLISH)
-    raise ValueError(f"no answer patterns for language {language!r}; there are some for ['en', 'ko']")
+        return tuple(
+            re.compile(pattern.format(letters=letters, pronoun=pronoun)) for pattern in _ENGLISH
+        )
+    raise ValueError(
+        f"no answer patterns for language {language!r}; there are some for ['en', 'ko']"
+    )
 
 
 def extract_letter(text: str, language: str = "ko", n_options: int = len(HARNESS_LETTERS)) -> str:
@@ -91,7 +97,9 @@ class Reasoned:
     reasoning: str
 
 
-def parse_reasoned(text: str, n_options: int, form: ReasoningFormat = ReasoningFormat()) -> Reasoned:
+def parse_reasoned(
+    text: str, n_options: int, form: ReasoningFormat = ReasoningFormat()
+) -> Reasoned:
     """Returns the parts of "<R> reasoning <R/> C". Strict: "C.", "C or D" and "the answer is C" are no single letter.
 
     A letter without the format is still read (what follows the last closing tag, or the whole text), so that
@@ -101,7 +109,12 @@ def parse_reasoned(text: str, n_options: int, form: ReasoningFormat = ReasoningF
     letter = after.strip()
     allowed = LETTERS[:n_options]
     answer = allowed.index(letter) if len(letter) == 1 and letter in allowed else None
-    opening, reasoning = before.strip()[: len(form.opening)], before.strip()[len(form.opening) :].strip()
+    opening, reasoning = (
+        before.strip()[: len(form.opening)],
+        before.strip()[len(form.opening) :].strip(),
+    )
     once = text.count(form.opening) == text.count(form.closing) == 1
-    has_format = bool(closing) and once and opening == form.opening and any(map(str.isalnum, reasoning))
+    has_format = (
+        bool(closing) and once and opening == form.opening and any(map(str.isalnum, reasoning))
+    )
     return Reasoned(has_format, answer, reasoning if has_format else "")

@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,9 @@ from medkor_jax.eval.scoring import Continuation, ExamTokenizer, Scorer
 MAX_REASONING_TOKENS = 512
 READ_VERSION = 2  # raise it when answers are read otherwise out of the same text: stored ones are then asked for again
 CLOZE = ("cloze", "cloze_norm")
-_PROMPTS = {"reason": reasoning_prompt} | dict.fromkeys(CLOZE, cloze_prompt)  # where they are not those of the harness
+_PROMPTS = {"reason": reasoning_prompt} | dict.fromkeys(
+    CLOZE, cloze_prompt
+)  # where they are not those of the harness
 
 
 def evaluate(
@@ -66,30 +69,45 @@ def evaluate(
     _check_asked(questions, mode, shots, f"{source or 'this exam'} {split}")
     new_tokens = {"harness": harness.MAX_NEW_TOKENS, "reason": max_new_tokens}.get(mode, 1)
     texts, tokenizer = contexts(questions, mode, shots), scorer.tokenizer
-    requests = harness.bounded(questions, texts, tokenizer, max_positions=scorer.max_positions, max_new_tokens=new_tokens)
+    requests = harness.bounded(
+        questions, texts, tokenizer, max_positions=scorer.max_positions, max_new_tokens=new_tokens
+    )
     read = _reader(scorer, questions, requests, mode, max_new_tokens, form)
     shown = {prompt(shot) for shot in shots}
 
     answered: dict[int, Answer] = {}
     for batch in _batches(questions, requests, batch_size):
         asked = [questions[i] for i in batch]
-        for i, found in zip(batch, read([list(requests[i].token_ids) for i in batch], asked), strict=True):
-            answered[i] = _answer(questions[i], found, prompt(questions[i]) in shown, requests[i].truncated)
+        for i, found in zip(
+            batch, read([list(requests[i].token_ids) for i in batch], asked), strict=True
+        ):
+            answered[i] = _answer(
+                questions[i], found, prompt(questions[i]) in shown, requests[i].truncated
+            )
         if on_progress is not None:
             on_progress(len(answered), len(questions))
     ordered = tuple(answered[i] for i in range(len(questions)))
     return Report(
-        mode=mode, shots=len(shots), source=source, split=split, answers=ordered, confidence=confidence,
+        mode=mode,
+        shots=len(shots),
+        source=source,
+        split=split,
+        answers=ordered,
+        confidence=confidence,
         max_new_tokens=max_new_tokens if mode == "reason" else None,
-    )  # fmt: skip
+    )
 
 
-def _check_asked(questions: Sequence[Question], mode: str, shots: Sequence[Question], where: str) -> None:
+def _check_asked(
+    questions: Sequence[Question], mode: str, shots: Sequence[Question], where: str
+) -> None:
     """Raises: ValueError for an unknown mode, no questions, or shots in a mode that has none."""
     if mode not in MODES:
         raise ValueError(f"mode {mode!r} is unknown; it is one of {', '.join(MODES)}")
     if mode == "reason" and shots:
-        raise ValueError(f"reason mode is asked without shots, and {len(shots)} were given; a shot would show no reasoning")
+        raise ValueError(
+            f"reason mode is asked without shots, and {len(shots)} were given; a shot would show no reasoning"
+        )
     if not questions:
         raise ValueError(f"no questions in {where}: nothing to evaluate")
     if mode in CLOZE and shots:
@@ -102,9 +120,13 @@ _Read = Callable[[list[list[int]], list[Question]], list[_Found]]
 
 
 def _reader(
-    scorer: Scorer, questions: Sequence[Question], requests: Sequence[harness.Request],
-    mode: str, max_new_tokens: int, form: ReasoningFormat,
-) -> _Read:  # fmt: skip
+    scorer: Scorer,
+    questions: Sequence[Question],
+    requests: Sequence[harness.Request],
+    mode: str,
+    max_new_tokens: int,
+    form: ReasoningFormat,
+) -> _Read:
     """Returns what asks the model a batch of prompts in this mode, and reads what each question got.
 
     A batch is of one language. questions, requests: all of them, since letters must be the same tokens after every prompt.
@@ -117,29 +139,44 @@ def _reader(
         return [_read_logits(row, question) for question, row in zip(asked, logits, strict=True)]
 
     def read_cloze(prompts: list[list[int]], asked: list[Question]) -> list[_Found]:
-        options = [[tokenizer.encode(f" {option}") for option in question.options] for question in asked]
+        options = [
+            [tokenizer.encode(f" {option}") for option in question.options] for question in asked
+        ]
         nats = scorer.continuation_nats(prompts, options)
         return [_read_cloze(row, question, mode) for question, row in zip(asked, nats, strict=True)]
 
     def read_reasoned(prompts: list[list[int]], asked: list[Question]) -> list[_Found]:
         written = scorer.complete(prompts, max_new_tokens=max_new_tokens, stop=())
-        return [_read_reasoned(one, question, form) for question, one in zip(asked, written, strict=True)]
+        return [
+            _read_reasoned(one, question, form)
+            for question, one in zip(asked, written, strict=True)
+        ]
 
     def read_texts(prompts: list[list[int]], asked: list[Question]) -> list[_Found]:
         texts = scorer.generate(prompts, max_new_tokens=harness.MAX_NEW_TOKENS, stop=harness.STOP)
         return [_read_text(text, question) for question, text in zip(asked, texts, strict=True)]
 
-    return {"letter": read_letters, "reason": read_reasoned, "harness": read_texts}.get(mode, read_cloze)
+    return {"letter": read_letters, "reason": read_reasoned, "harness": read_texts}.get(
+        mode, read_cloze
+    )
 
 
 def _answer(question: Question, found: _Found, among_shots: bool, truncated: bool) -> Answer:
     predicted, text, further = found
     return Answer(
-        id=question.id, key=LETTERS[question.answer], predicted=None if predicted is None else LETTERS[predicted],
-        correct=predicted == question.answer, text=text, exam=question.exam, year=question.year,
-        language=question.language, n_options=len(question.options), among_shots=among_shots, truncated=truncated,
+        id=question.id,
+        key=LETTERS[question.answer],
+        predicted=None if predicted is None else LETTERS[predicted],
+        correct=predicted == question.answer,
+        text=text,
+        exam=question.exam,
+        year=question.year,
+        language=question.language,
+        n_options=len(question.options),
+        among_shots=among_shots,
+        truncated=truncated,
         **further,
-    )  # fmt: skip
+    )
 
 
 def contexts(questions: Sequence[Question], mode: str, shots: Sequence[Question] = ()) -> list[str]:
@@ -149,17 +186,25 @@ def contexts(questions: Sequence[Question], mode: str, shots: Sequence[Question]
     return [harness.context(question, shots) for question in questions]
 
 
-def contexts_digest(questions: Sequence[Question], mode: str, shots: Sequence[Question] = ()) -> str:
+def contexts_digest(
+    questions: Sequence[Question], mode: str, shots: Sequence[Question] = ()
+) -> str:
     """Returns a digest of everything the model reads of these questions: it tells one version of the prompts from another."""
     return checksum(contexts(questions, mode, shots))
 
 
-def _batches(questions: Sequence[Question], requests: Sequence[harness.Request], batch_size: int) -> list[list[int]]:
+def _batches(
+    questions: Sequence[Question], requests: Sequence[harness.Request], batch_size: int
+) -> list[list[int]]:
     """Returns indices in batches of one language each, longest prompt first."""
     by_language = collections.defaultdict(list)
     for i in sorted(range(len(questions)), key=lambda i: -len(requests[i].token_ids)):
         by_language[questions[i].language].append(i)
-    return [group[at : at + batch_size] for group in by_language.values() for at in range(0, len(group), batch_size)]
+    return [
+        group[at : at + batch_size]
+        for group in by_language.values()
+        for at in range(0, len(group), batch_size)
+    ]
 
 
 def _letter_tokens(
@@ -232,6 +277,12 @@ def _read_text(text: str, question: Question) -> _Found:
 
 def _read_reasoned(written: Continuation, question: Question, form: ReasoningFormat) -> _Found:
     # A text cut by length may happen to stand at a letter, or just behind the closing tag: it is not an answer yet.
-    found = answers.parse_reasoned(written.text if written.is_whole else "", len(question.options), form)
-    how = {"has_format": found.has_format, "is_whole": written.is_whole, "n_tokens": written.n_tokens}
+    found = answers.parse_reasoned(
+        written.text if written.is_whole else "", len(question.options), form
+    )
+    how = {
+        "has_format": found.has_format,
+        "is_whole": written.is_whole,
+        "n_tokens": written.n_tokens,
+    }
     return found.answer, written.text, how

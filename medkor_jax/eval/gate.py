@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, Sequence
+from collections.abc import Sequence
+from typing import Annotated
 
 from medkor_jax.eval.metric import KNOWING, METRICS
 from medkor_jax.nearest import nearest
@@ -61,15 +62,23 @@ class Condition:
     def __post_init__(self) -> None:
         what = f"condition {self.name!r}"
         if bool(self.exam) == bool(self.held_out):
-            raise ValueError(f"{what} names exam {self.exam!r} and held_out {self.held_out!r}; it asks about exactly one of them")
+            raise ValueError(
+                f"{what} names exam {self.exam!r} and held_out {self.held_out!r}; it asks about exactly one of them"
+            )
         _check_choice(what, "against", self.against, AGAINST)
         if self.held_out:
             blank = Condition("", exam="x")
             of_exams = ("metric", "threshold", "reading", "allow_chance")
-            if changed := [name for name in of_exams if getattr(self, name) != getattr(blank, name)]:
-                raise ValueError(f"{what} is about a held-out text, whose loss may rise by rise_nats; leave out {', '.join(changed)}")
+            if changed := [
+                name for name in of_exams if getattr(self, name) != getattr(blank, name)
+            ]:
+                raise ValueError(
+                    f"{what} is about a held-out text, whose loss may rise by rise_nats; leave out {', '.join(changed)}"
+                )
             if not (math.isfinite(self.rise_nats) and self.rise_nats >= 0):
-                raise ValueError(f"{what} has rise_nats {self.rise_nats}; expected 0 or more nats a token")
+                raise ValueError(
+                    f"{what} has rise_nats {self.rise_nats}; expected 0 or more nats a token"
+                )
         else:
             if self.rise_nats:
                 raise ValueError(f"{what} is about an exam; rise_nats is for held-out texts")
@@ -106,9 +115,13 @@ class Gate:
         _check_choice("gate", "on_failure", self.on_failure, ON_FAILURE)
         _check_reading("gate", self, may_be_one=not self.decides)
         if not 0.5 <= self.confidence < 1:
-            raise ValueError(f"gate confidence is {self.confidence}; it is a share between 0.5 and 1 (0.95, not 95)")
+            raise ValueError(
+                f"gate confidence is {self.confidence}; it is a share between 0.5 and 1 (0.95, not 95)"
+            )
         if self.rounds < 1:
-            raise ValueError(f"gate rounds is {self.rounds}; a remedy is tried at least once (on_failure='stop' for none)")
+            raise ValueError(
+                f"gate rounds is {self.rounds}; a remedy is tried at least once (on_failure='stop' for none)"
+            )
 
     @property
     def decides(self) -> bool:
@@ -136,11 +149,19 @@ def _check_reading(what: str, asked: Gate | Condition, *, may_be_one: bool = Fal
     _check_choice(what, "reading", asked.reading, READINGS)
     threshold = asked.threshold
     if not 0 < threshold <= 1:
-        raise ValueError(f"{what} threshold is {threshold}; it is a share between 0 and 1 (0.97, not 97)")
+        raise ValueError(
+            f"{what} threshold is {threshold}; it is a share between 0 and 1 (0.97, not 97)"
+        )
     if threshold == 1 and not may_be_one:
-        raise ValueError(f"{what} threshold is 1, which no interval's lower end reaches; write what may be lost, such as 0.97")
+        raise ValueError(
+            f"{what} threshold is 1, which no interval's lower end reaches; write what may be lost, such as 0.97"
+        )
     if asked.reading == "non_inferior" and threshold < 0.5:
         lost = round(100 * (1 - threshold))
-        raise ValueError(f"{what} threshold is {threshold}, read as non_inferior: {lost} points could be lost; expected 0.5 or more")
+        raise ValueError(
+            f"{what} threshold is {threshold}, read as non_inferior: {lost} points could be lost; expected 0.5 or more"
+        )
     if asked.allow_chance and asked.metric not in KNOWING:
-        raise ValueError(f"{what} has allow_chance=True and metric {asked.metric!r}, of which guessing has no value; leave it out")
+        raise ValueError(
+            f"{what} has allow_chance=True and metric {asked.metric!r}, of which guessing has no value; leave it out"
+        )

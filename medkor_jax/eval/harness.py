@@ -15,7 +15,8 @@ fewer than five options lists only those it has. No chat template, as in the pub
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from medkor_jax.data.question import Question, answer_text, prompt
 
@@ -57,7 +58,9 @@ def requests(
     Raises: ValueError if `max_positions` leaves no room for a prompt.
     """
     contexts = [context(question, shots) for question in questions]
-    return bounded(questions, contexts, tokenizer, max_positions=max_positions, max_new_tokens=max_new_tokens)
+    return bounded(
+        questions, contexts, tokenizer, max_positions=max_positions, max_new_tokens=max_new_tokens
+    )
 
 
 def bounded(
@@ -76,7 +79,9 @@ def bounded(
         )
     limit = None if max_positions is None else max_positions - max_new_tokens
     built = []
-    for question, text, encoded in zip(questions, contexts, tokenizer.encode_batch(contexts), strict=True):
+    for question, text, encoded in zip(
+        questions, contexts, tokenizer.encode_batch(contexts), strict=True
+    ):
         ids = [tokenizer.bos_id, *encoded]
         kept = ids if limit is None else ids[-limit:]
         built.append(Request(question.id, text, tuple(kept), truncated=len(kept) < len(ids)))

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Mapping, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,12 +47,16 @@ class Judgement:
     score: float  # of the model alone: accuracy, mean probability, share, or nats a token
     reference: float | None  # the same of what it is compared with
     value: float  # what is compared: score, score - reference, or score - threshold x reference
-    bound: float  # what the interval's lower end must reach; for a loss, what the score may not exceed
+    bound: (
+        float  # what the interval's lower end must reach; for a loss, what the score may not exceed
+    )
     interval: stats.Interval | None  # of `value`; None for a loss
     confidence: float  # of this interval, the looks taken into account
     looks: int
     n: int  # questions; 0 for a loss
-    p_value: float | None  # exact McNemar, both models equally often right; None where nothing is counted in pairs
+    p_value: (
+        float | None
+    )  # exact McNemar, both models equally often right; None where nothing is counted in pairs
     at_chance: tuple[str, ...]  # which of "the model", "the reference" do no better than guessing
     words: str
     conditions: tuple[Judgement, ...] = ()
@@ -61,13 +66,19 @@ class Judgement:
         for name in ("score", "value"):  # a loss may be NaN, which JSON has no word for
             stored[name] = stored[name] if math.isfinite(stored[name]) else None
         return stored | {
-            "interval": None if self.interval is None else list(self.interval), "at_chance": list(self.at_chance),
+            "interval": None if self.interval is None else list(self.interval),
+            "at_chance": list(self.at_chance),
             "conditions": [condition.to_json() for condition in self.conditions],
-        }  # fmt: skip
+        }
 
 
 def judge(
-    gate: Gate | Condition, report: Report, reference: Report | None = None, *, looks: int = 0, confidence: float = 0.0
+    gate: Gate | Condition,
+    report: Report,
+    reference: Report | None = None,
+    *,
+    looks: int = 0,
+    confidence: float = 0.0,
 ) -> Judgement:
     """Returns whether `report` opens `gate` by its own exam, with the numbers and one plain sentence on why.
 
@@ -78,7 +89,9 @@ def judge(
     questions or was asked in another way, or if the reports do not hold what the metric reads.
     """
     if gate.reading != "absolute" and reference is None:
-        raise ValueError(f"a gate read as {gate.reading!r} compares with a reference report, and none was given")
+        raise ValueError(
+            f"a gate read as {gate.reading!r} compares with a reference report, and none was given"
+        )
     if not isinstance(gate, Condition):
         looks, confidence = looks or gate.looks, confidence or gate.confidence
     confidence = stats.confidence_of_look(confidence, looks)
@@ -92,23 +105,43 @@ def judge(
     n = len(mine)
     reached = found.interval.low >= found.bound - _ROUNDING and n >= MIN_QUESTIONS
     # An absolute gate does not lean on its reference, so only the model's own score counts there.
-    compared = {"the model": report, "the reference": reference if gate.reading != "absolute" else None}
-    at_chance = tuple(who for who, r in compared.items() if r is not None and is_at_chance(r, gate.metric))
+    compared = {
+        "the model": report,
+        "the reference": reference if gate.reading != "absolute" else None,
+    }
+    at_chance = tuple(
+        who for who, r in compared.items() if r is not None and is_at_chance(r, gate.metric)
+    )
     passed = reached and (not at_chance or gate.allow_chance)
     score, other = float(mine.mean()), None if theirs is None else float(theirs.mean())
     said = found.words.format(
-        own=_shown(gate.metric, report, score), other="" if other is None else _shown(gate.metric, reference, other)
+        own=_shown(gate.metric, report, score),
+        other="" if other is None else _shown(gate.metric, reference, other),
     )
-    few = f"; {n} questions are fewer than the {MIN_QUESTIONS} that can open a gate" if n < MIN_QUESTIONS else ""
+    few = (
+        f"; {n} questions are fewer than the {MIN_QUESTIONS} that can open a gate"
+        if n < MIN_QUESTIONS
+        else ""
+    )
     spent = f" ({looks} looks, each at {confidence:.2%})" if looks > 1 else ""
     counts = _counts(mine, theirs)
     return Judgement(
-        passed=passed, name=getattr(gate, "name", report.source), metric=gate.metric, reading=gate.reading, score=score,
-        reference=other, value=found.value, bound=found.bound, interval=found.interval,
-        confidence=confidence, looks=looks, n=n, p_value=None if counts is None else stats.mcnemar_exact(counts),
+        passed=passed,
+        name=getattr(gate, "name", report.source),
+        metric=gate.metric,
+        reading=gate.reading,
+        score=score,
+        reference=other,
+        value=found.value,
+        bound=found.bound,
+        interval=found.interval,
+        confidence=confidence,
+        looks=looks,
+        n=n,
+        p_value=None if counts is None else stats.mcnemar_exact(counts),
         at_chance=at_chance,
         words=f"The gate {'opens' if passed else 'stays closed'}: {said}{few}{spent}{_chance_words(gate, at_chance, reached)}.",
-    )  # fmt: skip
+    )
 
 
 class _Measured(NamedTuple):
@@ -129,11 +162,16 @@ def _measure_alone(gate: Gate | Condition, mine: np.ndarray, confidence: float) 
     return _Measured(float(mine.mean()), gate.threshold, interval, words)
 
 
-def _measure_against(gate: Gate | Condition, mine: np.ndarray, theirs: np.ndarray, confidence: float) -> _Measured:
+def _measure_against(
+    gate: Gate | Condition, mine: np.ndarray, theirs: np.ndarray, confidence: float
+) -> _Measured:
     """mine, theirs: outcomes of the same questions, in the same order."""
     is_relative, counts = gate.reading == "relative", _counts(mine, theirs)
     kept = gate.threshold if is_relative else 1.0
-    value, bound = float(mine.mean()) - kept * float(theirs.mean()), 0.0 if is_relative else -(1 - gate.threshold)
+    value, bound = (
+        float(mine.mean()) - kept * float(theirs.mean()),
+        0.0 if is_relative else -(1 - gate.threshold),
+    )
     if counts is None:
         interval = stats.bootstrap_mean(mine - kept * theirs, confidence)
     else:
@@ -151,21 +189,45 @@ def _counts(mine: np.ndarray, theirs: np.ndarray | None) -> stats.PairedCounts |
     return None if theirs is None or mine.dtype != bool else stats.PairedCounts.of(mine, theirs)
 
 
-def judge_all(gate: Gate, exam: str, found: Evidence, start: Evidence, reference: Evidence, *, looks: int = 0) -> Judgement:
+def judge_all(
+    gate: Gate, exam: str, found: Evidence, start: Evidence, reference: Evidence, *, looks: int = 0
+) -> Judgement:
     """Returns the judgement of all that a gate asks: of the phase's own `exam` against `reference`, and of `requires`.
 
     Raises: ValueError as `judge`.
     """
     looks = looks or gate.looks
-    judged = [judge(gate, found.reports[exam], reference.reports[exam] if gate.reading != "absolute" else None, looks=looks)]
+    judged = [
+        judge(
+            gate,
+            found.reports[exam],
+            reference.reports[exam] if gate.reading != "absolute" else None,
+            looks=looks,
+        )
+    ]
     judged[0] = dataclasses.replace(judged[0], name=exam)
     for condition in gate.requires:
         other = start if condition.against == "start" else reference
         if condition.held_out:
-            judged.append(_judge_loss(condition, found.losses[condition.held_out], other.losses[condition.held_out], looks))
+            judged.append(
+                _judge_loss(
+                    condition,
+                    found.losses[condition.held_out],
+                    other.losses[condition.held_out],
+                    looks,
+                )
+            )
         else:
             compared = other.reports[condition.exam] if condition.reading != "absolute" else None
-            judged.append(judge(condition, found.reports[condition.exam], compared, looks=looks, confidence=gate.confidence))
+            judged.append(
+                judge(
+                    condition,
+                    found.reports[condition.exam],
+                    compared,
+                    looks=looks,
+                    confidence=gate.confidence,
+                )
+            )
     if not gate.requires:
         return judged[0]
     closing = [judgement for judgement in judged if not judgement.passed]
@@ -185,10 +247,22 @@ def _judge_loss(condition: Condition, loss: float, before: float, looks: int) ->
     than = "its start" if condition.against == "start" else "the reference"
     words = f"{loss:.3f} nats a token, where at most {bound:.3f} are allowed ({than}: {before:.3f}, and {condition.rise_nats:g})"
     return Judgement(
-        passed=passed, name=condition.name, metric="loss", reading="not_above", score=loss, reference=before, value=loss,
-        bound=bound, interval=None, confidence=1.0, looks=looks, n=0, p_value=None, at_chance=(),
+        passed=passed,
+        name=condition.name,
+        metric="loss",
+        reading="not_above",
+        score=loss,
+        reference=before,
+        value=loss,
+        bound=bound,
+        interval=None,
+        confidence=1.0,
+        looks=looks,
+        n=0,
+        p_value=None,
+        at_chance=(),
         words=f"The gate {'opens' if passed else 'stays closed'}: {words}.",
-    )  # fmt: skip
+    )
 
 
 def _shown(metric: str, report: Report, score: float) -> str:

@@ -22,10 +22,14 @@ Row = dict[str, Any]
 
 def write_lines(path: str | os.PathLike, rows: Iterable[Row], shared: Row) -> None:
     """Writes a line a row, atomically; each also carries `shared`."""
-    write_atomically(path, "".join(json.dumps({**row, **shared}, ensure_ascii=False) + "\n" for row in rows))
+    write_atomically(
+        path, "".join(json.dumps({**row, **shared}, ensure_ascii=False) + "\n" for row in rows)
+    )
 
 
-def read_lines(path: str | os.PathLike, make: Callable[[Row], tuple[T, Row]], what: str) -> tuple[tuple[T, ...], Row]:
+def read_lines(
+    path: str | os.PathLike, make: Callable[[Row], tuple[T, Row]], what: str
+) -> tuple[tuple[T, ...], Row]:
     """Returns what `make` makes of each line, and what all lines share. what: one of them in words, "an answer".
 
     make(row): (the item, what the line shares with the others); it may raise ValueError, KeyError or TypeError.
@@ -34,7 +38,9 @@ def read_lines(path: str | os.PathLike, make: Callable[[Row], tuple[T, Row]], wh
     """
     items, shared = [], None
     # Not splitlines(): a generated text may hold other line separators, which JSON leaves as they are.
-    for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
+    for number, line in enumerate(
+        pathlib.Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1
+    ):
         try:
             item, said = make(json.loads(line))
         except (ValueError, KeyError, TypeError) as error:
@@ -42,7 +48,9 @@ def read_lines(path: str | os.PathLike, make: Callable[[Row], tuple[T, Row]], wh
                 f"{path}, line {number} is not {what} written by this program ({error!r}); evaluate again"
             ) from error
         if shared is not None and said != shared:
-            raise ValueError(f"{path}, line {number} is from another run: {said}, those before {shared}")
+            raise ValueError(
+                f"{path}, line {number} is from another run: {said}, those before {shared}"
+            )
         items.append(item)
         shared = said
     return tuple(items), shared

@@ -30,7 +30,9 @@ def outcomes(report: Report, metric: str) -> np.ndarray:
         raise ValueError(said)
     if metric == "probability":
         if any(a.probabilities is None for a in report.answers):
-            raise ValueError("metric 'probability' needs every option's probability, which these answers lack; evaluate again")
+            raise ValueError(
+                "metric 'probability' needs every option's probability, which these answers lack; evaluate again"
+            )
         return np.array([a.probabilities[LETTERS.index(a.key)] for a in report.answers])
     read = {
         "accuracy": lambda a: a.correct,
@@ -68,7 +70,9 @@ def pairing(report: Report, reference: Report) -> list[int]:
     for name in ("mode", "shots", "max_new_tokens"):
         mine, theirs = getattr(report, name), getattr(reference, name)
         if mine != theirs:
-            raise ValueError(f"the report has {name} {mine!r}, its reference {theirs!r}; evaluate both in the same way")
+            raise ValueError(
+                f"the report has {name} {mine!r}, its reference {theirs!r}; evaluate both in the same way"
+            )
     places = {a.id: i for i, a in enumerate(reference.answers)}
     strangers = sorted({a.id for a in report.answers} ^ places.keys())
     if strangers:

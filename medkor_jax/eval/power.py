@@ -28,7 +28,9 @@ from medkor_jax.eval.gate import MIN_QUESTIONS, Condition, Gate
 CORRELATION = 0.7
 SPREAD = 0.37
 WORSE = 0.05  # points that a worse model lacks
-LEAST_CHANCE = 0.5  # that an equal model opens the gate at its first look; below, the gate is refused
+LEAST_CHANCE = (
+    0.5  # that an equal model opens the gate at its first look; below, the gate is refused
+)
 WANTED_CHANCE = 0.8  # what the needed number of questions gives an equal model
 _DRAWS = 4000
 _NORMAL = statistics.NormalDist()
@@ -56,7 +58,14 @@ class Outlook:
         return self.n >= MIN_QUESTIONS and self.equal >= LEAST_CHANCE
 
 
-def outlook(asked: Gate | Condition, n: int, n_options: float = 5, *, confidence: float = 0.95, looks: int = 1) -> Outlook:
+def outlook(
+    asked: Gate | Condition,
+    n: int,
+    n_options: float = 5,
+    *,
+    confidence: float = 0.95,
+    looks: int = 1,
+) -> Outlook:
     """Returns what `asked` can tell with n questions of n_options options, looked at up to `looks` times."""
     each = stats.confidence_of_look(confidence, looks)
     if asked.reading == "absolute":
@@ -88,7 +97,11 @@ def _absolute(asked: Gate | Condition, n: int, confidence: float, looks: int) ->
     def chance(share: float, n: int) -> float:
         if asked.metric == "probability":
             error = SPREAD * math.sqrt(4 * share * (1 - share) / n)  # no spread is left at the ends
-            return 1.0 if error == 0 else _NORMAL.cdf((share - asked.threshold) / error - _z(confidence))
+            return (
+                1.0
+                if error == 0
+                else _NORMAL.cdf((share - asked.threshold) / error - _z(confidence))
+            )
         return stats.at_least(_least_right(n, asked.threshold, confidence), n, share)
 
     shares = np.arange(math.ceil(1000 * asked.threshold), 1001) / 1000
@@ -125,8 +138,15 @@ def _of_answers(
     both = level * share + CORRELATION * math.sqrt(level * (1 - level) * share * (1 - share))
     right = random.binomial(n, level, _DRAWS)[:, None]  # the reference answers once
     also = random.binomial(right, min(both / level, 1.0), (_DRAWS, looks))
-    alone = random.binomial(n - right, min(max((share - both) / (1 - level), 0.0), 1.0), (_DRAWS, looks))
-    draws: Any = (also, alone, right - also, n - right - alone)  # arrays, of which `paired_z` makes arrays
+    alone = random.binomial(
+        n - right, min(max((share - both) / (1 - level), 0.0), 1.0), (_DRAWS, looks)
+    )
+    draws: Any = (
+        also,
+        alone,
+        right - also,
+        n - right - alone,
+    )  # arrays, of which `paired_z` makes arrays
     counts = stats.PairedCounts(*draws)
     passed = stats.paired_z(counts, bound, kept) >= _z(confidence)
     return float(passed[:, 0].mean()), float(passed.any(1).mean())
@@ -141,7 +161,9 @@ def _of_means(
     ahead = (level + shift - kept * level - bound) / error - _z(confidence)
     common = shared / math.hypot(own, shared)
     random = np.random.default_rng(0)
-    luck = common * random.standard_normal((_DRAWS, 1)) + math.sqrt(1 - common**2) * random.standard_normal((_DRAWS, looks))
+    luck = common * random.standard_normal((_DRAWS, 1)) + math.sqrt(
+        1 - common**2
+    ) * random.standard_normal((_DRAWS, looks))
     return _NORMAL.cdf(ahead), float((luck <= ahead).any(1).mean())
 
 
@@ -157,7 +179,11 @@ def _first(is_enough, most: int = 1_000_000) -> int | None:
 
 def _noticed(loss: float | None) -> str:
     chance = f"in {100 * WANTED_CHANCE:.0f} of 100"
-    return f"no loss keeps it closed {chance}" if loss is None else f"a loss of {100 * loss:.0f} points keeps it closed {chance}"
+    return (
+        f"no loss keeps it closed {chance}"
+        if loss is None
+        else f"a loss of {100 * loss:.0f} points keeps it closed {chance}"
+    )
 
 
 def _needed(needed: int | None) -> str:
@@ -168,7 +194,11 @@ def _needed(needed: int | None) -> str:
 
 
 def _of_100(chance: float) -> str:
-    return f"{100 * chance:.0f}" if 0.01 <= chance <= 0.99 or chance in (0, 1) else ("under 1" if chance < 0.5 else "over 99")
+    return (
+        f"{100 * chance:.0f}"
+        if 0.01 <= chance <= 0.99 or chance in (0, 1)
+        else ("under 1" if chance < 0.5 else "over 99")
+    )
 
 
 def _z(confidence: float) -> float:

@@ -19,7 +19,13 @@ from medkor_jax.eval.alarms import find_alarms
 from medkor_jax.eval.lines import read_lines, write_lines
 from medkor_jax.eval.scores import OF_REASONING, Answer, Score, Scored
 
-_DESCRIBED = ("mode", "shots", "source", "split", "confidence")  # what a report says of itself beside its answers
+_DESCRIBED = (
+    "mode",
+    "shots",
+    "source",
+    "split",
+    "confidence",
+)  # what a report says of itself beside its answers
 _OF_SOME_MODES = (*OF_REASONING, "option_lengths")
 
 
@@ -55,7 +61,8 @@ class Report(Scored):
         for score in self.scores:
             lines.append(
                 f"  {_label(score):<{width}}  {score.correct:>5}/{score.n:<5} {score.accuracy:>6.1%}"
-                f"  [{score.low:.1%}, {score.high:.1%}]" + (f"  {score.unparsed} unparsed" if score.unparsed else "")
+                f"  [{score.low:.1%}, {score.high:.1%}]"
+                + (f"  {score.unparsed} unparsed" if score.unparsed else "")
             )
         if self.reasoning:
             lines.append(f"  {self.reasoning.words}")
@@ -64,7 +71,14 @@ class Report(Scored):
     def write(self, path: str | os.PathLike) -> None:
         """Writes one JSON line an answer, atomically; each line also carries mode, shots, source and split."""
         rows = [dataclasses.asdict(a) for a in self.answers]
-        rows = [{name: value for name, value in row.items() if name not in _OF_SOME_MODES or value is not None} for row in rows]
+        rows = [
+            {
+                name: value
+                for name, value in row.items()
+                if name not in _OF_SOME_MODES or value is not None
+            }
+            for row in rows
+        ]
         write_lines(path, rows, self._described())
 
     @classmethod
@@ -76,11 +90,11 @@ class Report(Scored):
         answers, shared = read_lines(path, _parse, "an answer")
         return cls(answers=answers, **shared)
 
-
     def _described(self) -> dict[str, Any]:
         described = {name: getattr(self, name) for name in _DESCRIBED}
         more = {"max_new_tokens": self.max_new_tokens, "made_by": self.made_by}
         return described | {name: value for name, value in more.items() if value is not None}
+
 
 def _parse(row: dict[str, Any]) -> tuple[Answer, dict[str, Any]]:
     """Returns the answer that a line holds, and what the line says of the report."""

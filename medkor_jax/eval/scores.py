@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from typing import Sequence
+from collections.abc import Sequence
 
 from medkor_jax.eval import stats
 
@@ -32,7 +32,9 @@ class Answer:
     year: int | None
     language: str
     n_options: int
-    probabilities: tuple[float, ...] | None = None  # [options], over the options alone; letter and cloze modes
+    probabilities: tuple[float, ...] | None = (
+        None  # [options], over the options alone; letter and cloze modes
+    )
     among_shots: bool = False
     truncated: bool = False  # the prompt lost its beginning
     # Reason mode only; None elsewhere, and then not written.
@@ -102,13 +104,23 @@ class Scored:
         if self.mode not in MODES:
             raise ValueError(f"mode {self.mode!r} is unknown; it is one of {', '.join(MODES)}")
         if not self.answers:
-            raise ValueError(f"no answers for {self.source or 'this exam'} {self.split}: there is nothing to score")
-        repeated = [id for id, count in collections.Counter(a.id for a in self.answers).items() if count > 1]
+            raise ValueError(
+                f"no answers for {self.source or 'this exam'} {self.split}: there is nothing to score"
+            )
+        repeated = [
+            id for id, count in collections.Counter(a.id for a in self.answers).items() if count > 1
+        ]
         if repeated:
-            raise ValueError(f"question id {repeated[0]!r} occurs more than once; ids must tell questions apart")
-        unknown = [name for name in OF_REASONING if any(getattr(a, name) is None for a in self.answers)]
+            raise ValueError(
+                f"question id {repeated[0]!r} occurs more than once; ids must tell questions apart"
+            )
+        unknown = [
+            name for name in OF_REASONING if any(getattr(a, name) is None for a in self.answers)
+        ]
         if self.mode == "reason" and (unknown or self.max_new_tokens is None):
-            raise ValueError(f"reasoned answers must say max_new_tokens and {', '.join(OF_REASONING)}; evaluate again")
+            raise ValueError(
+                f"reasoned answers must say max_new_tokens and {', '.join(OF_REASONING)}; evaluate again"
+            )
 
     @functools.cached_property
     def overall(self) -> Score:
@@ -133,7 +145,7 @@ class Scored:
         """How the reasoned answers are written; None in the other modes."""
         if self.mode != "reason":
             return None
-        share = lambda found: sum(found) / len(self.answers)  # noqa: E731
+        share = lambda found: sum(found) / len(self.answers)
         return ReasoningShares(
             has_format=share(a.has_format for a in self.answers),
             one_letter=share(a.predicted is not None for a in self.answers),
@@ -147,11 +159,22 @@ class Scored:
         n, correct = len(answers), sum(a.correct for a in answers)
         low, high = stats.wilson(correct, n, self.confidence)
         return Score(
-            group=group, exam=exam, year=year, n=n, correct=correct,
-            unparsed=sum(a.predicted is None for a in answers), accuracy=correct / n, low=low, high=high,
-            confidence=self.confidence, chance=stats.chance_share([a.n_options for a in answers]),
-            mode=self.mode, shots=self.shots, source=self.source, split=self.split,
-        )  # fmt: skip
+            group=group,
+            exam=exam,
+            year=year,
+            n=n,
+            correct=correct,
+            unparsed=sum(a.predicted is None for a in answers),
+            accuracy=correct / n,
+            low=low,
+            high=high,
+            confidence=self.confidence,
+            chance=stats.chance_share([a.n_options for a in answers]),
+            mode=self.mode,
+            shots=self.shots,
+            source=self.source,
+            split=self.split,
+        )
 
     @property
     def is_at_chance(self) -> bool:

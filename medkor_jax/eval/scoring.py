@@ -39,13 +39,19 @@ class Scorer(Protocol):
     def next_logits(self, prompts: list[list[int]], token_ids: list[int]) -> np.ndarray:
         """Returns float32 [prompts, token_ids]: the logits after each prompt's last token, at `token_ids`."""
 
-    def generate(self, prompts: list[list[int]], *, max_new_tokens: int, stop: tuple[str, ...]) -> list[str]:
+    def generate(
+        self, prompts: list[list[int]], *, max_new_tokens: int, stop: tuple[str, ...]
+    ) -> list[str]:
         """Returns the greedy continuations as text without control tokens, each cut before its first stop string."""
 
-    def complete(self, prompts: list[list[int]], *, max_new_tokens: int, stop: tuple[str, ...]) -> list[Continuation]:
+    def complete(
+        self, prompts: list[list[int]], *, max_new_tokens: int, stop: tuple[str, ...]
+    ) -> list[Continuation]:
         """Returns what `generate` does, with the number of tokens and whether the text ended before the limit."""
 
-    def continuation_nats(self, prompts: list[list[int]], continuations: list[list[list[int]]]) -> list[np.ndarray]:
+    def continuation_nats(
+        self, prompts: list[list[int]], continuations: list[list[list[int]]]
+    ) -> list[np.ndarray]:
         """Returns for each prompt float64 [its continuations]: the negative log-likelihood of the tokens of each."""
 
 

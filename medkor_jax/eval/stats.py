@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,14 +42,18 @@ class PairedCounts:
     neither: int
 
     @classmethod
-    def of(cls, first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> PairedCounts:
+    def of(
+        cls, first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray
+    ) -> PairedCounts:
         """Counts the four kinds of question; `first` and `second` are in the same order of questions."""
         if len(first) != len(second) or not len(first):
             raise ValueError(
                 f"{len(first)} and {len(second)} answers; a paired comparison needs the same questions, at least one"
             )
         a, b = np.asarray(first, bool), np.asarray(second, bool)
-        return cls(int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum()))
+        return cls(
+            int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum())
+        )
 
     @property
     def n(self) -> int:
@@ -96,11 +101,15 @@ def _share_interval(correct: int, n: int, confidence: float, method: str) -> Int
     from scipy.stats import binomtest
 
     if n < 1 or not 0 <= correct <= n:
-        raise ValueError(f"{correct} correct of {n}: an interval needs 0 <= correct <= n and at least one question")
+        raise ValueError(
+            f"{correct} correct of {n}: an interval needs 0 <= correct <= n and at least one question"
+        )
     _check_confidence(confidence)
     found = binomtest(correct, n).proportion_ci(confidence, method)
     # At the ends the bound is exactly 0 or 1; rounding must not leave 1e-17 there.
-    return Interval(0.0 if correct == 0 else float(found.low), 1.0 if correct == n else float(found.high))
+    return Interval(
+        0.0 if correct == 0 else float(found.low), 1.0 if correct == n else float(found.high)
+    )
 
 
 def at_least(k: int, n: int, share: float) -> float:
@@ -110,7 +119,9 @@ def at_least(k: int, n: int, share: float) -> float:
     return float(binom.sf(k - 1, n, share))
 
 
-def paired_difference(counts: PairedCounts, confidence: float = 0.95, kept: float = 1.0) -> Interval:
+def paired_difference(
+    counts: PairedCounts, confidence: float = 0.95, kept: float = 1.0
+) -> Interval:
     """Returns the interval of (first share - kept x second share) over the same questions.
 
     kept=1 is the difference; kept=0.97 asks how far the first is above 97 % of the second. The ends are where `paired_z`
@@ -125,8 +136,13 @@ def paired_difference(counts: PairedCounts, confidence: float = 0.95, kept: floa
         inside = middle
         for _ in range(5):  # each round leaves a 64th of what was between
             tried = np.clip(np.linspace(outside, inside, 65)[1:], -kept + 1e-9, 1 - 1e-9)
-            first_inside = int(np.argmax(np.append(sign * paired_z(counts, tried[:-1], kept) <= z, True)))
-            outside, inside = (outside if first_inside == 0 else tried[first_inside - 1]), tried[first_inside]
+            first_inside = int(
+                np.argmax(np.append(sign * paired_z(counts, tried[:-1], kept) <= z, True))
+            )
+            outside, inside = (
+                (outside if first_inside == 0 else tried[first_inside - 1]),
+                tried[first_inside],
+            )
         return float(inside)
 
     return Interval(end(-kept, 1), end(1.0, -1))
@@ -138,7 +154,9 @@ def paired_z(counts: PairedCounts, bound, kept: float = 1.0) -> np.ndarray:
     The standard error is that of the likeliest model whose true value is `bound` (the score test), so that a table with
     few or no differences is not taken for certainty. Counts and bound may be arrays; they broadcast.
     """
-    cells = np.stack(np.broadcast_arrays(counts.both, counts.only_first, counts.only_second, counts.neither), -1)
+    cells = np.stack(
+        np.broadcast_arrays(counts.both, counts.only_first, counts.only_second, counts.neither), -1
+    )
     n = cells.sum(-1)
     observed = cells / n[..., None]
     # What a question of each kind adds, and how far that is from the bound.
@@ -158,7 +176,9 @@ def paired_z(counts: PairedCounts, bound, kept: float = 1.0) -> np.ndarray:
     return (observed * away).sum(-1) * np.sqrt(n / variance)
 
 
-def bootstrap_mean(values: Sequence[float] | np.ndarray, confidence: float = 0.95, *, seed: int = 0) -> Interval:
+def bootstrap_mean(
+    values: Sequence[float] | np.ndarray, confidence: float = 0.95, *, seed: int = 0
+) -> Interval:
     """Returns the interval of the mean of `values`, one a question, by resampling questions.
 
     Each resample's distance from the mean is measured in its own standard error, which keeps the interval honest for

@@ -10,7 +10,7 @@ model ends it. What it wrote is scored by `translation_report`. What it does not
 from __future__ import annotations
 
 import dataclasses
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from medkor_jax.data.pairs import DIRECTIONS, Pair, translation_prompt
 from medkor_jax.eval.scoring import Continuation, Scorer
@@ -40,18 +40,30 @@ def evaluate_translation(
     Raises: ValueError if there are no pairs, or one is too long for the model.
     """
     asked = [(pair, given, target) for given, target in DIRECTIONS for pair in pairs]
-    text = getattr  # noqa: E731
+    text = getattr
     # Longest first: neighbours pad little, and a pair that does not fit fails at once.
     order = sorted(range(len(asked)), key=lambda i: -len(text(*asked[i][:2])))
     done: dict[int, Continuation] = {}
     for at in range(0, len(order), batch_size):
         batch = order[at : at + batch_size]
-        prompts = [translation_prompt(text(pair, given), given, target) for pair, given, target in (asked[i] for i in batch)]
+        prompts = [
+            translation_prompt(text(pair, given), given, target)
+            for pair, given, target in (asked[i] for i in batch)
+        ]
         done |= zip(batch, translate(scorer, prompts, max_new_tokens=max_new_tokens), strict=True)
         if on_progress is not None:
             on_progress(len(done), len(asked))
     outputs = tuple(
-        Translated(pair.id, given, target, text(pair, given), text(pair, target), done[i].text, done[i].is_whole, done[i].n_tokens)
+        Translated(
+            pair.id,
+            given,
+            target,
+            text(pair, given),
+            text(pair, target),
+            done[i].text,
+            done[i].is_whole,
+            done[i].n_tokens,
+        )
         for i, (pair, given, target) in enumerate(asked)
     )
     return TranslationReport(source, split, outputs, max_new_tokens, confidence, n_resamples, seed)

@@ -78,19 +78,25 @@ class TranslationReport:
 
     def __post_init__(self) -> None:
         if not self.outputs:
-            raise ValueError(f"no translations of {self.source or 'these pairs'} {self.split}: there is nothing to score")
+            raise ValueError(
+                f"no translations of {self.source or 'these pairs'} {self.split}: there is nothing to score"
+            )
 
     @functools.cached_property
     def scores(self) -> tuple[TranslationScore, ...]:
         """For each direction that was translated, chrF and then BLEU."""
-        return tuple(self._score(direction, metric) for direction in self.directions for metric in METRICS)
+        return tuple(
+            self._score(direction, metric) for direction in self.directions for metric in METRICS
+        )
 
     @property
     def directions(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(_direction(one) for one in self.outputs))
 
     def score(self, direction: str, metric: str = "chrf") -> TranslationScore:
-        return next(score for score in self.scores if (score.direction, score.metric) == (direction, metric))
+        return next(
+            score for score in self.scores if (score.direction, score.metric) == (direction, metric)
+        )
 
     def of(self, direction: str) -> list[Translated]:
         return [one for one in self.outputs if _direction(one) == direction]
@@ -98,20 +104,27 @@ class TranslationReport:
     def _score(self, direction: str, metric: str) -> TranslationScore:
         whole, draws, signature = self.sampled(direction, metric)
         low, high = _percentiles(draws, self.confidence)
-        return TranslationScore(direction, metric, whole, low, high, len(self.of(direction)), signature)
+        return TranslationScore(
+            direction, metric, whole, low, high, len(self.of(direction)), signature
+        )
 
     def sampled(self, direction: str, metric: str) -> tuple[float, np.ndarray, str]:
         """Returns the score over all pairs, the scores over resampled pairs [n_resamples], and the signature."""
         outputs = self.of(direction)
         judge = _make_metric(metric, outputs[0].target)
-        hypotheses, references = [one.output for one in outputs], [[one.reference for one in outputs]]
+        hypotheses, references = (
+            [one.output for one in outputs],
+            [[one.reference for one in outputs]],
+        )
         whole = judge.corpus_score(hypotheses, references).score
         # sacrebleu's own bootstrap gives no percentiles and takes its seed from the environment. Its sums over
         # sentences are what a resample needs; they are not public, so a test holds them to `corpus_score`.
         sums = np.asarray(judge._extract_corpus_statistics(hypotheses, references))
         rng = np.random.default_rng(self.seed)
         draws = [
-            judge._compute_score_from_stats(sums[rng.integers(0, len(outputs), len(outputs))].sum(axis=0).tolist()).score
+            judge._compute_score_from_stats(
+                sums[rng.integers(0, len(outputs), len(outputs))].sum(axis=0).tolist()
+            ).score
             for _ in range(self.n_resamples)
         ]
         return whole, np.array(draws), str(judge.get_signature())
@@ -132,7 +145,9 @@ class TranslationReport:
             found = f"{METRIC_NAMES[score.metric]:<4} {score.score:>5.1f} [{score.low:.1f}, {score.high:.1f}] over {score.n}"
             lines.append(f"  {score.direction}  {found}  ({score.signature})")
         for direction in self.directions:
-            counts = ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in self._counts(direction).items() if n)
+            counts = ", ".join(
+                f"{n} {what.replace('_', ' ')}" for what, n in self._counts(direction).items() if n
+            )
             lines += [f"  {direction}: {counts}"] if counts else []
         return "\n".join(lines)
 
@@ -164,18 +179,27 @@ def change_lines(before: TranslationReport, after: TranslationReport) -> list[st
 
     Raises: ValueError if the two did not translate the same pairs, or draw differently.
     """
-    pairs = [[(one.id, one.given, one.text, one.reference) for one in report.outputs] for report in (before, after)]
+    pairs = [
+        [(one.id, one.given, one.text, one.reference) for one in report.outputs]
+        for report in (before, after)
+    ]
     drawn = [(report.n_resamples, report.seed, report.confidence) for report in (before, after)]
     if pairs[0] != pairs[1] or drawn[0] != drawn[1]:
-        raise ValueError(f"the reports are over {len(pairs[0])} and {len(pairs[1])} outputs of other pairs, or other draws; "
-                         "evaluate both on the same pairs with the same settings")  # fmt: skip
+        raise ValueError(
+            f"the reports are over {len(pairs[0])} and {len(pairs[1])} outputs of other pairs, or other draws; "
+            "evaluate both on the same pairs with the same settings"
+        )
     lines = []
     for direction in after.directions:
         for metric in METRICS:
-            (was, old, _), (now, new, _) = (report.sampled(direction, metric) for report in (before, after))
+            (was, old, _), (now, new, _) = (
+                report.sampled(direction, metric) for report in (before, after)
+            )
             low, high = _percentiles(new - old, after.confidence)
             change = f"{now - was:+.1f} [{low:+.1f}, {high:+.1f}]"
-            lines.append(f"{direction} {METRIC_NAMES[metric]} {was:.1f} -> {now:.1f} ({change}, {len(after.of(direction))} pairs)")
+            lines.append(
+                f"{direction} {METRIC_NAMES[metric]} {was:.1f} -> {now:.1f} ({change}, {len(after.of(direction))} pairs)"
+            )
     return lines
 
 

@@ -19,7 +19,8 @@ import datetime
 import json
 import os
 import pathlib
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from medkor_jax.data.contents import checksum
 from medkor_jax.eval.gate import Gate
@@ -61,24 +62,36 @@ def write_verdict(
     judgement = looks[-1][1]
     missing = [name for name in DIGESTS if not digests.get(name)]
     if missing:
-        raise ValueError(f"a verdict needs digests of {', '.join(DIGESTS)}; missing: {', '.join(missing)}")
-    return _store(path, {
-        "format": FORMAT,
-        "phase": phase,
-        "passed": judgement.passed,
-        "judgement": judgement.to_json(),
-        "looks": [{"of": what, **look.to_json()} for what, look in looks],
-        "earlier_looks": [] if replaced is None else [*replaced.get("earlier_looks", ()), *(
-            {**look, "gate": replaced["gate"], "time": replaced["time"]} for look in replaced["looks"])],
-        "gate": dataclasses.asdict(gate),
-        "mode": report.mode,
-        "report": report.summary(),
-        "reference": None if reference is None else reference.summary(),
-        "reference_account": reference_account,
-        "digests": dict(digests),
-        "waiver": None,
-        "time": _stamp(time),
-    })  # fmt: skip
+        raise ValueError(
+            f"a verdict needs digests of {', '.join(DIGESTS)}; missing: {', '.join(missing)}"
+        )
+    return _store(
+        path,
+        {
+            "format": FORMAT,
+            "phase": phase,
+            "passed": judgement.passed,
+            "judgement": judgement.to_json(),
+            "looks": [{"of": what, **look.to_json()} for what, look in looks],
+            "earlier_looks": []
+            if replaced is None
+            else [
+                *replaced.get("earlier_looks", ()),
+                *(
+                    {**look, "gate": replaced["gate"], "time": replaced["time"]}
+                    for look in replaced["looks"]
+                ),
+            ],
+            "gate": dataclasses.asdict(gate),
+            "mode": report.mode,
+            "report": report.summary(),
+            "reference": None if reference is None else reference.summary(),
+            "reference_account": reference_account,
+            "digests": dict(digests),
+            "waiver": None,
+            "time": _stamp(time),
+        },
+    )
 
 
 def read_verdict(path: str | os.PathLike) -> dict[str, Any]:
@@ -91,9 +104,13 @@ def read_verdict(path: str | os.PathLike) -> dict[str, Any]:
         verdict = json.loads(path.read_text(encoding="utf-8"))
         stated = verdict.pop("checksum")
     except FileNotFoundError:
-        raise GateClosed(f"{path} does not exist: its phase was not evaluated; run that phase first") from None
+        raise GateClosed(
+            f"{path} does not exist: its phase was not evaluated; run that phase first"
+        ) from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise GateClosed(f"{path} is not a whole verdict ({error!r}); evaluate the phase again") from error
+        raise GateClosed(
+            f"{path} is not a whole verdict ({error!r}); evaluate the phase again"
+        ) from error
     if stated != checksum(verdict):
         raise GateClosed(
             f"{path} was changed after it was written (its checksum does not hold); evaluate the phase again. To let a "
@@ -108,7 +125,9 @@ def read_verdict(path: str | os.PathLike) -> dict[str, Any]:
     return verdict
 
 
-def waive(path: str | os.PathLike, reason: str, *, time: datetime.datetime | None = None) -> dict[str, Any]:
+def waive(
+    path: str | os.PathLike, reason: str, *, time: datetime.datetime | None = None
+) -> dict[str, Any]:
     """Records in a failed verdict that a person lets the next phase start all the same; returns the verdict.
 
     `passed` stays False: what was measured is not rewritten.
@@ -135,7 +154,9 @@ def require_open(path: str | os.PathLike, expected: Mapping[str, str]) -> dict[s
     Raises: GateClosed otherwise; ValueError if `expected` is empty, which would match anything.
     """
     if not expected:
-        raise ValueError("require_open needs at least one digest to match, else any verdict would open any phase")
+        raise ValueError(
+            "require_open needs at least one digest to match, else any verdict would open any phase"
+        )
     verdict = read_verdict(path)
     differing = [
         f"{name} (judged {_short(verdict['digests'].get(name))}, found {_short(digest)})"
@@ -159,7 +180,7 @@ def _store(path: str | os.PathLike, verdict: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stamp(time: datetime.datetime | None) -> str:
-    return (time or datetime.datetime.now(datetime.timezone.utc)).isoformat(timespec="seconds")
+    return (time or datetime.datetime.now(datetime.UTC)).isoformat(timespec="seconds")
 
 
 def _short(digest: Any) -> str:

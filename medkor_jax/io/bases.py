@@ -45,11 +45,18 @@ def save_base(
     def write_the_rest() -> None:
         tokenizer.save(directory)
         write_json(directory / "model_config.json", config.to_json())
-        write_sealed(directory / "lineage.json", lineage | {
-            "dtype": str(base["embed"].dtype), "leaves_digest": leaves, "files_digest": _tree_files_digest(directory),
-            "config_digest": checksum(config.to_json()), "tokenizer_digest": tokenizer.digest,
-            "carried_digest": save_carried(directory / "carried", carried),
-        })  # fmt: skip
+        write_sealed(
+            directory / "lineage.json",
+            lineage
+            | {
+                "dtype": str(base["embed"].dtype),
+                "leaves_digest": leaves,
+                "files_digest": _tree_files_digest(directory),
+                "config_digest": checksum(config.to_json()),
+                "tokenizer_digest": tokenizer.digest,
+                "carried_digest": save_carried(directory / "carried", carried),
+            },
+        )
 
     hosts.first(directory, write_the_rest)
     return open_base(directory)
@@ -62,11 +69,15 @@ def open_base(directory: pathlib.Path) -> Weights:
     """
     for part in ("tree", "model_config.json", "lineage.json"):
         if not (directory / part).exists():
-            raise WeightsError(f"{directory} has no {part}: it is not a whole merged base; run its phase again")
+            raise WeightsError(
+                f"{directory} has no {part}: it is not a whole merged base; run its phase again"
+            )
     said = read_whole_sealed(directory / "lineage.json")
     raw = read_whole_json(directory / "model_config.json")
     if checksum(raw) != said.get("config_digest"):
-        raise WeightsError(f"{directory}/model_config.json is not what was written with this base; put it back, or run its phase again")
+        raise WeightsError(
+            f"{directory}/model_config.json is not what was written with this base; put it back, or run its phase again"
+        )
     config = ModelConfig.from_json(raw)
 
     def read(dtype: Any, shardings: Tree | None = None) -> Tree:
@@ -75,7 +86,10 @@ def open_base(directory: pathlib.Path) -> Weights:
     def make_digest() -> str:
         # The files are those that were written, or else (saved once more) they hold the same tensors.
         files = hosts.first(f"files of {directory.name}", lambda: _tree_files_digest(directory))
-        if files != said["files_digest"] and digest_tree(read(said["dtype"])) != said["leaves_digest"]:
+        if (
+            files != said["files_digest"]
+            and digest_tree(read(said["dtype"])) != said["leaves_digest"]
+        ):
             raise WeightsError(
                 f"{directory}: its weights were replaced or damaged since they were written. Put them back, or run the phases again"
             )
@@ -88,16 +102,24 @@ def open_base(directory: pathlib.Path) -> Weights:
     def make_tokenizer() -> Tokenizer:
         tokenizer = Tokenizer.load(directory)
         if tokenizer.digest != said["tokenizer_digest"]:
-            raise WeightsError(f"{directory}: its tokenizer is not the one written with this base; put it back, or run its phase again")
+            raise WeightsError(
+                f"{directory}: its tokenizer is not the one written with this base; put it back, or run its phase again"
+            )
         return tokenizer
 
     def make_carried() -> Carried:
         return open_carried(directory / "carried", said.get("carried_digest", ""))
 
     return Weights(
-        str(directory), config, load, make_digest, make_tokenizer, make_carried, stored_dtype=said["dtype"],
+        str(directory),
+        config,
+        load,
+        make_digest,
+        make_tokenizer,
+        make_carried,
+        stored_dtype=said["dtype"],
         read=read_json(said.get("read", ())),
-    )  # fmt: skip
+    )
 
 
 def _abstract(config: ModelConfig, dtype: Any, shardings: Tree | None) -> Tree:
@@ -109,7 +131,9 @@ def _abstract(config: ModelConfig, dtype: Any, shardings: Tree | None) -> Tree:
 
 
 def _tree_files_digest(directory: pathlib.Path) -> str:
-    return files_digest((path for path in (directory / "tree").rglob("*") if path.is_file()), directory)
+    return files_digest(
+        (path for path in (directory / "tree").rglob("*") if path.is_file()), directory
+    )
 
 
 def read_whole_sealed(path: pathlib.Path) -> dict[str, Any]:
@@ -125,4 +149,6 @@ def read_whole_json(path: pathlib.Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise WeightsError(f"{path} is damaged ({error}); put it back, or run its phase again") from error
+        raise WeightsError(
+            f"{path} is damaged ({error}); put it back, or run its phase again"
+        ) from error

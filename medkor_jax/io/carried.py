@@ -52,8 +52,14 @@ class Carried:
         Raises: WeightsError on a template that is no text.
         """
         if self.template_files:
-            called = {"default" if name == TEMPLATE else pathlib.PurePath(name).stem: name for name in self.template_files}
-            return {name: _decoded(f"{self.where}/{file}", self.files[file]) for name, file in called.items()}
+            called = {
+                "default" if name == TEMPLATE else pathlib.PurePath(name).stem: name
+                for name in self.template_files
+            }
+            return {
+                name: _decoded(f"{self.where}/{file}", self.files[file])
+                for name, file in called.items()
+            }
         config = self.object(TOKENIZER_CONFIG)
         stated = config.values.get("chat_template")
         if stated is None:
@@ -62,13 +68,23 @@ class Carried:
             return {"default": stated}
         is_list = isinstance(stated, list) and all(isinstance(one, dict) for one in stated)
         named = {one.get("name"): one.get("template") for one in stated} if is_list else stated
-        if not isinstance(named, dict) or not named or not all(isinstance(text, str) for pair in named.items() for text in pair):
-            raise WeightsError(_refused(config, "chat_template", "a text, or a list of templates with a name each"))
+        if (
+            not isinstance(named, dict)
+            or not named
+            or not all(isinstance(text, str) for pair in named.items() for text in pair)
+        ):
+            raise WeightsError(
+                _refused(config, "chat_template", "a text, or a list of templates with a name each")
+            )
         return dict(named)
 
     @property
     def template_files(self) -> list[str]:
-        return [name for name in self.files if name == TEMPLATE or name.startswith(f"{TEMPLATE_DIRECTORY}/")]
+        return [
+            name
+            for name in self.files
+            if name == TEMPLATE or name.startswith(f"{TEMPLATE_DIRECTORY}/")
+        ]
 
     @functools.cached_property
     def generation(self) -> dict[str, Any] | None:
@@ -114,8 +130,13 @@ def read_carried(directory: pathlib.Path, tensors: Mapping[str, SafeTensor]) -> 
     """Returns what a checkpoint carries; tensors: all of its tensors."""
     tower = {name: tensor for name, tensor in tensors.items() if is_vision(name)}
     names = [*_FILES, *([CONFIG] if tower else [])]
-    names += [f"{TEMPLATE_DIRECTORY}/{path.name}" for path in sorted((directory / TEMPLATE_DIRECTORY).glob("*.jinja"))]
-    files = {name: (directory / name).read_bytes() for name in names if (directory / name).is_file()}
+    names += [
+        f"{TEMPLATE_DIRECTORY}/{path.name}"
+        for path in sorted((directory / TEMPLATE_DIRECTORY).glob("*.jinja"))
+    ]
+    files = {
+        name: (directory / name).read_bytes() for name in names if (directory / name).is_file()
+    }
     return Carried(str(directory), files, tower)
 
 
@@ -127,7 +148,11 @@ def save_carried(directory: pathlib.Path, carried: Carried) -> str:
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_bytes(content)
     if carried.tower:
-        write_safetensors(directory / _TOWER, [copied(name, tensor) for name, tensor in carried.tower.items()], "float32")
+        write_safetensors(
+            directory / _TOWER,
+            [copied(name, tensor) for name, tensor in carried.tower.items()],
+            "float32",
+        )
     write_json(directory / "origin.json", {"where": carried.where})
     return carried_digest(directory)
 
@@ -135,7 +160,9 @@ def save_carried(directory: pathlib.Path, carried: Carried) -> str:
 def open_carried(directory: pathlib.Path, digest: str) -> Carried:
     """Raises: WeightsError if it is not what was written."""
     if not directory.is_dir() or carried_digest(directory) != digest:
-        raise WeightsError(f"{directory} is not what was written with this base; put it back, or run its phase again")
+        raise WeightsError(
+            f"{directory} is not what was written with this base; put it back, or run its phase again"
+        )
     tower = read_safetensors_header(directory / _TOWER) if (directory / _TOWER).is_file() else {}
     where = json.loads((directory / "origin.json").read_text(encoding="utf-8"))["where"]
     return dataclasses.replace(read_carried(directory, tower), where=where)
@@ -147,12 +174,16 @@ def carried_digest(directory: pathlib.Path) -> str:
 
 def copied(name: str, tensor: SafeTensor) -> Planned:
     """Returns a tensor to be written as it lies, byte for byte, in the dtype it is stored in."""
-    return Planned(name, tensor.shape, lambda: read_bytes(tensor), stored=(tensor.dtype, tensor.n_bytes))
+    return Planned(
+        name, tensor.shape, lambda: read_bytes(tensor), stored=(tensor.dtype, tensor.n_bytes)
+    )
 
 
 def _decoded(where: str, raw: bytes) -> str:
     try:
-        return raw.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")  # as a file opened for text is read
+        return (
+            raw.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+        )  # as a file opened for text is read
     except UnicodeDecodeError as error:
         raise WeightsError(f"{where} is no UTF-8 text: {error}") from error
 

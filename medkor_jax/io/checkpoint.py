@@ -45,7 +45,10 @@ def restore_tree(directory: pathlib.Path, abstract: Any) -> Any:
     import orbax.checkpoint as ocp
 
     _check_same(leaf_paths(stored_shapes(directory)), leaf_paths(abstract), directory)
-    with ocp.StandardCheckpointer() as checkpointer, _readable(directory, "put it back, or run its phase again"):
+    with (
+        ocp.StandardCheckpointer() as checkpointer,
+        _readable(directory, "put it back, or run its phase again"),
+    ):
         return checkpointer.restore(directory.absolute(), abstract)
 
 
@@ -53,7 +56,10 @@ def stored_shapes(directory: pathlib.Path) -> Any:
     """Returns the stored tree as ShapeDtypeStructs, without reading the arrays. Raises: DamagedCheckpoint."""
     import orbax.checkpoint as ocp
 
-    with ocp.StandardCheckpointer() as checkpointer, _readable(directory, "put it back, or run its phase again"):
+    with (
+        ocp.StandardCheckpointer() as checkpointer,
+        _readable(directory, "put it back, or run its phase again"),
+    ):
         tree = checkpointer.metadata(directory.absolute()).item_metadata.tree
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
@@ -63,7 +69,10 @@ def digest_tree(tree: Any) -> str:
 
     Leaves spread over several processes are gathered: all of them must call this together.
     """
-    leaves = {path: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for path, leaf in sorted(leaf_paths(tree).items())}
+    leaves = {
+        path: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        for path, leaf in sorted(leaf_paths(tree).items())
+    }
 
     def parts() -> Iterator[str | bytes]:
         for (path, leaf), rows in zip(leaves.items(), pieces(list(leaves.values())), strict=True):
@@ -76,8 +85,12 @@ def digest_tree(tree: Any) -> str:
 def abstract_like(tree: Any, shardings: Tree | None = None) -> Any:
     """Returns `tree` as ShapeDtypeStructs on `shardings` (none: where its arrays lie)."""
     if shardings is None:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+        )
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+    )
 
 
 class StageCheckpoints:
@@ -90,11 +103,17 @@ class StageCheckpoints:
         self._ocp = ocp
         kept = [policy.LatestN(keep_last)]
         if keep_best:
-            by_loss = lambda metrics: -metrics["validation_nats"]  # noqa: E731
-            kept.append(policy.BestN(get_metric_fn=by_loss, n=keep_best, keep_checkpoints_without_metrics=False))
+            by_loss = lambda metrics: -metrics["validation_nats"]
+            kept.append(
+                policy.BestN(
+                    get_metric_fn=by_loss, n=keep_best, keep_checkpoints_without_metrics=False
+                )
+            )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy.AnyPreservationPolicy(kept),
-            best_fn=lambda metrics: metrics["validation_nats"],  # without it orbax does not store the metrics
+            best_fn=lambda metrics: metrics[
+                "validation_nats"
+            ],  # without it orbax does not store the metrics
             best_mode="min",
         )
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
@@ -106,12 +125,16 @@ class StageCheckpoints:
         self._manager.wait_until_finished()
         self._manager.close()
 
-    def save(self, step: int, state: Any, cursor: dict[str, Any], validation_nats: float | None = None) -> None:
+    def save(
+        self, step: int, state: Any, cursor: dict[str, Any], validation_nats: float | None = None
+    ) -> None:
         """Starts writing; blocks only while an earlier save is unfinished or the arrays are being copied."""
         if step in self._manager.all_steps():
             return
         written = {"cursor": cursor, "digest": _digest(state, cursor)}
-        args = self._ocp.args.Composite(state=self._ocp.args.StandardSave(state), cursor=self._ocp.args.JsonSave(written))
+        args = self._ocp.args.Composite(
+            state=self._ocp.args.StandardSave(state), cursor=self._ocp.args.JsonSave(written)
+        )
         metrics = None if validation_nats is None else {"validation_nats": validation_nats}
         self._manager.save(step, args=args, metrics=metrics)
 
@@ -129,7 +152,9 @@ class StageCheckpoints:
         losses = {step: metrics["validation_nats"] for step, metrics in measured.items() if metrics}
         return hosts.first("the best step", lambda: min(losses, key=losses.get) if losses else None)
 
-    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
+    def restore(
+        self, abstract_state: Any, step: int | None = None
+    ) -> tuple[Any, dict[str, Any]] | None:
         """Returns (state, cursor) of `step`, by default the latest; None if nothing was saved.
 
         Raises: DamagedCheckpoint if it cannot be read or is not what `save` wrote.
@@ -138,7 +163,8 @@ class StageCheckpoints:
         if step is None:
             return None
         args = self._ocp.args.Composite(
-            state=self._ocp.args.StandardRestore(abstract_state), cursor=self._ocp.args.JsonRestore()
+            state=self._ocp.args.StandardRestore(abstract_state),
+            cursor=self._ocp.args.JsonRestore(),
         )
         place = pathlib.Path(self._manager.directory) / str(step)
         others = [other for other in self._manager.all_steps() if other != step]
@@ -146,9 +172,15 @@ class StageCheckpoints:
         advice = f"put it back, or remove this directory to resume {further}"
         with _readable(place, advice):
             restored = self._manager.restore(step, args=args)
-            state, cursor, digest = restored.state, restored.cursor["cursor"], restored.cursor["digest"]
+            state, cursor, digest = (
+                restored.state,
+                restored.cursor["cursor"],
+                restored.cursor["digest"],
+            )
         if _digest(state, cursor) != digest:
-            raise DamagedCheckpoint(f"{place} is not what was written there (its digest does not hold); {advice}")
+            raise DamagedCheckpoint(
+                f"{place} is not what was written there (its digest does not hold); {advice}"
+            )
         return state, cursor
 
 
@@ -163,13 +195,19 @@ def _readable(directory: pathlib.Path, advice: str) -> Iterator[None]:
         yield
     except Exception as error:  # damaged bytes come out as dozens of kinds
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise DamagedCheckpoint(f"{directory} cannot be read ({type(error).__name__}: {first}); {advice}") from error
+        raise DamagedCheckpoint(
+            f"{directory} cannot be read ({type(error).__name__}: {first}); {advice}"
+        ) from error
 
 
 def _check_same(stored: dict[str, Any], wanted: dict[str, Any], directory: pathlib.Path) -> None:
     missing, unused = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
     if missing or unused:
-        raise ValueError(f"{directory} lacks {missing[:8] or 'nothing'} and has unknown {unused[:8] or 'nothing'}")
+        raise ValueError(
+            f"{directory} lacks {missing[:8] or 'nothing'} and has unknown {unused[:8] or 'nothing'}"
+        )
     for path, leaf in wanted.items():
         if tuple(stored[path].shape) != tuple(leaf.shape):
-            raise ValueError(f"{directory}: {path} is {tuple(stored[path].shape)}, expected {tuple(leaf.shape)}")
+            raise ValueError(
+                f"{directory}: {path} is {tuple(stored[path].shape)}, expected {tuple(leaf.shape)}"
+            )

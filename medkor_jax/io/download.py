@@ -24,7 +24,9 @@ def download(repository: str) -> pathlib.Path:
     import huggingface_hub
 
     with asking_the_hub(repository):
-        return pathlib.Path(huggingface_hub.snapshot_download(repository, allow_patterns=_DOWNLOADED))
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(repository, allow_patterns=_DOWNLOADED)
+        )
 
 
 def check_access(repository: str, kind: str = "model") -> None:
@@ -39,7 +41,11 @@ def check_access(repository: str, kind: str = "model") -> None:
 def is_cached(repository: str, kind: str = "model") -> bool:
     from huggingface_hub import constants
 
-    snapshots = pathlib.Path(constants.HF_HUB_CACHE) / f"{kind}s--{repository.replace('/', '--')}" / "snapshots"
+    snapshots = (
+        pathlib.Path(constants.HF_HUB_CACHE)
+        / f"{kind}s--{repository.replace('/', '--')}"
+        / "snapshots"
+    )
     return snapshots.is_dir() and any(snapshots.iterdir())
 
 
@@ -53,12 +59,23 @@ def asking_the_hub(repository: str, kind: str = "model") -> Iterator[None]:
     except errors.GatedRepoError as error:
         page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
         hint = f"accept its licence at {page}, then run `hf auth login`"
-        raise WeightsError(f"the hub refused {repository}: its licence gate is closed to you; {hint}") from error
+        raise WeightsError(
+            f"the hub refused {repository}: its licence gate is closed to you; {hint}"
+        ) from error
     except errors.RepositoryNotFoundError as error:
         hint = "check the spelling; if it is private, run `hf auth login`"
-        raise WeightsError(f"the hub has no {repository}, or does not show it to you; {hint}") from error
-    except (errors.HTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
-        hint = "check the network (and HF_HUB_OFFLINE), or fetch it elsewhere and name the directory"
+        raise WeightsError(
+            f"the hub has no {repository}, or does not show it to you; {hint}"
+        ) from error
+    except (
+        errors.HTTPError,
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
+        OSError,
+    ) as error:
+        hint = (
+            "check the network (and HF_HUB_OFFLINE), or fetch it elsewhere and name the directory"
+        )
         raise WeightsError(
             f"the hub could not be reached for {repository} ({_first_line(error)}), and no whole copy is "
             f"cached; {hint}"

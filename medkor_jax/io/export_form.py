@@ -54,9 +54,15 @@ def hf_config(config: ModelConfig, dtype: str, tokenizer: Any) -> dict[str, Any]
         "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.rms_eps,
         "sliding_window": config.sliding_window,
-        "layer_types": ["sliding_attention" if kind == LOCAL else "full_attention" for kind in config.layer_kinds],
+        "layer_types": [
+            "sliding_attention" if kind == LOCAL else "full_attention"
+            for kind in config.layer_kinds
+        ],
         "rope_parameters": {
-            "full_attention": {"rope_theta": config.rope_base_global, **(scaling or {"rope_type": "default"})},
+            "full_attention": {
+                "rope_theta": config.rope_base_global,
+                **(scaling or {"rope_type": "default"}),
+            },
             "sliding_attention": {"rope_theta": config.rope_base_local, "rope_type": "default"},
         },
         "rope_theta": config.rope_base_global,
@@ -76,7 +82,9 @@ def hf_config(config: ModelConfig, dtype: str, tokenizer: Any) -> dict[str, Any]
     }
 
 
-def plan_tensors(params: Params, config: ModelConfig, fold: LanguageFold, scale: int = 1) -> list[Planned]:
+def plan_tensors(
+    params: Params, config: ModelConfig, fold: LanguageFold, scale: int = 1
+) -> list[Planned]:
     """Returns every tensor of the exported model, in the order of the layers; nothing is computed yet.
 
     scale: how much larger the residual stream is carried, see `rounding.choose_stream_scale`.
@@ -84,18 +92,31 @@ def plan_tensors(params: Params, config: ModelConfig, fold: LanguageFold, scale:
     base = params.base
     size = (config.vocab_size, config.d_model)
     planned = [Planned("model.embed_tokens.weight", size, lambda: _input_table(base, fold, scale))]
-    stacks = [(params.expand.get(FRONT, {}), {}), (base["layers"], params.lora), (params.expand.get(BACK, {}), {})]
+    stacks = [
+        (params.expand.get(FRONT, {}), {}),
+        (base["layers"], params.lora),
+        (params.expand.get(BACK, {}), {}),
+    ]
     number = 0
     for blocks, lora in stacks:
         for layer in range(depth_of(blocks)):
             for leaf, name in LAYER_NAMES.items():
                 shape = blocks[leaf].shape[:0:-1]  # a matrix is [in, out] here and [out, in] there
-                make = functools.partial(_layer_value, blocks[leaf], lora.get(leaf), layer, params.lora_scale)
+                make = functools.partial(
+                    _layer_value, blocks[leaf], lora.get(leaf), layer, params.lora_scale
+                )
                 if scale != 1 and leaf in SILENCED:
-                    make = functools.partial(lambda blocks, leaf, layer: scaled_norm(blocks[leaf][layer], scale), blocks, leaf, layer)
+                    make = functools.partial(
+                        lambda blocks, leaf, layer: scaled_norm(blocks[leaf][layer], scale),
+                        blocks,
+                        leaf,
+                        layer,
+                    )
                 planned.append(Planned(f"model.layers.{number}.{name}.weight", shape, make))
             number += 1
-    planned.append(Planned("model.norm.weight", (config.d_model,), lambda: np.asarray(base["final_norm"])))
+    planned.append(
+        Planned("model.norm.weight", (config.d_model,), lambda: np.asarray(base["final_norm"]))
+    )
     if not config.tied_head:
         planned.append(Planned("lm_head.weight", size, lambda: np.asarray(head_table(base))))
     return planned
@@ -116,19 +137,25 @@ def rounded_form(params: Params, fold: LanguageFold, dtype: str, scale: int) -> 
                 return jnp.asarray(scaled_norm(leaf, scale)).astype(kind)
             if name not in lora:
                 return leaf.astype(kind)
-            one = lambda wab: _merged(wab[0].astype(jnp.float32), *wab[1:], params.lora_scale).astype(kind)  # noqa: E731
+            one = lambda wab: _merged(
+                wab[0].astype(jnp.float32), *wab[1:], params.lora_scale
+            ).astype(kind)
             return jax.lax.map(one, (leaf, lora[name]["a"], lora[name]["b"]))
 
         return {name: value(name, leaf) for name, leaf in blocks.items()}
 
     whole = {
-        "embed": jnp.asarray(_input_table(base, fold, scale)).astype(kind), "head": head_table(base).astype(kind),
-        "final_norm": base["final_norm"].astype(kind), "layers": stack(base["layers"], params.lora),
-    }  # fmt: skip
+        "embed": jnp.asarray(_input_table(base, fold, scale)).astype(kind),
+        "head": head_table(base).astype(kind),
+        "final_norm": base["final_norm"].astype(kind),
+        "layers": stack(base["layers"], params.lora),
+    }
     return Params(whole, expand={side: stack(blocks, {}) for side, blocks in params.expand.items()})
 
 
-def _layer_value(leaf: jax.Array, pair: dict[str, jax.Array] | None, layer: int, scale: float) -> np.ndarray:
+def _layer_value(
+    leaf: jax.Array, pair: dict[str, jax.Array] | None, layer: int, scale: float
+) -> np.ndarray:
     """Returns one layer's tensor; float32 where an adapter is merged, so that it is rounded once."""
     value = leaf[layer]
     if pair is not None:
@@ -147,6 +174,8 @@ def depth_of(blocks: dict[str, jax.Array]) -> int:
 def generation_config(tokenizer: Any) -> dict[str, Any]:
     """Returns the generation_config.json: greedy, ended by what ends a text here."""
     return {
-        "bos_token_id": tokenizer.bos_id, "eos_token_id": list(tokenizer.stop_ids), "pad_token_id": tokenizer.pad_id,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": list(tokenizer.stop_ids),
+        "pad_token_id": tokenizer.pad_id,
         "do_sample": False,
-    }  # fmt: skip
+    }

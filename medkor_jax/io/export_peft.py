@@ -44,18 +44,30 @@ def export_peft(model: Model, out: pathlib.Path, *, base: str = "") -> Exported:
     params = model.load(jnp.float32, host_mesh(), base={})  # the base stays where it is
     for name in ("lang", "expand"):
         if getattr(params, name):
-            raise ExportError(f"{model.name} has {LEARNED[name]}, which a PEFT adapter cannot hold; export it with --to hf")
+            raise ExportError(
+                f"{model.name} has {LEARNED[name]}, which a PEFT adapter cannot hold; export it with --to hf"
+            )
     if not params.lora:
-        raise ExportError(f"{model.name} has no adapters: there is nothing for peft. Export it with --to hf")
+        raise ExportError(
+            f"{model.name} has no adapters: there is nothing for peft. Export it with --to hf"
+        )
     base = base or _own_base(model)
     notes = _check_base(model, base)
-    config = _adapter_config(params.lora, params.lora_scale, base, is_multimodal=_is_multimodal(base))
-    prefix = "base_model.model.model.language_model" if _is_multimodal(base) else "base_model.model.model"
+    config = _adapter_config(
+        params.lora, params.lora_scale, base, is_multimodal=_is_multimodal(base)
+    )
+    prefix = (
+        "base_model.model.model.language_model"
+        if _is_multimodal(base)
+        else "base_model.model.model"
+    )
     with new_directory(out) as directory:
         write_json(directory / "adapter_config.json", config)
         write_safetensors(directory / _WEIGHTS, _plan(params.lora, prefix), "float32")
         files = {_WEIGHTS: (directory / _WEIGHTS).stat().st_size}
-        card = write_card(model, read_history(model), model.config, "float32", notes, adapter_of=base)
+        card = write_card(
+            model, read_history(model), model.config, "float32", notes, adapter_of=base
+        )
         write_atomically(directory / "README.md", card)
     return Exported(out, files, notes)
 
@@ -68,11 +80,20 @@ def _adapter_config(lora: Tree, scale: float, base: str, *, is_multimodal: bool)
     names = "|".join(LAYER_NAMES[name].replace(".", r"\.") for name in ADAPTABLE if name in lora)
     tower = r"language_model\." if is_multimodal else ""  # the vision tower has a q_proj of its own
     return {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True,
-        "r": ranks.pop(), "lora_alpha": scale * next(iter(lora.values()))["a"].shape[-1], "lora_dropout": 0.0,
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "r": ranks.pop(),
+        "lora_alpha": scale * next(iter(lora.values()))["a"].shape[-1],
+        "lora_dropout": 0.0,
         "target_modules": rf"(.*\.)?{tower}layers\.\d+\.({names})",
-        "bias": "none", "fan_in_fan_out": False, "use_rslora": False, "use_dora": False, "modules_to_save": None,
-    }  # fmt: skip
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+    }
 
 
 def _plan(lora: Tree, prefix: str) -> list[Planned]:
@@ -82,7 +103,9 @@ def _plan(lora: Tree, prefix: str) -> list[Planned]:
         for name in lora:
             for leaf, letter in (("a", "A"), ("b", "B")):
                 matrix = lora[name][leaf]
-                make = functools.partial(lambda matrix, layer: np.asarray(matrix[layer]).T, matrix, layer)
+                make = functools.partial(
+                    lambda matrix, layer: np.asarray(matrix[layer]).T, matrix, layer
+                )
                 full = f"{prefix}.layers.{layer}.{LAYER_NAMES[name]}.lora_{letter}.weight"
                 planned.append(Planned(full, matrix.shape[:0:-1], make))
     return planned
@@ -91,9 +114,15 @@ def _plan(lora: Tree, prefix: str) -> list[Planned]:
 def _own_base(model: Model) -> str:
     """Returns the run's base where transformers can load it by that name. Raises: ExportError saying what to do."""
     name = model.base.name
-    if is_hub_id(name) and not pathlib.Path(name).exists() or (pathlib.Path(name) / "config.json").is_file():
+    if (is_hub_id(name) and not pathlib.Path(name).exists()) or (
+        pathlib.Path(name) / "config.json"
+    ).is_file():
         return name
-    kind = "a base that this run merged" if (pathlib.Path(name) / "lineage.json").is_file() else "a GGUF file"
+    kind = (
+        "a base that this run merged"
+        if (pathlib.Path(name) / "lineage.json").is_file()
+        else "a GGUF file"
+    )
     raise ExportError(
         f"{model.name} stands on {name}, {kind}, which exists nowhere as a transformers checkpoint. Export that first "
         f"(medkor export --weights {name} --to hf --out BASE), then this one with --base BASE"
@@ -105,8 +134,14 @@ def _check_base(model: Model, base: str) -> tuple[str, ...]:
     path = pathlib.Path(base)
     if not path.is_dir():
         if not is_hub_id(base):
-            raise ExportError(f"no base is called {base!r}; name the directory of an export, or a hub id")
-        return () if base == model.base.name else (f"{base} was not compared with the base of the run, digest {model.base.digest}",)
+            raise ExportError(
+                f"no base is called {base!r}; name the directory of an export, or a hub id"
+            )
+        return (
+            ()
+            if base == model.base.name
+            else (f"{base} was not compared with the base of the run, digest {model.base.digest}",)
+        )
     weights = open_weights(base)
     digest, dtype = weights.digest, weights.stored_dtype
     if digest != model.base.digest and (path / EXPORT_RECORD).is_file():
@@ -118,7 +153,13 @@ def _check_base(model: Model, base: str) -> tuple[str, ...]:
             "export that base and name it with --base"
         )
     rounded = dtype != model.base.stored_dtype
-    return (f"{base} is in {dtype}, the run's base in {model.base.stored_dtype}: logits differ by that rounding",) if rounded else ()
+    return (
+        (
+            f"{base} is in {dtype}, the run's base in {model.base.stored_dtype}: logits differ by that rounding",
+        )
+        if rounded
+        else ()
+    )
 
 
 def _is_multimodal(base: str) -> bool:

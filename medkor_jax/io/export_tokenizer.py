@@ -23,11 +23,35 @@ _SPACE = "\u2581"
 _NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 PROBES = (
-    "The patient was given aspirin.", "환자는 아스피린을 복용하였다. 정답：B", "항문열창(anal fissure)의 치료:  37.5도\n\nA. 수술\n",
-    "", " ", "  a", "a   b    c", " " * 40 + "x", "\n", "\n \n\n\t\td\t", "\r\n", "\n" * 40, "뷁 쮋", "\u1100\u1161", "ㅋ" * 30,
-    "\uffa1", "<b>x</b><table>", "<R> reasoning <R/> C", "mg/dL±3 37.5℃ ≥2×10⁹/L", "=" * 77, "1234567890.05%", "🏳️‍🌈👨‍👩‍👧", "𠮷", "\x00\x07",
-    "\ufffd", "\u200b\u3000\xa0", "\u2581", "a\u2581b",
-)  # fmt: skip
+    "The patient was given aspirin.",
+    "환자는 아스피린을 복용하였다. 정답：B",
+    "항문열창(anal fissure)의 치료:  37.5도\n\nA. 수술\n",
+    "",
+    " ",
+    "  a",
+    "a   b    c",
+    " " * 40 + "x",
+    "\n",
+    "\n \n\n\t\td\t",
+    "\r\n",
+    "\n" * 40,
+    "뷁 쮋",
+    "\u1100\u1161",
+    "ㅋ" * 30,
+    "\uffa1",
+    "<b>x</b><table>",
+    "<R> reasoning <R/> C",
+    "mg/dL±3 37.5℃ ≥2×10⁹/L",
+    "=" * 77,
+    "1234567890.05%",
+    "🏳️‍🌈👨‍👩‍👧",
+    "𠮷",
+    "\x00\x07",
+    "\ufffd",
+    "\u200b\u3000\xa0",
+    "\u2581",
+    "a\u2581b",
+)
 """Texts that tokenizers tell apart: both languages, spaces, newlines, tags, rare syllables, signs, bytes."""
 
 
@@ -50,24 +74,47 @@ def write_tokenizer(
     called = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
     if model.is_file():
         pieces = ModelProto.FromString(model.read_bytes()).pieces
-        spec = fast_spec(*zip(*((p.piece, p.score, p.type) for p in pieces), strict=True), bos_id=tokenizer.bos_id)
+        spec = fast_spec(
+            *zip(*((p.piece, p.score, p.type) for p in pieces), strict=True),
+            bos_id=tokenizer.bos_id,
+        )
         called["unk_token"] = next(p.piece for p in pieces if p.type == UNKNOWN)
     else:
         spec = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
         called["unk_token"] = spec["model"].get("unk_token") or "<unk>"
         spec["post_processor"] = _bos_in_front("<bos>", tokenizer.bos_id)
-        made = next((raw for raw in (sentencepiece, sentencepiece_of(spec)) if raw and _says_the_same(tokenizer, raw)), None)
+        made = next(
+            (
+                raw
+                for raw in (sentencepiece, sentencepiece_of(spec))
+                if raw and _says_the_same(tokenizer, raw)
+            ),
+            None,
+        )
         if made is None:
-            notes.append("no tokenizer.model: sentencepiece cannot say what tokenizer.json says here; llama.cpp converts only from it")
+            notes.append(
+                "no tokenizer.model: sentencepiece cannot say what tokenizer.json says here; llama.cpp converts only from it"
+            )
         else:
             model.write_bytes(made)
-    (directory / "tokenizer.json").write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
+    (directory / "tokenizer.json").write_text(
+        json.dumps(spec, ensure_ascii=False), encoding="utf-8"
+    )
     # Not GemmaTokenizer: that class adds a <mask> of its own and rebuilds what tokenizer.json says.
-    write_json(directory / "tokenizer_config.json", {
-        **called, **(names or {}), "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": True, "add_eos_token": False, "padding_side": "left", "clean_up_tokenization_spaces": False,
-        "model_max_length": max_positions, "model_input_names": ["input_ids", "attention_mask"],
-    })  # fmt: skip
+    write_json(
+        directory / "tokenizer_config.json",
+        {
+            **called,
+            **(names or {}),
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "padding_side": "left",
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": max_positions,
+            "model_input_names": ["input_ids", "attention_mask"],
+        },
+    )
     return notes
 
 
@@ -84,20 +131,35 @@ def sentencepiece_of(spec: dict[str, Any]) -> bytes:
     added = {token["id"]: token for token in spec["added_tokens"]}
     ids = {**model["vocab"], **{token["content"]: i for i, token in added.items()}}
     pieces = sorted(ids, key=ids.get)
-    if [ids[piece] for piece in pieces] != list(range(len(pieces))) or model.get("unk_token") not in ids:
+    if [ids[piece] for piece in pieces] != list(range(len(pieces))) or model.get(
+        "unk_token"
+    ) not in ids:
         return b""
     kinds = [_kind(piece, added.get(i), model["unk_token"]) for i, piece in enumerate(pieces)]
-    merged = {piece for piece, kind in zip(pieces, kinds) if kind == NORMAL}  # the others are found whole, before any merge
-    merges = [merge.split(" ") if isinstance(merge, str) else list(merge) for merge in model["merges"]]
+    merged = {
+        piece for piece, kind in zip(pieces, kinds) if kind == NORMAL
+    }  # the others are found whole, before any merge
+    merges = [
+        merge.split(" ") if isinstance(merge, str) else list(merge) for merge in model["merges"]
+    ]
     merges = [merge for merge in merges if "".join(merge) in merged]
     rank: dict[str, int] = {}
     for left, right in merges:
         rank.setdefault(left + right, len(rank))
     scores = [float(-rank.get(piece, len(rank))) for piece in pieces]
-    order = [rank[left + right] for left, right in merges]  # which of several pairs that spell a piece is first, no score can say
-    if order != sorted(order) or set(map(tuple, merges)) != set(map(tuple, _merges(pieces, scores, kinds, ids))):
+    order = [
+        rank[left + right] for left, right in merges
+    ]  # which of several pairs that spell a piece is first, no score can say
+    if order != sorted(order) or set(map(tuple, merges)) != set(
+        map(tuple, _merges(pieces, scores, kinds, ids))
+    ):
         return b""
-    proto = ModelProto(pieces=[ModelProto.SentencePiece(piece=p, score=s, type=k) for p, s, k in zip(pieces, scores, kinds)])
+    proto = ModelProto(
+        pieces=[
+            ModelProto.SentencePiece(piece=p, score=s, type=k)
+            for p, s, k in zip(pieces, scores, kinds)
+        ]
+    )
     trainer = proto.trainer_spec
     trainer.model_type, trainer.vocab_size, trainer.byte_fallback = trainer.BPE, len(pieces), True
     trainer.unk_id, trainer.unk_piece = ids[model["unk_token"]], model["unk_token"]
@@ -114,7 +176,13 @@ def _kind(piece: str, added: dict[str, Any] | None, unknown: str) -> int:
         return UNKNOWN
     if _BYTE_PIECE.fullmatch(piece):
         return BYTE
-    return NORMAL if added is None or not piece.strip(_SPACE) else CONTROL if added["special"] else USER_DEFINED
+    return (
+        NORMAL
+        if added is None or not piece.strip(_SPACE)
+        else CONTROL
+        if added["special"]
+        else USER_DEFINED
+    )
 
 
 def _says_the_same(tokenizer: Tokenizer, raw: bytes) -> bool:
@@ -125,7 +193,9 @@ def _says_the_same(tokenizer: Tokenizer, raw: bytes) -> bool:
         return False
     n = min(other.vocab_size, tokenizer.vocab_size)
     texts = [*PROBES, *(piece.replace(_SPACE, " ") for piece in tokenizer.pieces)]
-    return other.pieces[:n] == tokenizer.pieces[:n] and other.encode_batch(texts) == tokenizer.encode_batch(texts)
+    return other.pieces[:n] == tokenizer.pieces[:n] and other.encode_batch(
+        texts
+    ) == tokenizer.encode_batch(texts)
 
 
 def _bos_in_front(piece: str, bos_id: int) -> dict[str, Any]:
@@ -134,14 +204,18 @@ def _bos_in_front(piece: str, bos_id: int) -> dict[str, Any]:
         "type": "TemplateProcessing",
         "single": [{"SpecialToken": bos}, {"Sequence": {"id": "A", "type_id": 0}}],
         "pair": [
-            {"SpecialToken": bos}, {"Sequence": {"id": "A", "type_id": 0}},
-            {"SpecialToken": bos | {"type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}},
+            {"SpecialToken": bos},
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": bos | {"type_id": 1}},
+            {"Sequence": {"id": "B", "type_id": 1}},
         ],
         "special_tokens": {piece: {"id": piece, "ids": [bos_id], "tokens": [piece]}},
-    }  # fmt: skip
+    }
 
 
-def fast_spec(pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], *, bos_id: int) -> dict[str, Any]:
+def fast_spec(
+    pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], *, bos_id: int
+) -> dict[str, Any]:
     """Returns the content of a tokenizer.json for a sentencepiece byte-pair vocabulary with byte fallback.
 
     Source: the format of `tokenizers` 0.2x, as published with Gemma 3.
@@ -152,7 +226,15 @@ def fast_spec(pieces: Sequence[str], scores: Sequence[float], types: Sequence[in
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": i, "content": piece, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": kind != USER_DEFINED}
+            {
+                "id": i,
+                "content": piece,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": kind != USER_DEFINED,
+            }
             for i, (piece, kind) in enumerate(zip(pieces, types, strict=True))
             if kind in (UNKNOWN, CONTROL, USER_DEFINED)
         ],
@@ -162,18 +244,29 @@ def fast_spec(pieces: Sequence[str], scores: Sequence[float], types: Sequence[in
         "decoder": {
             "type": "Sequence",
             "decoders": [
-                {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+                {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
             ],
         },
         "model": {
-            "type": "BPE", "dropout": None, "unk_token": pieces[types.index(UNKNOWN)], "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
-            "vocab": ids, "merges": _merges(pieces, scores, types, ids),
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": pieces[types.index(UNKNOWN)],
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": ids,
+            "merges": _merges(pieces, scores, types, ids),
         },
-    }  # fmt: skip
+    }
 
 
-def _merges(pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], ids: dict[str, int]) -> list[list[str]]:
+def _merges(
+    pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], ids: dict[str, int]
+) -> list[list[str]]:
     """Returns [left, right] pairs, the one to merge first at the head.
 
     Only normal pieces are merged to; the others are found whole or, like bytes, put in where nothing fits.
@@ -182,6 +275,8 @@ def _merges(pieces: Sequence[str], scores: Sequence[float], types: Sequence[int]
     for piece, score, kind in zip(pieces, scores, types, strict=True):
         if kind == NORMAL:
             cuts = [(k, piece[:k], piece[k:]) for k in range(1, len(piece))]
-            ranked += [(-score, k, left, right) for k, left, right in cuts if left in ids and right in ids]
+            ranked += [
+                (-score, k, left, right) for k, left, right in cuts if left in ids and right in ids
+            ]
     ranked.sort(key=lambda item: item[:2])
     return [[left, right] for *_, left, right in ranked]

@@ -34,7 +34,9 @@ class Exported:
 
     def text(self) -> str:
         size = sum(self.files.values()) / 1e9
-        lines = [f"{self.directory}: {size:.2f} GB in {len(self.files)} file{'s' if len(self.files) > 1 else ''}"]
+        lines = [
+            f"{self.directory}: {size:.2f} GB in {len(self.files)} file{'s' if len(self.files) > 1 else ''}"
+        ]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
@@ -45,7 +47,9 @@ def check_exportable_here(dtype: str = "float32") -> None:
     except ValueError as error:
         raise ExportError(str(error)) from None
     if hosts.n_processes() > 1:
-        raise ExportError(f"export runs in one process, this is one of {hosts.n_processes()}; run it on one host")
+        raise ExportError(
+            f"export runs in one process, this is one of {hosts.n_processes()}; run it on one host"
+        )
 
 
 @contextlib.contextmanager
@@ -55,7 +59,9 @@ def new_directory(out: pathlib.Path) -> Iterator[pathlib.Path]:
     Raises: ExportError if `out` is there and is not an empty directory.
     """
     if out.is_symlink() or out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise ExportError(f"{out} exists and is not empty; name a new directory, or remove this one")
+        raise ExportError(
+            f"{out} exists and is not empty; name a new directory, or remove this one"
+        )
     beside = out.absolute().with_name(f".{out.name}.{os.getpid()}.part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)

@@ -45,7 +45,9 @@ _NAMES = {
 class GgufSource:
     """One opened file: names, shapes and size already checked. A `streaming.TensorSource`."""
 
-    def __init__(self, path: pathlib.Path, metadata: dict[str, Any], tensors: dict[str, GgufTensor]) -> None:
+    def __init__(
+        self, path: pathlib.Path, metadata: dict[str, Any], tensors: dict[str, GgufTensor]
+    ) -> None:
         self.path = path
         self._metadata = metadata
         self._tensors = tensors
@@ -65,25 +67,39 @@ class GgufSource:
     def make_tokenizer(self) -> Tokenizer:
         """Raises: WeightsError if the file's vocabulary is not a sentencepiece one; FileNotFoundError if it has none."""
         if "tokenizer.ggml.model" not in self._metadata:
-            raise FileNotFoundError(f"{self.path} has no tokenizer (no metadata 'tokenizer.ggml.model')")
+            raise FileNotFoundError(
+                f"{self.path} has no tokenizer (no metadata 'tokenizer.ggml.model')"
+            )
         fields, path = Fields(self._metadata, str(self.path)), self.path
         with as_weights_error():
             kind = fields.text("tokenizer.ggml.model")
             if kind != "llama":
-                raise WeightsError(f"{path}: its tokenizer is {kind!r}; expected 'llama' (sentencepiece), as Gemma has")
+                raise WeightsError(
+                    f"{path}: its tokenizer is {kind!r}; expected 'llama' (sentencepiece), as Gemma has"
+                )
             pieces = fields.listed("tokenizer.ggml.tokens", str, "texts")
-            unk_id = fields.integer("tokenizer.ggml.unknown_token_id", least=0, most=len(pieces) - 1)
+            unk_id = fields.integer(
+                "tokenizer.ggml.unknown_token_id", least=0, most=len(pieces) - 1
+            )
             scores = _array(self._metadata, "tokenizer.ggml.scores", "f", "numbers", path)
             types = _array(self._metadata, "tokenizer.ggml.token_type", "iu", "whole numbers", path)
             if not np.isfinite(scores).all() or not np.isin(types, range(1, 7)).all():
-                raise WeightsError(f"{path}: its vocabulary has scores that are not finite, or types other than 1 to 6")
+                raise WeightsError(
+                    f"{path}: its vocabulary has scores that are not finite, or types other than 1 to 6"
+                )
             return Tokenizer.from_vocabulary(pieces, scores.tolist(), types.tolist(), unk_id=unk_id)
 
     def make_carried(self) -> Carried:
         """Returns the chat template, which is all that such a file has room for. Raises: WeightsError if it is no text."""
         with as_weights_error():
-            template = Fields(self._metadata, str(self.path)).text("tokenizer.chat_template", default=None)
-        files = {} if template is None else {TOKENIZER_CONFIG: json.dumps({"chat_template": template}).encode()}
+            template = Fields(self._metadata, str(self.path)).text(
+                "tokenizer.chat_template", default=None
+            )
+        files = (
+            {}
+            if template is None
+            else {TOKENIZER_CONFIG: json.dumps({"chat_template": template}).encode()}
+        )
         return Carried(str(self.path), files)
 
     def describe(self, key: LeafKey) -> str:
@@ -103,7 +119,9 @@ class GgufSource:
         with self.path.open("rb") as file:
             file.seek(tensor.offset + first * tensor.row_bytes)
             if file.readinto(raw.data) != raw.nbytes:
-                raise WeightsError(f"{self.describe(key)} ends early; the file changed while it was read")
+                raise WeightsError(
+                    f"{self.describe(key)} ends early; the file changed while it was read"
+                )
         try:
             rows = dequantize(raw, tensor.format)
         except NotImplementedError as error:
@@ -119,7 +137,9 @@ def _name(key: LeafKey) -> str:
     return f"{prefix}{_NAMES[path]}.weight"
 
 
-def _config(metadata: dict[str, Any], tensors: dict[str, GgufTensor], path: pathlib.Path) -> ModelConfig:
+def _config(
+    metadata: dict[str, Any], tensors: dict[str, GgufTensor], path: pathlib.Path
+) -> ModelConfig:
     """Returns the config that the metadata states; what GGUF leaves out is as llama.cpp fills it in.
 
     Source: llama.cpp, `llama_model_gemma3`.
@@ -130,8 +150,14 @@ def _config(metadata: dict[str, Any], tensors: dict[str, GgufTensor], path: path
         raise WeightsError(f"{path} holds a {kind!r} model; expected 'gemma3'")
     if "token_embd.weight" not in tensors:
         raise WeightsError(f"{path} has no token_embd.weight; is it a whole Gemma 3 model file?")
-    depth, width = fields.integer("gemma3.block_count", most=10_000), fields.integer("gemma3.embedding_length")
-    n_heads, head_dim = fields.integer("gemma3.attention.head_count"), fields.integer("gemma3.attention.key_length")
+    depth, width = (
+        fields.integer("gemma3.block_count", most=10_000),
+        fields.integer("gemma3.embedding_length"),
+    )
+    n_heads, head_dim = (
+        fields.integer("gemma3.attention.head_count"),
+        fields.integer("gemma3.attention.key_length"),
+    )
     scaling = fields.choice("gemma3.rope.scaling.type", ("none", "linear"), default="none")
     factor = fields.number("gemma3.rope.scaling.factor", default=1.0)
     return ModelConfig(
@@ -149,7 +175,9 @@ def _config(metadata: dict[str, Any], tensors: dict[str, GgufTensor], path: path
         rope_base_local=fields.number("gemma3.rope.freq_base_swa", default=10_000.0),
         rope_scaling_global=factor if scaling == "linear" else 1.0,
         # Stored in single precision; its shortest decimal is the number that was meant.
-        rms_eps=float(str(np.float32(fields.number("gemma3.attention.layer_norm_rms_epsilon", most=1.0)))),
+        rms_eps=float(
+            str(np.float32(fields.number("gemma3.attention.layer_norm_rms_epsilon", most=1.0)))
+        ),
         max_positions=fields.integer("gemma3.context_length"),
     )
 
@@ -160,14 +188,22 @@ def _layer_kinds(fields: Fields, depth: int) -> tuple[str, ...]:
     if not isinstance(listed, np.ndarray):
         return periodic_kinds(depth, fields.integer(key, default=6))
     if listed.dtype != bool or len(listed) != depth:
-        raise WeightsError(f"{fields.where}: {key} lists {len(listed)} values of type {listed.dtype}; expected {depth} booleans")
+        raise WeightsError(
+            f"{fields.where}: {key} lists {len(listed)} values of type {listed.dtype}; expected {depth} booleans"
+        )
     return tuple(LOCAL if is_local else GLOBAL for is_local in listed)
 
 
-def _array(metadata: dict[str, Any], key: str, kinds: str, what: str, path: pathlib.Path) -> np.ndarray:
+def _array(
+    metadata: dict[str, Any], key: str, kinds: str, what: str, path: pathlib.Path
+) -> np.ndarray:
     """Returns an array whose dtype is of one of numpy's `kinds`."""
     value = metadata.get(key)
     if not isinstance(value, np.ndarray) or value.dtype.kind not in kinds:
-        found = "missing" if value is None else f"of type {getattr(value, 'dtype', type(value).__name__)}"
+        found = (
+            "missing"
+            if value is None
+            else f"of type {getattr(value, 'dtype', type(value).__name__)}"
+        )
         raise WeightsError(f"{path}: {key} is {found}; expected a list of {what}")
     return value

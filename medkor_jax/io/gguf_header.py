@@ -25,7 +25,19 @@ from medkor_jax.model.fields import Fields
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
 
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 _STRING, _ARRAY = 8, 9
 
 
@@ -52,12 +64,17 @@ def read_header(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, GgufTenso
     Source: the GGUF specification, version 3.
     """
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer,
+        ):
             return _Header(buffer, path).parse()
     except (struct.error, UnicodeDecodeError, ValueError) as error:
         if isinstance(error, WeightsError):
             raise
-        raise WeightsError(f"{path} is not a whole GGUF file: its header cannot be read ({error})") from error
+        raise WeightsError(
+            f"{path} is not a whole GGUF file: its header cannot be read ({error})"
+        ) from error
 
 
 class _Header:
@@ -72,7 +89,9 @@ class _Header:
         magic, self.at = self.buffer[:4], 4
         version = self.scalar("I")
         if magic != b"GGUF" or version not in (2, 3):
-            raise WeightsError(f"{self.path} begins {magic!r}, version {version}; expected b'GGUF', version 2 or 3")
+            raise WeightsError(
+                f"{self.path} begins {magic!r}, version {version}; expected b'GGUF', version 2 or 3"
+            )
         n_tensors, n_fields = self.scalar("Q"), self.scalar("Q")
         metadata = {}
         for _ in range(n_fields):
@@ -86,12 +105,16 @@ class _Header:
             if name in tensors:
                 raise WeightsError(f"{self.path} lists the tensor {name} twice")
             if not shape or min(shape) < 1:
-                raise WeightsError(f"{self.path} lists the tensor {name} of shape {list(shape)}; expected dimensions of at least 1")
+                raise WeightsError(
+                    f"{self.path} lists the tensor {name} of shape {list(shape)}; expected dimensions of at least 1"
+                )
             tensors[name] = tensor
         with as_weights_error():
             alignment = Fields(metadata, str(self.path)).integer("general.alignment", default=32)
         data = -(-self.at // alignment) * alignment
-        tensors = {name: dataclasses.replace(t, offset=data + t.offset) for name, t in tensors.items()}
+        tensors = {
+            name: dataclasses.replace(t, offset=data + t.offset) for name, t in tensors.items()
+        }
         for name, t in tensors.items():
             end = t.offset + int(np.prod(t.shape[:-1], dtype=np.int64)) * t.row_bytes
             if end > len(self.buffer):
@@ -128,13 +151,17 @@ class _Header:
         kind, count = self.scalar("I"), self.scalar("Q")
         if kind == _STRING:
             return self.strings(count)
-        dtype = np.dtype(_SCALARS[kind] if kind in _SCALARS else self.refuse(kind)).newbyteorder("<")
+        dtype = np.dtype(_SCALARS[kind] if kind in _SCALARS else self.refuse(kind)).newbyteorder(
+            "<"
+        )
         values = np.frombuffer(self.buffer, dtype, count, self.at).copy()
         self.at += values.nbytes
         return values
 
     def refuse(self, kind: int) -> str:
-        raise WeightsError(f"{self.path} has a metadata value of unknown type {kind} at byte {self.at}")
+        raise WeightsError(
+            f"{self.path} has a metadata value of unknown type {kind} at byte {self.at}"
+        )
 
 
 @contextlib.contextmanager

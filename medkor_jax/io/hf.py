@@ -19,7 +19,13 @@ from typing import Any
 import numpy as np
 
 from medkor_jax.data.tokenizer import Tokenizer
-from medkor_jax.io.safetensors_file import DTYPES, SafeTensor, is_equal, read_rows_of, read_safetensors_header
+from medkor_jax.io.safetensors_file import (
+    DTYPES,
+    SafeTensor,
+    is_equal,
+    read_rows_of,
+    read_safetensors_header,
+)
 from medkor_jax.io.streaming import LeafKey, WeightsError, check_coverage, check_shape, needed_keys
 from medkor_jax.io.tokenizer_files import read_tokenizer
 from medkor_jax.model.config import ModelConfig
@@ -43,7 +49,11 @@ _NAMES = {
     "layers/up": "mlp.up_proj",
     "layers/down": "mlp.down_proj",
 }
-LAYER_NAMES = {path.removeprefix("layers/"): name for path, name in _NAMES.items() if path.startswith("layers/")}
+LAYER_NAMES = {
+    path.removeprefix("layers/"): name
+    for path, name in _NAMES.items()
+    if path.startswith("layers/")
+}
 """Leaf of a block -> its module in a checkpoint, under `model.layers.N.`"""
 # Text checkpoints; multimodal ones as first published; multimodal ones as transformers >= 4.52 writes them.
 _TEXT_PREFIXES = ("model.", "language_model.model.", "model.language_model.")
@@ -59,7 +69,9 @@ _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 class HfSource:
     """One opened directory: config, names and shapes already checked. A `streaming.TensorSource`."""
 
-    def __init__(self, directory: pathlib.Path, config: ModelConfig, tensors: dict[str, SafeTensor]) -> None:
+    def __init__(
+        self, directory: pathlib.Path, config: ModelConfig, tensors: dict[str, SafeTensor]
+    ) -> None:
         self.directory = directory
         self.config = config
         self.tensors = self._tensors = tensors
@@ -86,7 +98,9 @@ class HfSource:
         try:
             config = ModelConfig.from_hf(raw)
         except ValueError as error:
-            raise WeightsError(f"{directory / 'config.json'}: {str(error).removeprefix('config.json: ')}") from error
+            raise WeightsError(
+                f"{directory / 'config.json'}: {str(error).removeprefix('config.json: ')}"
+            ) from error
         return cls(directory, config, _find_tensors(directory))
 
     @property
@@ -111,7 +125,9 @@ class HfSource:
     def check_before_load(self) -> None:
         """Raises: WeightsError if a checkpoint that says its head is tied carries one that is not its embedding."""
         for name in _HEADS if self.config.tied_head else ():
-            if name in self._tensors and not is_equal(self._tensors[name], self._tensors[self._name(("embed", 0))]):
+            if name in self._tensors and not is_equal(
+                self._tensors[name], self._tensors[self._name(("embed", 0))]
+            ):
                 raise WeightsError(
                     f"{self._tensors[name].path}: {name} differs from the embedding, but config.json does not say "
                     '"tie_word_embeddings": false; say so if this head is meant'
@@ -146,9 +162,15 @@ def _find_tensors(directory: pathlib.Path) -> dict[str, SafeTensor]:
                 f"{directory / _INDEX} names {file!r}; expected the name of a .safetensors file beside it"
             )
         if not (directory / file).is_file():
-            raise WeightsError(f"{directory / _INDEX} names {file}, which is not there; fetch the missing shard")
+            raise WeightsError(
+                f"{directory / _INDEX} names {file}, which is not there; fetch the missing shard"
+            )
         header = read_safetensors_header(directory / file)
-        check_coverage([name for name, where in listed.items() if where == file], header, f"{file} against {_INDEX}")
+        check_coverage(
+            [name for name, where in listed.items() if where == file],
+            header,
+            f"{file} against {_INDEX}",
+        )
         tensors |= header
     return tensors
 

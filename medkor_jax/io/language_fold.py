@@ -43,7 +43,10 @@ class LanguageFold:
         folded = np.empty(table.shape, np.float32)
         for at in range(0, len(table), _ROWS):
             rows = slice(at, min(at + _ROWS, len(table)))
-            folded[rows] = table[rows].astype(np.float32) + self._delta(rows, self.languages[rows]) / self.scale
+            folded[rows] = (
+                table[rows].astype(np.float32)
+                + self._delta(rows, self.languages[rows]) / self.scale
+            )
         return folded
 
     def note(self) -> str:
@@ -67,7 +70,10 @@ class LanguageFold:
 def make_fold(lang: Tree, automaton: Automaton, config: ModelConfig, dtype: str) -> LanguageFold:
     """dtype: of the export. The scale sqrt(D) is rounded to it, as whoever runs the model in it will do."""
     routing = Routing.by_token(automaton, config.vocab_size)
-    lowest, highest = routing.language.min(axis=0)[routing.token_class], routing.language.max(axis=0)[routing.token_class]
+    lowest, highest = (
+        routing.language.min(axis=0)[routing.token_class],
+        routing.language.max(axis=0)[routing.token_class],
+    )
     scale = float(jnp.asarray(config.d_model**0.5, jnp.dtype(dtype)))
     changes = any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(lang))
     fold = LanguageFold(lang, highest, scale, changes, 0)
@@ -80,4 +86,6 @@ def make_fold(lang: Tree, automaton: Automaton, config: ModelConfig, dtype: str)
 
 def _differs(fold: LanguageFold, token: int, other: int) -> bool:
     rows = slice(token, token + 1)
-    return bool(np.any(fold._delta(rows, np.array([other])) != fold._delta(rows, fold.languages[rows])))
+    return bool(
+        np.any(fold._delta(rows, np.array([other])) != fold._delta(rows, fold.languages[rows]))
+    )

@@ -42,10 +42,21 @@ class LoadedModel:
     def digest(self) -> str:
         trees = {name: getattr(self.params, name) for name in TRAINABLE_TREES}
         trees = {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
-        return model_digest(self.base.digest, digest_tree(trees) if trees else "", self.params.lora_scale)
+        return model_digest(
+            self.base.digest, digest_tree(trees) if trees else "", self.params.lora_scale
+        )
 
 
-def load(model: Model, dtype: Any, mesh: Mesh, *, language_unit: str = "", base: Tree | None = None) -> LoadedModel:
+def load(
+    model: Model, dtype: Any, mesh: Mesh, *, language_unit: str = "", base: Tree | None = None
+) -> LoadedModel:
     """Returns the model on `mesh`, its base in `dtype`. language_unit "": its own; base: the base's arrays, where they are loaded already."""
     params = model.load(jnp.dtype(dtype), mesh, base)
-    return LoadedModel(params, model.base, model.config, model.tokenizer, model.read, language_unit or model.language_unit)
+    return LoadedModel(
+        params,
+        model.base,
+        model.config,
+        model.tokenizer,
+        model.read,
+        language_unit or model.language_unit,
+    )

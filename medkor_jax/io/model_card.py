@@ -39,16 +39,27 @@ class History:
         seen: dict[tuple[str, ...], dict[str, str]] = {}
         for phase in self.phases:
             for source in phase.get("sources", ()):
-                seen.setdefault((source["use"], source["name"], source["path"], source["split"]), source)
+                seen.setdefault(
+                    (source["use"], source["name"], source["path"], source["split"]), source
+                )
         return list(seen.values())
 
 
 def read_history(model: Model) -> History:
-    return History(_phases(model.directory) if model.directory else (), tuple(_bases(model.base.name, model.base.digest)))
+    return History(
+        _phases(model.directory) if model.directory else (),
+        tuple(_bases(model.base.name, model.base.digest)),
+    )
 
 
 def write_card(
-    model: Model, history: History, config: ModelConfig, dtype: str, notes: Sequence[str], *, adapter_of: str = ""
+    model: Model,
+    history: History,
+    config: ModelConfig,
+    dtype: str,
+    notes: Sequence[str],
+    *,
+    adapter_of: str = "",
 ) -> str:
     """Returns the card as Markdown, with the metadata block that the hub reads.
 
@@ -65,7 +76,9 @@ def write_card(
         "## Data and licences\n\n" + _data(history),
     ]
     if notes:
-        parts.append("## What to know\n\n" + "\n".join(f"- {note[0].upper()}{note[1:]}." for note in notes))
+        parts.append(
+            "## What to know\n\n" + "\n".join(f"- {note[0].upper()}{note[1:]}." for note in notes)
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -93,7 +106,9 @@ def _bases(name: str, digest: str) -> list[dict[str, Any]]:
     if path.is_file():
         lineage = _read(path)
         found[0]["made_by"] = lineage.get("made_by", "unknown")
-        found[0]["name"] = "/".join(pathlib.Path(name).parts[-3:])  # run/phase/base; the rest is about this machine
+        found[0]["name"] = "/".join(
+            pathlib.Path(name).parts[-3:]
+        )  # run/phase/base; the rest is about this machine
         if "base" in lineage:
             found += _bases(lineage["base"], lineage.get("base_digest", ""))
     return found
@@ -111,7 +126,13 @@ def _metadata(base_name: str, library: str) -> str:
     # The name in the front matter links to the hub: only what is a name there may stand in it.
     is_on_hub = is_hub_id(base_name) and not pathlib.Path(base_name).exists()
     base = [f"base_model: {base_name}"] if is_on_hub else []
-    tags = [f"library_name: {library}", "pipeline_tag: text-generation", "language:", "- ko", "- en"]
+    tags = [
+        f"library_name: {library}",
+        "pipeline_tag: text-generation",
+        "language:",
+        "- ko",
+        "- en",
+    ]
     licence = ["license: other", "license_name: that-of-the-base-model-and-of-the-data"]
     return "\n".join(["---", *tags, *licence, *base, "tags:", "- medical", "- medkor-jax", "---"])
 
@@ -119,7 +140,11 @@ def _metadata(base_name: str, library: str) -> str:
 def _usage(adapter_of: str) -> str:
     base, adapters, wrapped = ".", "", ""
     if adapter_of:
-        base, adapters, wrapped = _place(adapter_of), "from peft import PeftModel\n", 'model = PeftModel.from_pretrained(model, ".")\n'
+        base, adapters, wrapped = (
+            _place(adapter_of),
+            "from peft import PeftModel\n",
+            'model = PeftModel.from_pretrained(model, ".")\n',
+        )
     return (
         f"```python\n{adapters}from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'tokenizer, model = AutoTokenizer.from_pretrained("{base}"), AutoModelForCausalLM.from_pretrained("{base}")\n{wrapped}'
@@ -140,7 +165,9 @@ def _lineage(model: Model, history: History, config: ModelConfig, dtype: str) ->
     for phase in history.phases:
         lines.append(f"- {phase['phase']}: {phase['title']}. {_verdict(phase['verdict'])}")
     if not history.phases:
-        lines.append("- No run: these are weights as they were given, without phases of this program.")
+        lines.append(
+            "- No run: these are weights as they were given, without phases of this program."
+        )
     return "\n".join(lines)
 
 
@@ -155,14 +182,22 @@ def _scores(history: History) -> str:
     if not history.phases:
         return "Not measured: no run stands behind these weights."
     first, last = history.phases[0]["before"]["exams"], history.phases[-1]["after"]["exams"]
-    lines = ["| exam | asked | before the run | this model | questions |", "| --- | --- | --- | --- | --- |"]
+    lines = [
+        "| exam | asked | before the run | this model | questions |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for name, report in last.items():
         asked = f"{report['mode']}, {report['shots']} shots, {report['split']}"
         before = _score(first[name]) if name in first else "not measured"
-        lines.append(f"| {name} | {asked} | {before} | {_score(report)} | {_overall(report)['n']} |")
+        lines.append(
+            f"| {name} | {asked} | {before} | {_score(report)} | {_overall(report)['n']} |"
+        )
     alarms = [f"- {name}: {alarm}" for name, report in last.items() for alarm in report["alarms"]]
     confidence = next(iter(last.values()))["confidence"] if last else 0.95
-    lines += ["", f"Share right with its {confidence:.0%} interval; measured on the run's model, before it was exported."]
+    lines += [
+        "",
+        f"Share right with its {confidence:.0%} interval; measured on the run's model, before it was exported.",
+    ]
     return "\n".join([*lines, *(["", *alarms] if alarms else [])])
 
 
@@ -185,7 +220,9 @@ def _data(history: History) -> str:
     lines = ["| source | kind | from | use | licence |", "| --- | --- | --- | --- | --- |"]
     for source in history.sources:
         where = f"{_place(source['path'])} ({source['split']})"
-        lines.append(f"| {source['name']} | {source['kind']} | {where} | {source['use']} | {source['licence'] or 'not stated'} |")
+        lines.append(
+            f"| {source['name']} | {source['kind']} | {where} | {source['use']} | {source['licence'] or 'not stated'} |"
+        )
     return "\n".join([base, "", *lines])
 
 

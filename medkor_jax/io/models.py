@@ -22,7 +22,13 @@ from medkor_jax.data.contents import sha256_of
 from medkor_jax.data.reading import Reading, read_json
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.bases import open_base, read_whole_json, read_whole_sealed
-from medkor_jax.io.checkpoint import abstract_like, digest_tree, restore_tree, save_tree, stored_shapes
+from medkor_jax.io.checkpoint import (
+    abstract_like,
+    digest_tree,
+    restore_tree,
+    save_tree,
+    stored_shapes,
+)
 from medkor_jax.io.files import write_sealed
 from medkor_jax.io.streaming import WeightsError
 from medkor_jax.io.weights import Weights, open_weights
@@ -76,9 +82,13 @@ class Model:
         if not self.adapters_digest:
             return Params(base)
         stored = stored_shapes(self.directory / "adapters")
-        trees = restore_tree(self.directory / "adapters", abstract_like(stored, shard_tree(stored, mesh)))
+        trees = restore_tree(
+            self.directory / "adapters", abstract_like(stored, shard_tree(stored, mesh))
+        )
         if digest_tree(trees) != self.adapters_digest:
-            raise WeightsError(f"{self.directory}/adapters is not what model.json recorded; run the phase again")
+            raise WeightsError(
+                f"{self.directory}/adapters is not what model.json recorded; run the phase again"
+            )
         return Params(base, lora_scale=self.lora_scale, **trees)
 
 
@@ -106,25 +116,42 @@ def is_run(path: pathlib.Path) -> bool:
 
 
 def save_model(
-    directory: pathlib.Path, params: Params, base: Weights, language_unit: str = "token", read: tuple[Reading, ...] = ()
+    directory: pathlib.Path,
+    params: Params,
+    base: Weights,
+    language_unit: str = "token",
+    read: tuple[Reading, ...] = (),
 ) -> Model:
     """Writes a phase's adapters and says which base they stand on; returns the model as it reads back.
 
     read: all that the model has read, that of its base included.
     A base inside the run (beside `directory`, or below it) is named from here, so that the run can be moved.
     """
-    trees = {name: getattr(params, name) for name in TRAINABLE_TREES if jax.tree.leaves(getattr(params, name))}
+    trees = {
+        name: getattr(params, name)
+        for name in TRAINABLE_TREES
+        if jax.tree.leaves(getattr(params, name))
+    }
     if trees:
         save_tree(directory / "adapters", trees)
     digest = digest_tree(trees) if trees else ""
     place = pathlib.Path(base.name).resolve() if pathlib.Path(base.name).exists() else None
     inside = place is not None and place.is_relative_to(directory.resolve().parent)
     name = os.path.relpath(place, directory.resolve()) if inside else str(place or base.name)
-    write_sealed(directory / "model.json", {
-        "format": _FORMAT, "base": name, "base_is_relative": inside, "base_digest": base.digest,
-        "lora_scale": params.lora_scale, "adapters": sorted(leaf_paths(trees)), "adapters_digest": digest,
-        "route": language_unit, "read": [one.to_json() for one in read],
-    })  # fmt: skip
+    write_sealed(
+        directory / "model.json",
+        {
+            "format": _FORMAT,
+            "base": name,
+            "base_is_relative": inside,
+            "base_digest": base.digest,
+            "lora_scale": params.lora_scale,
+            "adapters": sorted(leaf_paths(trees)),
+            "adapters_digest": digest,
+            "route": language_unit,
+            "read": [one.to_json() for one in read],
+        },
+    )
     return _open_phase(directory)
 
 
@@ -147,7 +174,15 @@ def _open_phase(directory: pathlib.Path) -> Model:
             f"{base.digest[:12]}: the weights were replaced. Put them back, or run the phases again"
         )
     read = read_json(said["read"])
-    return Model(str(directory), base, directory, said["lora_scale"], said["adapters_digest"], said["route"], read)
+    return Model(
+        str(directory),
+        base,
+        directory,
+        said["lora_scale"],
+        said["adapters_digest"],
+        said["route"],
+        read,
+    )
 
 
 def _open_base_of(directory: pathlib.Path, said: dict[str, Any]) -> Weights:

@@ -64,7 +64,11 @@ class Kept:
     def words(self) -> str:
         if not self.effect:
             return f"it changes no logit by itself; rounding changes them by {self.error:.1e} of their size"
-        took = f"takes {self.lost:.1%} of its effect" if self.lost >= 0 else f"makes its effect {-self.lost:.1%} larger"
+        took = (
+            f"takes {self.lost:.1%} of its effect"
+            if self.lost >= 0
+            else f"makes its effect {-self.lost:.1%} larger"
+        )
         return (
             f"rounding {took} and adds noise of {self.noise:.1%} of it (the effect is "
             f"{self.effect:.1e} of the logits)"
@@ -113,7 +117,9 @@ SILENCED = ("post_attn_norm", "post_ffw_norm")
 """The norms that an added layer speaks through: it is silent where they are -1."""
 
 MOST_SCALE = 4096
-_FINE_ENOUGH = 0.01  # largest rounding error of an added layer's post-norm scales, as a share of them
+_FINE_ENOUGH = (
+    0.01  # largest rounding error of an added layer's post-norm scales, as a share of them
+)
 
 
 def scaled_norm(w: Any, scale: float) -> np.ndarray:
@@ -130,10 +136,17 @@ def choose_stream_scale(expand: dict[str, Any], dtype: str) -> int:
     K * (1 + w) - 1, further from -1, where the steps are a small share of them. In exact arithmetic nothing changes.
     """
     kind, scale = jnp.dtype(dtype), 1
-    scales = [1 + np.asarray(block[name], np.float32) for block in expand.values() for name in SILENCED]
+    scales = [
+        1 + np.asarray(block[name], np.float32) for block in expand.values() for name in SILENCED
+    ]
     while scale < MOST_SCALE:
-        stored = [np.asarray((np.float32(scale) * one - 1).astype(kind), np.float32) + 1 for one in scales]
-        errors = [np.linalg.norm(kept / scale - one) / (np.linalg.norm(one) or 1) for kept, one in zip(stored, scales)]
+        stored = [
+            np.asarray((np.float32(scale) * one - 1).astype(kind), np.float32) + 1 for one in scales
+        ]
+        errors = [
+            np.linalg.norm(kept / scale - one) / (np.linalg.norm(one) or 1)
+            for kept, one in zip(stored, scales)
+        ]
         if max(errors, default=0.0) <= _FINE_ENOUGH:
             break
         scale *= 2

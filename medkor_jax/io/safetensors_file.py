@@ -51,14 +51,24 @@ def read_safetensors_header(path: pathlib.Path) -> dict[str, SafeTensor]:
         header = json.loads(raw)
         header.pop("__metadata__", None)
         spans = {
-            name: (entry["dtype"], tuple(map(int, entry["shape"])), *map(int, entry["data_offsets"]))
+            name: (
+                entry["dtype"],
+                tuple(map(int, entry["shape"])),
+                *map(int, entry["data_offsets"]),
+            )
             for name, entry in header.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path} is not a safetensors file: its header cannot be read ({error})") from error
+        raise WeightsError(
+            f"{path} is not a safetensors file: its header cannot be read ({error})"
+        ) from error
     data, expected = 8 + length, 0
     for name, (dtype, shape, start, stop) in sorted(spans.items(), key=lambda item: item[1][2:]):
-        n_bytes = int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize if dtype in DTYPES else stop - start
+        n_bytes = (
+            int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize
+            if dtype in DTYPES
+            else stop - start
+        )
         if start != expected or stop - start != n_bytes:
             raise WeightsError(
                 f"{path} is inconsistent: {name} ({dtype} {list(shape)}) takes bytes {start} to {stop}, "
@@ -67,8 +77,13 @@ def read_safetensors_header(path: pathlib.Path) -> dict[str, SafeTensor]:
         expected = stop
     if data + expected != size:
         what = "cut short" if data + expected > size else "longer than its header says"
-        raise WeightsError(f"{path} is {what}: {size} bytes, its header promises {data + expected}; get it anew")
-    return {name: SafeTensor(path, dtype, shape, data + a, b - a) for name, (dtype, shape, a, b) in spans.items()}
+        raise WeightsError(
+            f"{path} is {what}: {size} bytes, its header promises {data + expected}; get it anew"
+        )
+    return {
+        name: SafeTensor(path, dtype, shape, data + a, b - a)
+        for name, (dtype, shape, a, b) in spans.items()
+    }
 
 
 def read_bytes(tensor: SafeTensor) -> np.ndarray:
@@ -97,4 +112,6 @@ def is_equal(one: SafeTensor, other: SafeTensor) -> bool:
     n_rows, n_columns = one.shape
     step = max(1, CHUNK_BYTES // (n_columns * DTYPES[one.dtype].itemsize))
     spans = [(row, min(row + step, n_rows)) for row in range(0, n_rows, step)]
-    return all(np.array_equal(read_rows_of(one, *span), read_rows_of(other, *span)) for span in spans)
+    return all(
+        np.array_equal(read_rows_of(one, *span), read_rows_of(other, *span)) for span in spans
+    )

@@ -44,7 +44,9 @@ class Planned:
         return self.stored[1] if self.stored else self.size * kind.itemsize
 
 
-def write_shards(directory: pathlib.Path, tensors: Sequence[Planned], dtype: str, *, max_bytes: int) -> dict[str, int]:
+def write_shards(
+    directory: pathlib.Path, tensors: Sequence[Planned], dtype: str, *, max_bytes: int
+) -> dict[str, int]:
     """Writes `model.safetensors`, or shards with their index where it would be larger; returns {file name: bytes}.
 
     A tensor larger than `max_bytes` has a shard to itself.
@@ -53,15 +55,25 @@ def write_shards(directory: pathlib.Path, tensors: Sequence[Planned], dtype: str
     shards = _assign(tensors, kind, max_bytes)
     names = ["model.safetensors"]
     if len(shards) > 1:
-        names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+        names = [
+            f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)
+        ]
     for name, shard in zip(names, shards, strict=True):
         write_safetensors(directory / name, shard, dtype)
     if len(shards) > 1:
         total = sum(tensor.size for tensor in tensors)
-        write_json(directory / "model.safetensors.index.json", {
-            "metadata": {"total_parameters": total, "total_size": sum(tensor.n_bytes(kind) for tensor in tensors)},
-            "weight_map": {tensor.name: name for name, shard in zip(names, shards) for tensor in shard},
-        })  # fmt: skip
+        write_json(
+            directory / "model.safetensors.index.json",
+            {
+                "metadata": {
+                    "total_parameters": total,
+                    "total_size": sum(tensor.n_bytes(kind) for tensor in tensors),
+                },
+                "weight_map": {
+                    tensor.name: name for name, shard in zip(names, shards) for tensor in shard
+                },
+            },
+        )
     return {name: (directory / name).stat().st_size for name in names}
 
 
@@ -92,7 +104,9 @@ def _bytes_of(tensor: Planned, kind: np.dtype) -> Any:
     if value.shape != tensor.shape:
         raise ValueError(f"{tensor.name} came out as {value.shape}; {tensor.shape} was planned")
     if not np.isfinite(value).all():
-        raise ValueError(f"{tensor.name} holds NaN or infinity as {kind.name}; nothing is exported. Train again from a sound checkpoint")
+        raise ValueError(
+            f"{tensor.name} holds NaN or infinity as {kind.name}; nothing is exported. Train again from a sound checkpoint"
+        )
     return value.reshape(-1).view(np.uint8).data
 
 

@@ -78,7 +78,9 @@ def check_coverage(needed: Iterable[str], present: Iterable[str], where: str) ->
 
 def check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...], where: str) -> None:
     if tuple(found) != tuple(expected):
-        raise WeightsError(f"{where}: {name} is {list(found)}, its config asks for {list(expected)}")
+        raise WeightsError(
+            f"{where}: {name} is {list(found)}, its config asks for {list(expected)}"
+        )
 
 
 def digest_source(source: TensorSource) -> str:
@@ -116,7 +118,9 @@ def load_base(source: TensorSource, *, dtype: Any, shardings: Tree | None = None
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves.values())
 
 
-def _load_leaf(source: TensorSource, path: str, leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
+def _load_leaf(
+    source: TensorSource, path: str, leaf: jax.ShapeDtypeStruct, sharding: Any
+) -> jax.Array:
     if sharding is not None and not isinstance(sharding, NamedSharding):
         raise ValueError(
             f"{path}: sharding is a {type(sharding).__name__}; give a NamedSharding, or None for the default device"
@@ -133,7 +137,9 @@ def _load_leaf(source: TensorSource, path: str, leaf: jax.ShapeDtypeStruct, shar
     tensor_columns = leaf.shape[column_axis] if len(shard) > column_axis else 1
 
     for layer in range(shard[0] if is_stacked else 1):
-        for row, n_rows in _row_chunks(shard[row_axis], tensor_columns * len({s[row_axis] for s in starts.values()})):
+        for row, n_rows in _row_chunks(
+            shard[row_axis], tensor_columns * len({s[row_axis] for s in starts.values()})
+        ):
             read: dict[tuple[LeafKey, int], np.ndarray] = {}
             parts = []
             for device, start in starts.items():
@@ -178,7 +184,9 @@ def _read_finite(source: TensorSource, key: LeafKey, first: int, n_rows: int) ->
     return rows
 
 
-def _shard_starts(shape: tuple[int, ...], sharding: NamedSharding | None) -> dict[Any, tuple[int, ...]]:
+def _shard_starts(
+    shape: tuple[int, ...], sharding: NamedSharding | None
+) -> dict[Any, tuple[int, ...]]:
     """Returns where in the leaf the part of each of this process's devices begins."""
     if sharding is None:
         return {None: (0,) * len(shape)}
@@ -200,8 +208,13 @@ def _assemble(parts: list[Any], is_transposed: bool, sharding: NamedSharding | N
     local = parts[0].shape
     spec = _piece_spec(sharding, len(local), is_transposed)
     names = [() if s is None else (s,) if isinstance(s, str) else s for s in spec]
-    shape = tuple(n * math.prod(sharding.mesh.shape[a] for a in axes) for n, axes in zip(local, names, strict=True))
-    return jax.make_array_from_single_device_arrays(shape, NamedSharding(sharding.mesh, spec), parts)
+    shape = tuple(
+        n * math.prod(sharding.mesh.shape[a] for a in axes)
+        for n, axes in zip(local, names, strict=True)
+    )
+    return jax.make_array_from_single_device_arrays(
+        shape, NamedSharding(sharding.mesh, spec), parts
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -215,7 +228,9 @@ def _viewer(dtype: Any, sharding: NamedSharding | None) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def _writer(is_stacked: bool, is_transposed: bool, dtype: Any, stored: Any, sharding: NamedSharding | None) -> Any:
+def _writer(
+    is_stacked: bool, is_transposed: bool, dtype: Any, stored: Any, sharding: NamedSharding | None
+) -> Any:
     """Returns write(leaf, piece, layer, row) -> leaf; `leaf` is donated. Local to each device."""
 
     def write(leaf: jax.Array, piece: jax.Array, layer: jax.Array, row: jax.Array) -> jax.Array:
@@ -227,8 +242,15 @@ def _writer(is_stacked: bool, is_transposed: bool, dtype: Any, stored: Any, shar
         start = (layer, row) if is_stacked else (row, 0)[: leaf.ndim]
         return jax.lax.dynamic_update_slice(leaf, piece, start)
 
-    def write_local(leaf: jax.Array, piece: jax.Array, layer: jax.Array, row: jax.Array) -> jax.Array:
-        specs = (sharding.spec, _piece_spec(sharding, leaf.ndim, is_transposed), PartitionSpec(), PartitionSpec())
+    def write_local(
+        leaf: jax.Array, piece: jax.Array, layer: jax.Array, row: jax.Array
+    ) -> jax.Array:
+        specs = (
+            sharding.spec,
+            _piece_spec(sharding, leaf.ndim, is_transposed),
+            PartitionSpec(),
+            PartitionSpec(),
+        )
         local = jax.shard_map(write, mesh=sharding.mesh, in_specs=specs, out_specs=sharding.spec)
         return local(leaf, piece, layer, row)
 

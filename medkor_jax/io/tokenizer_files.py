@@ -23,7 +23,13 @@ from medkor_jax.io.streaming import WeightsError
 from medkor_jax.model.fields import Fields
 
 _GEMMA, _GENERAL = "GemmaTokenizer", ("PreTrainedTokenizer", "TokenizersBackend")
-_GEMMA_NAMES = {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "mask_token": "<mask>"}
+_GEMMA_NAMES = {
+    "unk_token": "<unk>",
+    "bos_token": "<bos>",
+    "eos_token": "<eos>",
+    "pad_token": "<pad>",
+    "mask_token": "<mask>",
+}
 _STANDARD = (*_GEMMA_NAMES, "sep_token", "cls_token")
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
 _DECODER = {
@@ -64,7 +70,9 @@ def special_names(config: Fields, defaults: dict[str, str]) -> list[str]:
     """Returns the texts that the config gives a special part (bos_token, image_token, ...), in its order."""
     named = dict(defaults)
     for key, value in config.values.items():
-        if key in _STANDARD or key.endswith("_token") and isinstance(value, (str, dict)):  # not add_bos_token and its like
+        if key in _STANDARD or (
+            key.endswith("_token") and isinstance(value, (str, dict))
+        ):  # not add_bos_token and its like
             named[key] = value
     texts = [_token_text(config, key, value) for key, value in named.items() if value is not None]
     for key in ("extra_special_tokens", "additional_special_tokens"):
@@ -72,7 +80,10 @@ def special_names(config: Fields, defaults: dict[str, str]) -> list[str]:
         extra = [] if extra is None else extra
         if not isinstance(extra, (list, dict)):
             config.refuse(key, "a list of tokens, or an object of named ones")
-        texts += [_token_text(config, key, value) for value in (extra.values() if isinstance(extra, dict) else extra)]
+        texts += [
+            _token_text(config, key, value)
+            for value in (extra.values() if isinstance(extra, dict) else extra)
+        ]
     return list(dict.fromkeys(texts))
 
 
@@ -81,9 +92,14 @@ def _spec(directory: pathlib.Path, config: Fields) -> dict[str, Any]:
     spec = _read_object(directory / "tokenizer.json")
     whole = Fields(spec, str(directory / "tokenizer.json"))
     model = whole.part("model")
-    vocab, listed = model.part("vocab").values, whole.listed("added_tokens", dict, "tokens", default=[])
+    vocab, listed = (
+        model.part("vocab").values,
+        whole.listed("added_tokens", dict, "tokens", default=[]),
+    )
     model.listed("merges", (list, str), "pairs")
-    in_file = _tokens(Fields({str(token.get("id")): token for token in listed}, f"{whole.where}: added_tokens"))
+    in_file = _tokens(
+        Fields({str(token.get("id")): token for token in listed}, f"{whole.where}: added_tokens")
+    )
     stated = _stated_tokens(directory, config)
     name = config.text("tokenizer_class", default=_GEMMA, null=True).removesuffix("Fast")
     if name == _GEMMA:
@@ -91,21 +107,37 @@ def _spec(directory: pathlib.Path, config: Fields) -> dict[str, Any]:
         names = special_names(config, _GEMMA_NAMES)
         unknown = _token_text(config, "unk_token", config.values.get("unk_token") or "<unk>")
         spec = {
-            **spec, "normalizer": _REPLACE, "pre_tokenizer": None, "decoder": _DECODER,
+            **spec,
+            "normalizer": _REPLACE,
+            "pre_tokenizer": None,
+            "decoder": _DECODER,
             "model": {
-                "type": "BPE", "dropout": None, "unk_token": unknown,
-                "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True,
-                "ignore_merges": False, "vocab": vocab, "merges": model.values["merges"],
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": unknown,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": True,
+                "byte_fallback": True,
+                "ignore_merges": False,
+                "vocab": vocab,
+                "merges": model.values["merges"],
             },
-        }  # fmt: skip
+        }
     elif name in _GENERAL:
         held = {token["content"] for token in in_file}
         added = in_file + [token for token in stated or () if token["content"] not in held]
         names = special_names(config, {})
     else:
-        config.refuse("tokenizer_class", f"{_GEMMA} or PreTrainedTokenizerFast or TokenizersBackend")
+        config.refuse(
+            "tokenizer_class", f"{_GEMMA} or PreTrainedTokenizerFast or TokenizersBackend"
+        )
     held = {token["content"] for token in added}
-    added += [{"content": text, **dict.fromkeys(_FLAGS, False), "special": True} for text in names if text not in held]
+    added += [
+        {"content": text, **dict.fromkeys(_FLAGS, False), "special": True}
+        for text in names
+        if text not in held
+    ]
     return {**spec, "added_tokens": _numbered(added, vocab)}
 
 
@@ -118,7 +150,11 @@ def _stated_tokens(directory: pathlib.Path, config: Fields) -> list[dict[str, An
         return None
     named = set(special_names(config, _GEMMA_NAMES))
     tokens = Fields(_read_object(path), str(path))
-    flags = lambda text: {**dict.fromkeys(_FLAGS, False), "normalized": text not in named, "special": text in named}  # noqa: E731
+    flags = lambda text: {
+        **dict.fromkeys(_FLAGS, False),
+        "normalized": text not in named,
+        "special": text in named,
+    }
     order = sorted(tokens.values, key=lambda text: tokens.integer(text, least=0))
     return [{"content": text, **flags(text)} for text in order]
 
@@ -128,9 +164,14 @@ def _tokens(stated: Fields) -> list[dict[str, Any]]:
     found = {}
     for number in stated.values:
         if not number.isdecimal():
-            raise ValueError(f"{stated.where}: a token has the number {number!r}; expected a whole number")
+            raise ValueError(
+                f"{stated.where}: a token has the number {number!r}; expected a whole number"
+            )
         token = stated.part(number)
-        found[int(number)] = {"content": token.text("content"), **{flag: token.boolean(flag, default=False) for flag in _FLAGS}}
+        found[int(number)] = {
+            "content": token.text("content"),
+            **{flag: token.boolean(flag, default=False) for flag in _FLAGS},
+        }
     return [found[number] for number in sorted(found)]
 
 
@@ -159,7 +200,11 @@ def _check_sentencepiece(directory: pathlib.Path, config: Fields) -> None:
             f"{path} holds {len(runs)} runs of plain spaces, such as {runs[0]!r}, where Gemma's has U+2581: transformers reads "
             "spaces otherwise with it than sentencepiece does. Save the tokenizer with transformers (tokenizer.json)"
         )
-    added = [token["content"] for token in _stated_tokens(directory, config) or () if not token["special"]]
+    added = [
+        token["content"]
+        for token in _stated_tokens(directory, config) or ()
+        if not token["special"]
+    ]
     if beside := sorted(set(added) - whole):
         raise WeightsError(
             f"{directory} adds tokens that its tokenizer.model does not find whole: {', '.join(map(repr, beside[:8]))}. "
@@ -169,7 +214,11 @@ def _check_sentencepiece(directory: pathlib.Path, config: Fields) -> None:
 
 def _token_text(config: Fields, key: str, value: Any) -> str:
     text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) else config.refuse(key, "a token: a text, or an object with its content")
+    return (
+        text
+        if isinstance(text, str)
+        else config.refuse(key, "a token: a text, or an object with its content")
+    )
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:

@@ -70,7 +70,9 @@ class Weights:
         """SHA-256, in hex, that changes with any tensor, any number of the config and any piece of the tokenizer."""
         try:
             tokenizer = "" if self.tokenizer is None else self.tokenizer.digest
-        except FileNotFoundError:  # weights that read no text need none; whoever asks for it is told
+        except (
+            FileNotFoundError
+        ):  # weights that read no text need none; whoever asks for it is told
             tokenizer = ""
         return checksum([self.make_digest(), self.config.to_json(), tokenizer])
 
@@ -85,7 +87,9 @@ class Weights:
         try:
             return self.make_tokenizer().within(self.config.vocab_size)
         except ValueError as error:
-            raise error if isinstance(error, WeightsError) else WeightsError(f"{self.name}: {error}") from error
+            raise (
+                error if isinstance(error, WeightsError) else WeightsError(f"{self.name}: {error}")
+            ) from error
 
 
 def open_weights(name: str) -> Weights:
@@ -156,24 +160,46 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-OPENERS: list[Callable[[str], Weights | None]] = [_open_embedded, _open_random, _open_path, _open_hub]
+OPENERS: list[Callable[[str], Weights | None]] = [
+    _open_embedded,
+    _open_random,
+    _open_path,
+    _open_hub,
+]
 """Tried in order; each returns None for a name that is not its kind, and raises for one it cannot open."""
 
 
 def _from_gguf(name: str, path: pathlib.Path) -> Weights:
     source = GgufSource.open(path)
-    return Weights(name, source.config, _loader(source), lambda: hosts.first(f"digest of {name}", lambda: file_digest(path)), source.make_tokenizer, source.make_carried)
+    return Weights(
+        name,
+        source.config,
+        _loader(source),
+        lambda: hosts.first(f"digest of {name}", lambda: file_digest(path)),
+        source.make_tokenizer,
+        source.make_carried,
+    )
 
 
 def _from_hf(name: str, directory: pathlib.Path) -> Weights:
     source = HfSource.open(directory)
 
     def digest() -> str:
-        return hosts.first(f"digest of {name}", lambda: remembered(sorted(source.files), "tensors", lambda: digest_source(source)))
+        return hosts.first(
+            f"digest of {name}",
+            lambda: remembered(sorted(source.files), "tensors", lambda: digest_source(source)),
+        )
 
-    carried = lambda: read_carried(directory, source.tensors)  # noqa: E731
+    carried = lambda: read_carried(directory, source.tensors)
     return Weights(
-        name, source.config, _loader(source), digest, source.make_tokenizer, carried, source.stored_dtype, _read_of_export(directory)
+        name,
+        source.config,
+        _loader(source),
+        digest,
+        source.make_tokenizer,
+        carried,
+        source.stored_dtype,
+        _read_of_export(directory),
     )
 
 
@@ -207,14 +233,18 @@ def _random_base(config: ModelConfig, dtype: Any, shardings: Tree | None = None)
     def make(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         seed = int.from_bytes(bytes.fromhex(sha256_of([f"{_RANDOM_SEED} {path}"]))[:4], "little")
         std = 0.0 if path.endswith("norm") else _RANDOM_STD
-        return _normal_maker(leaf.shape, leaf.dtype, placed.get(path))(jnp.uint32(seed), jnp.asarray(std, dtype))
+        return _normal_maker(leaf.shape, leaf.dtype, placed.get(path))(
+            jnp.uint32(seed), jnp.asarray(std, dtype)
+        )
 
     leaves = {path: make(path, leaf) for path, leaf in leaf_paths(abstract).items()}
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves.values())
 
 
 @functools.lru_cache(maxsize=64)
-def _normal_maker(shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding | None) -> Any:
+def _normal_maker(
+    shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding | None
+) -> Any:
     """Returns make(seed, std) -> array; leaves of one shape share a program."""
 
     def make(seed: jax.Array, std: jax.Array) -> jax.Array:

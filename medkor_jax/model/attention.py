@@ -18,7 +18,9 @@ from flax import struct
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
-QUERY_BLOCK = 1024  # longer sequences are computed this many queries at a time: scores are [B,N,block,S]
+QUERY_BLOCK = (
+    1024  # longer sequences are computed this many queries at a time: scores are [B,N,block,S]
+)
 CAUSAL_BLOCK = 256  # shorter ones skip more keys, and make products too small to be quick
 
 _HIDDEN = jnp.finfo(jnp.float32).min
@@ -42,7 +44,9 @@ def visible(of_queries: Seen, of_keys: Seen, window: int | None) -> Bool[jax.Arr
     distance = of_queries.positions[:, :, None] - of_keys.positions[:, None, :]
     mask = (distance >= 0) & (of_queries.segments[:, :, None] == of_keys.segments[:, None, :])
     if of_queries.branches is not None:
-        mask &= (of_keys.branches[:, None, :] == 0) | (of_queries.branches[:, :, None] == of_keys.branches[:, None, :])
+        mask &= (of_keys.branches[:, None, :] == 0) | (
+            of_queries.branches[:, :, None] == of_keys.branches[:, None, :]
+        )
     return mask if window is None else mask & (distance < window)
 
 
@@ -61,12 +65,17 @@ def attend(
     """
     t = q.shape[1]
     if t == k.shape[1] and (ends := _causal_ends(t)):
-        parts = [_attend_block(q[:, e - CAUSAL_BLOCK : e], k[:, :e], v[:, :e], mask[:, e - CAUSAL_BLOCK : e, :e]) for e in ends]
+        parts = [
+            _attend_block(
+                q[:, e - CAUSAL_BLOCK : e], k[:, :e], v[:, :e], mask[:, e - CAUSAL_BLOCK : e, :e]
+            )
+            for e in ends
+        ]
         return jnp.concatenate(parts, axis=1)
     if t <= QUERY_BLOCK or t % QUERY_BLOCK:
         return _attend_block(q, k, v, mask)
     blocks = t // QUERY_BLOCK
-    split = lambda x: jnp.moveaxis(x.reshape(x.shape[0], blocks, QUERY_BLOCK, *x.shape[2:]), 1, 0)  # noqa: E731
+    split = lambda x: jnp.moveaxis(x.reshape(x.shape[0], blocks, QUERY_BLOCK, *x.shape[2:]), 1, 0)
     block = jax.checkpoint(lambda qm: _attend_block(qm[0], k, v, qm[1]))
     out = jax.lax.map(block, (split(q), split(mask)))
     return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], t, -1)
@@ -116,7 +125,12 @@ def attend_backward(kept, cotangent):
     d_scores = (p * (d_weights - jnp.sum(p * d_weights, axis=-1, keepdims=True))).astype(q.dtype)
     d_q = jnp.einsum("bkxs,bksh->bkxh", d_scores, k)
     d_k = jnp.einsum("bkxh,bkxs->bkhs", q, d_scores)
-    return _unfold_heads(d_q, t), jnp.transpose(d_k, (0, 3, 1, 2)), jnp.transpose(d_v, (0, 3, 1, 2)), None
+    return (
+        _unfold_heads(d_q, t),
+        jnp.transpose(d_k, (0, 3, 1, 2)),
+        jnp.transpose(d_v, (0, 3, 1, 2)),
+        None,
+    )
 
 
 _attend_block.defvjp(attend_forward, attend_backward)
@@ -125,7 +139,9 @@ _attend_block.defvjp(attend_forward, attend_backward)
 def _fold_heads(x: jax.Array, kv: int) -> jax.Array:
     """[B, T, N, H] -> [B, K, G*T, H]"""
     b, t, n, h = x.shape
-    return jnp.transpose(x.reshape(b, t, kv, n // kv, h), (0, 2, 3, 1, 4)).reshape(b, kv, n // kv * t, h)
+    return jnp.transpose(x.reshape(b, t, kv, n // kv, h), (0, 2, 3, 1, 4)).reshape(
+        b, kv, n // kv * t, h
+    )
 
 
 def _unfold_heads(x: jax.Array, t: int) -> jax.Array:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 BLOCK = 256  # queries at a time: scores are [B, N, BLOCK, keys]
-_STRETCHES = 4  # in so many parts of a row are the keys behind it left out: 5/8 of all scores remain
+_STRETCHES = (
+    4  # in so many parts of a row are the keys behind it left out: 5/8 of all scores remain
+)
 
 
 def n_scores(t: int, window: int | None) -> int:
@@ -42,12 +44,20 @@ def attend_blocks(
     window None: everything before. T need not be a multiple of the block: what is added sees itself alone.
     """
     t = q.shape[1]
-    pad = lambda x, value=0: jnp.pad(x, ((0, 0), (0, -t % BLOCK), *[(0, 0)] * (x.ndim - 2)), constant_values=value)  # noqa: E731
-    seen = Seen(pad(seen.positions), pad(seen.segments, -1), None if seen.branches is None else pad(seen.branches))
+    pad = lambda x, value=0: jnp.pad(
+        x, ((0, 0), (0, -t % BLOCK), *[(0, 0)] * (x.ndim - 2)), constant_values=value
+    )
+    seen = Seen(
+        pad(seen.positions),
+        pad(seen.segments, -1),
+        None if seen.branches is None else pad(seen.branches),
+    )
     return _attend(window, pad(q), pad(k), pad(v), seen)[:, :t]
 
 
-def _stretches(t: int, window: int | None, has_branches: bool = False) -> list[tuple[int, int, int, bool]]:
+def _stretches(
+    t: int, window: int | None, has_branches: bool = False
+) -> list[tuple[int, int, int, bool]]:
     """Returns (first block, how many, keys each sees, whether those end with the block) of each part of a row."""
     blocks = t // BLOCK
     reach = BLOCK + (-(-(window - 1) // BLOCK) * BLOCK if window and not has_branches else t)
@@ -71,7 +81,9 @@ def _forward(window, q, k, v, seen):
 
         return jax.lax.map(block, first + jnp.arange(n))
 
-    blocks = [part(*stretch) for stretch in _stretches(q.shape[1], window, seen.branches is not None)]
+    blocks = [
+        part(*stretch) for stretch in _stretches(q.shape[1], window, seen.branches is not None)
+    ]
     return _join(jnp.concatenate(blocks)), (q, k, v, seen)
 
 
@@ -84,7 +96,9 @@ def _backward(window, kept, cotangent):
             qb, kb, vb, mask, start = _block(i, width, slides, window, q, k, v, seen)
             _, made = attend_forward(qb, kb, vb, mask)
             d_q, d_k, d_v, _ = attend_backward(made, _cut(cotangent, i * BLOCK, BLOCK))
-            add = lambda sums, d: _put(sums, _cut(sums, start, width) + d.astype(jnp.float32), start)  # noqa: E731
+            add = lambda sums, d: _put(
+                sums, _cut(sums, start, width) + d.astype(jnp.float32), start
+            )
             return jax.tree.map(add, sums, (d_k, d_v)), d_q
 
         return jax.lax.scan(block, sums, first + jnp.arange(n))
@@ -101,7 +115,9 @@ _attend.defvjp(_forward, _backward)
 
 def _block(i, width, slides, window, q, k, v, seen):
     """Returns (queries, keys, values, mask, place of the first key) of block i."""
-    start = jnp.clip((i + 1) * BLOCK - width, 0, k.shape[1] - width) if slides else jnp.zeros_like(i)
+    start = (
+        jnp.clip((i + 1) * BLOCK - width, 0, k.shape[1] - width) if slides else jnp.zeros_like(i)
+    )
     of_queries = jax.tree.map(lambda x: _cut(x, i * BLOCK, BLOCK), seen)
     of_keys = jax.tree.map(lambda x: _cut(x, start, width), seen)
     mask = visible(of_queries, of_keys, window)

@@ -16,7 +16,8 @@ what it held lies outside the window or was never there; the caller calls `grow`
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,14 @@ def make_layers(kinds: Sequence[str]) -> CacheLayer:
     return CacheLayer(jnp.asarray(is_local), jnp.asarray(index, jnp.int32))
 
 
-def make_cache(config: ModelConfig, kinds: Sequence[str], lengths: Int[jax.Array, " B"], *, size: int, dtype: Any) -> Cache:
+def make_cache(
+    config: ModelConfig,
+    kinds: Sequence[str],
+    lengths: Int[jax.Array, " B"],
+    *,
+    size: int,
+    dtype: Any,
+) -> Cache:
     """Returns empty rings whose slots already stand for the last tokens of prompts of `lengths` [B].
 
     kinds: of every layer that will store, added ones too (`params.layer_kinds`).
@@ -88,9 +96,13 @@ def make_cache(config: ModelConfig, kinds: Sequence[str], lengths: Int[jax.Array
         n = max(list(kinds).count(kind), 1)  # a model may lack a kind; its ring is then never seen
         shape = (n, lengths.shape[0], config.n_kv_heads, slots, config.head_dim)
         positions = lengths[:, None] - slots + jnp.arange(slots, dtype=jnp.int32)
-        return _lay(Ring(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.maximum(positions, _EMPTY)))
+        return _lay(
+            Ring(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.maximum(positions, _EMPTY))
+        )
 
-    return Cache(ring(LOCAL, min(config.sliding_window, size)), ring(GLOBAL, size), jnp.zeros((), jnp.int32))
+    return Cache(
+        ring(LOCAL, min(config.sliding_window, size)), ring(GLOBAL, size), jnp.zeros((), jnp.int32)
+    )
 
 
 def store_prompt(
@@ -103,7 +115,9 @@ def store_prompt(
         rows = [jnp.moveaxis(jnp.take_along_axis(x, at, axis=1), 1, 2) for x in (k, v)]
         return _write(ring, is_mine, layer.index, 0, *rows)
 
-    return cache.replace(local=store(cache.local, layer.is_local), full=store(cache.full, ~layer.is_local))
+    return cache.replace(
+        local=store(cache.local, layer.is_local), full=store(cache.full, ~layer.is_local)
+    )
 
 
 def open_slot(cache: Cache, positions: Int[jax.Array, " B"]) -> Cache:
@@ -114,7 +128,9 @@ def open_slot(cache: Cache, positions: Int[jax.Array, " B"]) -> Cache:
         update = jax.lax.dynamic_update_slice(ring.positions, positions[:, None], (0, slot))
         return ring.replace(positions=update)
 
-    return cache.replace(local=opened(cache.local), full=opened(cache.full), n_written=cache.n_written + 1)
+    return cache.replace(
+        local=opened(cache.local), full=opened(cache.full), n_written=cache.n_written + 1
+    )
 
 
 def store_token(
@@ -126,7 +142,9 @@ def store_token(
     def store(ring: Ring, is_mine: jax.Array) -> Ring:
         return _write(ring, is_mine, layer.index, (cache.n_written - 1) % ring.size, *rows)
 
-    return cache.replace(local=store(cache.local, layer.is_local), full=store(cache.full, ~layer.is_local))
+    return cache.replace(
+        local=store(cache.local, layer.is_local), full=store(cache.full, ~layer.is_local)
+    )
 
 
 def make_masks(cache: Cache, positions: Int[jax.Array, " B"]) -> Masks:
@@ -151,7 +169,9 @@ def attend_cached(
         k = jax.lax.dynamic_index_in_dim(ring.keys, layer.index, keepdims=False)
         v = jax.lax.dynamic_index_in_dim(ring.values, layer.index, keepdims=False)
         b, kv, _, h = k.shape
-        scores = jnp.einsum("bkgh,bksh->bkgs", q.reshape(b, kv, -1, h), k, preferred_element_type=jnp.float32)
+        scores = jnp.einsum(
+            "bkgh,bksh->bkgs", q.reshape(b, kv, -1, h), k, preferred_element_type=jnp.float32
+        )
         weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, _HIDDEN), axis=-1)
         return jnp.einsum("bkgs,bksh->bkgh", weights.astype(v.dtype), v).reshape(b, 1, -1)
 
@@ -170,14 +190,18 @@ def grow(cache: Cache, config: ModelConfig, *, size: int) -> Cache:
             jnp.pad(jnp.roll(x, turn, axis=3), ((0, 0), (0, 0), (0, 0), (more, 0), (0, 0)))
             for x in (ring.keys, ring.values)
         )
-        positions = jnp.pad(jnp.roll(ring.positions, turn, axis=1), ((0, 0), (more, 0)), constant_values=_EMPTY)
+        positions = jnp.pad(
+            jnp.roll(ring.positions, turn, axis=1), ((0, 0), (more, 0)), constant_values=_EMPTY
+        )
         return _lay(Ring(keys, values, positions))
 
     local = grown(cache.local, min(config.sliding_window, size))
     return Cache(local, grown(cache.full, size), jnp.zeros((), jnp.int32))
 
 
-def _write(ring: Ring, is_mine: jax.Array, index: jax.Array, slot: Any, k: jax.Array, v: jax.Array) -> Ring:
+def _write(
+    ring: Ring, is_mine: jax.Array, index: jax.Array, slot: Any, k: jax.Array, v: jax.Array
+) -> Ring:
     """Writes [B, K, slots, H] from `slot` on if the ring is the layer's own, else writes back what is there.
 
     Writing always keeps the update in place; a branch around it would copy the whole stack.
@@ -186,7 +210,9 @@ def _write(ring: Ring, is_mine: jax.Array, index: jax.Array, slot: Any, k: jax.A
     def put(stack: jax.Array, rows: jax.Array) -> jax.Array:
         at = (index, 0, 0, slot, 0)
         old = jax.lax.dynamic_slice(stack, at, (1, *rows.shape))
-        return jax.lax.dynamic_update_slice(stack, jnp.where(is_mine, rows[None].astype(stack.dtype), old), at)
+        return jax.lax.dynamic_update_slice(
+            stack, jnp.where(is_mine, rows[None].astype(stack.dtype), old), at
+        )
 
     return ring.replace(keys=put(ring.keys, k), values=put(ring.values, v))
 
@@ -199,4 +225,8 @@ def _lay(ring: Ring) -> Ring:
     heads = "tensor" if ring.keys.shape[2] % mesh.shape.get("tensor", 1) == 0 else None
     stack = PartitionSpec(None, BATCH_AXES, heads)
     lay = jax.lax.with_sharding_constraint
-    return Ring(lay(ring.keys, stack), lay(ring.values, stack), lay(ring.positions, PartitionSpec(BATCH_AXES)))
+    return Ring(
+        lay(ring.keys, stack),
+        lay(ring.values, stack),
+        lay(ring.positions, PartitionSpec(BATCH_AXES)),
+    )

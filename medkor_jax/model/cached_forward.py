@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import TYPE_CHECKING, Any, Callable
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,14 @@ import jax.numpy as jnp
 from medkor_jax.model import cache as kv
 from medkor_jax.model.attention import Seen
 from medkor_jax.model.config import ModelConfig
-from medkor_jax.model.forward import LayerInputs, edge_inputs, embed, layer_inputs, make_view, run_block
+from medkor_jax.model.forward import (
+    LayerInputs,
+    edge_inputs,
+    embed,
+    layer_inputs,
+    make_view,
+    run_block,
+)
 from medkor_jax.model.layers import Adapters, Rope, make_rope, rms_norm
 from medkor_jax.model.params import SIDES, Params, layer_kinds
 
@@ -83,7 +91,14 @@ def read_token(
     return rms_norm(x[:, 0], params.base["final_norm"], config.rms_eps), cache
 
 
-def _run_layers(params: Params, config: ModelConfig, x: jax.Array, cache: kv.Cache, rope: Callable, attend: Callable):
+def _run_layers(
+    params: Params,
+    config: ModelConfig,
+    x: jax.Array,
+    cache: kv.Cache,
+    rope: Callable,
+    attend: Callable,
+):
     """Returns (x [B, T, D], cache) after all layers: scans that carry the cache, so it is updated in place.
 
     In the cache layers stand as they run: those added in front before the base's, those added behind after them.

@@ -1,13 +1,13 @@
 r"""One row's continuation on the host: what it wrote, and where it stopped.
 
-    row = Row(tokenizer.decode, ("\n\n",), stop_ids=(1,))
-    row.take(tokens);  row.finish;  row.completion()
+row = Row(tokenizer.decode, ("\n\n",), stop_ids=(1,))
+row.take(tokens);  row.finish;  row.completion()
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -26,13 +26,20 @@ class Completion:
     tokens: tuple[int, ...]
     text: str
     finish: str  # STOP_TOKEN, STOP_STRING or LENGTH
-    nats: tuple[float, ...] = ()  # -log p of each token as it was drawn; () unless the decoder was asked for them
+    nats: tuple[
+        float, ...
+    ] = ()  # -log p of each token as it was drawn; () unless the decoder was asked for them
 
 
 class Row:
     """One row on the host: its tokens so far, and where it stopped."""
 
-    def __init__(self, decode: Callable[[Sequence[int]], str] | None, stop: Sequence[str], stop_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str] | None,
+        stop: Sequence[str],
+        stop_ids: Sequence[int],
+    ) -> None:
         self._decode, self._stop, self._stop_ids = decode, stop, stop_ids
         self._n_searched = 0
         self.tokens: list[int] = []
@@ -58,7 +65,9 @@ class Row:
         text = self._text()
         if self.finish == STOP_STRING:
             text = text[: find_stop(text, self._stop)]
-        return Completion(tuple(self.tokens), text, self.finish or LENGTH, tuple(self.nats[: len(self.tokens)]))
+        return Completion(
+            tuple(self.tokens), text, self.finish or LENGTH, tuple(self.nats[: len(self.tokens)])
+        )
 
     def _text(self, n: int | None = None) -> str:
         return "" if self._decode is None else self._decode(self.tokens[:n])

@@ -10,13 +10,16 @@ bidirectional attention) is refused here, by name, rather than ignored.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from medkor_jax.model.fields import Fields, shown
 from medkor_jax.nearest import nearest_few
 
 LOCAL, GLOBAL = "local", "global"
-_MOST_LAYERS = 10_000  # a depth beyond any model's is a damaged file, found here and not by filling the memory
+_MOST_LAYERS = (
+    10_000  # a depth beyond any model's is a damaged file, found here and not by filling the memory
+)
 _HF_KIND = {"sliding_attention": LOCAL, "full_attention": GLOBAL}
 
 
@@ -42,16 +45,35 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         fields = Fields(dataclasses.asdict(self), "model config")
-        for name in ("vocab_size", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_ff", "sliding_window", "max_positions"):
+        for name in (
+            "vocab_size",
+            "d_model",
+            "n_heads",
+            "n_kv_heads",
+            "head_dim",
+            "d_ff",
+            "sliding_window",
+            "max_positions",
+        ):
             fields.integer(name)
-        for name in ("query_pre_attn_scalar", "rope_base_global", "rope_base_local", "rope_scaling_global", "rms_eps"):
+        for name in (
+            "query_pre_attn_scalar",
+            "rope_base_global",
+            "rope_base_local",
+            "rope_scaling_global",
+            "rms_eps",
+        ):
             fields.number(name)
         fields.boolean("tied_head")
         unknown = set(self.layer_kinds) - {LOCAL, GLOBAL}
         if unknown or not self.layer_kinds:
-            raise ValueError(f"layer_kinds holds {sorted(unknown)}; each must be 'local' or 'global', at least one")
+            raise ValueError(
+                f"layer_kinds holds {sorted(unknown)}; each must be 'local' or 'global', at least one"
+            )
         if self.n_heads % self.n_kv_heads:
-            raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
+            raise ValueError(
+                f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}"
+            )
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding turns pairs")
 
@@ -69,7 +91,11 @@ class ModelConfig:
         d, h = self.d_model, self.head_dim
         attention = d * h * (2 * self.n_heads + 2 * self.n_kv_heads) + 2 * h
         tables = 1 if self.tied_head else 2
-        return tables * self.vocab_size * d + d + self.n_layers * (attention + 3 * d * self.d_ff + 4 * d)
+        return (
+            tables * self.vocab_size * d
+            + d
+            + self.n_layers * (attention + 3 * d * self.d_ff + 4 * d)
+        )
 
     @classmethod
     def from_hf(cls, raw: Mapping[str, Any]) -> ModelConfig:
@@ -84,14 +110,22 @@ class ModelConfig:
         text = whole.part("text_config", default=whole)
         kind = text.text("model_type", default="") or whole.text("model_type", default="")
         if kind not in ("gemma3_text", "gemma3"):
-            raise ValueError(f"model_type {kind!r} is not Gemma 3 (expected 'gemma3_text' or 'gemma3')")
+            raise ValueError(
+                f"model_type {kind!r} is not Gemma 3 (expected 'gemma3_text' or 'gemma3')"
+            )
         _refuse_unsupported(text)
         depth = text.integer("num_hidden_layers", most=_MOST_LAYERS)
         every = text.integer("sliding_window_pattern", default=6)
         listed = text.listed("layer_types", str, "layer kinds", default=None, null=True)
-        kinds = periodic_kinds(depth, every) if listed is None else tuple(_HF_KIND.get(name, name) for name in listed)
+        kinds = (
+            periodic_kinds(depth, every)
+            if listed is None
+            else tuple(_HF_KIND.get(name, name) for name in listed)
+        )
         if len(kinds) != depth:
-            raise ValueError(f"layer_types lists {len(kinds)} layers, num_hidden_layers says {depth}")
+            raise ValueError(
+                f"layer_types lists {len(kinds)} layers, num_hidden_layers says {depth}"
+            )
         base_global, base_local, scaling = _rope(text)
         return cls(
             vocab_size=text.integer("vocab_size", default=262_208),
@@ -108,7 +142,9 @@ class ModelConfig:
             rope_scaling_global=scaling,
             rms_eps=text.number("rms_norm_eps", default=1e-6, most=1.0),
             max_positions=text.integer("max_position_embeddings", default=131_072),
-            tied_head=whole.boolean("tie_word_embeddings", default=True),  # of a multimodal model, its outer config decides
+            tied_head=whole.boolean(
+                "tie_word_embeddings", default=True
+            ),  # of a multimodal model, its outer config decides
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -137,7 +173,9 @@ def periodic_kinds(depth: int, every: int = 6) -> tuple[str, ...]:
 def _refuse_unsupported(text: Fields) -> None:
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if text.values.get(key) is not None:
-            raise ValueError(f"{text.where} sets {key}={shown(text.values[key])}, which this decoder does not compute")
+            raise ValueError(
+                f"{text.where} sets {key}={shown(text.values[key])}, which this decoder does not compute"
+            )
     for key, may_be_null in (("attention_bias", False), ("use_bidirectional_attention", True)):
         if text.boolean(key, default=False, null=may_be_null):
             raise ValueError(f"{text.where} sets {key}=true, which this decoder does not compute")
@@ -149,8 +187,13 @@ def _rope(text: Fields) -> tuple[float, float, float]:
     nothing = Fields({}, text.where)
     new = text.part("rope_parameters", default=nothing, null=True)
     if set(new.values) - {"full_attention", "sliding_attention"}:
-        raise ValueError(f"rope_parameters has {sorted(new.values)}; expected an entry for full_attention and one for sliding_attention")
-    full, sliding = (new.part(name, default=nothing, null=True) for name in ("full_attention", "sliding_attention"))
+        raise ValueError(
+            f"rope_parameters has {sorted(new.values)}; expected an entry for full_attention and one for sliding_attention"
+        )
+    full, sliding = (
+        new.part(name, default=nothing, null=True)
+        for name in ("full_attention", "sliding_attention")
+    )
     old = text.part("rope_scaling", default=nothing, null=True)
     full = Fields({**full.values, **old.values}, old.where if old.values else full.where)
     if (kind := _rope_kind(sliding)) != "default":
@@ -160,7 +203,9 @@ def _rope(text: Fields) -> tuple[float, float, float]:
         raise ValueError(f"rope of global layers is {kind!r}; expected 'default' or 'linear'")
     return (
         (full if "rope_theta" in full.values else text).number("rope_theta", default=1_000_000.0),
-        sliding.number("rope_theta") if "rope_theta" in sliding.values else text.number("rope_local_base_freq", default=10_000.0),
+        sliding.number("rope_theta")
+        if "rope_theta" in sliding.values
+        else text.number("rope_local_base_freq", default=10_000.0),
         full.number("factor") if kind == "linear" else 1.0,
     )
 
@@ -169,7 +214,9 @@ def _rope_kind(part: Fields) -> str:
     return part.text("rope_type", default=part.text("type", default="default"))
 
 
-def _gemma3(depth: int, d: int, heads: int, kv: int, head: int, ff: int, window: int, **rest: Any) -> ModelConfig:
+def _gemma3(
+    depth: int, d: int, heads: int, kv: int, head: int, ff: int, window: int, **rest: Any
+) -> ModelConfig:
     return ModelConfig(
         vocab_size=rest.pop("vocab", 262_144),
         d_model=d,
@@ -185,16 +232,22 @@ def _gemma3(depth: int, d: int, heads: int, kv: int, head: int, ff: int, window:
 
 
 _4B = _gemma3(34, 2560, 8, 4, 256, 10240, 1024, vocab=262_208, rope_scaling_global=8.0)
-_27B = _gemma3(62, 5376, 32, 16, 128, 21504, 1024, vocab=262_208, query=168, rope_scaling_global=8.0)
+_27B = _gemma3(
+    62, 5376, 32, 16, 128, 21504, 1024, vocab=262_208, query=168, rope_scaling_global=8.0
+)
 
 # Source: the config.json published with each checkpoint.
 PRESETS: dict[str, ModelConfig] = {
     "gemma3-270m": _gemma3(18, 640, 4, 1, 256, 2048, 512, max_positions=32_768),
     "gemma3-1b": _gemma3(26, 1152, 4, 1, 256, 6912, 512, max_positions=32_768),
     "gemma3-4b": _4B,
-    "gemma3-12b": _gemma3(48, 3840, 16, 8, 256, 15360, 1024, vocab=262_208, rope_scaling_global=8.0),
+    "gemma3-12b": _gemma3(
+        48, 3840, 16, 8, 256, 15360, 1024, vocab=262_208, rope_scaling_global=8.0
+    ),
     "gemma3-27b": _27B,
     "medgemma-4b": _4B,
     "medgemma-27b-text": dataclasses.replace(_27B, vocab_size=262_144),
-    "tiny": _gemma3(7, 32, 4, 2, 16, 64, 16, vocab=512, max_positions=1024, rope_scaling_global=8.0),
+    "tiny": _gemma3(
+        7, 32, 4, 2, 16, 64, 16, vocab=512, max_positions=1024, rope_scaling_global=8.0
+    ),
 }

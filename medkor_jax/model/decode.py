@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,9 @@ class Decoder:
             raise ValueError(f"check_every is {check_every}; it must be at least 1 token")
         if room < 1:
             raise ValueError(f"room is {room}; the cache needs some for at least 1 new token")
-        self.settings = Settings(config, jnp.dtype(dtype), sampling, tuple(stop_ids), check_every, with_nats)
+        self.settings = Settings(
+            config, jnp.dtype(dtype), sampling, tuple(stop_ids), check_every, with_nats
+        )
         self._decode, self._room = decode, room
         self._is_constant = routing is None or routing.language.shape[1] == 1
         self._routing = Routing.constant(config.vocab_size) if routing is None else routing
@@ -132,7 +135,9 @@ class Decoder:
                 state = _grow(state, config=config, size=size)
             is_done = np.ones(prompt.lengths.shape, bool)
             is_done[: len(rows)] = [row.finish is not None for row in rows]
-            state, *emitted = _continue(params, state, self._routing, is_done, np.int32(n_steps), settings=settings)
+            state, *emitted = _continue(
+                params, state, self._routing, is_done, np.int32(n_steps), settings=settings
+            )
             n_new += n_steps
 
     def _check(
@@ -145,7 +150,9 @@ class Decoder:
     ) -> None:
         config = self.settings.config
         if not prompts or not all(len(p) for p in prompts):
-            raise ValueError("every prompt needs at least one token (bos), and there must be a prompt")
+            raise ValueError(
+                "every prompt needs at least one token (bos), and there must be a prompt"
+            )
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
         longest = max(map(len, prompts))
@@ -156,18 +163,28 @@ class Decoder:
             )
         low, high = min(map(min, prompts)), max(map(max, prompts))
         if low < 0 or high >= config.vocab_size:
-            raise ValueError(f"prompts hold token ids {low} to {high}; the model has 0 to {config.vocab_size - 1}")
+            raise ValueError(
+                f"prompts hold token ids {low} to {high}; the model has 0 to {config.vocab_size - 1}"
+            )
         if stop and self._decode is None:
-            raise ValueError("stop strings need text: make the Decoder with decode=tokenizer.decode")
+            raise ValueError(
+                "stop strings need text: make the Decoder with decode=tokenizer.decode"
+            )
         if "" in stop:
             raise ValueError("an empty stop string stops everything; remove it")
         if self.settings.sampling.temperature > 0 and seeds is None:
-            raise ValueError("sampling needs `seeds`, one a prompt, so that a row can be drawn again")
+            raise ValueError(
+                "sampling needs `seeds`, one a prompt, so that a row can be drawn again"
+            )
         if languages is not None and not self._is_constant:
-            raise ValueError("`languages` are given, but routing is by token; make the Decoder without `routing`")
+            raise ValueError(
+                "`languages` are given, but routing is by token; make the Decoder without `routing`"
+            )
         for name, given in (("seeds", seeds), ("languages", languages)):
             if given is not None and len(given) != len(prompts):
-                raise ValueError(f"{len(given)} {name} for {len(prompts)} prompts; expected one a prompt")
+                raise ValueError(
+                    f"{len(given)} {name} for {len(prompts)} prompts; expected one a prompt"
+                )
 
 
 def n_compilations() -> dict[str, int]:
@@ -184,20 +201,38 @@ def _start(
     prompt = jax.tree.map(spread, prompt)
     lengths = prompt.lengths
     hidden, cache = read_prompt(
-        params, settings.config, prompt.tokens, lengths, prompt.langs, size=size, dtype=settings.dtype
+        params,
+        settings.config,
+        prompt.tokens,
+        lengths,
+        prompt.langs,
+        size=size,
+        dtype=settings.dtype,
     )
     # Before its first token a row stands on its last prompt token; `_choose` moves it on.
     state = State(
-        cache, prompt.tokens[:, 0], prompt.langs[:, 0], lengths - 1, prompt.states, prompt.seeds, ~prompt.is_real,
+        cache,
+        prompt.tokens[:, 0],
+        prompt.langs[:, 0],
+        lengths - 1,
+        prompt.states,
+        prompt.seeds,
+        ~prompt.is_real,
         jnp.zeros((), jnp.int32),
-    )  # fmt: skip
+    )
     state, emitted, nats = _choose(params, state, routing, hidden, settings)
     return state, replicate(emitted[:, None]), replicate(nats[:, None])
 
 
 @functools.partial(jax.jit, static_argnames=("settings",), donate_argnames=("state",))
 def _continue(
-    params: Params, state: State, routing: Routing, is_done: jax.Array, n_steps: jax.Array, *, settings: Settings
+    params: Params,
+    state: State,
+    routing: Routing,
+    is_done: jax.Array,
+    n_steps: jax.Array,
+    *,
+    settings: Settings,
 ) -> tuple[State, jax.Array, jax.Array]:
     """Returns the state after up to `n_steps` more tokens, those, [B, check_every], -1 where a row had ended, and their nats.
 
@@ -205,13 +240,21 @@ def _continue(
     """
     state = state.replace(is_done=state.is_done | spread(is_done))
 
-    def step(carry: tuple[jax.Array, State, jax.Array, jax.Array]) -> tuple[jax.Array, State, jax.Array, jax.Array]:
+    def step(
+        carry: tuple[jax.Array, State, jax.Array, jax.Array],
+    ) -> tuple[jax.Array, State, jax.Array, jax.Array]:
         i, state, emitted, all_nats = carry
         hidden, cache = read_token(
-            params, settings.config, state.cache, state.tokens, state.positions, state.langs, dtype=settings.dtype
+            params,
+            settings.config,
+            state.cache,
+            state.tokens,
+            state.positions,
+            state.langs,
+            dtype=settings.dtype,
         )
         state, tokens, nats = _choose(params, state.replace(cache=cache), routing, hidden, settings)
-        put = lambda into, new: jax.lax.dynamic_update_slice(into, new[:, None], (0, i))  # noqa: E731
+        put = lambda into, new: jax.lax.dynamic_update_slice(into, new[:, None], (0, i))
         return i + 1, state, put(emitted, tokens), put(all_nats, nats)
 
     def is_going(carry: tuple[jax.Array, State, jax.Array, jax.Array]) -> jax.Array:
@@ -223,7 +266,9 @@ def _continue(
     return state, replicate(emitted), replicate(nats)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "size"))  # a longer ring cannot reuse the memory of a shorter
+@functools.partial(
+    jax.jit, static_argnames=("config", "size")
+)  # a longer ring cannot reuse the memory of a shorter
 def _grow(state: State, *, config: ModelConfig, size: int) -> State:
     return state.replace(cache=kv.grow(state.cache, config, size=size))
 
@@ -236,8 +281,13 @@ def _choose(
     tokens = choose_tokens(logits, settings.sampling, state.seeds, state.n_new)
     nats = jnp.zeros(tokens.shape, jnp.float32)
     if settings.with_nats:
-        drawn_from = restrict(logits, settings.sampling) if settings.sampling.temperature > 0 else logits
-        nats = jax.nn.logsumexp(drawn_from, axis=-1) - jnp.take_along_axis(drawn_from, tokens[:, None], axis=-1)[:, 0]
+        drawn_from = (
+            restrict(logits, settings.sampling) if settings.sampling.temperature > 0 else logits
+        )
+        nats = (
+            jax.nn.logsumexp(drawn_from, axis=-1)
+            - jnp.take_along_axis(drawn_from, tokens[:, None], axis=-1)[:, 0]
+        )
     emitted = jnp.where(state.is_done, NOTHING, tokens)
     tokens = jnp.where(state.is_done, state.tokens, tokens)
     token_class = jnp.asarray(routing.token_class)[tokens]

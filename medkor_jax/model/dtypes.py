@@ -15,9 +15,15 @@ DTYPES = ("float32", "bfloat16")
 
 def check_dtype(dtype: Any, what: str = "dtype") -> None:
     """Raises: ValueError unless `dtype`, a name or a NumPy dtype, is one of DTYPES; what: the name of the setting."""
-    name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None) or getattr(dtype, "__name__", dtype)
+    name = (
+        dtype
+        if isinstance(dtype, str)
+        else getattr(dtype, "name", None) or getattr(dtype, "__name__", dtype)
+    )
     if name not in DTYPES:
-        raise ValueError(f"{what} is {name!r}; expected 'float32' or 'bfloat16' (float16 overflows in Gemma)")
+        raise ValueError(
+            f"{what} is {name!r}; expected 'float32' or 'bfloat16' (float16 overflows in Gemma)"
+        )
 
 
 def slow_here(dtype: str, instead: str) -> str:

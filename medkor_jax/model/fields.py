@@ -27,37 +27,79 @@ class Fields:
         self.values = values
         self.where = where
 
-    def integer(self, key: str, *, default: Any = REQUIRED, least: int = 1, most: int = _MOST, null: bool = False) -> Any:
+    def integer(
+        self,
+        key: str,
+        *,
+        default: Any = REQUIRED,
+        least: int = 1,
+        most: int = _MOST,
+        null: bool = False,
+    ) -> Any:
         """null: a null stands for the default, here and below."""
         value = self._get(key, default, null)
         is_right = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
         upper = "" if most == _MOST else f" and at most {most}"
-        return value if value is default or is_right else self.refuse(key, f"a whole number of at least {least}{upper}")
+        return (
+            value
+            if value is default or is_right
+            else self.refuse(key, f"a whole number of at least {least}{upper}")
+        )
 
-    def number(self, key: str, *, default: Any = REQUIRED, above: float = 0.0, most: float = math.inf, null: bool = False) -> Any:
+    def number(
+        self,
+        key: str,
+        *,
+        default: Any = REQUIRED,
+        above: float = 0.0,
+        most: float = math.inf,
+        null: bool = False,
+    ) -> Any:
         """Returns a finite number greater than `above`, as a float."""
         value = self._get(key, default, null)
         if value is default:
             return value
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not math.isfinite(value) or not above < value <= most:
-            self.refuse(key, f"a finite number above {above:g}" + ("" if most == math.inf else f" and at most {most:g}"))
+            self.refuse(
+                key,
+                f"a finite number above {above:g}"
+                + ("" if most == math.inf else f" and at most {most:g}"),
+            )
         return float(value)
 
     def boolean(self, key: str, *, default: Any = REQUIRED, null: bool = False) -> Any:
         value = self._get(key, default, null)
-        return value if value is default or isinstance(value, bool) else self.refuse(key, "true or false")
+        return (
+            value
+            if value is default or isinstance(value, bool)
+            else self.refuse(key, "true or false")
+        )
 
-    def choice(self, key: str, choices: Collection[str], *, default: Any = REQUIRED, null: bool = False) -> Any:
+    def choice(
+        self, key: str, choices: Collection[str], *, default: Any = REQUIRED, null: bool = False
+    ) -> Any:
         value = self._get(key, default, null)
         is_right = isinstance(value, str) and value in choices
-        return value if value is default or is_right else self.refuse(key, " or ".join(map(repr, choices)))
+        return (
+            value
+            if value is default or is_right
+            else self.refuse(key, " or ".join(map(repr, choices)))
+        )
 
     def text(self, key: str, *, default: Any = REQUIRED, null: bool = False) -> Any:
         value = self._get(key, default, null)
         return value if value is default or isinstance(value, str) else self.refuse(key, "a text")
 
-    def listed(self, key: str, of: type | tuple[type, ...], what: str, *, default: Any = REQUIRED, null: bool = False) -> Any:
+    def listed(
+        self,
+        key: str,
+        of: type | tuple[type, ...],
+        what: str,
+        *,
+        default: Any = REQUIRED,
+        null: bool = False,
+    ) -> Any:
         """Returns a list whose items are all of type `of`; what: the items in words."""
         value = self._get(key, default, null)
         is_right = isinstance(value, list) and all(isinstance(item, of) for item in value)
@@ -68,7 +110,11 @@ class Fields:
         value = self._get(key, default, null)
         if value is default:
             return value
-        return Fields(value, f"{self.where}: {key}") if isinstance(value, Mapping) else self.refuse(key, "an object")
+        return (
+            Fields(value, f"{self.where}: {key}")
+            if isinstance(value, Mapping)
+            else self.refuse(key, "an object")
+        )
 
     def refuse(self, key: str, expected: str) -> NoReturn:
         raise ValueError(f"{self.where}: {key} is {shown(self.values[key])}; expected {expected}")

@@ -13,7 +13,8 @@ the base's inside jit would copy the model.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Mapping
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,18 @@ from medkor_jax.model.attention import Seen, attend, visible
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.kernel import attend_by_kind, choose
 from medkor_jax.model.layers import Adapters, Attend, Block, Rope, make_rope, rms_norm
-from medkor_jax.model.params import ADAPTABLE, FRONT, LOCAL, SIDES, LayerPlan, Params, Tree, head_table, make_plan, n_edge_blocks
+from medkor_jax.model.params import (
+    ADAPTABLE,
+    FRONT,
+    LOCAL,
+    SIDES,
+    LayerPlan,
+    Params,
+    Tree,
+    head_table,
+    make_plan,
+    n_edge_blocks,
+)
 from medkor_jax.model.remat import ATTENDED, policy
 from medkor_jax.parallel.mesh import platform, spread
 
@@ -67,7 +79,9 @@ class View:
     kernel: str = struct.field(pytree_node=False)
 
     def rope(self, is_local: jax.Array) -> Rope:
-        return jax.tree.map(lambda a, b: jnp.where(is_local, a, b), self.rope_local, self.rope_global)
+        return jax.tree.map(
+            lambda a, b: jnp.where(is_local, a, b), self.rope_local, self.rope_global
+        )
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, is_local: jax.Array) -> jax.Array:
         if self.masks is None:
@@ -78,27 +92,41 @@ class View:
 def make_view(config: ModelConfig, seen: Seen, attention: str = "auto") -> View:
     """attention: a name that `kernel.choose` knows."""
     t, has_branches = seen.positions.shape[1], seen.branches is not None
-    kernel = choose(attention, t=t, head_dim=config.head_dim, platform=platform(), has_branches=has_branches)
+    kernel = choose(
+        attention, t=t, head_dim=config.head_dim, platform=platform(), has_branches=has_branches
+    )
     return View(
         rope_local=make_rope(seen.positions, config.head_dim, config.rope_base_local, 1.0),
-        rope_global=make_rope(seen.positions, config.head_dim, config.rope_base_global, config.rope_scaling_global),
+        rope_global=make_rope(
+            seen.positions, config.head_dim, config.rope_base_global, config.rope_scaling_global
+        ),
         seen=seen,
-        masks=(visible(seen, seen, config.sliding_window), visible(seen, seen, None)) if kernel == "plain" else None,
+        masks=(visible(seen, seen, config.sliding_window), visible(seen, seen, None))
+        if kernel == "plain"
+        else None,
         window=config.sliding_window,
         kernel=kernel,
     )
 
 
 def embed(
-    params: Params, config: ModelConfig, tokens: Int[jax.Array, "B T"], langs: Int[jax.Array, "B T"], dtype: Any
+    params: Params,
+    config: ModelConfig,
+    tokens: Int[jax.Array, "B T"],
+    langs: Int[jax.Array, "B T"],
+    dtype: Any,
 ) -> Float[jax.Array, "B T D"]:
     """Returns sqrt(D) * E[token], plus the language embedding of each token where there is one: [B, T, D].
 
     Raises: ValueError if `lang` is not what `Params` describes: under another name it would be left out.
     """
     if not set(params.lang) <= {"vector", "table"}:
-        raise ValueError(f"lang holds {sorted(params.lang)}; it is {{'vector': ..}} or {{'table': ..}}")
-    scale = jnp.asarray(config.d_model**0.5, dtype)  # rounded to the compute dtype, as the reference does
+        raise ValueError(
+            f"lang holds {sorted(params.lang)}; it is {{'vector': ..}} or {{'table': ..}}"
+        )
+    scale = jnp.asarray(
+        config.d_model**0.5, dtype
+    )  # rounded to the compute dtype, as the reference does
     x = params.base["embed"][tokens].astype(dtype) * scale
     if "vector" in params.lang:
         x = x + params.lang["vector"][langs].astype(dtype)
@@ -108,7 +136,12 @@ def embed(
 
 
 def run_block(
-    config: ModelConfig, layer: Tree, rope: Rope, attend: Attend, x: Float[jax.Array, "B T D"], adapters: Adapters | None
+    config: ModelConfig,
+    layer: Tree,
+    rope: Rope,
+    attend: Attend,
+    x: Float[jax.Array, "B T D"],
+    adapters: Adapters | None,
 ) -> Float[jax.Array, "B T D"]:
     out: Any = Block(config).apply({"params": layer}, x, rope, attend, adapters)
     return spread(out)
@@ -159,7 +192,9 @@ def layer_inputs(params: Params, config: ModelConfig, dropout_key: jax.Array | N
     Raises: ValueError on an adapter of no matrix, which would never be applied.
     """
     if not set(params.lora) <= set(ADAPTABLE):
-        raise ValueError(f"lora holds {sorted(params.lora)}; the matrices of a block are {', '.join(ADAPTABLE)}")
+        raise ValueError(
+            f"lora holds {sorted(params.lora)}; the matrices of a block are {', '.join(ADAPTABLE)}"
+        )
     keys = None if dropout_key is None else jax.random.split(dropout_key, config.n_layers)
     return LayerInputs(make_plan(config), params.base["layers"], params.lora, keys)
 
@@ -168,7 +203,11 @@ def edge_inputs(params: Params, config: ModelConfig, side: str) -> list[LayerInp
     """Returns the one stack of layers added at `side`, [] without any: of their source's kind, no LoRA, no dropout."""
     n = n_edge_blocks(params, side)
     kind = config.layer_kinds[0 if side == FRONT else -1]
-    return [LayerInputs(LayerPlan(jnp.full(n, kind == LOCAL)), params.expand[side], {}, None)] if n else []
+    return (
+        [LayerInputs(LayerPlan(jnp.full(n, kind == LOCAL)), params.expand[side], {}, None)]
+        if n
+        else []
+    )
 
 
 def run_layer(

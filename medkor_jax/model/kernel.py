@@ -34,7 +34,9 @@ _FUSED_FROM = 512  # tokens; below, all scores of a row are a few MB
 def check_attention(name: Any) -> None:
     """Raises: ValueError unless `name` is one of NAMES."""
     if not isinstance(name, str) or name not in NAMES:
-        raise ValueError(f"attention is {name!r}; expected one of {', '.join(NAMES)}; nearest: {nearest(name, NAMES)!r}")
+        raise ValueError(
+            f"attention is {name!r}; expected one of {', '.join(NAMES)}; nearest: {nearest(name, NAMES)!r}"
+        )
 
 
 def choose(name: str, *, t: int, head_dim: int, platform: str, has_branches: bool = False) -> str:
@@ -60,7 +62,9 @@ def n_scores(kernel: str, t: int, window: int | None) -> int:
     """
     if kernel == "plain":
         return causal_scores(t)
-    return {"blocked": blocked, "splash": splash}[kernel].n_scores(t, window if window and window < t else None)
+    return {"blocked": blocked, "splash": splash}[kernel].n_scores(
+        t, window if window and window < t else None
+    )
 
 
 @jax.named_scope("attention")
@@ -80,7 +84,14 @@ def attend_by_kind(
     attend = {"blocked": blocked.attend_blocks, "splash": splash.attend_splash}[kernel]
     if window >= q.shape[1]:
         return attend(q, k, v, seen, None)
-    return _either((functools.partial(attend, window=window), functools.partial(attend, window=None)), q, k, v, seen, is_local)
+    return _either(
+        (functools.partial(attend, window=window), functools.partial(attend, window=None)),
+        q,
+        k,
+        v,
+        seen,
+        is_local,
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

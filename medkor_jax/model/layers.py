@@ -9,7 +9,8 @@ share this one block. It holds no state and knows no mesh.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable, Mapping
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -72,7 +73,9 @@ def merged_matrix(
     w: [in, out]; a: [in, R]; b: [R, out]. Source: Hu et al. 2021 (arXiv:2106.09685), eq. 3.
     """
     w32, a, b = (x.astype(jnp.float32) for x in (w, a, b))
-    return (w32 + scale * jnp.einsum("ir,ro->io", a, b, precision=jax.lax.Precision.HIGHEST)).astype(w.dtype)
+    return (
+        w32 + scale * jnp.einsum("ir,ro->io", a, b, precision=jax.lax.Precision.HIGHEST)
+    ).astype(w.dtype)
 
 
 @jax.custom_vjp
@@ -127,7 +130,9 @@ def make_rope(positions: Int[jax.Array, "B T"], head_dim: int, base: float, scal
     """
     # Powers rounded once to float32, as the reference has them: one unit in the last place of a frequency is
     # 5e-5 rad at position 768, and a text that repeats itself turns that into 1e-2 of a logit.
-    exponents = (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)).astype(np.float64)
+    exponents = (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)).astype(
+        np.float64
+    )
     inverse = np.float32(1) / np.power(np.float64(base), exponents).astype(np.float32)
     angles = positions[..., None].astype(jnp.float32) * (inverse / np.float32(scaling))
     return Rope(jnp.cos(angles), jnp.sin(angles))
@@ -137,7 +142,9 @@ def rotate(x: Float[jax.Array, "B T n H"], rope: Rope) -> Float[jax.Array, "B T 
     """Returns x [B, T, heads, H] with its two halves turned by the angle of each position."""
     left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = rope.cos[:, :, None, :], rope.sin[:, :, None, :]
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(
+        x.dtype
+    )
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -182,7 +189,9 @@ class Block(nn.Module):
         """Touches `setup` alone, so shapes can be read without computing anything."""
         return x
 
-    def __call__(self, x: jax.Array, rope: Rope, attend: Attend, adapters: Adapters | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, rope: Rope, attend: Attend, adapters: Adapters | None = None
+    ) -> jax.Array:
         """Returns the block's output [B, T, D] for its input x [B, T, D]."""
         c, w = self.config, self.w
 

@@ -34,7 +34,12 @@ TRAINABLE_TREES = tuple(LEARNED)
 
 def matrix_sizes(config: ModelConfig) -> list[tuple[int, int]]:
     """Returns (in, out) of the seven matrices of a layer, in the order of `ADAPTABLE`."""
-    d, f, queries, keys = config.d_model, config.d_ff, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    d, f, queries, keys = (
+        config.d_model,
+        config.d_ff,
+        config.n_heads * config.head_dim,
+        config.n_kv_heads * config.head_dim,
+    )
     return [(d, queries), (d, keys), (d, keys), (queries, d), (d, f), (d, f), (f, d)]
 
 
@@ -76,7 +81,10 @@ def layer_kinds(params: Params, config: ModelConfig) -> tuple[str, ...]:
 
 def edge_blocks(params: Params, side: str) -> list[Tree]:
     """Returns the blocks added at `side`, "front" or "back", in the order they run; [] if there are none."""
-    return [{name: leaf[i] for name, leaf in params.expand[side].items()} for i in range(n_edge_blocks(params, side))]
+    return [
+        {name: leaf[i] for name, leaf in params.expand[side].items()}
+        for i in range(n_edge_blocks(params, side))
+    ]
 
 
 def n_edge_blocks(params: Params, side: str) -> int:
@@ -85,10 +93,14 @@ def n_edge_blocks(params: Params, side: str) -> int:
     Raises: ValueError if `expand` is not what `Params` describes: a block under another name would never run.
     """
     if side not in SIDES or not set(params.expand) <= set(SIDES):
-        raise ValueError(f"expand holds {sorted(params.expand)}, asked for {side!r}; its sides are {FRONT!r} and {BACK!r}")
+        raise ValueError(
+            f"expand holds {sorted(params.expand)}, asked for {side!r}; its sides are {FRONT!r} and {BACK!r}"
+        )
     counts = {name: leaf.shape[0] for name, leaf in params.expand.get(side, {}).items()}
     if len(set(counts.values())) > 1:
-        raise ValueError(f"the leaves of expand[{side!r}] disagree on the number of blocks: {counts}")
+        raise ValueError(
+            f"the leaves of expand[{side!r}] disagree on the number of blocks: {counts}"
+        )
     return max(counts.values(), default=0)
 
 
@@ -96,9 +108,18 @@ def abstract_base(config: ModelConfig, dtype: Any) -> Tree:
     """Returns the base tree as ShapeDtypeStructs: what a loader must fill, leaf by leaf."""
     x = jax.ShapeDtypeStruct((1, 1, config.d_model), dtype)
     block = Block(config, param_dtype=dtype)
-    layer = jax.eval_shape(lambda x: block.init(jax.random.key(0), x, method=Block.declare), x)["params"]
-    stacked = {name: jax.ShapeDtypeStruct((config.n_layers, *leaf.shape), dtype) for name, leaf in layer.items()}
-    head = {} if config.tied_head else {"head": jax.ShapeDtypeStruct((config.vocab_size, config.d_model), dtype)}
+    layer = jax.eval_shape(lambda x: block.init(jax.random.key(0), x, method=Block.declare), x)[
+        "params"
+    ]
+    stacked = {
+        name: jax.ShapeDtypeStruct((config.n_layers, *leaf.shape), dtype)
+        for name, leaf in layer.items()
+    }
+    head = (
+        {}
+        if config.tied_head
+        else {"head": jax.ShapeDtypeStruct((config.vocab_size, config.d_model), dtype)}
+    )
     return {
         "embed": jax.ShapeDtypeStruct((config.vocab_size, config.d_model), dtype),
         "final_norm": jax.ShapeDtypeStruct((config.d_model,), dtype),
@@ -124,6 +145,23 @@ def n_leaves_and_params(tree: Any) -> tuple[int, int]:
 
 
 __all__ = [
-    "ADAPTABLE", "BACK", "FRONT", "GLOBAL", "LEARNED", "LOCAL", "LayerPlan", "Params", "SIDES", "TRAINABLE_TREES", "Tree",
-    "abstract_base", "edge_blocks", "head_table", "layer_kinds", "leaf_paths", "make_plan", "n_edge_blocks", "n_leaves_and_params",
-]  # fmt: skip
+    "ADAPTABLE",
+    "BACK",
+    "FRONT",
+    "GLOBAL",
+    "LEARNED",
+    "LOCAL",
+    "SIDES",
+    "TRAINABLE_TREES",
+    "LayerPlan",
+    "Params",
+    "Tree",
+    "abstract_base",
+    "edge_blocks",
+    "head_table",
+    "layer_kinds",
+    "leaf_paths",
+    "make_plan",
+    "n_edge_blocks",
+    "n_leaves_and_params",
+]

@@ -10,7 +10,8 @@ that the device can carry on where the prompt ended.
 
 from __future__ import annotations
 
-from typing import Any, Protocol, Sequence
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -48,14 +49,23 @@ class Routing:
     mute: np.ndarray
 
     @classmethod
-    def by_token(cls, automaton: Automaton, vocab_size: int, is_writable: np.ndarray | None = None) -> Routing:
+    def by_token(
+        cls, automaton: Automaton, vocab_size: int, is_writable: np.ndarray | None = None
+    ) -> Routing:
         """vocab_size: rows of the embedding, which may outnumber the tokenizer's pieces. is_writable: [pieces] (None: all)."""
         spare = vocab_size - len(automaton.token_class)
         writable = np.ones(len(automaton.token_class), bool) if is_writable is None else is_writable
-        return cls(np.pad(automaton.token_class, (0, spare)), automaton.next_state, automaton.language, _mute(writable, vocab_size))
+        return cls(
+            np.pad(automaton.token_class, (0, spare)),
+            automaton.next_state,
+            automaton.language,
+            _mute(writable, vocab_size),
+        )
 
     @classmethod
-    def constant(cls, vocab_size: int, n_languages: int = 2, is_writable: np.ndarray | None = None) -> Routing:
+    def constant(
+        cls, vocab_size: int, n_languages: int = 2, is_writable: np.ndarray | None = None
+    ) -> Routing:
         itself = np.arange(n_languages, dtype=np.int32)[:, None]
         writable = np.ones(vocab_size, bool) if is_writable is None else is_writable
         return cls(np.zeros(vocab_size, np.int32), itself, itself, _mute(writable, vocab_size))
@@ -77,7 +87,9 @@ def make_routing(tokenizer: Any, vocab_size: int, *, by_token: bool) -> Routing:
 
 
 def _mute(is_writable: np.ndarray, vocab_size: int) -> np.ndarray:
-    return np.where(np.pad(is_writable, (0, vocab_size - len(is_writable))), np.float32(0), np.float32(-np.inf))
+    return np.where(
+        np.pad(is_writable, (0, vocab_size - len(is_writable))), np.float32(0), np.float32(-np.inf)
+    )
 
 
 @struct.dataclass
@@ -110,7 +122,9 @@ def pad_prompts(
         all_seeds[: len(prompts)] = np.asarray(seeds, np.uint32)
     for b, row in enumerate(prompts):
         tokens[b, : len(row)], lengths[b] = row, len(row)
-        langs[b, : len(row)], states[b] = routing.walk(row, 0 if languages is None else languages[b])
+        langs[b, : len(row)], states[b] = routing.walk(
+            row, 0 if languages is None else languages[b]
+        )
     # NumPy until a jitted function takes it
     return Prompt(tokens, langs, lengths, states, all_seeds, np.arange(n) < len(prompts))  # type: ignore[arg-type]
 
@@ -126,8 +140,13 @@ def pad_branches(
 
     Padded as `pad_prompts` does. Each continuation's positions and languages go on where the prompt ended.
     """
-    lengths = [len(row) + sum(map(len, branches)) for row, branches in zip(prompts, continuations, strict=True)]
-    tokens, positions, segments, langs, branch_ids = np.zeros((5, pad_rows(len(prompts)), bucket(max(lengths))), np.int32)
+    lengths = [
+        len(row) + sum(map(len, branches))
+        for row, branches in zip(prompts, continuations, strict=True)
+    ]
+    tokens, positions, segments, langs, branch_ids = np.zeros(
+        (5, pad_rows(len(prompts)), bucket(max(lengths))), np.int32
+    )
     for b, (prompt, branches) in enumerate(zip(prompts, continuations)):
         state, at = 0 if languages is None else languages[b], 0
         for number, part in enumerate((prompt, *branches)):

@@ -17,7 +17,8 @@ in 190 MFLOP a token, 1 us of a chip, and takes more than that to cross a PCIe b
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -40,7 +41,9 @@ def check_remat(name: Any) -> None:
         was = "full" if str(name) == "True" else "none"
         raise ValueError(f'remat is {name}; it is a name now: use "{was}" (or one of {_names()})')
     if not isinstance(name, str) or name not in KEPT:
-        raise ValueError(f"remat is {name!r}; expected one of {_names()}; nearest: {nearest(name, KEPT)!r}")
+        raise ValueError(
+            f"remat is {name!r}; expected one of {_names()}; nearest: {nearest(name, KEPT)!r}"
+        )
 
 
 def policy(name: str) -> Callable[..., Any]:

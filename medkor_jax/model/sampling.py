@@ -44,7 +44,10 @@ class Sampling:
 
 @jax.named_scope("sampling")
 def choose_tokens(
-    logits: Float[jax.Array, "B V"], sampling: Sampling, seeds: UInt[jax.Array, " B"], step: Int[jax.Array, ""]
+    logits: Float[jax.Array, "B V"],
+    sampling: Sampling,
+    seeds: UInt[jax.Array, " B"],
+    step: Int[jax.Array, ""],
 ) -> Int[jax.Array, " B"]:
     """Returns [B] int32. logits: [B, V] float32; seeds: [B] uint32; step: [] int32, tokens drawn before this one."""
     if sampling.temperature == 0.0:
@@ -64,7 +67,9 @@ def restrict(logits: Float[jax.Array, "B V"], sampling: Sampling) -> Float[jax.A
     if 0 < sampling.top_k < logits.shape[-1]:
         logits = _keep_best(logits, jnp.ones_like(logits), sampling.top_k, n_blocks=sampling.top_k)
     if sampling.top_p < 1.0:
-        logits = _keep_best(logits, jax.nn.softmax(logits, axis=-1), sampling.top_p, n_blocks=_SEARCHED)
+        logits = _keep_best(
+            logits, jax.nn.softmax(logits, axis=-1), sampling.top_p, n_blocks=_SEARCHED
+        )
     return logits
 
 
@@ -76,9 +81,16 @@ def _keep_best(logits: jax.Array, weights: jax.Array, goal: float, n_blocks: int
     """
     blocks = _blocks(logits)
     if n_blocks >= blocks.shape[1]:
-        return jnp.where(logits >= _last_kept(logits, weights, goal, logits.min(axis=-1, keepdims=True)), logits, -jnp.inf)
+        return jnp.where(
+            logits >= _last_kept(logits, weights, goal, logits.min(axis=-1, keepdims=True)),
+            logits,
+            -jnp.inf,
+        )
     highest, which = jax.lax.top_k(blocks.max(axis=-1), n_blocks)
-    few, of_few = (jnp.take_along_axis(x, which[:, :, None], axis=1).reshape(x.shape[0], -1) for x in (blocks, _blocks(weights, 0.0)))
+    few, of_few = (
+        jnp.take_along_axis(x, which[:, :, None], axis=1).reshape(x.shape[0], -1)
+        for x in (blocks, _blocks(weights, 0.0))
+    )
     # No token of another block is better than this. As a minimum: XLA turns a slice of top_k back into a whole sort.
     floor = highest.min(axis=-1, keepdims=True)
     is_enough = jnp.all(jnp.where(few >= floor, of_few, 0.0).sum(axis=-1) >= goal)
@@ -104,7 +116,9 @@ def _last_kept(logits: jax.Array, weights: jax.Array, goal: float, floor: jax.Ar
         is_enough = jnp.where(ranks >= middle, weights, 0.0).sum(axis=-1, keepdims=True) >= goal
         return jnp.where(is_enough, middle, low), jnp.where(is_enough, high, middle)
 
-    low, _ = jax.lax.while_loop(lambda bounds: jnp.any(bounds[0] + 1 < bounds[1]), halve, (low, high))
+    low, _ = jax.lax.while_loop(
+        lambda bounds: jnp.any(bounds[0] + 1 < bounds[1]), halve, (low, high)
+    )
     return jax.lax.bitcast_convert_type(jnp.where(low < 0, low ^ 0x7FFFFFFF, low), jnp.float32)
 
 
@@ -127,7 +141,9 @@ def _argmax(logits: jax.Array) -> jax.Array:
 def _blocks(logits: jax.Array, filled_with: float = -jnp.inf) -> jax.Array:
     """[..., V] -> [..., blocks, _BLOCK], the last one filled with what is never taken."""
     spare = [(0, 0)] * (logits.ndim - 1) + [(0, -logits.shape[-1] % _BLOCK)]
-    return jnp.pad(logits, spare, constant_values=filled_with).reshape(*logits.shape[:-1], -1, _BLOCK)
+    return jnp.pad(logits, spare, constant_values=filled_with).reshape(
+        *logits.shape[:-1], -1, _BLOCK
+    )
 
 
 def _draw(key: jax.Array, logits: jax.Array) -> jax.Array:

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 LANES = 128  # sizes the kernel's tiles are made of
-_BLOCKS = (512, 256, 128)  # the largest that divides T; a local layer of window 1,024 then reads 3 blocks of 512 a block
+_BLOCKS = (
+    512,
+    256,
+    128,
+)  # the largest that divides T; a local layer of window 1,024 then reads 3 blocks of 512 a block
 
 
 def why_not(t: int, head_dim: int, platform: str, has_branches: bool = False) -> str:
@@ -38,13 +42,17 @@ def why_not(t: int, head_dim: int, platform: str, has_branches: bool = False) ->
         return f"it needs a multiple of {LANES} tokens a row, and there are {t}"
     if head_dim % LANES:
         return f"it needs a head size that is a multiple of {LANES}, and this model's is {head_dim}"
-    return "it does not know branches (several continuations of one prompt in a row)" if has_branches else ""
+    return (
+        "it does not know branches (several continuations of one prompt in a row)"
+        if has_branches
+        else ""
+    )
 
 
 def n_scores(t: int, window: int | None) -> int:
     """Returns how many scores the kernel computes for each head of a sequence of t tokens, those it then hides included."""
     block = _block(t)
-    before = lambda i: i if window is None else min(i, -(-(window - 1) // block))  # noqa: E731
+    before = lambda i: i if window is None else min(i, -(-(window - 1) // block))
     return block * block * sum(before(i) + 1 for i in range(t // block))
 
 
@@ -76,24 +84,37 @@ def attend_splash(
     if not jax.sharding.get_abstract_mesh().empty:
         by_heads = PartitionSpec(rows, None, heads, None)
         attend = jax.shard_map(
-            attend, in_specs=(by_heads, by_heads, by_heads, PartitionSpec(rows, None)),
-            out_specs=PartitionSpec(rows, None, heads), check_vma=False,
-        )  # fmt: skip
+            attend,
+            in_specs=(by_heads, by_heads, by_heads, PartitionSpec(rows, None)),
+            out_specs=PartitionSpec(rows, None, heads),
+            check_vma=False,
+        )
     return attend(q, k, v, seen.segments)
 
 
 def _attend_here(q, k, v, segments, *, window, interpret):
     """What one device computes, of its rows and heads."""
     b, t, n, h = q.shape
-    mask = masks.CausalMask((t, t)) if window is None else masks.LocalMask((t, t), (window - 1, 0), 0)
+    mask = (
+        masks.CausalMask((t, t)) if window is None else masks.LocalMask((t, t), (window - 1, 0), 0)
+    )
     size = _block(t)
     blocks = splash.BlockSizes(
-        block_q=size, block_kv=size, block_q_dkv=size, block_kv_dkv=size, block_q_dq=size, block_kv_dq=size
-    )  # fmt: skip
-    kernel = splash.make_splash_mha(
-        masks.MultiHeadMask([mask] * n), head_shards=1, q_seq_shards=1, block_sizes=blocks, interpret=interpret
+        block_q=size,
+        block_kv=size,
+        block_q_dkv=size,
+        block_kv_dkv=size,
+        block_q_dq=size,
+        block_kv_dq=size,
     )
-    heads_first = lambda x: x.swapaxes(1, 2)  # noqa: E731
+    kernel = splash.make_splash_mha(
+        masks.MultiHeadMask([mask] * n),
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=blocks,
+        interpret=interpret,
+    )
+    heads_first = lambda x: x.swapaxes(1, 2)
     out = jax.vmap(kernel)(*map(heads_first, (q, k, v)), splash.SegmentIds(segments, segments))
     return heads_first(out).reshape(b, t, n * h)
 

@@ -43,7 +43,9 @@ def require_shared(directory: pathlib.Path) -> None:
     if hosts.is_first():
         for path in directory.glob(f"{mark.name}*"):
             path.unlink(missing_ok=True)
-    if found := [f"process {i} ({hosts.name_of(i)}): {words}" for i, words in enumerate(trouble) if words]:
+    if found := [
+        f"process {i} ({hosts.name_of(i)}): {words}" for i, words in enumerate(trouble) if words
+    ]:
         raise ClusterError(
             f"every host must see the same run directory, and {directory.absolute()} is not shared ({'; '.join(found[:3])}). "
             "Put run_dir on a disk that all hosts mount (NFS, Filestore, Lustre, gcsfuse), at the same path"

@@ -18,7 +18,11 @@ from collections.abc import Mapping
 PORT = 8476
 """Where process 0 listens if nothing else is said; the next port is used as well."""
 
-FLAGS = {"MEDKOR_COORDINATOR": "--coordinator", "MEDKOR_PROCESSES": "--processes", "MEDKOR_PROCESS_ID": "--process-id"}
+FLAGS = {
+    "MEDKOR_COORDINATOR": "--coordinator",
+    "MEDKOR_PROCESSES": "--processes",
+    "MEDKOR_PROCESS_ID": "--process-id",
+}
 
 
 class ClusterError(ValueError):
@@ -48,7 +52,10 @@ class Place:
 
 
 def find_place(
-    coordinator: str = "", processes: int | None = None, process_id: int | None = None, environment: Mapping[str, str] = os.environ
+    coordinator: str = "",
+    processes: int | None = None,
+    process_id: int | None = None,
+    environment: Mapping[str, str] = os.environ,
 ) -> Place | None:
     """Returns this process's place, None if it is the only one. Arguments win over MEDKOR_* variables, those over a cluster.
 
@@ -57,10 +64,18 @@ def find_place(
     coordinator = coordinator or environment.get("MEDKOR_COORDINATOR", "")
     processes = _whole("MEDKOR_PROCESSES", environment) if processes is None else processes
     process_id = _whole("MEDKOR_PROCESS_ID", environment) if process_id is None else process_id
-    given = {"MEDKOR_COORDINATOR": coordinator or None, "MEDKOR_PROCESSES": processes, "MEDKOR_PROCESS_ID": process_id}
+    given = {
+        "MEDKOR_COORDINATOR": coordinator or None,
+        "MEDKOR_PROCESSES": processes,
+        "MEDKOR_PROCESS_ID": process_id,
+    }
     if any(value is not None for value in given.values()) and processes != 1:
-        if missing := [f"{FLAGS[name]} (or {name})" for name, value in given.items() if value is None]:
-            raise ClusterError(f"several processes are asked for, and {' and '.join(missing)} is missing; give all three to every process")
+        if missing := [
+            f"{FLAGS[name]} (or {name})" for name, value in given.items() if value is None
+        ]:
+            raise ClusterError(
+                f"several processes are asked for, and {' and '.join(missing)} is missing; give all three to every process"
+            )
         return _checked(Place(coordinator, processes, process_id))
     if processes == 1:
         if process_id:
@@ -77,10 +92,17 @@ def _whole(name: str, environment: Mapping[str, str]) -> int | None:
 
 
 def _checked(place: Place) -> Place:
-    if not re.fullmatch(r"(\[[^\]]+\]|[^:\s]+):\d+", place.coordinator) or not 0 < place.port < 65535:
-        raise ClusterError(f"the coordinator is {place.coordinator!r}, expected HOST:PORT of process 0, such as 10.0.0.1:{PORT}")
+    if (
+        not re.fullmatch(r"(\[[^\]]+\]|[^:\s]+):\d+", place.coordinator)
+        or not 0 < place.port < 65535
+    ):
+        raise ClusterError(
+            f"the coordinator is {place.coordinator!r}, expected HOST:PORT of process 0, such as 10.0.0.1:{PORT}"
+        )
     if place.processes < 1 or not 0 <= place.process_id < place.processes:
-        raise ClusterError(f"process id {place.process_id} of {place.processes} processes: ids go from 0 to {place.processes - 1}")
+        raise ClusterError(
+            f"process id {place.process_id} of {place.processes} processes: ids go from 0 to {place.processes - 1}"
+        )
     return place
 
 
@@ -100,8 +122,12 @@ def _found(environment: Mapping[str, str]) -> Place | None:
             if n == 1:
                 return None
             port = _whole("MEDKOR_PORT", environment) or PORT
-            address = kind.get_coordinator_address(timeout_secs=300, override_coordinator_port=str(port))
-            return _checked(Place(address, n, int(kind.get_process_id()), name, _local_id(kind, environment)))
+            address = kind.get_coordinator_address(
+                timeout_secs=300, override_coordinator_port=str(port)
+            )
+            return _checked(
+                Place(address, n, int(kind.get_process_id()), name, _local_id(kind, environment))
+            )
     return None
 
 
@@ -113,7 +139,11 @@ def _local_id(kind, environment: Mapping[str, str]) -> int | None:
     if (n := environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")).isdigit():
         return kind.get_local_process_id() if int(n) > 1 else None
     tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "")  # such as "2(x3),1"
-    return kind.get_local_process_id() if any(int(n) > 1 for n in re.findall(r"(?:^|,)(\d+)", tasks)) else None
+    return (
+        kind.get_local_process_id()
+        if any(int(n) > 1 for n in re.findall(r"(?:^|,)(\d+)", tasks))
+        else None
+    )
 
 
 def host_name() -> str:

@@ -28,12 +28,18 @@ class Service:
         _wait_until_free(port)
         command = f"from medkor_jax.parallel.coordination import serve; serve({port}, {processes})"
         self._child = subprocess.Popen(
-            [sys.executable, "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-c", command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
             start_new_session=True,
-        )  # fmt: skip
+        )
         if self._child.stdout.readline().strip() != "ready":
             said = self._child.communicate()[1].strip().splitlines()
-            raise ClusterError(f"jax's coordination service does not start on port {port}: {said[-1] if said else 'no word'}; give another port")
+            raise ClusterError(
+                f"jax's coordination service does not start on port {port}: {said[-1] if said else 'no word'}; give another port"
+            )
 
     def close(self) -> None:
         """Ends it. This process's own client has to be shut down before."""
@@ -48,12 +54,16 @@ def _wait_until_free(port: int) -> None:
     deadline = time.monotonic() + 5 * LINGER_S
     while True:
         try:
-            with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as probe:
+            with socket.socket(
+                socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+            ) as probe:
                 probe.bind(("", port))
                 return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise ClusterError(f"port {port} of this host is taken ({error.strerror}); is another run using it? Give another with --coordinator") from error
+                raise ClusterError(
+                    f"port {port} of this host is taken ({error.strerror}); is another run using it? Give another with --coordinator"
+                ) from error
             time.sleep(0.2)
 
 
@@ -61,7 +71,9 @@ def serve(port: int, processes: int) -> None:
     """Serves until standard input ends."""
     from jax._src.lib import _jax
 
-    service = _jax.get_distributed_runtime_service(f"[::]:{port}", processes, heartbeat_timeout=HEARTBEAT_S, shutdown_timeout=HEARTBEAT_S)
+    service = _jax.get_distributed_runtime_service(
+        f"[::]:{port}", processes, heartbeat_timeout=HEARTBEAT_S, shutdown_timeout=HEARTBEAT_S
+    )
     print("ready", flush=True)
     if sys.stdin.read() != _FAREWELL:
         time.sleep(LINGER_S)

@@ -23,7 +23,11 @@ GATHER_BYTES = 2**28
 def gather(tree: Any) -> Any:
     """Returns the tree with NumPy leaves, whole on every process. All must call it; one program moves all that is spread."""
     leaves, structure = jax.tree.flatten(tree)
-    spread = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable]
+    spread = [
+        i
+        for i, leaf in enumerate(leaves)
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    ]
     if spread:
         whole = NamedSharding(leaves[spread[0]].sharding.mesh, PartitionSpec())
         moved = _replicated(whole)([leaves[i] for i in spread])

@@ -92,7 +92,10 @@ def first(name: Any, make: Callable[[], T]) -> T:
             made = alone(make)
         except Exception as caught:
             error = caught
-    said = {"made": made, "error": error and [type(error).__module__, type(error).__qualname__, str(error)]}
+    said = {
+        "made": made,
+        "error": error and [type(error).__module__, type(error).__qualname__, str(error)],
+    }
     found = _peers.exchange(_spelt(name), said if is_first() else None)[0]
     if error is not None:
         raise error
@@ -156,7 +159,9 @@ def stops(first_step: int, name: str) -> Iterator[Callable[[int], bool]]:
         pass
     try:
         if not may_begin(first_step):
-            raise Stopped(f"stopped by a signal before {name} began; what was saved is kept, and the same command goes on")
+            raise Stopped(
+                f"stopped by a signal before {name} began; what was saved is kept, and the same command goes on"
+            )
         yield may_begin
     finally:
         for heard, handler in before.items():
@@ -164,7 +169,9 @@ def stops(first_step: int, name: str) -> Iterator[Callable[[int], bool]]:
 
 
 @contextlib.contextmanager
-def connected(place: Place | None, code_of: Callable[[BaseException], int] = lambda error: 1) -> Iterator[None]:
+def connected(
+    place: Place | None, code_of: Callable[[BaseException], int] = lambda error: 1
+) -> Iterator[None]:
     """Joins the other processes for the time of the block. What ends it by an exception ends the others too.
 
     code_of: the exit code that an exception means; the others end with it.
@@ -211,24 +218,39 @@ def _connect_jax(place: Place) -> None:
     from jax._src import distributed
     from jax._src.lib import _jax
 
-    state, address = distributed.global_state, f"localhost:{place.port}" if place.process_id == 0 else place.coordinator
-    state.coordinator_address, state.process_id, state.num_processes = place.coordinator, place.process_id, place.processes
+    state, address = (
+        distributed.global_state,
+        f"localhost:{place.port}" if place.process_id == 0 else place.coordinator,
+    )
+    state.coordinator_address, state.process_id, state.num_processes = (
+        place.coordinator,
+        place.process_id,
+        place.processes,
+    )
     state.client = _jax.get_distributed_runtime_client(
-        address, place.process_id, init_timeout=int(WAIT_S), use_compression=True, heartbeat_timeout=HEARTBEAT_S,
-    )  # fmt: skip
+        address,
+        place.process_id,
+        init_timeout=int(WAIT_S),
+        use_compression=True,
+        heartbeat_timeout=HEARTBEAT_S,
+    )
     state.client.connect()
 
 
 def _stopped(number: int, _: Any) -> None:
     signal.signal(number, signal.SIG_IGN)  # it is on its way
-    raise Stopped(f"stopped by {signal.Signals(number).name} at {_peers.where}; what was saved is kept, and the same command goes on")
+    raise Stopped(
+        f"stopped by {signal.Signals(number).name} at {_peers.where}; what was saved is kept, and the same command goes on"
+    )
 
 
 def _fail(error: BaseException, code: int) -> None:
     """Tells the others, unless this is how their end looks from here: then their reason comes first and ends this process."""
     if not type(error).__module__.startswith("medkor_jax"):
         time.sleep(_NEWS_S)
-    _peers.fail(f"failed at {_peers.where}: {type(error).__name__}: {str(error).strip()[:2000]}", code)
+    _peers.fail(
+        f"failed at {_peers.where}: {type(error).__name__}: {str(error).strip()[:2000]}", code
+    )
     _peers.see_others_off()  # the service stays: this process's own client aborts without it
 
 
@@ -256,7 +278,11 @@ def name_of(process: int) -> str:
 
 def signed(words: str) -> str:
     """Returns words of this process, with its name where there are several."""
-    return words if _peers is None else f"process {process_id()} of {n_processes()} ({host_name()}): {words}"
+    return (
+        words
+        if _peers is None
+        else f"process {process_id()} of {n_processes()} ({host_name()}): {words}"
+    )
 
 
 def leave(code: int) -> int:

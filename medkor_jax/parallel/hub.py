@@ -81,11 +81,16 @@ class Hub:
             if process in files or said["n"] != n:
                 words = (
                     f"two processes say that they are process {process} of {n} (hosts {self._hosts[process]} and {said['host']}); give each its own --process-id"
-                    if process in files else f"process {process} (host {said['host']}) was started as one of {said['n']} processes, process 0 as one of {n}"
-                )  # fmt: skip
+                    if process in files
+                    else f"process {process} (host {said['host']}) was started as one of {said['n']} processes, process 0 as one of {n}"
+                )
                 self._refuse(words, connection)
                 return
-            files[process], self._sockets[process], self._hosts[process] = file, connection, said["host"]
+            files[process], self._sockets[process], self._hosts[process] = (
+                file,
+                connection,
+                said["host"],
+            )
         if missing := [i for i in range(n) if i not in files]:
             came = ", ".join(f"{i} ({self._hosts[i]})" for i in sorted(files))
             self._refuse(
@@ -96,7 +101,9 @@ class Hub:
         hosts = [self._hosts[i] for i in range(n)]
         for process, file in files.items():
             self._sockets[process].settimeout(SILENCE_S)
-            threading.Thread(target=self._listen, args=(process, file), name=f"hub-{process}", daemon=True).start()
+            threading.Thread(
+                target=self._listen, args=(process, file), name=f"hub-{process}", daemon=True
+            ).start()
         self._tell({"kind": "met", "hosts": hosts})
         threading.Thread(target=self._beat, name="hub-beat", daemon=True).start()
 
@@ -159,16 +166,35 @@ class Hub:
         here = self._at.setdefault(said["number"], {})
         here[process] = (said["name"], said["value"])
         if len({name for name, _ in here.values()}) > 1:
-            places = "; ".join(f"process {i} is at {name!r}" for i, (name, _) in sorted(here.items()))
-            self._end(process, f"and the others no longer do the same ({places}); do all hosts run the same code, config and data?", 1)
+            places = "; ".join(
+                f"process {i} is at {name!r}" for i, (name, _) in sorted(here.items())
+            )
+            self._end(
+                process,
+                f"and the others no longer do the same ({places}); do all hosts run the same code, config and data?",
+                1,
+            )
         elif len(here) == self._place.processes:
             del self._at[said["number"]]
-            self._tell({"kind": "all", "number": said["number"], "values": [here[i][1] for i in sorted(here)]})
+            self._tell(
+                {
+                    "kind": "all",
+                    "number": said["number"],
+                    "values": [here[i][1] for i in sorted(here)],
+                }
+            )
 
     def _end(self, process: int, words: str, code: int) -> None:
         if not self._is_over:
             hosts = [self._hosts[i] for i in range(self._place.processes)]
-            self._tell({"kind": "over", "process": process, "words": f"{named(self._place, process, hosts)} {words}", "code": code})
+            self._tell(
+                {
+                    "kind": "over",
+                    "process": process,
+                    "words": f"{named(self._place, process, hosts)} {words}",
+                    "code": code,
+                }
+            )
             self._is_over = True
 
 

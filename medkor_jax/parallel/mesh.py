@@ -16,14 +16,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from typing import Annotated, Any, Sequence
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")  # over which the rows of a batch are spread, and of whatever is made of it
+BATCH_AXES = (
+    "data",
+    "fsdp",
+)  # over which the rows of a batch are spread, and of whatever is made of it
 
 # The last part(s) of a leaf's path -> the axis of each dimension. Every leaf matches exactly one rule.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
@@ -57,12 +61,16 @@ class MeshShape:
         """Returns the three sizes. Raises: ValueError if they do not use exactly `n_devices`."""
         sizes = [self.data, self.fsdp, self.tensor]
         if sizes.count(-1) > 1 or any(n < 1 and n != -1 for n in sizes):
-            raise ValueError(f"mesh {self} may hold one -1 (the rest); every other axis is at least 1")
+            raise ValueError(
+                f"mesh {self} may hold one -1 (the rest); every other axis is at least 1"
+            )
         fixed = int(np.prod([n for n in sizes if n != -1]))
         if -1 in sizes:
             sizes[sizes.index(-1)] = max(n_devices // fixed, 1)
         if int(np.prod(sizes)) != n_devices:
-            raise ValueError(f"mesh data x fsdp x tensor = {sizes} does not use the {n_devices} devices present")
+            raise ValueError(
+                f"mesh data x fsdp x tensor = {sizes} does not use the {n_devices} devices present"
+            )
         data, fsdp, tensor = sizes
         return data, fsdp, tensor
 
@@ -94,10 +102,16 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
         if re.search(rf"(^|/){pattern}$", path):
             break
     else:
-        raise ValueError(f"no sharding rule for {path!r} of shape {shape}; add one to parallel.mesh.RULES")
+        raise ValueError(
+            f"no sharding rule for {path!r} of shape {shape}; add one to parallel.mesh.RULES"
+        )
     if axes and len(axes) != len(shape):
-        raise ValueError(f"the sharding rule {pattern!r} is for {len(axes)} dimensions; {path!r} has shape {shape}")
-    fits = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape)]
+        raise ValueError(
+            f"the sharding rule {pattern!r} is for {len(axes)} dimensions; {path!r} has shape {shape}"
+        )
+    fits = [
+        axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape)
+    ]
     return PartitionSpec(*fits)
 
 

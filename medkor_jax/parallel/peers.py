@@ -32,7 +32,9 @@ _SEE_OFF_S = 30.0
 class Peers:
     """One process's connection to the others. Every process makes the same exchanges in the same order."""
 
-    def __init__(self, place: Place, *, time_limit_s: float, end: Callable[[int], None] = os._exit) -> None:
+    def __init__(
+        self, place: Place, *, time_limit_s: float, end: Callable[[int], None] = os._exit
+    ) -> None:
         """end: how this process ends when another one has.
 
         Raises: ClusterError, naming them, if some have not come within `time_limit_s`, or one came twice.
@@ -49,7 +51,10 @@ class Peers:
         self._hub = Hub(place, time_limit_s) if place.process_id == 0 else None
         self._socket = _connect(place, time_limit_s)
         self._file = self._socket.makefile("rb")
-        send(self._socket, {"kind": "hello", "id": place.process_id, "n": place.processes, "host": host_name()})
+        send(
+            self._socket,
+            {"kind": "hello", "id": place.process_id, "n": place.processes, "host": host_name()},
+        )
         self._meet(time_limit_s)
         threading.Thread(target=self._listen, name="peers-listen", daemon=True).start()
         threading.Thread(target=self._speak, name="peers-speak", daemon=True).start()
@@ -59,10 +64,17 @@ class Peers:
         try:
             said = read(self._file)
         except OSError as error:
-            said = {"kind": "refused", "words": f"process 0 at {self.place.coordinator} did not answer: {error}"}
+            said = {
+                "kind": "refused",
+                "words": f"process 0 at {self.place.coordinator} did not answer: {error}",
+            }
         self._socket.settimeout(None)
         if said is None or said["kind"] != "met":
-            raise ClusterError(said["words"] if said else f"process 0 at {self.place.coordinator} ended before all had come")
+            raise ClusterError(
+                said["words"]
+                if said
+                else f"process 0 at {self.place.coordinator} ended before all had come"
+            )
         self.hosts = said["hosts"]
 
     def exchange(self, name: str, value: Any) -> list[Any]:
@@ -133,7 +145,12 @@ class Peers:
             except (OSError, ValueError):
                 said = None
             if said is None:
-                said = {"kind": "over", "process": 0, "words": f"{named(self.place, 0, self.hosts)} {VANISHED}", "code": 1}
+                said = {
+                    "kind": "over",
+                    "process": 0,
+                    "words": f"{named(self.place, 0, self.hosts)} {VANISHED}",
+                    "code": 1,
+                }
             self._heard(said)
             if said["kind"] == "over":
                 return
@@ -157,13 +174,18 @@ class Peers:
     def _tell_and_end(self, said: dict[str, Any]) -> None:
         if not self.is_ending:
             me = f"process {self.place.process_id} of {self.place.processes}"
-            sys.stderr.write(f"medkor: {said['words']}. So {me} ends too, at {self.where}; what was saved is kept, and the same command goes on\n")
+            sys.stderr.write(
+                f"medkor: {said['words']}. So {me} ends too, at {self.where}; what was saved is kept, and the same command goes on\n"
+            )
             sys.stderr.flush()
             self._end(said["code"])
 
 
 def _connect(place: Place, time_limit_s: float) -> socket.socket:
-    deadline, host = time.monotonic() + time_limit_s, "localhost" if place.process_id == 0 else place.host
+    deadline, host = (
+        time.monotonic() + time_limit_s,
+        "localhost" if place.process_id == 0 else place.host,
+    )
     while True:
         try:
             return socket.create_connection((host, place.port + 1), timeout=10)

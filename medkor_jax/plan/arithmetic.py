@@ -28,9 +28,17 @@ from medkor_jax.plan.trace import jaxpr_work, n_bytes
 from medkor_jax.plan.traffic import Collective
 
 _VIEWS = {
-    "broadcast_in_dim", "reshape", "squeeze", "transpose", "convert_element_type", "copy", "iota", "optimization_barrier", "sharding_constraint",
+    "broadcast_in_dim",
+    "reshape",
+    "squeeze",
+    "transpose",
+    "convert_element_type",
+    "copy",
+    "iota",
+    "optimization_barrier",
+    "sharding_constraint",
     "name",
-}  # fmt: skip
+}
 
 
 def estimate(program: Program, config: ModelConfig, mesh: Mesh, topology: Topology) -> Found:
@@ -38,7 +46,11 @@ def estimate(program: Program, config: ModelConfig, mesh: Mesh, topology: Topolo
     began = time.perf_counter()
     asked = traceable(program, config, mesh)
     jaxpr = asked.jaxpr()
-    work = jaxpr_work(jaxpr, open_trips=1.0 if program.kind == WRITE else None, costly_share=costly_share(program, config))
+    work = jaxpr_work(
+        jaxpr,
+        open_trips=1.0 if program.kind == WRITE else None,
+        costly_share=costly_share(program, config),
+    )
     memory = {name: sharded_bytes(part) for name, part in asked.parts.items()}
     memory["arguments"] = sum(memory.values())
     memory["temporary"] = peak_bytes(jaxpr) / mesh.size + _gathered(asked, mesh)
@@ -46,7 +58,12 @@ def estimate(program: Program, config: ModelConfig, mesh: Mesh, topology: Topolo
     main_bytes = work.matrix_bytes / mesh.shape["tensor"] + work.row_bytes / mesh.size
     cost = Cost(work.flops / mesh.size, main_bytes, _collectives(program, asked, mesh))
     return Found(
-        memory, cost, hand_flops(program, config) / mesh.size, "by arithmetic", time.perf_counter() - began, topology.chip.memory_bytes
+        memory,
+        cost,
+        hand_flops(program, config) / mesh.size,
+        "by arithmetic",
+        time.perf_counter() - began,
+        topology.chip.memory_bytes,
     )
 
 
@@ -54,22 +71,37 @@ def _gathered(asked: Traceable, mesh: Mesh) -> float:
     """Returns the bytes of two layers' weights and of a sixteenth of the head's table, whole but for the tensor axis."""
     if mesh.shape["fsdp"] == 1:
         return 0.0
-    layers = sum(n_bytes(leaf) / leaf.shape[0] for leaf in jax.tree.leaves(asked.parts["weights"]["layers"]))
+    layers = sum(
+        n_bytes(leaf) / leaf.shape[0] for leaf in jax.tree.leaves(asked.parts["weights"]["layers"])
+    )
     table = n_bytes(asked.parts["weights"]["embed"])
     return (2 * layers + table / 16) / mesh.shape["tensor"]
 
 
-def _collectives(program: Program, asked: Traceable, mesh: Mesh) -> dict[tuple[str, ...], Collective]:
+def _collectives(
+    program: Program, asked: Traceable, mesh: Mesh
+) -> dict[tuple[str, ...], Collective]:
     found: dict[tuple[str, ...], Collective] = {}
     fsdp, ways = mesh.shape["fsdp"], mesh.shape["data"] * mesh.shape["fsdp"]
     if fsdp > 1:
-        whole = sum(n_bytes(leaf) for leaf in jax.tree.leaves(asked.parts["weights"])) / mesh.shape["tensor"]
-        passes = (2 if program.kind == STEP else 1) * (program.spec.microbatches if program.kind == STEP else 1)
-        found[("weights",)] = Collective("all-gather", whole, whole * (fsdp - 1) / fsdp, 0.0, fsdp, passes)
+        whole = (
+            sum(n_bytes(leaf) for leaf in jax.tree.leaves(asked.parts["weights"]))
+            / mesh.shape["tensor"]
+        )
+        passes = (2 if program.kind == STEP else 1) * (
+            program.spec.microbatches if program.kind == STEP else 1
+        )
+        found[("weights",)] = Collective(
+            "all-gather", whole, whole * (fsdp - 1) / fsdp, 0.0, fsdp, passes
+        )
     if program.kind == STEP and ways > 1:
         state = asked.arguments[0]
-        whole = sum(n_bytes(leaf) for leaf in jax.tree.leaves(state.trainable)) / mesh.shape["tensor"]
-        found[("gradients",)] = Collective("all-reduce", whole, 2 * whole * (ways - 1) / ways, 0.0, ways)
+        whole = (
+            sum(n_bytes(leaf) for leaf in jax.tree.leaves(state.trainable)) / mesh.shape["tensor"]
+        )
+        found[("gradients",)] = Collective(
+            "all-reduce", whole, 2 * whole * (ways - 1) / ways, 0.0, ways
+        )
     return found
 
 
@@ -88,11 +120,23 @@ def peak_bytes(jaxpr: Any) -> float:
     now = most = 0.0
     for at, equation in enumerate(plain.eqns):
         inside = max((peak_bytes(inner) for inner in _inner(equation)), default=0.0)
-        made = {v: 0.0 if equation.primitive.name in _VIEWS else n_bytes(v.aval) for v in equation.outvars if v in last_use}
+        made = {
+            v: 0.0 if equation.primitive.name in _VIEWS else n_bytes(v.aval)
+            for v in equation.outvars
+            if v in last_use
+        }
         alive |= made
         now += sum(made.values())
         # a call's results are among what was alive within it
-        most = max(most, now + max(0.0, inside - (sum(made.values()) if equation.primitive.name not in ("scan", "while") else 0.0)))
+        most = max(
+            most,
+            now
+            + max(
+                0.0,
+                inside
+                - (sum(made.values()) if equation.primitive.name not in ("scan", "while") else 0.0),
+            ),
+        )
         for atom in {a for a in equation.invars if isinstance(a, core.Var)} | set(equation.outvars):
             if last_use.get(atom, at) == at and atom not in outside:
                 now -= alive.pop(atom, 0.0)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from typing import Any, Callable, Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.parallel.mesh import MeshShape
@@ -56,7 +57,14 @@ def price_of(prices: Mapping[str, float], topology: Topology) -> float | None:
     return prices.get(topology.kind, prices.get(""))
 
 
-def choose(recipe: Recipe, model: str, config: ModelConfig, *, prices: Mapping[str, float], say: Callable[[str], None]) -> Choice:
+def choose(
+    recipe: Recipe,
+    model: str,
+    config: ModelConfig,
+    *,
+    prices: Mapping[str, float],
+    say: Callable[[str], None],
+) -> Choice:
     """Returns every machine tried, and which of them to take."""
     topologies = [parse_topology(name) for name in AUTO]
     host = parse_topology(f"cpu:{max(t.n_chips for t in topologies)}")
@@ -76,14 +84,28 @@ def choose(recipe: Recipe, model: str, config: ModelConfig, *, prices: Mapping[s
             continue
         limit = topology.chip.memory_bytes
         costs = tuple(
-            StageCost(stage, tuple(dataclasses.replace(found[run.program], memory_limit=limit) for run in stage.runs), topology) for stage in stages
+            StageCost(
+                stage,
+                tuple(
+                    dataclasses.replace(found[run.program], memory_limit=limit)
+                    for run in stage.runs
+                ),
+                topology,
+            )
+            for stage in stages
         )
         plan = Plan(model, topology, MeshShape(1, n, 1), costs, price_of(prices, topology))
         candidates.append(Candidate(topology, plan, "by arithmetic", plan.fits))
-    by_size = lambda c: (c.topology.n_chips, c.topology.chip.memory_bytes)  # noqa: E731
+    by_size = lambda c: (c.topology.n_chips, c.topology.chip.memory_bytes)
     smallest = _confirmed(candidates, by_size, programs, config, say)
-    priced = [candidate for candidate in candidates if candidate.fits and candidate.plan.money is not None]
-    cheapest = _confirmed(candidates, lambda c: c.plan.money, programs, config, say, among=priced) if priced else None
+    priced = [
+        candidate for candidate in candidates if candidate.fits and candidate.plan.money is not None
+    ]
+    cheapest = (
+        _confirmed(candidates, lambda c: c.plan.money, programs, config, say, among=priced)
+        if priced
+        else None
+    )
     return Choice(model, tuple(candidates), smallest, cheapest)
 
 
@@ -98,22 +120,34 @@ def _estimates(programs: list[Program], config: ModelConfig, n: int) -> dict[Pro
 
 
 def _confirmed(
-    candidates: list[Candidate], order: Callable[[Candidate], Any], programs: list[Program], config: ModelConfig, say: Callable[[str], None],
+    candidates: list[Candidate],
+    order: Callable[[Candidate], Any],
+    programs: list[Program],
+    config: ModelConfig,
+    say: Callable[[str], None],
     among: list[Candidate] | None = None,
-) -> Candidate | None:  # fmt: skip
+) -> Candidate | None:
     """Returns the first candidate that fits, by the compiler where there is one; marks in `candidates` what it found."""
-    for candidate in sorted([c for c in (candidates if among is None else among) if c.fits], key=order):
+    for candidate in sorted(
+        [c for c in (candidates if among is None else among) if c.fits], key=order
+    ):
         at = next(i for i, c in enumerate(candidates) if c.topology == candidate.topology)
         if candidates[at].how != "by arithmetic":
             candidate = candidates[at]
         elif candidate.topology.kind in CHIPS and importlib.util.find_spec("libtpu") is not None:
-            found = {run.program: one for cost in candidate.plan.stages for run, one in zip(cost.stage.runs, cost.found)}
+            found = {
+                run.program: one
+                for cost in candidate.plan.stages
+                for run, one in zip(cost.stage.runs, cost.found)
+            }
             heaviest = max(programs, key=lambda program: found[program].memory["total"])
             say(f"compiling the heaviest program, {heaviest.kind}, for {candidate.topology.name}")
             with machine(candidate.topology, candidate.plan.mesh) as mesh:
                 real = compile_program(heaviest, config, mesh, candidate.topology)
             how = f"compiled: {heaviest.kind} needs {real.memory['total'] / GIB:.1f} GiB"
-            candidate = candidates[at] = dataclasses.replace(candidates[at], how=how, fits=real.fits)
+            candidate = candidates[at] = dataclasses.replace(
+                candidates[at], how=how, fits=real.fits
+            )
         if candidate.fits:
             return candidate
     return None

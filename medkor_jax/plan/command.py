@@ -1,6 +1,6 @@
 """`medkor plan`: a config and a machine in, a table out.
 
-    plan_config("configs/pipeline.py", [], topology="v5e:4x4", model="medgemma-4b")
+plan_config("configs/pipeline.py", [], topology="v5e:4x4", model="medgemma-4b")
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import pathlib
 import sys
-from typing import Sequence
+from collections.abc import Sequence
 
 from medkor_jax.io.embedded_model import EMBEDDED_MODEL
 from medkor_jax.io.weights import is_hub_id
@@ -22,13 +22,21 @@ from medkor_jax.run.phases import ConfigError
 
 # What the hub ids of the published checkpoints are called among the presets.
 _PUBLISHED = {
-    "google/medgemma-4b-it": "medgemma-4b", "google/medgemma-4b-pt": "medgemma-4b", "google/medgemma-27b-text-it": "medgemma-27b-text",
-    "google/gemma-3-270m": "gemma3-270m", "google/gemma-3-1b-it": "gemma3-1b", "google/gemma-3-4b-it": "gemma3-4b",
-    "google/gemma-3-12b-it": "gemma3-12b", "google/gemma-3-27b-it": "gemma3-27b", EMBEDDED_MODEL: "gemma3-270m",
-}  # fmt: skip
+    "google/medgemma-4b-it": "medgemma-4b",
+    "google/medgemma-4b-pt": "medgemma-4b",
+    "google/medgemma-27b-text-it": "medgemma-27b-text",
+    "google/gemma-3-270m": "gemma3-270m",
+    "google/gemma-3-1b-it": "gemma3-1b",
+    "google/gemma-3-4b-it": "gemma3-4b",
+    "google/gemma-3-12b-it": "gemma3-12b",
+    "google/gemma-3-27b-it": "gemma3-27b",
+    EMBEDDED_MODEL: "gemma3-270m",
+}
 
 
-def plan_config(path: str, overrides: Sequence[str], *, topology: str = "", model: str = "", price: str = "") -> Plan | Choice:
+def plan_config(
+    path: str, overrides: Sequence[str], *, topology: str = "", model: str = "", price: str = ""
+) -> Plan | Choice:
     """Returns the plan of the config at `path`, or with topology "auto" the machine to take.
 
     topology: "" takes the one that the config is written for. model: a preset's name, or weights; "": the config's. price:
@@ -39,13 +47,17 @@ def plan_config(path: str, overrides: Sequence[str], *, topology: str = "", mode
     recipe = load_recipe(path, overrides)
     name, topology = model or recipe.weights, topology or recipe.topology
     if not topology:
-        raise ConfigError(f"{path} is written for no machine: give --topology, such as v5e:4x4, or auto")
+        raise ConfigError(
+            f"{path} is written for no machine: give --topology, such as v5e:4x4, or auto"
+        )
     prices = read_prices(price)
-    say = lambda words: print(f"medkor: {words}", file=sys.stderr, flush=True)  # noqa: E731
+    say = lambda words: print(f"medkor: {words}", file=sys.stderr, flush=True)
     if topology == "auto":
         return choose(recipe, name, config_of(name), prices=prices, say=say)
     machine = parse_topology(topology)
-    return make_plan(recipe, name, config_of(name), machine, price=price_of(prices, machine), say=say)
+    return make_plan(
+        recipe, name, config_of(name), machine, price=price_of(prices, machine), say=say
+    )
 
 
 def read_prices(text: str) -> dict[str, float]:
@@ -60,8 +72,15 @@ def read_prices(text: str) -> dict[str, float]:
             prices[kind.strip()] = float(number)
         except ValueError:
             prices[kind.strip()] = math.nan
-        if not 0 < prices[kind.strip()] < math.inf or kind.strip() not in ("", "gpu", "cpu", *CHIPS):
-            raise ValueError(f"--price {part!r} is not understood; expected 1.2, or KIND=USD with KIND one of {', '.join(CHIPS)}, gpu")
+        if not 0 < prices[kind.strip()] < math.inf or kind.strip() not in (
+            "",
+            "gpu",
+            "cpu",
+            *CHIPS,
+        ):
+            raise ValueError(
+                f"--price {part!r} is not understood; expected 1.2, or KIND=USD with KIND one of {', '.join(CHIPS)}, gpu"
+            )
     return prices
 
 
@@ -74,5 +93,7 @@ def config_of(name: str) -> ModelConfig:
     if name in PRESETS or name in _PUBLISHED:
         return preset(_PUBLISHED.get(name, name))
     if is_hub_id(name) and not pathlib.Path(name).exists():
-        raise ValueError(f"model {name!r} is not here and its sizes are not known; give --model one of {', '.join(PRESETS)}")
+        raise ValueError(
+            f"model {name!r} is not here and its sizes are not known; give --model one of {', '.join(PRESETS)}"
+        )
     return open_model(name).config

@@ -17,7 +17,8 @@ import math
 import os
 import re
 import time
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -65,17 +66,25 @@ def prepare(topology: Topology) -> None:
 
     Raises: ModuleNotFoundError without the TPU's compiler.
     """
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "")
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_compilation_cache", False)  # nothing compiled here can be run here
+    jax.config.update(
+        "jax_enable_compilation_cache", False
+    )  # nothing compiled here can be run here
     if topology.kind in CHIPS and importlib.util.find_spec("libtpu") is None:
         raise ModuleNotFoundError(
             f"planning for {topology.name} needs the TPU compiler, which is not installed: pip install 'medkor-jax[plan]' (or plan "
             "for gpu:NxMGB, by arithmetic)"
         )
     if topology.kind not in CHIPS:
-        with contextlib.suppress(RuntimeError):  # too late to ask for devices: `machine` says so if there are too few
+        with contextlib.suppress(
+            RuntimeError
+        ):  # too late to ask for devices: `machine` says so if there are too few
             jax.config.update("jax_num_cpu_devices", topology.n_chips)
 
 
@@ -91,7 +100,9 @@ def machine(topology: Topology, shape: MeshShape) -> Iterator[Mesh]:
         try:
             devices = topologies.get_topology_desc(topology.name, "tpu").devices
         except Exception as error:  # a bare RuntimeError of the library, without a type of its own
-            raise ValueError(f"the TPU compiler knows no slice {topology.name!r}: {str(error).splitlines()[0]}") from error
+            raise ValueError(
+                f"the TPU compiler knows no slice {topology.name!r}: {str(error).splitlines()[0]}"
+            ) from error
     else:
         devices = jax.devices("cpu")[: topology.n_chips]
         if len(devices) < topology.n_chips:
@@ -127,23 +138,46 @@ def start(program: Program, config: ModelConfig, mesh: Mesh, topology: Topology)
     asked = traceable(program, config, mesh)
     memory = {name: sharded_bytes(part) for name, part in asked.parts.items()}
     hand = hand_flops(program, config) / mesh.size
-    return Started(program, config, asked.lower(), topology, memory, hand, 1.0 if program.kind == WRITE else None, costly_share(program, config))
+    return Started(
+        program,
+        config,
+        asked.lower(),
+        topology,
+        memory,
+        hand,
+        1.0 if program.kind == WRITE else None,
+        costly_share(program, config),
+    )
 
 
 def finish(started: Started) -> Found:
     """Returns what the compiler says of the program; from the disk, if it was asked this before (`kept`)."""
     began = time.perf_counter()
-    key = kept.key_of(started.lowered.as_text(), started.topology.name, started.open_trips, started.costly_share)
+    key = kept.key_of(
+        started.lowered.as_text(), started.topology.name, started.open_trips, started.costly_share
+    )
     if (said := kept.read(key)) is None:
         said = _compile(started)
         kept.write(key, said)
     memory, seconds = {**started.memory, **said["memory"]}, time.perf_counter() - began
-    seen = [(kernel, kernel_flops(kernel, started.program, started.config)) for kernel in said["cost"].kernels]
+    seen = [
+        (kernel, kernel_flops(kernel, started.program, started.config))
+        for kernel in said["cost"].kernels
+    ]
     cost = dataclasses.replace(
-        said["cost"], flops=said["cost"].flops + sum(flops or 0.0 for _, flops in seen),
+        said["cost"],
+        flops=said["cost"].flops + sum(flops or 0.0 for _, flops in seen),
         kernels=tuple(kernel for kernel, flops in seen if flops is None),
-    )  # fmt: skip
-    return Found(memory, cost, started.hand, "compiled", seconds, started.topology.chip.memory_bytes, said["refused"])
+    )
+    return Found(
+        memory,
+        cost,
+        started.hand,
+        "compiled",
+        seconds,
+        started.topology.chip.memory_bytes,
+        said["refused"],
+    )
 
 
 def _compile(started: Started) -> dict[str, Any]:
@@ -152,14 +186,26 @@ def _compile(started: Started) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError as error:
         if not (used := _used(str(error))):
             raise
-        return {"memory": {"total": used}, "cost": Cost(), "refused": f"the compiler needs {_refusal(str(error))}"}
+        return {
+            "memory": {"total": used},
+            "cost": Cost(),
+            "refused": f"the compiler needs {_refusal(str(error))}",
+        }
     sizes = compiled.memory_analysis()
     memory = {
-        "arguments": sizes.argument_size_in_bytes, "temporary": sizes.temp_size_in_bytes,
-        "not aliased": sizes.output_size_in_bytes - sizes.alias_size_in_bytes, "program": sizes.generated_code_size_in_bytes,
-    }  # fmt: skip
+        "arguments": sizes.argument_size_in_bytes,
+        "temporary": sizes.temp_size_in_bytes,
+        "not aliased": sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+        "program": sizes.generated_code_size_in_bytes,
+    }
     memory["total"] = sum(memory.values())
-    return {"memory": memory, "cost": read_program(compiled.as_text(), open_trips=started.open_trips, costly_share=started.costly_share), "refused": ""}
+    return {
+        "memory": memory,
+        "cost": read_program(
+            compiled.as_text(), open_trips=started.open_trips, costly_share=started.costly_share
+        ),
+        "refused": "",
+    }
 
 
 def sharded_bytes(tree: Any) -> float:

@@ -57,7 +57,9 @@ def _kinds(trees: Trees, config: ModelConfig) -> tuple[str, ...]:
 
 
 def n_places(program: Program, config: ModelConfig) -> int:
-    has_back = program.trees.expand[1] or (program.reference is not None and program.reference.expand[1])
+    has_back = program.trees.expand[1] or (
+        program.reference is not None and program.reference.expand[1]
+    )
     return config.n_layers + bool(has_back)
 
 
@@ -72,10 +74,18 @@ def _adapters(config: ModelConfig, trees: Trees) -> int:
     return trees.lora.rank * sum(sum(sizes[name]) for name in trees.lora.targets)
 
 
-def _attention(program: Program, config: ModelConfig, trees: Trees, factor: int, scores: Scores) -> float:
+def _attention(
+    program: Program, config: ModelConfig, trees: Trees, factor: int, scores: Scores
+) -> float:
     """Returns the attention of all layers of a model with these trees."""
     windows = [config.sliding_window if kind == LOCAL else None for kind in _kinds(trees, config)]
-    return factor * program.rows * sum(scores(program.length, window) for window in windows) * config.n_heads * config.head_dim
+    return (
+        factor
+        * program.rows
+        * sum(scores(program.length, window) for window in windows)
+        * config.n_heads
+        * config.head_dim
+    )
 
 
 def _trained(program: Program, config: ModelConfig, scores: Scores) -> float:
@@ -102,7 +112,9 @@ def _step(program: Program, config: ModelConfig, scores: Scores) -> float:
     if program.reference is not None:
         flops += _forward(program, config, program.reference, scores)
         compared = min(retention.layers or config.n_layers + 1, n_places(program, config))
-        flops += 6 * compared * (min(retention.positions, program.positions) or program.positions) * head
+        flops += (
+            6 * compared * (min(retention.positions, program.positions) or program.positions) * head
+        )
     return flops
 
 
@@ -112,12 +124,18 @@ def _score(program: Program, config: ModelConfig, scores: Scores) -> float:
 
 
 def _read(program: Program, config: ModelConfig, scores: Scores) -> float:
-    return _forward(program, config, program.trees, scores) + 2 * program.rows * config.d_model * config.vocab_size
+    return (
+        _forward(program, config, program.trees, scores)
+        + 2 * program.rows * config.d_model * config.vocab_size
+    )
 
 
 def _write(program: Program, config: ModelConfig) -> float:
     kinds = _kinds(program.trees, config)
-    slots = sum(min(config.sliding_window, program.room) if kind == LOCAL else program.room for kind in kinds)
+    slots = sum(
+        min(config.sliding_window, program.room) if kind == LOCAL else program.room
+        for kind in kinds
+    )
     layers = len(kinds) * _matrices(config) + config.n_layers * _adapters(config, program.trees)
     attention = 4 * slots * config.n_heads * config.head_dim
     return program.rows * (2 * layers + attention + 2 * config.d_model * config.vocab_size)

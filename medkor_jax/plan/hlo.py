@@ -78,7 +78,10 @@ class Module:
 
     @functools.cached_property
     def roots(self) -> dict[str, Instruction]:
-        return {name: next(i for i in body.values() if i.is_root) for name, body in self.computations.items()}
+        return {
+            name: next(i for i in body.values() if i.is_root)
+            for name, body in self.computations.items()
+        }
 
 
 def parse(text: str) -> Module:
@@ -114,11 +117,19 @@ def _instruction(line: str) -> Instruction | None:
     closes = _closing(line, opens)
     literal = line[opens + 1 : closes]
     shapes = tuple(
-        Shape(dtype, tuple(int(n.lstrip("<=")) for n in sizes.split(",") if n), int(space[1]) if (space := _SPACE.search(layout)) else 0)
+        Shape(
+            dtype,
+            tuple(int(n.lstrip("<=")) for n in sizes.split(",") if n),
+            int(space[1]) if (space := _SPACE.search(layout)) else 0,
+        )
         for dtype, sizes, layout in _SHAPE.findall(line[start:end])
     )
-    operands = tuple(found[1] for part in _split(literal) if (found := _OPERAND.search(part.strip())))
-    return Instruction(named[2], opcode[1], shapes, operands, literal, line[closes + 1 :], bool(named[1]))
+    operands = tuple(
+        found[1] for part in _split(literal) if (found := _OPERAND.search(part.strip()))
+    )
+    return Instruction(
+        named[2], opcode[1], shapes, operands, literal, line[closes + 1 :], bool(named[1])
+    )
 
 
 def _closing(line: str, at: int) -> int:

@@ -42,15 +42,25 @@ def read(key: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     collectives = {tuple(one.pop("key")): Collective(**one) for one in said["cost"]["collectives"]}
-    kernels = tuple(Kernel(**one | {"shapes": tuple(map(tuple, one["shapes"])), "grid": tuple(one["grid"])}) for one in said["cost"]["kernels"])
-    return said | {"cost": Cost(said["cost"]["flops"], said["cost"]["main_bytes"], collectives, kernels)}
+    kernels = tuple(
+        Kernel(**one | {"shapes": tuple(map(tuple, one["shapes"])), "grid": tuple(one["grid"])})
+        for one in said["cost"]["kernels"]
+    )
+    return said | {
+        "cost": Cost(said["cost"]["flops"], said["cost"]["main_bytes"], collectives, kernels)
+    }
 
 
 def write(key: str, said: dict[str, Any]) -> None:
     """Keeps `said`: JSON, and a Cost under "cost"."""
     cost: Cost = said["cost"]
     collectives = [{"key": list(name), **vars(one)} for name, one in cost.collectives.items()]
-    plain = {"flops": cost.flops, "main_bytes": cost.main_bytes, "collectives": collectives, "kernels": [vars(one) for one in cost.kernels]}
+    plain = {
+        "flops": cost.flops,
+        "main_bytes": cost.main_bytes,
+        "collectives": collectives,
+        "kernels": [vars(one) for one in cost.kernels],
+    }
     file = _file(key)
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(f".{os.getpid()}.part")

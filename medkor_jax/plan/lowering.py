@@ -38,13 +38,17 @@ def abstract_params(config: ModelConfig, trees: Trees, param_dtype: str) -> Para
     params, lora = Params(base), trees.lora
     if lora is not None:
         # the key is made within: outside it would be an array on a chip that is not there
-        made = jax.eval_shape(lambda: make_lora(base, jax.random.key(0), rank=lora.rank, targets=lora.targets))
+        made = jax.eval_shape(
+            lambda: make_lora(base, jax.random.key(0), rank=lora.rank, targets=lora.targets)
+        )
         params = params.replace(lora=made, lora_scale=lora.scale)
     if trees.lang:
         params = params.replace(lang=jax.eval_shape(lambda: make_language(config, kind=trees.lang)))
     if any(trees.expand):
         front, back = trees.expand
-        params = params.replace(expand=jax.eval_shape(functools.partial(make_expansion, front=front, back=back), base))
+        params = params.replace(
+            expand=jax.eval_shape(functools.partial(make_expansion, front=front, back=back), base)
+        )
     return params
 
 
@@ -52,7 +56,9 @@ def lay(tree: Any, shardings: Any) -> Any:
     """Returns abstract arrays that lie as `shardings` says, a tree or one for all."""
     if isinstance(shardings, jax.sharding.Sharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +100,11 @@ def _step(program: Program, config: ModelConfig, mesh: Mesh) -> Traceable:
     step = make_step(config, program.spec, optimizer, shardings)
     own = None if reference is None else reference.replace(base={})
     parts = {
-        "weights": frozen.base, "adapters": (state.trainable, frozen.lora, frozen.lang, frozen.expand, own),
-        "optimizer": (state.opt_state, state.step), "batch": batch,
-    }  # fmt: skip
+        "weights": frozen.base,
+        "adapters": (state.trainable, frozen.lora, frozen.lang, frozen.expand, own),
+        "optimizer": (state.opt_state, state.step),
+        "batch": batch,
+    }
     return Traceable(step, (state, frozen, reference, batch), parts)
 
 
@@ -104,7 +112,9 @@ def _batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns what `PackedRows.arrays` and `Rollouts` give, as shapes."""
     b, t, m = program.rows, program.length, program.positions
     shapes = dict.fromkeys(("tokens", "positions", "segment_ids", "langs"), (t, jnp.int32))
-    shapes |= dict.fromkeys(("loss_positions", "targets"), (m, jnp.int32)) | {"loss_weights": (m, jnp.float32)}
+    shapes |= dict.fromkeys(("loss_positions", "targets"), (m, jnp.int32)) | {
+        "loss_weights": (m, jnp.float32)
+    }
     if program.spec.policy is not None:
         shapes |= dict.fromkeys(("advantages", "behaviour_nats", "importance"), (m, jnp.float32))
     if program.with_reference_nats:
@@ -124,7 +134,9 @@ def _score(program: Program, config: ModelConfig, mesh: Mesh) -> Traceable:
     return Traceable(make_scoring(config, program.spec), (params, batch), parts | {"batch": batch})
 
 
-def _decoding(program: Program, config: ModelConfig, mesh: Mesh) -> tuple[Params, dict, Any, Any, decode.Settings, NamedSharding]:
+def _decoding(
+    program: Program, config: ModelConfig, mesh: Mesh
+) -> tuple[Params, dict, Any, Any, decode.Settings, NamedSharding]:
     params, parts = _model(program, config, mesh)
     whole = NamedSharding(mesh, PartitionSpec())
     policy, compute = program.spec.policy, program.spec.compute
@@ -139,14 +151,22 @@ def _decoding(program: Program, config: ModelConfig, mesh: Mesh) -> tuple[Params
 
 def _read(program: Program, config: ModelConfig, mesh: Mesh) -> Traceable:
     params, parts, prompt, routing, settings, _ = _decoding(program, config, mesh)
-    return Traceable(decode._start, (params, prompt, routing), parts, {"settings": settings, "size": program.room})
+    return Traceable(
+        decode._start,
+        (params, prompt, routing),
+        parts,
+        {"settings": settings, "size": program.room},
+    )
 
 
 def _write(program: Program, config: ModelConfig, mesh: Mesh) -> Traceable:
     params, parts, prompt, routing, settings, whole = _decoding(program, config, mesh)
     start = functools.partial(decode._start, settings=settings, size=program.room)
     state = lay_state(jax.eval_shape(start, params, prompt, routing)[0], mesh)
-    n, is_done = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct(prompt.lengths.shape, bool)
+    n, is_done = (
+        jax.ShapeDtypeStruct((), jnp.int32),
+        jax.ShapeDtypeStruct(prompt.lengths.shape, bool),
+    )
     arguments = (params, state, routing, lay(is_done, whole), n)
     return Traceable(decode._continue, arguments, parts | {"cache": state}, {"settings": settings})
 
@@ -161,4 +181,6 @@ def lay_state(state: decode.State, mesh: Mesh) -> decode.State:
     def sharding(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         return stack if leaf.ndim == 5 else rows if leaf.ndim else whole
 
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding(leaf)), state)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding(leaf)), state
+    )

@@ -1,14 +1,14 @@
 """A program measured on a machine in the best way there is: compiled, or by arithmetic where no compiler is at hand.
 
-    found = measure(program, config, mesh, topology)
-    founds = measure_all(programs, config, mesh, topology, say)       # two at a time: a compiler uses one core
+found = measure(program, config, mesh, topology)
+founds = measure_all(programs, config, mesh, topology, say)       # two at a time: a compiler uses one core
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import os
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from jax.sharding import Mesh
 
@@ -28,7 +28,11 @@ def measure(program: Program, config: ModelConfig, mesh: Mesh, topology: Topolog
 
 
 def measure_all(
-    programs: Sequence[Program], config: ModelConfig, mesh: Mesh, topology: Topology, say: Callable[[str], None]
+    programs: Sequence[Program],
+    config: ModelConfig,
+    mesh: Mesh,
+    topology: Topology,
+    say: Callable[[str], None],
 ) -> dict[Program, Found]:
     """Returns what each program is on the mesh in force. say: told of each as it is done."""
     found: dict[Program, Found] = {}
@@ -36,7 +40,9 @@ def measure_all(
     def done(program: Program, one: Found) -> None:
         found[program] = one
         trained = f" of {'+'.join(program.trained)}" if program.trained else ""
-        say(f"{one.how}: {len(found)} of {len(programs)}, {program.kind}{trained}, {one.seconds:.0f} s")
+        say(
+            f"{one.how}: {len(found)} of {len(programs)}, {program.kind}{trained}, {one.seconds:.0f} s"
+        )
 
     if topology.kind == "gpu":
         for program in programs:
@@ -44,7 +50,9 @@ def measure_all(
         return found
     with concurrent.futures.ThreadPoolExecutor(min(MOST_AT_ONCE, os.cpu_count() or 1)) as pool:
         waiting = {}
-        for program in programs:  # lowered here, where the mesh is in force; the threads only compile
+        for (
+            program
+        ) in programs:  # lowered here, where the mesh is in force; the threads only compile
             waiting[pool.submit(finish, start(program, config, mesh, topology))] = program
         for future in concurrent.futures.as_completed(waiting):
             done(waiting[future], future.result())

@@ -10,7 +10,7 @@ longest of what the products, the memory and the interconnect need alone, as if 
 from __future__ import annotations
 
 import dataclasses
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.parallel.mesh import MeshShape, check_batch
@@ -42,11 +42,13 @@ class Bound:
 
 def bound_of(found: Found, topology: Topology) -> Bound:
     cost = found.cost
-    return Bound({
-        MXU: cost.flops / topology.chip.flops,
-        HBM: cost.main_bytes / topology.chip.main_bytes_per_s,
-        ICI: sum(cost.wire_bytes.values()) / topology.ici_bytes_per_s,
-    })  # fmt: skip
+    return Bound(
+        {
+            MXU: cost.flops / topology.chip.flops,
+            HBM: cost.main_bytes / topology.chip.main_bytes_per_s,
+            ICI: sum(cost.wire_bytes.values()) / topology.ici_bytes_per_s,
+        }
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +74,19 @@ class StageCost:
     @property
     def wall(self) -> str:
         """Where most of its time goes."""
-        _, wall = max((run.per_update * bound.least, bound.wall) for run, bound in zip(self.stage.runs, self.bounds))
+        _, wall = max(
+            (run.per_update * bound.least, bound.wall)
+            for run, bound in zip(self.stage.runs, self.bounds)
+        )
         return wall
 
     @property
     def tokens_per_day(self) -> float:
-        return SECONDS_PER_DAY * self.stage.tokens / self.seconds_per_update if self.seconds_per_update else 0.0
+        return (
+            SECONDS_PER_DAY * self.stage.tokens / self.seconds_per_update
+            if self.seconds_per_update
+            else 0.0
+        )
 
     @property
     def fits(self) -> bool:
@@ -111,7 +120,13 @@ class Plan:
 
 
 def make_plan(
-    recipe: Recipe, model: str, config: ModelConfig, topology: Topology, *, price: float | None = None, say: Callable[[str], None] = print
+    recipe: Recipe,
+    model: str,
+    config: ModelConfig,
+    topology: Topology,
+    *,
+    price: float | None = None,
+    say: Callable[[str], None] = print,
 ) -> Plan:
     """Returns the plan of every stage of the phases to run; where it does not fit, with the first change that makes it fit.
 
@@ -122,13 +137,20 @@ def make_plan(
     prepare(topology)
     stages = planned_stages(recipe, config)
     if not stages:
-        raise ValueError(f"no phase of {', '.join(recipe.run)} trains anything: there is nothing to plan")
+        raise ValueError(
+            f"no phase of {', '.join(recipe.run)} trains anything: there is nothing to plan"
+        )
     programs = programs_of(stages)
     with machine(topology, recipe.mesh) as mesh:
         for program in programs:
-            check_batch(program.rows, program.spec.microbatches if program.kind == STEP else 1, mesh)
+            check_batch(
+                program.rows, program.spec.microbatches if program.kind == STEP else 1, mesh
+            )
         found = measure_all(programs, config, mesh, topology, say)
-    costs = tuple(StageCost(stage, tuple(found[run.program] for run in stage.runs), topology) for stage in stages)
+    costs = tuple(
+        StageCost(stage, tuple(found[run.program] for run in stage.runs), topology)
+        for stage in stages
+    )
     plan = Plan(model, topology, recipe.mesh, costs, price)
     if plan.fits:
         return plan

@@ -22,7 +22,9 @@ from medkor_jax.plan.products import PRODUCTS, product_flops
 from medkor_jax.plan.traffic import Collective, collective_of, main_memory_bytes
 
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-KERNELS = re.compile(r'custom_call_target="(tpu_custom_call|__cublas[^"]*|__cudnn[^"]*|triton[^"]*|mosaic_gpu[^"]*)"')
+KERNELS = re.compile(
+    r'custom_call_target="(tpu_custom_call|__cublas[^"]*|__cudnn[^"]*|triton[^"]*|mosaic_gpu[^"]*)"'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +63,19 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         # the same channel again is the same transfer, seen from another fused computation
         both = {**other.collectives, **self.collectives}
-        return Cost(self.flops + other.flops, self.main_bytes + other.main_bytes, both, self.kernels + other.kernels)
+        return Cost(
+            self.flops + other.flops,
+            self.main_bytes + other.main_bytes,
+            both,
+            self.kernels + other.kernels,
+        )
 
     def within(self, loop: str, times: float) -> Cost:
         """Returns the cost of a loop named `loop` whose body costs this."""
         collectives = {(loop, *key): one.repeated(times) for key, one in self.collectives.items()}
-        kernels = tuple(dataclasses.replace(kernel, times=kernel.times * times) for kernel in self.kernels)
+        kernels = tuple(
+            dataclasses.replace(kernel, times=kernel.times * times) for kernel in self.kernels
+        )
         return Cost(self.flops * times, self.main_bytes * times, collectives, kernels)
 
 
@@ -107,8 +116,16 @@ class _Walk:
         if opcode == "fusion":
             return Cost(main_bytes=moved) + self._of(instruction.called("calls"), False)
         if opcode in ("call", "async-start"):
-            called = instruction.called("to_apply") or instruction.called("calls") or instruction.called("called_computation")
-            return self._of(called, in_memory) if called in self._module.computations else Cost(main_bytes=moved)
+            called = (
+                instruction.called("to_apply")
+                or instruction.called("calls")
+                or instruction.called("called_computation")
+            )
+            return (
+                self._of(called, in_memory)
+                if called in self._module.computations
+                else Cost(main_bytes=moved)
+            )
         if opcode == "while":
             return self._loop(computation, instruction, in_memory)
         if opcode == "conditional":
@@ -119,9 +136,13 @@ class _Walk:
         if opcode == "custom-call" and (target := KERNELS.search(instruction.attributes)):
             named = re.search(r'op_name="([^"]*)"', instruction.attributes)
             where = f"{named[1] if named else ''} {instruction.name}"
-            listed = re.search(r"operand_layout_constraints=\{s8\[([\d,]+)\]", instruction.attributes)
+            listed = re.search(
+                r"operand_layout_constraints=\{s8\[([\d,]+)\]", instruction.attributes
+            )
             grid = tuple(map(int, listed[1].split(","))) if listed else ()
-            kernel = Kernel(target[1], where, tuple(shape.sizes for shape in instruction.shapes), grid=grid)
+            kernel = Kernel(
+                target[1], where, tuple(shape.sizes for shape in instruction.shapes), grid=grid
+            )
             return Cost(main_bytes=moved, kernels=(kernel,))
         return Cost(main_bytes=moved)
 
@@ -132,45 +153,70 @@ class _Walk:
             if self._open_trips is None:
                 if not body.has_work:
                     return body
-                raise ValueError(f"the loop {loop.name!r} does not say how often it runs; its work cannot be counted")
+                raise ValueError(
+                    f"the loop {loop.name!r} does not say how often it runs; its work cannot be counted"
+                )
             trips = self._open_trips
         return body.within(loop.name, trips)
 
     def _branches(self, conditional: Instruction, in_memory: bool) -> Cost:
-        names = [name.strip(" %") for name in conditional.attribute("branch_computations").strip("{}").split(",") if name]
+        names = [
+            name.strip(" %")
+            for name in conditional.attribute("branch_computations").strip("{}").split(",")
+            if name
+        ]
         names = names or [conditional.called(f"{which}_computation") for which in ("true", "false")]
-        work = lambda name: (self._of(name, in_memory).flops, self._of(name, in_memory).main_bytes)  # noqa: E731
+        work = lambda name: (self._of(name, in_memory).flops, self._of(name, in_memory).main_bytes)
         least, *_, most = sorted(names, key=work)
         both = self._of(most, in_memory).within(f"{conditional.name}/{most}", self._costly_share)
         if self._costly_share < 1:
-            both += self._of(least, in_memory).within(f"{conditional.name}/{least}", 1 - self._costly_share)
+            both += self._of(least, in_memory).within(
+                f"{conditional.name}/{least}", 1 - self._costly_share
+            )
         return both
 
     def _trips(self, computation: Computation, loop: Instruction) -> int | None:
         """Returns how often the loop runs: as it is printed, else from a counter that is compared with a constant."""
         if found := _TRIPS.search(loop.attributes):
             return int(found[1])
-        condition, test = self._module.computations[loop.called("condition")], self._module.roots[loop.called("condition")]
+        condition, test = (
+            self._module.computations[loop.called("condition")],
+            self._module.roots[loop.called("condition")],
+        )
         if test.opcode == "fusion":  # the CPU compiler wraps the comparison
             inner = self._module.roots[test.called("calls")]
-            names = {f"{i.literal}": i.name for i in self._module.computations[test.called("calls")].values() if i.opcode == "parameter"}
+            names = {
+                f"{i.literal}": i.name
+                for i in self._module.computations[test.called("calls")].values()
+                if i.opcode == "parameter"
+            }
             outer = {name: test.operands[int(number)] for number, name in names.items()}
             operands, test = [outer.get(name, "") for name in inner.operands], inner
         else:
             operands = list(test.operands)
-        if test.opcode != "compare" or test.attribute("direction") != "LT" or not all(name in condition for name in operands):
+        if (
+            test.opcode != "compare"
+            or test.attribute("direction") != "LT"
+            or not all(name in condition for name in operands)
+        ):
             return None
         counter, end = (condition[name] for name in operands)
         if counter.opcode != "get-tuple-element":
             return None
         start = self._start_of(computation, loop, counter)
-        limit = self._constant(end) if end.opcode == "constant" else self._start_of(computation, loop, end)
+        limit = (
+            self._constant(end)
+            if end.opcode == "constant"
+            else self._start_of(computation, loop, end)
+        )
         step = self._step_of(loop, counter)
         if start is None or limit is None or step is None:
             return None
         return max(0, -(-(limit - start) // step))
 
-    def _start_of(self, computation: Computation, loop: Instruction, element: Instruction) -> int | None:
+    def _start_of(
+        self, computation: Computation, loop: Instruction, element: Instruction
+    ) -> int | None:
         """Returns the constant that the loop begins with at this place of what it carries, None if it is none."""
         if element.opcode != "get-tuple-element":
             return None
@@ -184,7 +230,10 @@ class _Walk:
 
     def _step_of(self, loop: Instruction, counter: Instruction) -> int | None:
         """Returns what the body adds to the counter a turn."""
-        body, root = self._module.computations[loop.called("body")], self._module.roots[loop.called("body")]
+        body, root = (
+            self._module.computations[loop.called("body")],
+            self._module.roots[loop.called("body")],
+        )
         if root.opcode != "tuple":
             return None
         index = int(counter.attribute("index"))
@@ -195,7 +244,10 @@ class _Walk:
             return None
         inside = body
         if moved.opcode == "fusion":
-            inside, moved = self._module.computations[moved.called("calls")], self._module.roots[moved.called("calls")]
+            inside, moved = (
+                self._module.computations[moved.called("calls")],
+                self._module.roots[moved.called("calls")],
+            )
         if moved.opcode != "add":
             return None
         steps = [self._constant(inside[name]) for name in moved.operands if name in inside]
@@ -204,5 +256,7 @@ class _Walk:
 
     @staticmethod
     def _constant(instruction: Instruction) -> int | None:
-        is_number = instruction.opcode == "constant" and re.fullmatch(r"-?\d+", instruction.literal.strip())
+        is_number = instruction.opcode == "constant" and re.fullmatch(
+            r"-?\d+", instruction.literal.strip()
+        )
         return int(instruction.literal) if is_number else None

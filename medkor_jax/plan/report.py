@@ -1,6 +1,6 @@
 """A plan as a table for people and as JSON for programs.
 
-    print(table(plan));  json.dumps(to_json(plan))
+print(table(plan));  json.dumps(to_json(plan))
 """
 
 from __future__ import annotations
@@ -24,13 +24,36 @@ def table(plan: Plan | Choice) -> str:
 def plan_table(plan: Plan) -> str:
     """Returns the plan in words and columns, a line a stage and below it a line for each further program it runs."""
     chip, lines = plan.topology.chip, [_head(plan)]
-    lines.append(_row("stage", "GiB", "temporary", "TFLOP", "x hand", "HBM GB", "ICI GB", "least s", "wall", "Mtok/day", "hours"))
+    lines.append(
+        _row(
+            "stage",
+            "GiB",
+            "temporary",
+            "TFLOP",
+            "x hand",
+            "HBM GB",
+            "ICI GB",
+            "least s",
+            "wall",
+            "Mtok/day",
+            "hours",
+        )
+    )
     for cost in plan.stages:
         lines += _stage_lines(cost)
     lines.append("")
     for note, stages in _notes(plan).items():
-        lines.append(f"Assumed: {note}; {', '.join(stages) if len(stages) < 4 else f'{len(stages)} of {len(plan.stages)} stages'}.")
-    if unseen := sorted({kernel.where for cost in plan.stages for found in cost.found for kernel in found.cost.kernels}):
+        lines.append(
+            f"Assumed: {note}; {', '.join(stages) if len(stages) < 4 else f'{len(stages)} of {len(plan.stages)} stages'}."
+        )
+    if unseen := sorted(
+        {
+            kernel.where
+            for cost in plan.stages
+            for found in cost.found
+            for kernel in found.cost.kernels
+        }
+    ):
         lines.append(f"NOT COUNTED: the inside of {', '.join(unseen)}; FLOPs are too low by it.")
     lines.append(
         f"All figures are a chip's; its memory is {chip.memory_bytes / GIB:.2f} GiB. Times are bounds from below: the slowest wall alone, at "
@@ -51,7 +74,9 @@ _WIDTHS = (28, 8, 11, 8, 8, 9, 9, 9, 6, 10, 8)
 
 
 def _row(name: str, *cells: str) -> str:
-    return name.ljust(_WIDTHS[0]) + "".join(cell.rjust(width) for cell, width in zip(cells, _WIDTHS[1:]))
+    return name.ljust(_WIDTHS[0]) + "".join(
+        cell.rjust(width) for cell, width in zip(cells, _WIDTHS[1:])
+    )
 
 
 def _number(x: float) -> str:
@@ -63,16 +88,27 @@ def _stage_lines(cost: StageCost) -> list[str]:
     for run, found, bound in zip(cost.stage.runs, cost.found, cost.bounds):
         is_first = not lines
         name = cost.stage.name if is_first else f"  {run.program.kind} x {run.per_update:g}"
-        memory = (f"{found.memory['total'] / GIB:.2f}", f"{found.memory.get('temporary', 0) / GIB:.2f}")
+        memory = (
+            f"{found.memory['total'] / GIB:.2f}",
+            f"{found.memory.get('temporary', 0) / GIB:.2f}",
+        )
         if found.refused:
             lines.append(f"{_row(name, *memory)}  DOES NOT FIT: {found.refused}")
             continue
         numbers = (
-            _number(found.cost.flops / 1e12), f"{found.cost.flops / found.hand:.2f}", _number(found.cost.main_bytes / 1e9),
-            _number(sum(found.cost.wire_bytes.values()) / 1e9), _number(bound.least), bound.wall,
-        )  # fmt: skip
-        whole = (f"{cost.tokens_per_day / 1e6:.0f}", f"{cost.seconds / 3600:.1f}") if is_first else ()
-        lines.append(_row(name, *memory, *numbers, *whole) + ("" if found.fits else "  DOES NOT FIT"))
+            _number(found.cost.flops / 1e12),
+            f"{found.cost.flops / found.hand:.2f}",
+            _number(found.cost.main_bytes / 1e9),
+            _number(sum(found.cost.wire_bytes.values()) / 1e9),
+            _number(bound.least),
+            bound.wall,
+        )
+        whole = (
+            (f"{cost.tokens_per_day / 1e6:.0f}", f"{cost.seconds / 3600:.1f}") if is_first else ()
+        )
+        lines.append(
+            _row(name, *memory, *numbers, *whole) + ("" if found.fits else "  DOES NOT FIT")
+        )
     return lines
 
 
@@ -87,8 +123,14 @@ def _notes(plan: Plan) -> dict[str, list[str]]:
 def _verdict(plan: Plan) -> str:
     if not plan.fits:
         closed = [stage.stage.name for stage in plan.stages if not stage.fits]
-        return f"DOES NOT FIT: {', '.join(closed)}." + (f" It fits with {plan.change}." if plan.change else "")
-    money = "" if plan.money is None else f", {plan.money:,.0f} USD at {plan.price:g} USD a chip and hour"
+        return f"DOES NOT FIT: {', '.join(closed)}." + (
+            f" It fits with {plan.change}." if plan.change else ""
+        )
+    money = (
+        ""
+        if plan.money is None
+        else f", {plan.money:,.0f} USD at {plan.price:g} USD a chip and hour"
+    )
     return f"Fits. All stages with every remedy once: at least {plan.hours:.1f} hours{money}."
 
 
@@ -97,48 +139,81 @@ def to_json(plan: Plan | Choice) -> dict[str, Any]:
     if isinstance(plan, Choice):
         return choice_json(plan)
     return {
-        "model": plan.model, "topology": plan.topology.name, "chips": plan.topology.n_chips,
+        "model": plan.model,
+        "topology": plan.topology.name,
+        "chips": plan.topology.n_chips,
         "mesh": dict(zip(AXES, plan.mesh.resolve(plan.topology.n_chips))),
-        "memory_limit_bytes": plan.topology.chip.memory_bytes, "fits": plan.fits, "change": plan.change, "tried": list(plan.tried),
-        "least_hours": plan.hours, "usd": plan.money, "stages": [_stage_json(stage) for stage in plan.stages],
-    }  # fmt: skip
+        "memory_limit_bytes": plan.topology.chip.memory_bytes,
+        "fits": plan.fits,
+        "change": plan.change,
+        "tried": list(plan.tried),
+        "least_hours": plan.hours,
+        "usd": plan.money,
+        "stages": [_stage_json(stage) for stage in plan.stages],
+    }
 
 
 def _stage_json(cost: StageCost) -> dict[str, Any]:
     return {
-        "stage": cost.stage.name, "steps": cost.stage.steps, "fits": cost.fits, "wall": cost.wall, "notes": list(cost.stage.notes),
-        "least_seconds_per_update": cost.seconds_per_update, "tokens_per_day": cost.tokens_per_day, "least_hours": cost.seconds / 3600,
+        "stage": cost.stage.name,
+        "steps": cost.stage.steps,
+        "fits": cost.fits,
+        "wall": cost.wall,
+        "notes": list(cost.stage.notes),
+        "least_seconds_per_update": cost.seconds_per_update,
+        "tokens_per_day": cost.tokens_per_day,
+        "least_hours": cost.seconds / 3600,
         "programs": [
-            {"kind": run.program.kind, "per_update": run.per_update, "least_seconds": bound.seconds, **_found_json(found)}
+            {
+                "kind": run.program.kind,
+                "per_update": run.per_update,
+                "least_seconds": bound.seconds,
+                **_found_json(found),
+            }
             for run, found, bound in zip(cost.stage.runs, cost.found, cost.bounds)
         ],
-    }  # fmt: skip
+    }
 
 
 def _found_json(found: Found) -> dict[str, Any]:
     cost = found.cost
     return {
-        "how": found.how, "fits": found.fits, "refused": found.refused, "memory_bytes": found.memory, "flops": cost.flops,
-        "hand_flops": found.hand, "main_memory_bytes": cost.main_bytes, "interconnect_bytes": cost.wire_bytes,
+        "how": found.how,
+        "fits": found.fits,
+        "refused": found.refused,
+        "memory_bytes": found.memory,
+        "flops": cost.flops,
+        "hand_flops": found.hand,
+        "main_memory_bytes": cost.main_bytes,
+        "interconnect_bytes": cost.wire_bytes,
         "kernels_not_seen": [kernel.where for kernel in cost.kernels],
-    }  # fmt: skip
+    }
 
 
 def choice_table(choice: Choice) -> str:
     """Returns every machine that was tried, a line each, and which to take."""
-    lines = [f"{choice.model}, all weights sharded over all chips", f"{'machine':<14}{'GiB a chip':>11}{'of':>8}{'least hours':>13}{'USD':>9}  "]
+    lines = [
+        f"{choice.model}, all weights sharded over all chips",
+        f"{'machine':<14}{'GiB a chip':>11}{'of':>8}{'least hours':>13}{'USD':>9}  ",
+    ]
     for one in choice.candidates:
         if one.plan is None:
-            lines.append(f"{one.topology.name:<14}{'-':>11}{one.topology.chip.memory_bytes / GIB:>8.1f}{'-':>13}{'-':>9}  {one.how}")
+            lines.append(
+                f"{one.topology.name:<14}{'-':>11}{one.topology.chip.memory_bytes / GIB:>8.1f}{'-':>13}{'-':>9}  {one.how}"
+            )
             continue
         money = "-" if one.plan.money is None else f"{one.plan.money:,.0f}"
         memory = f"{one.most_bytes / GIB:>11.1f}{one.topology.chip.memory_bytes / GIB:>8.1f}"
-        lines.append(f"{one.topology.name:<14}{memory}{one.plan.hours:>13.1f}{money:>9}  {'fits' if one.fits else 'does not fit'}, {one.how}")
+        lines.append(
+            f"{one.topology.name:<14}{memory}{one.plan.hours:>13.1f}{money:>9}  {'fits' if one.fits else 'does not fit'}, {one.how}"
+        )
     if choice.smallest is None:
         return "\n".join([*lines, "Nothing here fits."])
     lines.append(f"Smallest: {choice.smallest.topology.name}.")
     if choice.cheapest is not None:
-        lines.append(f"Cheapest: {choice.cheapest.topology.name}, at least {choice.cheapest.plan.money:,.0f} USD at the prices given.")
+        lines.append(
+            f"Cheapest: {choice.cheapest.topology.name}, at least {choice.cheapest.plan.money:,.0f} USD at the prices given."
+        )
     else:
         lines.append("No price was given: --price v5e=1.2,gpu=2.5 says which is cheapest.")
     return "\n".join(lines)
@@ -147,10 +222,20 @@ def choice_table(choice: Choice) -> str:
 def choice_json(choice: Choice) -> dict[str, Any]:
     machines = [
         {
-            "topology": one.topology.name, "chips": one.topology.n_chips, "fits": one.fits, "how": one.how,
-            "least_hours": one.plan and one.plan.hours, "usd": one.plan and one.plan.money, "most_bytes": one.plan and one.most_bytes,
+            "topology": one.topology.name,
+            "chips": one.topology.n_chips,
+            "fits": one.fits,
+            "how": one.how,
+            "least_hours": one.plan and one.plan.hours,
+            "usd": one.plan and one.plan.money,
+            "most_bytes": one.plan and one.most_bytes,
         }
         for one in choice.candidates
-    ]  # fmt: skip
-    name = lambda one: one and one.topology.name  # noqa: E731
-    return {"model": choice.model, "machines": machines, "smallest": name(choice.smallest), "cheapest": name(choice.cheapest)}
+    ]
+    name = lambda one: one and one.topology.name
+    return {
+        "model": choice.model,
+        "machines": machines,
+        "smallest": name(choice.smallest),
+        "cheapest": name(choice.cheapest),
+    }

@@ -9,7 +9,7 @@ half the batch. A change is not compiled for where what lies in memory throughou
 from __future__ import annotations
 
 import dataclasses
-from typing import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.remat import KEPT
@@ -36,9 +36,11 @@ class Change:
     @property
     def words(self) -> str:
         parts = [
-            self.mesh_words, f"remat={self.remat!r}" if self.remat else "",
-            f"microbatches={self.microbatches}" if self.microbatches > 1 else "", f"batch_size divided by {self.rows}" if self.rows > 1 else "",
-        ]  # fmt: skip
+            self.mesh_words,
+            f"remat={self.remat!r}" if self.remat else "",
+            f"microbatches={self.microbatches}" if self.microbatches > 1 else "",
+            f"batch_size divided by {self.rows}" if self.rows > 1 else "",
+        ]
         return ", ".join(part for part in parts if part)
 
     def of(self, program: Program) -> Program:
@@ -47,15 +49,21 @@ class Change:
         if program.kind != STEP:
             return program
         micro = max(program.spec.microbatches, self.microbatches)
-        compute = dataclasses.replace(program.spec.compute, remat=self.remat or program.spec.compute.remat)
-        return dataclasses.replace(program, spec=dataclasses.replace(program.spec, compute=compute, microbatches=micro))
+        compute = dataclasses.replace(
+            program.spec.compute, remat=self.remat or program.spec.compute.remat
+        )
+        return dataclasses.replace(
+            program, spec=dataclasses.replace(program.spec, compute=compute, microbatches=micro)
+        )
 
 
 def changes(programs: Sequence[Program], shape: MeshShape, n_devices: int) -> Iterator[Change]:
     """Yields the changes to try, those that cannot be divided over the devices left out."""
     now = max((program.spec.compute.remat for program in programs), key=list(KEPT).index)
     stronger = list(KEPT)[list(KEPT).index(now) + 1 :]
-    sharded = MeshShape(1, n_devices // max(shape.resolve(n_devices)[2], 1), shape.resolve(n_devices)[2])
+    sharded = MeshShape(
+        1, n_devices // max(shape.resolve(n_devices)[2], 1), shape.resolve(n_devices)[2]
+    )
     meshes = [(shape, "")]
     if shape.resolve(n_devices)[1] != sharded.fsdp:
         meshes.append((sharded, f"mesh data=1, fsdp={sharded.fsdp}, tensor={sharded.tensor}"))
@@ -70,13 +78,21 @@ def changes(programs: Sequence[Program], shape: MeshShape, n_devices: int) -> It
         for change in tried:
             changed = [change.of(program) for program in programs]
             ways = data * fsdp
-            whole = all(program.rows % (ways * (program.spec.microbatches if program.kind == STEP else 1)) == 0 for program in changed)
+            whole = all(
+                program.rows % (ways * (program.spec.microbatches if program.kind == STEP else 1))
+                == 0
+                for program in changed
+            )
             if whole and (changed != list(programs) or words):
                 yield change
 
 
 def first_that_fits(
-    failing: Sequence[Program], shape: MeshShape, config: ModelConfig, topology: Topology, say: Callable[[str], None]
+    failing: Sequence[Program],
+    shape: MeshShape,
+    config: ModelConfig,
+    topology: Topology,
+    say: Callable[[str], None],
 ) -> tuple[Change | None, list[str]]:
     """Returns the first change under which all of `failing` fit (None if none does), and what was tried, in words."""
     tried: list[str] = []
@@ -93,7 +109,9 @@ def first_that_fits(
 def _why_not(programs: Sequence[Program], config: ModelConfig, mesh, topology: Topology) -> str:
     """Returns why a program does not fit, "" if all do."""
     for program in dict.fromkeys(programs):
-        throughout = sum(sharded_bytes(part) for part in traceable(program, config, mesh).parts.values())
+        throughout = sum(
+            sharded_bytes(part) for part in traceable(program, config, mesh).parts.values()
+        )
         if throughout > topology.chip.memory_bytes:
             return f"{throughout / GIB:.1f} GiB lie there throughout, of {topology.chip.memory_bytes / GIB:.1f}"
     for program in dict.fromkeys(programs):

@@ -10,7 +10,8 @@ tokens, prompts that leave just the room for an answer, answers of `max_new_toke
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 from medkor_jax.adapt.lora import LoraSettings
 from medkor_jax.model.config import ModelConfig
@@ -101,26 +102,54 @@ def _with(trees: Trees, phase: Phase, lora: LoraSettings) -> Trees:
     )
 
 
-def _stages(recipe: Recipe, phase: Phase, stage: Stage, name: str, trees: Trees, held: Trees) -> Iterator[PlannedStage]:
+def _stages(
+    recipe: Recipe, phase: Phase, stage: Stage, name: str, trees: Trees, held: Trees
+) -> Iterator[PlannedStage]:
     if not stage.steps:
         return
     spec = step_spec(stage, recipe.compute, 0)
     rollout = stage.reward.rollout if stage.reward.is_on else None
     longest = rollout.max_new_tokens if rollout else stage.seq_len
-    notes = [] if stage.loss_positions or rollout else ["loss at every token (loss_positions is 0: the data would tell)"]
-    common: dict[str, Any] = dict(trees=trees, trained=stage.trees, spec=spec, param_dtype=recipe.param_dtype)
+    notes = (
+        []
+        if stage.loss_positions or rollout
+        else ["loss at every token (loss_positions is 0: the data would tell)"]
+    )
+    common: dict[str, Any] = dict(
+        trees=trees, trained=stage.trees, spec=spec, param_dtype=recipe.param_dtype
+    )
     step = Program(
-        STEP, rows=stage.batch_size, length=stage.seq_len, positions=stage.loss_positions or longest,
+        STEP,
+        rows=stage.batch_size,
+        length=stage.seq_len,
+        positions=stage.loss_positions or longest,
         reference=held if stage.retention.is_on else None,
-        with_reference_nats=spec.policy is not None and spec.policy.settings.kl_weight > 0, **common,
-    )  # fmt: skip
+        with_reference_nats=spec.policy is not None and spec.policy.settings.kl_weight > 0,
+        **common,
+    )
     runs = [PlannedRun(step, 1.0)]
     if rollout:
         often = 1.0 / rollout.updates_per_batch
         if spec.policy is not None:
-            runs.append(PlannedRun(dataclasses.replace(step, kind=SCORE, trained=()), often * (2 if step.with_reference_nats else 1)))
+            runs.append(
+                PlannedRun(
+                    dataclasses.replace(step, kind=SCORE, trained=()),
+                    often * (2 if step.with_reference_nats else 1),
+                )
+            )
         width = bucket(stage.seq_len - longest)
-        prompts = dataclasses.replace(step, kind=READ, trained=(), length=width, positions=1, room=bucket(width + longest))
-        runs += [PlannedRun(prompts, often), PlannedRun(dataclasses.replace(prompts, kind=WRITE), often * longest)]
+        prompts = dataclasses.replace(
+            step, kind=READ, trained=(), length=width, positions=1, room=bucket(width + longest)
+        )
+        runs += [
+            PlannedRun(prompts, often),
+            PlannedRun(dataclasses.replace(prompts, kind=WRITE), often * longest),
+        ]
         notes.append(f"answers of {longest} tokens, no group asked again")
-    yield PlannedStage(f"{phase.name}/{name}", stage.steps, stage.batch_size * stage.seq_len, tuple(runs), tuple(notes))
+    yield PlannedStage(
+        f"{phase.name}/{name}",
+        stage.steps,
+        stage.batch_size * stage.seq_len,
+        tuple(runs),
+        tuple(notes),
+    )

@@ -54,14 +54,34 @@ GPUS = {
 
 # What jax calls a device (`device_kind`) -> the chip. Without regard to memory: an A100 of 80 GB multiplies as one of 40.
 _KINDS = (
-    (r"TPU v5( lite|e|litepod)", CHIPS["v5e"]), (r"TPU v5p?$", CHIPS["v5p"]), (r"TPU v6( lite|e)", CHIPS["v6e"]), (r"\bH200\b", GPUS[141]),
-    (r"\bH100\b(?!.*(PCIe|NVL))", GPUS[80]), (r"\bA100\b", GPUS[40]), (r"\bL4\b", GPUS[24]), (r"\bT4\b", GPUS[16]),
-)  # fmt: skip
+    (r"TPU v5( lite|e|litepod)", CHIPS["v5e"]),
+    (r"TPU v5p?$", CHIPS["v5p"]),
+    (r"TPU v6( lite|e)", CHIPS["v6e"]),
+    (r"\bH200\b", GPUS[141]),
+    (r"\bH100\b(?!.*(PCIe|NVL))", GPUS[80]),
+    (r"\bA100\b", GPUS[40]),
+    (r"\bL4\b", GPUS[24]),
+    (r"\bT4\b", GPUS[16]),
+)
 
 AUTO = (
-    "v5e:1x1", "v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:4x8", "v6e:1x1", "v6e:2x2", "v6e:2x4", "v6e:4x4", "v5p:2x2x1", "v5p:2x2x2",
-    "v5p:2x2x4", "gpu:1x80GB", "gpu:2x80GB", "gpu:4x80GB", "gpu:8x80GB",
-)  # fmt: skip
+    "v5e:1x1",
+    "v5e:2x2",
+    "v5e:2x4",
+    "v5e:4x4",
+    "v5e:4x8",
+    "v6e:1x1",
+    "v6e:2x2",
+    "v6e:2x4",
+    "v6e:4x4",
+    "v5p:2x2x1",
+    "v5p:2x2x2",
+    "v5p:2x2x4",
+    "gpu:1x80GB",
+    "gpu:2x80GB",
+    "gpu:4x80GB",
+    "gpu:8x80GB",
+)
 """What `--topology auto` tries, one kind of chip after another, each from its smallest slice on."""
 
 
@@ -107,7 +127,9 @@ def parse_topology(text: str) -> Topology:
     if kind == "gpu" and (found := re.fullmatch(r"(\d+)x(\d+)GB", size)):
         if int(found[2]) in GPUS:
             return Topology(text, GPUS[int(found[2])], (int(found[1]),))
-        raise ValueError(f"topology {text!r}: no GPU of {found[2]} GB is known; expected {', '.join(f'{n}GB' for n in sorted(GPUS))}")
+        raise ValueError(
+            f"topology {text!r}: no GPU of {found[2]} GB is known; expected {', '.join(f'{n}GB' for n in sorted(GPUS))}"
+        )
     if kind == "cpu" and (found := re.fullmatch(r"(\d+)(?:x(\d+)GB)?", size)):
         # of a CPU nothing is published that would bound a step: what a core of today multiplies and reads at best
         memory = int(found[2] or 4) * 1e9

@@ -14,12 +14,24 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from jax.extend import core
 
 # Those that only run what they hold; others hold a jaxpr for each element (a scatter how it adds, a sort how it compares).
-_CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+_CALLS = {
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "checkpoint",
+    "remat",
+    "remat2",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "custom_vjp_call_jaxpr",
+}
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -31,7 +43,11 @@ class Work:
     row_bytes: float = 0.0
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.flops + other.flops, self.matrix_bytes + other.matrix_bytes, self.row_bytes + other.row_bytes)
+        return Work(
+            self.flops + other.flops,
+            self.matrix_bytes + other.matrix_bytes,
+            self.row_bytes + other.row_bytes,
+        )
 
     def times(self, n: float) -> Work:
         return Work(self.flops * n, self.matrix_bytes * n, self.row_bytes * n)
@@ -69,13 +85,26 @@ class _Values:
         """Returns the numbers of the jaxpr's outputs for those of its inputs."""
         plain, constants = _open(jaxpr), getattr(jaxpr, "consts", ())
         of = dict(zip(plain.invars, inputs, strict=True))
-        of |= {variable: self._named(("constant", id(constant))) for variable, constant in zip(plain.constvars, constants)}
+        of |= {
+            variable: self._named(("constant", id(constant)))
+            for variable, constant in zip(plain.constvars, constants)
+        }
 
         def number(atom: Any) -> int:
-            return self._named(("literal", str(atom), str(atom.aval))) if isinstance(atom, core.Literal) else of[atom]
+            return (
+                self._named(("literal", str(atom), str(atom.aval)))
+                if isinstance(atom, core.Literal)
+                else of[atom]
+            )
 
         for equation in plain.eqns:
-            of |= dict(zip(equation.outvars, self._apply(equation, [number(atom) for atom in equation.invars]), strict=True))
+            of |= dict(
+                zip(
+                    equation.outvars,
+                    self._apply(equation, [number(atom) for atom in equation.invars]),
+                    strict=True,
+                )
+            )
         return [number(atom) for atom in plain.outvars]
 
     def work_behind(self, outputs: Sequence[int]) -> Work:
@@ -98,11 +127,23 @@ class _Values:
         work = self._own_work(name, equation)
         called = _jaxprs(parameters.values()) if name in _CALLS else []
         if called:
-            if parameters.get("prevent_cse"):  # the compiler is told not to see that these are the same
-                inputs = [self._node(("held apart", self.fresh(), i), Work(), [number], 1)[0] for i, number in enumerate(inputs)]
+            if parameters.get(
+                "prevent_cse"
+            ):  # the compiler is told not to see that these are the same
+                inputs = [
+                    self._node(("held apart", self.fresh(), i), Work(), [number], 1)[0]
+                    for i, number in enumerate(inputs)
+                ]
             return self.run(called[0], inputs)
-        told = tuple(sorted((key, str(value)) for key, value in parameters.items() if not _jaxprs([value])))
-        key: Any = (name, told, tuple(inputs), tuple(str(variable.aval) for variable in equation.outvars))
+        told = tuple(
+            sorted((key, str(value)) for key, value in parameters.items() if not _jaxprs([value]))
+        )
+        key: Any = (
+            name,
+            told,
+            tuple(inputs),
+            tuple(str(variable.aval) for variable in equation.outvars),
+        )
         if name in ("scan", "while", "cond"):
             key = (name, self.fresh())
         return self._node(key, work or Work(), inputs, len(equation.outvars))
@@ -119,19 +160,30 @@ class _Values:
         if name == "dot_general":
             (contracted, _), _ = parameters["dimension_numbers"]
             arrays = [atom.aval for atom in (*equation.invars, *equation.outvars)]
-            matrices, rows = (sum(map(n_bytes, part)) for part in ([a for a in arrays if a.ndim < 3], [a for a in arrays if a.ndim >= 3]))
-            flops = 2.0 * math.prod(arrays[-1].shape) * math.prod(arrays[0].shape[i] for i in contracted)
+            matrices, rows = (
+                sum(map(n_bytes, part))
+                for part in ([a for a in arrays if a.ndim < 3], [a for a in arrays if a.ndim >= 3])
+            )
+            flops = (
+                2.0
+                * math.prod(arrays[-1].shape)
+                * math.prod(arrays[0].shape[i] for i in contracted)
+            )
             return Work(flops, matrices, rows)
         if name == "scan":
             return self._inside(parameters["jaxpr"]).times(parameters["length"])
         if name == "while":
             body = self._inside(parameters["body_jaxpr"])
             if body.flops and self._open_trips is None:
-                raise ValueError("a while loop with matrix products has no known end; say open_trips")
+                raise ValueError(
+                    "a while loop with matrix products has no known end; say open_trips"
+                )
             return body.times(self._open_trips or 0.0)
         if name == "cond":
             branches = [self._inside(branch) for branch in parameters["branches"]]
-            return max(branches).times(self._costly_share) + min(branches).times(1 - self._costly_share)
+            return max(branches).times(self._costly_share) + min(branches).times(
+                1 - self._costly_share
+            )
         if name == "conv_general_dilated":
             raise ValueError("a convolution in the model: nothing here counts one")
         return None

@@ -18,12 +18,33 @@ import re
 
 from medkor_jax.plan.hlo import Computation, Instruction, Module, Shape
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute", "collective-broadcast")
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
 
 _FREE = {
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all", "partition-id",
-    "replica-id", "add-dependency", "opt-barrier", "iota", "domain",
-}  # fmt: skip
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "add-dependency",
+    "opt-barrier",
+    "iota",
+    "domain",
+}
 _VIEWS = ("bitcast", "get-tuple-element", "copy", "reshape")
 
 
@@ -45,10 +66,17 @@ class Collective:
 
 def operand_shapes(computation: Computation, instruction: Instruction) -> list[Shape]:
     """Returns the shapes of all operands, those of a tuple one after another."""
-    return [shape for name in instruction.operands if name in computation for shape in computation[name].shapes]
+    return [
+        shape
+        for name in instruction.operands
+        if name in computation
+        for shape in computation[name].shapes
+    ]
 
 
-def collective_of(module: Module, computation: Computation, instruction: Instruction, in_memory: bool = True) -> Collective | None:
+def collective_of(
+    module: Module, computation: Computation, instruction: Instruction, in_memory: bool = True
+) -> Collective | None:
     """Returns what `instruction` sends, None if it is no collective or the end of one that was started elsewhere.
 
     in_memory: it reads and writes main memory itself; within a fusion, the fusion does.
@@ -95,7 +123,12 @@ def _group_size(instruction: Instruction, n_devices: int) -> int:
 def main_memory_bytes(module: Module, computation: Computation, instruction: Instruction) -> float:
     """Returns what the instruction reads and writes of the chip's main memory; a collective's share is with the collective."""
     opcode = instruction.opcode
-    if opcode in _FREE or opcode.endswith(("-done", "-update")) or opcode.removesuffix("-start") in KINDS or opcode == "async-start":
+    if (
+        opcode in _FREE
+        or opcode.endswith(("-done", "-update"))
+        or opcode.removesuffix("-start") in KINDS
+        or opcode == "async-start"
+    ):
         return 0
     inputs = operand_shapes(computation, instruction)
     if opcode == "fusion":
@@ -118,8 +151,12 @@ def _fusion_bytes(module: Module, computation: Computation, fusion: Instruction)
         for name in instruction.operands:
             users.setdefault(name, []).append(instruction)
     parameters = {int(i.literal): i for i in inside.values() if i.opcode == "parameter"}
-    if "AsyncCollectiveStart" in root.attributes:  # its results are the input, the output, and flags
-        return sum(s.main_bytes for s in operand_shapes(computation, fusion)) + sum(s.main_bytes for s in fusion.shapes[1:])
+    if (
+        "AsyncCollectiveStart" in root.attributes
+    ):  # its results are the input, the output, and flags
+        return sum(s.main_bytes for s in operand_shapes(computation, fusion)) + sum(
+            s.main_bytes for s in fusion.shapes[1:]
+        )
     total = 0.0
     for number, name in enumerate(fusion.operands):
         shapes = computation[name].shapes if name in computation else ()
@@ -132,7 +169,9 @@ def _fusion_bytes(module: Module, computation: Computation, fusion: Instruction)
     return total
 
 
-def _read_of(inside: Computation, users: dict[str, list[Instruction]], parameter: Instruction, module: Module) -> float:
+def _read_of(
+    inside: Computation, users: dict[str, list[Instruction]], parameter: Instruction, module: Module
+) -> float:
     """Returns the bytes that a fused computation reads of a parameter: what is sliced out of it, if nothing else is done."""
     total = 0.0
     for user in users.get(parameter.name, ()):

@@ -15,7 +15,8 @@ import importlib.util
 import pathlib
 import tempfile
 import time
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,26 +55,47 @@ class Profile:
     trace: pathlib.Path
 
     def table(self) -> str:
-        a_step = lambda seconds: 1e3 * seconds / self.steps  # noqa: E731
+        a_step = lambda seconds: 1e3 * seconds / self.steps
         waiting = max(0.0, self.seconds - self.spent.total)
         rows = [(kind, self.spent.seconds[kind]) for kind in KINDS if self.spent.seconds.get(kind)]
-        rows = [*sorted(rows, key=lambda row: -row[1]), ("launching and waiting, device idle", waiting)]
+        rows = [
+            *sorted(rows, key=lambda row: -row[1]),
+            ("launching and waiting, device idle", waiting),
+        ]
         lines = [
             f"{self.stage} on {self.device}: {self.steps} steps of {self.shape}, {a_step(self.seconds):,.1f} ms a step by the clock, "
             f"{self.tokens * self.steps / self.seconds:,.0f} tokens/s. Apart: the first step with its compilations, {self.first_seconds:.1f} s",
-            "", f"{'where the time goes':<36}{'ms a step':>12}{'share':>8}",
-            *(f"{name:<36}{a_step(seconds):>12,.2f}{seconds / self.seconds:>8.1%}" for name, seconds in rows),
+            "",
+            f"{'where the time goes':<36}{'ms a step':>12}{'share':>8}",
+            *(
+                f"{name:<36}{a_step(seconds):>12,.2f}{seconds / self.seconds:>8.1%}"
+                for name, seconds in rows
+            ),
             f"{'all of it':<36}{a_step(sum(seconds for _, seconds in rows)):>12,.2f}{sum(seconds for _, seconds in rows) / self.seconds:>8.1%}",
             "",
-        ]  # fmt: skip
+        ]
         if self.spent.remade:
-            lines.append(f"made again in the backward pass (remat), whatever its kind: {self.spent.remade / self.seconds:.1%}")
+            lines.append(
+                f"made again in the backward pass (remat), whatever its kind: {self.spent.remade / self.seconds:.1%}"
+            )
         if len(programs := sorted(self.spent.programs.items(), key=lambda item: -item[1])) > 1:
-            lines.append("by program: " + ", ".join(f"{name} {seconds / self.seconds:.1%}" for name, seconds in programs[:6]))
-        return "\n".join([*lines, f"the trace: {self.trace.parent} (pip install xprof; xprof --logdir {self.trace.parents[3]})"])
+            lines.append(
+                "by program: "
+                + ", ".join(
+                    f"{name} {seconds / self.seconds:.1%}" for name, seconds in programs[:6]
+                )
+            )
+        return "\n".join(
+            [
+                *lines,
+                f"the trace: {self.trace.parent} (pip install xprof; xprof --logdir {self.trace.parents[3]})",
+            ]
+        )
 
 
-def profile_config(path: str, overrides: Sequence[str], *, phase: str = "", steps: int = 5, out: str = "profile") -> Profile:
+def profile_config(
+    path: str, overrides: Sequence[str], *, phase: str = "", steps: int = 5, out: str = "profile"
+) -> Profile:
     """Returns where the time of `steps` steps of a phase's stage goes, and leaves their trace below `out`.
 
     phase: "" is the first of those to run that trains. A phase whose own stage has no steps shows its remedy.
@@ -99,11 +121,17 @@ def choose_stage(recipe: Recipe, phase: str) -> tuple[Phase, Stage, str]:
     """
     found = {}
     for one in recipe.phases if phase else recipe.in_force:
-        stages = [(stage, name) for stage, name in ((one.train, "train"), (one.remedy, "remedy")) if stage.steps]
+        stages = [
+            (stage, name)
+            for stage, name in ((one.train, "train"), (one.remedy, "remedy"))
+            if stage.steps
+        ]
         if stages:
             found[one.name] = (one, *stages[0])
-    if phase and phase not in found or not found:
-        raise ConfigError(f"phase {phase or 'to run'!r} trains nothing; those that train: {', '.join(found) or 'none'}")
+    if (phase and phase not in found) or not found:
+        raise ConfigError(
+            f"phase {phase or 'to run'!r} trains nothing; those that train: {', '.join(found) or 'none'}"
+        )
     return found[phase] if phase else next(iter(found.values()))
 
 
@@ -119,19 +147,26 @@ def loaded_at(recipe: Recipe, phase: Phase, stage: str, mesh: jax.sharding.Mesh)
         loaded = add_trees(loaded, one, one.lora, seed=recipe.seed)
         is_last = one is phase
         if one.merge and not (is_last and stage == "train"):
-            loaded = dataclasses.replace(loaded, params=loaded.params.replace(lora={}, lora_scale=1.0))
+            loaded = dataclasses.replace(
+                loaded, params=loaded.params.replace(lora={}, lora_scale=1.0)
+            )
         if is_last and stage == "remedy":
             loaded = add_trees(loaded, one, one.remedy_lora, seed=recipe.seed)
     return loaded
 
 
-def _profile(plan: StagePlan, loaded: LoadedModel, mesh: jax.sharding.Mesh, steps: int, out: pathlib.Path) -> Profile:
+def _profile(
+    plan: StagePlan, loaded: LoadedModel, mesh: jax.sharding.Mesh, steps: int, out: pathlib.Path
+) -> Profile:
     params, stage = loaded.params, plan.stage
     trained, frozen = split(params, stage.trees)
     optimizer = make_optimizer(stage.rules_in_force, stage.schedule, trained)
     state = jax.jit(lambda t: make_state(optimizer, jax.tree.map(jnp.copy, t)))(trained)
     shardings = shard_tree(state, mesh)
-    state, step = jax.device_put(state, shardings), make_step(loaded.config, plan.spec, optimizer, shardings)
+    state, step = (
+        jax.device_put(state, shardings),
+        make_step(loaded.config, plan.spec, optimizer, shardings),
+    )
     reference = params if stage.retention.is_on else None
     batches = make_batches(plan, loaded.tokenizer, loaded.language_unit)
     draw = drawing(plan, batches, loaded, frozen, mesh)
@@ -161,9 +196,16 @@ def _profile(plan: StagePlan, loaded: LoadedModel, mesh: jax.sharding.Mesh, step
     (trace,) = set(out.rglob("*.xplane.pb")) - before
     device = jax.devices()[0]
     return Profile(
-        plan.name, f"{stage.batch_size} x {stage.seq_len} tokens", f"{mesh.size} x {device.device_kind} ({device.platform})", steps, seconds,
-        sum(tokens) / steps, first, read_spent(trace), trace,
-    )  # fmt: skip
+        plan.name,
+        f"{stage.batch_size} x {stage.seq_len} tokens",
+        f"{mesh.size} x {device.device_kind} ({device.platform})",
+        steps,
+        seconds,
+        sum(tokens) / steps,
+        first,
+        read_spent(trace),
+        trace,
+    )
 
 
 def keep_out_foreign_profilers() -> None:
@@ -176,14 +218,21 @@ def keep_out_foreign_profilers() -> None:
         return
     advice = f"libtpu {found[0]} is installed and this jax traces with {found[1]}: "
     if _is_loaded("libtpu"):
-        raise RuntimeError(advice + "it is loaded already, and a trace would end the process. Start again with JAX_PLATFORMS=cpu (or cuda,cpu)")
+        raise RuntimeError(
+            advice
+            + "it is loaded already, and a trace would end the process. Start again with JAX_PLATFORMS=cpu (or cuda,cpu)"
+        )
     if platforms := jax.config.jax_platforms:  # type: ignore[attr-defined]
         if "tpu" in platforms:
-            raise RuntimeError(advice + "on this TPU, install the one that jax pins: pip install 'jax[tpu]'")
+            raise RuntimeError(
+                advice + "on this TPU, install the one that jax pins: pip install 'jax[tpu]'"
+            )
     elif _has_tpu():
         raise RuntimeError(advice + "install the one that jax pins: pip install 'jax[tpu]'")
     else:
-        has_gpu = any(pathlib.Path("/dev").glob("nvidia[0-9]*")) and any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin")))
+        has_gpu = any(pathlib.Path("/dev").glob("nvidia[0-9]*")) and any(
+            map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin"))
+        )
         jax.config.update("jax_platforms", "cuda,cpu" if has_gpu else "cpu")
 
 
@@ -193,7 +242,9 @@ def foreign_libtpu() -> tuple[str, str] | None:
         installed = importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError:
         return None
-    wanted: list[Any] = [one for one in importlib.metadata.requires("jax") or () if one.startswith("libtpu")]
+    wanted: list[Any] = [
+        one for one in importlib.metadata.requires("jax") or () if one.startswith("libtpu")
+    ]
     pinned = wanted[0].split(";")[0].partition("==")[2].strip().removesuffix(".*") if wanted else ""
     return None if not pinned or f"{installed}.".startswith(f"{pinned}.") else (installed, pinned)
 
@@ -204,4 +255,7 @@ def _is_loaded(library: str) -> bool:
 
 
 def _has_tpu() -> bool:
-    return any(path.read_text().strip() == "0x1ae0" for path in pathlib.Path("/sys/bus/pci/devices").glob("*/vendor"))
+    return any(
+        path.read_text().strip() == "0x1ae0"
+        for path in pathlib.Path("/sys/bus/pci/devices").glob("*/vendor")
+    )

@@ -47,7 +47,9 @@ def read_programs(raw: bytes) -> dict[str, dict[str, Op]]:
 
 
 def _ops(module: bytes) -> dict[str, Op]:
-    computations = {_one(body, 5): [_Raw.read(one) for one in _all(body, 2)] for body in _all(module, 3)}
+    computations = {
+        _one(body, 5): [_Raw.read(one) for one in _all(body, 2)] for body in _all(module, 3)
+    }
 
     def inside(instruction: _Raw) -> Iterator[_Raw]:
         for number in instruction.called if instruction.opcode == "fusion" else ():
@@ -58,8 +60,16 @@ def _ops(module: bytes) -> dict[str, Op]:
     found = {}
     for instruction in (one for body in computations.values() for one in body):
         parts = [instruction, *inside(instruction)]
-        where = instruction.where or next((name for name, _ in collections.Counter(p.where for p in parts if p.where).most_common(1)), "")
-        found[instruction.name] = Op(instruction.opcode, where, any(part.is_product for part in parts))
+        where = instruction.where or next(
+            (
+                name
+                for name, _ in collections.Counter(p.where for p in parts if p.where).most_common(1)
+            ),
+            "",
+        )
+        found[instruction.name] = Op(
+            instruction.opcode, where, any(part.is_product for part in parts)
+        )
     return found
 
 
@@ -80,13 +90,15 @@ class _Raw:
                 called += [value] if isinstance(value, int) else _varints(value)
             else:
                 values.setdefault(number, value)
-        text = lambda number: values.get(number, b"").decode(errors="replace")  # noqa: E731
+        text = lambda number: values.get(number, b"").decode(errors="replace")
         where = _one(values.get(7, b""), 2) or b""
         return cls(text(1), text(2), where.decode(errors="replace"), text(28), tuple(called))
 
     @property
     def is_product(self) -> bool:
-        return self.opcode in ("dot", "convolution") or (self.opcode == "custom-call" and bool(_PRODUCT_CALLS.search(self.target)))
+        return self.opcode in ("dot", "convolution") or (
+            self.opcode == "custom-call" and bool(_PRODUCT_CALLS.search(self.target))
+        )
 
 
 def _fields(raw: bytes) -> Iterator[tuple[int, Any]]:

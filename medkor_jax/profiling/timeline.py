@@ -27,8 +27,20 @@ KINDS = (PRODUCTS, ATTENTION, HEAD, OPTIMIZER, SAMPLING, COLLECTIVES, REST, BATC
 BATCH_MARK = "medkor batch"
 """The annotation around what makes a batch."""
 
-_SCOPES = {"attention": ATTENTION, "head": HEAD, "optimizer": OPTIMIZER, "sampling": SAMPLING}  # `jax.named_scope`s of the model
-_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+_SCOPES = {
+    "attention": ATTENTION,
+    "head": HEAD,
+    "optimizer": OPTIMIZER,
+    "sampling": SAMPLING,
+}  # `jax.named_scope`s of the model
+_COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
 _CONTAINERS = ("while", "call", "conditional")
 _REMADE = "rematted_computation"
 _UNKNOWN = Op("", "", False)
@@ -75,22 +87,49 @@ def read_spent(path: pathlib.Path) -> Spent:
     """
     raw = path.read_bytes()
     programs, planes = read_programs(raw), list(ProfileData.from_serialized_xspace(raw).planes)
-    host = [event for plane in planes if plane.name.startswith("/host:") for event in _host_events(plane)]
-    on_devices = [list(_device_events(plane, programs)) for plane in planes if plane.name.startswith("/device:")]
+    host = [
+        event
+        for plane in planes
+        if plane.name.startswith("/host:")
+        for event in _host_events(plane)
+    ]
+    on_devices = [
+        list(_device_events(plane, programs))
+        for plane in planes
+        if plane.name.startswith("/device:")
+    ]
     on_devices = [events for events in on_devices if events] or [
-        [event for plane in planes if plane.name == "/host:CPU" for event in _cpu_events(plane, programs)]
+        [
+            event
+            for plane in planes
+            if plane.name == "/host:CPU"
+            for event in _cpu_events(plane, programs)
+        ]
     ]
     if not on_devices[0]:
-        raise ValueError(f"{path} holds no instruction of a compiled program; planes: {', '.join(plane.name for plane in planes)}")
+        raise ValueError(
+            f"{path} holds no instruction of a compiled program; planes: {', '.join(plane.name for plane in planes)}"
+        )
     each = [share_out([*events, *host]) for events in on_devices]
-    mean = lambda parts: {k: sum(part.get(k, 0.0) for part in parts) / len(each) for k in dict.fromkeys(k for part in parts for k in part)}  # noqa: E731
-    return Spent(mean([one.seconds for one in each]), mean([one.programs for one in each]), sum(one.remade for one in each) / len(each))
+    mean = lambda parts: {
+        k: sum(part.get(k, 0.0) for part in parts) / len(each)
+        for k in dict.fromkeys(k for part in parts for k in part)
+    }
+    return Spent(
+        mean([one.seconds for one in each]),
+        mean([one.programs for one in each]),
+        sum(one.remade for one in each) / len(each),
+    )
 
 
 def share_out(events: Iterable[Event]) -> Spent:
     """Returns the time during which anything of the greatest weight present ran, each moment shared between those that did."""
     events = list(events)
-    edges = sorted((time, is_start, i) for i, e in enumerate(events) for time, is_start in ((e.start, True), (e.end, False)))
+    edges = sorted(
+        (time, is_start, i)
+        for i, e in enumerate(events)
+        for time, is_start in ((e.start, True), (e.end, False))
+    )
     running: tuple[set[int], ...] = (set(), set(), set())
     seconds: dict[str, float] = collections.defaultdict(float)
     programs: dict[str, float] = collections.defaultdict(float)
@@ -119,7 +158,11 @@ def _cpu_events(plane, programs: dict[str, dict[str, Op]]) -> Iterator[Event]:
 def _device_events(plane, programs: dict[str, dict[str, Op]]) -> Iterator[Event]:
     """A TPU has its instructions on one line; a GPU has a line for each of its streams, of kernels that say whose they are."""
     lines = {line.name: line for line in plane.lines}
-    chosen = [lines["XLA Ops"]] if "XLA Ops" in lines and not any(n.startswith("Stream") for n in lines) else []
+    chosen = (
+        [lines["XLA Ops"]]
+        if "XLA Ops" in lines and not any(n.startswith("Stream") for n in lines)
+        else []
+    )
     for line in chosen or [line for name, line in lines.items() if name.startswith("Stream")]:
         for event in line.events:
             if event.duration_ns > 0:
@@ -136,10 +179,21 @@ def _host_events(plane) -> Iterator[Event]:
 def _event(event, stats: dict, programs: dict[str, dict[str, Op]]) -> Event:
     name = str(stats.get("hlo_op") or re.match(r"%?([\w.-]*)", event.name)[1])
     program = f"{stats.get('hlo_module', '')}({stats.get('program_id', '')})"
-    if name not in programs.get(program, ()):  # not said whose it is: the one program that has it, as far as that can be told
-        program = next((p for p, ops in programs.items() if name in ops), str(stats.get("hlo_module", "")))
+    if name not in programs.get(
+        program, ()
+    ):  # not said whose it is: the one program that has it, as far as that can be told
+        program = next(
+            (p for p, ops in programs.items() if name in ops), str(stats.get("hlo_module", ""))
+        )
     op = programs.get(program, {}).get(name, _UNKNOWN)
     if not op.where and "tf_op" in stats:
         op = dataclasses.replace(op, where=str(stats["tf_op"]))
     weight = 1 if op.opcode in _CONTAINERS else 2
-    return Event(event.start_ns, event.start_ns + event.duration_ns, kind_of(op), program.split("(")[0], _REMADE in op.where, weight)
+    return Event(
+        event.start_ns,
+        event.start_ns + event.duration_ns,
+        kind_of(op),
+        program.split("(")[0],
+        _REMADE in op.where,
+        weight,
+    )

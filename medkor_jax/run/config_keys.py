@@ -103,7 +103,9 @@ def _key(owner: type, field: dataclasses.Field, hint: Any) -> Key:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         hint, is_optional = typing.get_args(hint)[0], True
     default: Any = field.default if field.default_factory is REQUIRED else field.default_factory()
-    shared: dict[str, Any] = dict(rules=rules, check=check, is_optional=is_optional, default=default)
+    shared: dict[str, Any] = dict(
+        rules=rules, check=check, is_optional=is_optional, default=default
+    )
     if (owner, field.name) == (Recipe, "phases"):
         return Key(field.name, owner, tuple[str, ...], ())
     if dataclasses.is_dataclass(hint):

@@ -101,7 +101,9 @@ def differences(one: Mapping[str, Leaf], other: Mapping[str, Leaf]) -> list[tupl
     one has not got it."""
     found = []
     for path in dict.fromkeys([*one, *other]):
-        mine, theirs = (leaves[path].value if path in leaves else REQUIRED for leaves in (one, other))
+        mine, theirs = (
+            leaves[path].value if path in leaves else REQUIRED for leaves in (one, other)
+        )
         if mine != theirs:
             found.append((path, mine, theirs))
     return found

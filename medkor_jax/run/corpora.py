@@ -1,8 +1,8 @@
 """Every source of a run, loaded once, and the check that nothing it judges by is trained on.
 
-    corpora = Corpora(drop_bad=False)
-    corpora.refuse_leaks(recipe)                    # raises LeakError with what to write if it is known
-    corpora.examples(stage.data)                    # [(source, documents)] for the loop
+corpora = Corpora(drop_bad=False)
+corpora.refuse_leaks(recipe)                    # raises LeakError with what to write if it is known
+corpora.examples(stage.data)                    # [(source, documents)] for the loop
 """
 
 from __future__ import annotations
@@ -40,14 +40,19 @@ class Corpora:
     is printed.
     """
 
-    def __init__(self, drop_bad: bool, form: ReasoningFormat = ReasoningFormat(), *, say: bool = True) -> None:
+    def __init__(
+        self, drop_bad: bool, form: ReasoningFormat = ReasoningFormat(), *, say: bool = True
+    ) -> None:
         self._drop_bad, self._form, self._say = drop_bad, form, say
         self._loaded: dict[tuple[str, Source], Loaded] = {}
         self._digests: dict[Source, str] = {}
         self._said: set[Source] = set()
 
     def examples(self, sources: Sequence[Source]) -> list[tuple[Source, Sequence[Example]]]:
-        return [(source, self._load(source, functools.partial(load_examples, form=self._form)).rows) for source in sources]
+        return [
+            (source, self._load(source, functools.partial(load_examples, form=self._form)).rows)
+            for source in sources
+        ]
 
     def questions(self, source: Source) -> Sequence[Question]:
         return self._load(source, functools.partial(load_questions, form=self._form)).rows
@@ -61,7 +66,11 @@ class Corpora:
 
     def rows(self, source: Source) -> Sequence[Example | Question]:
         """Returns every row that the source gives, a question as a question."""
-        return self.questions(source) if source.kind in OF_QUESTIONS else self.examples((source,))[0][1]
+        return (
+            self.questions(source)
+            if source.kind in OF_QUESTIONS
+            else self.examples((source,))[0][1]
+        )
 
     def digest(self, source: Source) -> str:
         """Returns a digest of every row that `source` gives, as it is taught or read."""
@@ -83,14 +92,20 @@ class Corpora:
 
         Raises: LeakError if some of it cannot be read any more, and is not named in allow_leaks as "NAME@WEIGHTS ~ *".
         """
-        trained = frozenset(_content(use.source) for use in uses_of(recipe) if use.purpose == TRAINED)
-        allowed = [name.removesuffix(" ~ *") for name in recipe.allow_leaks if name.endswith(" ~ *")]
+        trained = frozenset(
+            _content(use.source) for use in uses_of(recipe) if use.purpose == TRAINED
+        )
+        allowed = [
+            name.removesuffix(" ~ *") for name in recipe.allow_leaks if name.endswith(" ~ *")
+        ]
         found: list[Any] = []
         lost: list[Any] = []
         for weights in recipe.outside_weights:
             if weights != recipe.weights and not pathlib.Path(weights).exists():
                 continue  # a candidate on the hub: too large to fetch for this, before it is put to its exam
-            documents, missing = documents_read(open_model(weights), weights, self._form, known=trained, passed_over=allowed)
+            documents, missing = documents_read(
+                open_model(weights), weights, self._form, known=trained, passed_over=allowed
+            )
             found, lost = found + documents, lost + missing
         if lost:
             shown = "\n".join(f"  {line}" for line in lost)
@@ -121,7 +136,12 @@ class Corpora:
 
 
 def documents_read(
-    model: Model, weights: str, form: ReasoningFormat = ReasoningFormat(), *, known: frozenset[Source] = frozenset(), passed_over: Sequence[str] = ()
+    model: Model,
+    weights: str,
+    form: ReasoningFormat = ReasoningFormat(),
+    *,
+    known: frozenset[Source] = frozenset(),
+    passed_over: Sequence[str] = (),
 ) -> tuple[list[tuple[str, Sequence[Example | Question]]], list[str]]:
     """Returns what the model was trained on by runs of this program, as (NAME@WEIGHTS, documents), and in words what of it
     cannot be read any more.
@@ -134,12 +154,23 @@ def documents_read(
         if name in passed_over:
             continue
         if not reading.is_unchanged:
-            lost.append(f"{name}: {reading.source.path}, which {reading.by} was trained on, is not there or not what it was")
+            lost.append(
+                f"{name}: {reading.source.path}, which {reading.by} was trained on, is not there or not what it was"
+            )
         elif _content(reading.source) not in known:
             try:
-                found.append((name, Corpora(True, form, say=False).rows(dataclasses.replace(reading.source, name=name))))
+                found.append(
+                    (
+                        name,
+                        Corpora(True, form, say=False).rows(
+                            dataclasses.replace(reading.source, name=name)
+                        ),
+                    )
+                )
             except ValueError as error:
-                lost.append(f"{name}: {reading.source.path}, which {reading.by} was trained on: {error}")
+                lost.append(
+                    f"{name}: {reading.source.path}, which {reading.by} was trained on: {error}"
+                )
     return found, lost
 
 
@@ -147,7 +178,9 @@ def _say(source: Source, loaded: Loaded) -> None:
     if isinstance(loaded.rows, StoredExamples):
         place = loaded.rows.directory
         size = f"{size_bytes(place) / 1e9:.2f} GB"
-        say(f"{source.name}: {len(loaded.rows):,} documents, kept in {place} ({size}, which may be deleted)")
+        say(
+            f"{source.name}: {len(loaded.rows):,} documents, kept in {place} ({size}, which may be deleted)"
+        )
     for note in loaded.notes:
         say(f"{source.name}: {note}")
     if loaded.bad:
@@ -158,7 +191,11 @@ def _say(source: Source, loaded: Loaded) -> None:
 
 def _content(source: Source) -> Source:
     """Returns what decides which documents a source gives."""
-    path = str(pathlib.Path(source.path).resolve()) if pathlib.Path(source.path).exists() else source.path
+    path = (
+        str(pathlib.Path(source.path).resolve())
+        if pathlib.Path(source.path).exists()
+        else source.path
+    )
     return dataclasses.replace(source, name="", weight=1.0, licence="", path=path)
 
 
@@ -172,7 +209,12 @@ def uses_of(recipe: Recipe) -> list[Use]:
         for source in stage.data
     ]
     for phase in recipe.phases:
-        uses += [Use(JUDGED, source) for stage in (phase.train, phase.remedy) if stage.steps for source in stage.validation]
+        uses += [
+            Use(JUDGED, source)
+            for stage in (phase.train, phase.remedy)
+            if stage.steps
+            for source in stage.validation
+        ]
     exams = (*recipe.exams, *recipe.final)
     uses += [Use(JUDGED, exam.source) for exam in exams]
     uses += [Use(FEWSHOT, exam.fewshot) for exam in exams if exam.fewshot and exam.shots]
@@ -182,4 +224,6 @@ def uses_of(recipe: Recipe) -> list[Use]:
 
 
 def describe_leak(leak: Leak) -> str:
-    return f"{leak.key}  ({leak.kind}, {leak.which}, {leak.similarity:.2f})  {leak.judged_excerpt!r}"
+    return (
+        f"{leak.key}  ({leak.kind}, {leak.which}, {leak.similarity:.2f})  {leak.judged_excerpt!r}"
+    )

@@ -49,13 +49,17 @@ class Course:
     def judge(self, what: str) -> Judgement:
         """Returns the gate's judgement of what was measured last, says it, and adds it to the looks."""
         phase, found, start = self.phase, self.after.evidence, self.before.evidence
-        judgement = judge_all(phase.gate, phase.exam, found, start, self.reference, looks=phase.looks)
+        judgement = judge_all(
+            phase.gate, phase.exam, found, start, self.reference, looks=phase.looks
+        )
         self.looks.append((what, judgement))
         say(f"{phase.name}, {what}: {judgement.words}")
         return judgement
 
 
-def conclude(course: Course, recipe: Recipe, lineage: Lineage, run_dir: pathlib.Path, *, seconds: float) -> None:
+def conclude(
+    course: Course, recipe: Recipe, lineage: Lineage, run_dir: pathlib.Path, *, seconds: float
+) -> None:
     """Writes the model, what was found of it, what made it, and last the verdict.
 
     Raises: GateClosed if the gate stays closed and the config does not go on.
@@ -66,7 +70,14 @@ def conclude(course: Course, recipe: Recipe, lineage: Lineage, run_dir: pathlib.
     model = save_model(directory, loaded.params, loaded.base, loaded.language_unit, loaded.read)
     write_json(directory / "summary.json", _summary(course, recipe, model, seconds))
     _write_verdict(course, recipe, lineage, model, directory / "verdict.json")
-    note(run_dir, phase, "finished", passed=judgement.passed, words=judgement.words, model=model.digest)
+    note(
+        run_dir,
+        phase,
+        "finished",
+        passed=judgement.passed,
+        words=judgement.words,
+        model=model.digest,
+    )
     if not judgement.passed and phase.gate.on_failure != "continue":
         raise GateClosed(
             f"{phase.name}: {judgement.words} No later phase may start; train further, or waive "
@@ -91,10 +102,17 @@ def _summary(course: Course, recipe: Recipe, model: Model, seconds: float) -> di
     }
 
 
-def _write_verdict(course: Course, recipe: Recipe, lineage: Lineage, model: Model, path: pathlib.Path) -> None:
+def _write_verdict(
+    course: Course, recipe: Recipe, lineage: Lineage, model: Model, path: pathlib.Path
+) -> None:
     phase, finished = course.phase, course.finished
     digests = lineage.write_record(
-        phase, upstream=course.upstream, chosen=course.start.digest, model=model.digest, rounds=course.rounds, resumed=finished
+        phase,
+        upstream=course.upstream,
+        chosen=course.start.digest,
+        model=model.digest,
+        rounds=course.rounds,
+        resumed=finished,
     )
     write_verdict(
         path,
@@ -117,10 +135,19 @@ def _sources(recipe: Recipe, phase: Phase, rounds: int) -> list[dict[str, str]]:
     judged = tuple(exam.source for exam in recipe.exams_of(phase))
     uses = {"trained on": trained if phase.train.steps or rounds else (), "judged by": judged}
     said = ("name", "kind", "path", "split", "licence")
-    return [{"use": use, **{name: getattr(source, name) for name in said}} for use, sources in uses.items() for source in sources]
+    return [
+        {"use": use, **{name: getattr(source, name) for name in said}}
+        for use, sources in uses.items()
+        for source in sources
+    ]
 
 
 def note(run_dir: pathlib.Path, phase: Phase, event: str, **what: Any) -> None:
     """Adds a line to the run's ledger."""
-    entry = {"phase": phase.name, "event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **what}
+    entry = {
+        "phase": phase.name,
+        "event": event,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **what,
+    }
     write_json(run_dir / "ledger.json", [*read_ledger(run_dir), entry])

@@ -11,7 +11,8 @@ out; `roles` says for every key which it is. What it does not do: judge whether 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from medkor_jax.data.contents import checksum, content_digest
 from medkor_jax.data.pairs import both_ways
@@ -36,13 +37,24 @@ def facts_of(recipe: Recipe, corpora: Corpora, phase: Phase) -> Facts:
     """Returns what decides how `phase` is trained and judged, as the recipe and the data are now."""
     trained: dict[str, Any] = dict(roles_of(recipe, TRAINED)) | dict(roles_of(phase, TRAINED))
     for which, stage in (("train", phase.train), ("remedy", phase.remedy)):
-        trained |= {f"{which}.{name}": value for name, value in _stage_facts(stage, recipe, corpora)}
+        trained |= {
+            f"{which}.{name}": value for name, value in _stage_facts(stage, recipe, corpora)
+        }
     judged: dict[str, Any] = dict(roles_of(phase, JUDGED))
     reference = recipe.reference_of(phase)
     judged["reference"] = reference.name if reference else None
-    judged |= {f"exams.{exam.source.name}": exam_asked(recipe, corpora, exam) for exam in recipe.exams_of(phase)}
-    judged |= {f"watch.{source.name}": held_out_asked(recipe, corpora, source) for source in recipe.held_out}
-    judged |= {f"translations.{source.name}": pairs_asked(recipe, corpora, source) for source in phase.translations}
+    judged |= {
+        f"exams.{exam.source.name}": exam_asked(recipe, corpora, exam)
+        for exam in recipe.exams_of(phase)
+    }
+    judged |= {
+        f"watch.{source.name}": held_out_asked(recipe, corpora, source)
+        for source in recipe.held_out
+    }
+    judged |= {
+        f"translations.{source.name}": pairs_asked(recipe, corpora, source)
+        for source in phase.translations
+    }
     return Facts(trained, judged)
 
 
@@ -51,7 +63,13 @@ def exam_asked(recipe: Recipe, corpora: Corpora, exam: Exam) -> str:
     questions = corpora.questions(exam.source)
     shots = corpora.questions(exam.fewshot)[: exam.shots] if exam.fewshot else ()
     reasoned = (exam.max_new_tokens, recipe.reasoning) if exam.mode == "reason" else ()
-    said = (READ_VERSION, exam.mode, contexts(questions, exam.mode, shots), content_digest(questions), reasoned)
+    said = (
+        READ_VERSION,
+        exam.mode,
+        contexts(questions, exam.mode, shots),
+        content_digest(questions),
+        reasoned,
+    )
     return checksum(repr((said, _how(recipe))))
 
 
@@ -66,7 +84,9 @@ def pairs_asked(recipe: Recipe, corpora: Corpora, source: Source) -> str:
     """The same of pairs to translate."""
     pairs = corpora.pairs(source)
     prompts = [text for pair in pairs for example in both_ways(pair) for text, _ in example.parts]
-    return checksum(repr((prompts, STOP, content_digest(pairs), recipe.max_translation_tokens, _how(recipe))))
+    return checksum(
+        repr((prompts, STOP, content_digest(pairs), recipe.max_translation_tokens, _how(recipe)))
+    )
 
 
 def _how(recipe: Recipe) -> tuple[str, ...]:
@@ -83,7 +103,9 @@ def _stage_facts(stage: Stage, recipe: Recipe, corpora: Corpora):
         yield f"rules.{rule.name}", dataclasses.asdict(rule)
     if stage.take == "best":
         yield "validate_every", stage.validate_every
-        yield from ((f"validation.{source.name}", corpora.said(source)) for source in stage.validation)
+        yield from (
+            (f"validation.{source.name}", corpora.said(source)) for source in stage.validation
+        )
     yield from ((f"data.{source.name}", corpora.said(source)) for source in stage.data)
     if stage.reward.is_on or any(source.kind == "reasoning" for source in stage.data):
         yield "reasoning", dataclasses.asdict(recipe.reasoning)
@@ -108,8 +130,16 @@ def changes(record: Mapping[str, Any], facts: Facts, *, rounds: int) -> list[Cha
 
 
 def differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    return [Change(name, was.get(name), now.get(name)) for name in {**was, **now} if was.get(name) != now.get(name)]
+    return [
+        Change(name, was.get(name), now.get(name))
+        for name in {**was, **now}
+        if was.get(name) != now.get(name)
+    ]
 
 
 def is_content(name: str) -> bool:
-    return name.split(".")[0] in ("exams", "watch", "translations") or ".data." in name or ".validation." in name
+    return (
+        name.split(".")[0] in ("exams", "watch", "translations")
+        or ".data." in name
+        or ".validation." in name
+    )

@@ -47,9 +47,18 @@ def sit_final(measurer: Measurer, lineage: Lineage, load: Callable[[Model], Load
         report = measurer.examine(loaded, name)
         file = pathlib.Path("final") / f"{name}-{len(looks) + 1}.jsonl"
         report.write(directory / file)
-        looks.append({
-            "exam": name, "model": model.digest, "phase": last.name, "asked": how, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "answers": str(file), "report": report.summary(),
-        })  # fmt: skip
+        looks.append(
+            {
+                "exam": name,
+                "model": model.digest,
+                "phase": last.name,
+                "asked": how,
+                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "answers": str(file),
+                "report": report.summary(),
+            }
+        )
         write_json(directory / FINAL, record)
-        say(f"final exam, {report.table() if report.alarms else phase_lines(name, report)}; looked at {times(len(looks))}")
+        say(
+            f"final exam, {report.table() if report.alarms else phase_lines(name, report)}; looked at {times(len(looks))}"
+        )

@@ -38,7 +38,9 @@ def gate_outlook(recipe: Recipe, corpora: Corpora) -> str:
         lines = [f"{_FOLLOWS[gate.on_failure].format(rounds=gate.rounds)}; {_looks(phase)}"]
         every: tuple[Gate | Condition, ...] = (gate, *gate.requires)
         for asked in every:
-            lines.append(f"    {_said(recipe, phase, asked)}: {_told(recipe, corpora, phase, asked)}")
+            lines.append(
+                f"    {_said(recipe, phase, asked)}: {_told(recipe, corpora, phase, asked)}"
+            )
         told.setdefault("\n".join(lines), []).append(phase.name)
     paragraphs = [f"  {', '.join(names)}: {text}" for text, names in told.items()]
     return "\n".join(["What the gates can tell (docs/GATES.md):", *paragraphs])
@@ -55,8 +57,16 @@ def reference_account(recipe: Recipe, phase: Phase) -> str:
             "before it was judged by them too, it may have stopped at a lucky score."
         )
     chose = sorted(chosen_by(reference))
-    how = f"it chose its model by {' and '.join(map(repr, chose))}" if chose else "it chose among nothing"
-    also = ", these questions among them" if phase.exam in chose else "; these questions had no say in it"
+    how = (
+        f"it chose its model by {' and '.join(map(repr, chose))}"
+        if chose
+        else "it chose among nothing"
+    )
+    also = (
+        ", these questions among them"
+        if phase.exam in chose
+        else "; these questions had no say in it"
+    )
     return f"The reference is the model that {reference.name} left, measured once at its end: {how}{also}."
 
 
@@ -79,21 +89,32 @@ def _told(recipe: Recipe, corpora: Corpora, phase: Phase, asked: Gate | Conditio
                 f"{LEAST_CHANCE:.0%} of first looks. Give it more questions, a wider margin (lower threshold), fewer rounds, "
                 "metric='probability' (letter and cloze modes), or reading='relative'; on_failure='continue' lets it record only"
             )
-        is_below = asked.reading == "absolute" and asked.metric in KNOWING and asked.threshold <= chance
+        is_below = (
+            asked.reading == "absolute" and asked.metric in KNOWING and asked.threshold <= chance
+        )
         if is_below and not asked.allow_chance:
-            raise ConfigError(f"{what}: the threshold is not above guessing ({chance:.1%}), which opens no gate; ask for more")
+            raise ConfigError(
+                f"{what}: the threshold is not above guessing ({chance:.1%}), which opens no gate; ask for more"
+            )
         _check_questions_apart(recipe, corpora, phase, asked, what)
     return told.words
 
 
-def _check_questions_apart(recipe: Recipe, corpora: Corpora, phase: Phase, asked: Gate | Condition, what: str) -> None:
+def _check_questions_apart(
+    recipe: Recipe, corpora: Corpora, phase: Phase, asked: Gate | Condition, what: str
+) -> None:
     """Raises: ConfigError if another exam with the same questions chose the reference."""
     reference = recipe.reference_of(phase)
     if not compares(asked) or not with_reference(asked) or reference is None:
         return
-    mine = {(q.question, q.options) for q in corpora.questions(recipe.exam(exam_of(phase, asked)).source)}
+    mine = {
+        (q.question, q.options)
+        for q in corpora.questions(recipe.exam(exam_of(phase, asked)).source)
+    }
     for name in sorted(chosen_by(reference)):
-        shared = mine & {(q.question, q.options) for q in corpora.questions(recipe.exam(name).source)}
+        shared = mine & {
+            (q.question, q.options) for q in corpora.questions(recipe.exam(name).source)
+        }
         if shared:
             raise ConfigError(
                 f"{what}: {len(shared)} of its questions are in exam {name!r} too, by which {reference.name} chose its model; a "

@@ -20,7 +20,9 @@ def check_gates(recipe: Recipe) -> None:
     for phase in recipe.phases:
         every: tuple[Gate | Condition, ...] = (phase.gate, *phase.gate.requires)
         for asked in every:
-            what = f"phase {phase.name!r}: " + (f"condition {asked.name!r}" if isinstance(asked, Condition) else "the gate")
+            what = f"phase {phase.name!r}: " + (
+                f"condition {asked.name!r}" if isinstance(asked, Condition) else "the gate"
+            )
             _check_is_measured(recipe, phase, asked, what)
             if compares(asked):
                 _check_comparison(recipe, phase, asked, what)
@@ -58,7 +60,10 @@ def _check_is_measured(recipe: Recipe, phase: Phase, asked: Gate | Condition, wh
     if is_of_text(asked):
         name, measured = asked.held_out, [source.name for source in recipe.held_out]
     else:
-        name, measured = exam_of(phase, asked), [exam.source.name for exam in recipe.exams_of(phase)]
+        name, measured = (
+            exam_of(phase, asked),
+            [exam.source.name for exam in recipe.exams_of(phase)],
+        )
     if name not in measured:
         kind = "held-out texts" if is_of_text(asked) else "exams of this phase"
         raise ValueError(f"{what} asks about {name!r}; {kind}: {', '.join(measured) or 'none'}")
@@ -74,7 +79,9 @@ def _check_comparison(recipe: Recipe, phase: Phase, asked: Gate | Condition, wha
         )
     reference, exam = recipe.reference_of(phase), exam_of(phase, asked)
     if isinstance(asked, Condition) and with_reference(asked) and reference is None:
-        raise ValueError(f"{what} compares with the reference, and no phase before has is_reference=True; use against='start'")
+        raise ValueError(
+            f"{what} compares with the reference, and no phase before has is_reference=True; use against='start'"
+        )
     if reference is None or not with_reference(asked):
         if not phase.changes_model and phase.gate.decides:
             raise ValueError(
@@ -83,7 +90,9 @@ def _check_comparison(recipe: Recipe, phase: Phase, asked: Gate | Condition, wha
             )
         return
     if exam and exam not in [exam.source.name for exam in recipe.exams_of(reference)]:
-        raise ValueError(f"{what} compares with {reference.name}, to which exam {exam!r} is not put; name it in that exam's phases")
+        raise ValueError(
+            f"{what} compares with {reference.name}, to which exam {exam!r} is not put; name it in that exam's phases"
+        )
     if exam in chosen_by(reference) and phase.gate.decides:
         raise ValueError(
             f"{what} compares with {reference.name} by exam {exam!r}, by which {reference.name} chose its model: the reference's "

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from medkor_jax.data.contents import checksum
 from medkor_jax.eval.verdict import GateClosed, amend_digests, read_verdict, require_open
@@ -54,9 +55,21 @@ class Finished:
 class Lineage:
     """The phases of one run directory, as the recipe has them now against what they were made from."""
 
-    def __init__(self, recipe: Recipe, corpora: Corpora, directory: pathlib.Path, *, accept_changed: bool = False) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        corpora: Corpora,
+        directory: pathlib.Path,
+        *,
+        accept_changed: bool = False,
+    ) -> None:
         """accept_changed: what a finished phase was trained on or with may differ from the recipe; it is recorded."""
-        self._recipe, self._corpora, self._directory, self._accepts = recipe, corpora, directory, accept_changed
+        self._recipe, self._corpora, self._directory, self._accepts = (
+            recipe,
+            corpora,
+            directory,
+            accept_changed,
+        )
         self._phases = {phase.name: phase for phase in recipe.phases}
         self._facts: dict[str, Facts] = {}
         self._opened: dict[str, Model] = {}
@@ -68,7 +81,10 @@ class Lineage:
 
     def upstream(self, phase: Phase) -> list[Model]:
         """Returns the models the phase may start from. Raises: GateClosed if one of them is a phase that may not be."""
-        return [self.open(name) if name in self._phases else self._outside(name) for name in self._recipe.upstream_of(phase)]
+        return [
+            self.open(name) if name in self._phases else self._outside(name)
+            for name in self._recipe.upstream_of(phase)
+        ]
 
     def open(self, name: str) -> Model:
         """Returns a finished phase's model, if its verdict opens the next phase and its whole chain is as it was.
@@ -82,8 +98,13 @@ class Lineage:
             if finished is None:
                 raise GateClosed(f"{self._directory / name} was not finished; run {name} first")
             if finished.judged_otherwise:
-                raise Stale(f"{name} was judged by something else ({', '.join(finished.judged_otherwise)}); run {name} again: it is judged again, not trained")
-            require_open(self._directory / name / "verdict.json", {"weights": finished.model.digest, "record": finished.seal})
+                raise Stale(
+                    f"{name} was judged by something else ({', '.join(finished.judged_otherwise)}); run {name} again: it is judged again, not trained"
+                )
+            require_open(
+                self._directory / name / "verdict.json",
+                {"weights": finished.model.digest, "record": finished.seal},
+            )
             self._opened[name] = finished.model
         return self._opened[name]
 
@@ -98,26 +119,54 @@ class Lineage:
         if stored is None:
             return None
         record = upgraded_record(stored)
-        if missing := [name for name in record["upstream"] if name["phase"] and not (self._directory / name["phase"] / "verdict.json").exists()]:
-            raise Stale(f"{phase.name} was made from {missing[0]['phase']}, which is not there any more; {self._way_out(phase, accept=False)}")
+        if missing := [
+            name
+            for name in record["upstream"]
+            if name["phase"] and not (self._directory / name["phase"] / "verdict.json").exists()
+        ]:
+            raise Stale(
+                f"{phase.name} was made from {missing[0]['phase']}, which is not there any more; {self._way_out(phase, accept=False)}"
+            )
         now = [model.digest for model in self.upstream(phase)]
         if now != [one["digest"] for one in record["upstream"]]:
             names = " and ".join(self._recipe.upstream_of(phase))
-            raise Stale(f"{phase.name} was made from another {names} than the present one; {self._way_out(phase, accept=False)}")
+            raise Stale(
+                f"{phase.name} was made from another {names} than the present one; {self._way_out(phase, accept=False)}"
+            )
         facts = self.facts(phase)
         accepted = record["accepted"]
-        changed = [c for c in changes(record, facts, rounds=record["rounds"]) if accepted.get(c.name, _NEVER) != c.now]
+        changed = [
+            c
+            for c in changes(record, facts, rounds=record["rounds"])
+            if accepted.get(c.name, _NEVER) != c.now
+        ]
         if changed and not self._accepts:
-            raise Stale(f"{phase.name} was trained otherwise: {'; '.join(map(str, changed[:6]))}. {self._way_out(phase, accept=True)}")
+            raise Stale(
+                f"{phase.name} was trained otherwise: {'; '.join(map(str, changed[:6]))}. {self._way_out(phase, accept=True)}"
+            )
         if changed:
             stored = record = self._accept(directory, record, changed)
         model = models.open_model(directory)
         if model.digest != record["model"]:
-            raise Stale(f"{phase.name}: its weights on disk are not those it left. {self._way_out(phase, accept=False)}")
-        return Finished(model, record, checksum(stored), tuple(c.name for c in differing(record["judged"], facts.judged)))
+            raise Stale(
+                f"{phase.name}: its weights on disk are not those it left. {self._way_out(phase, accept=False)}"
+            )
+        return Finished(
+            model,
+            record,
+            checksum(stored),
+            tuple(c.name for c in differing(record["judged"], facts.judged)),
+        )
 
     def write_record(
-        self, phase: Phase, *, upstream: list[Model], chosen: str, model: str, rounds: int, resumed: Finished | None
+        self,
+        phase: Phase,
+        *,
+        upstream: list[Model],
+        chosen: str,
+        model: str,
+        rounds: int,
+        resumed: Finished | None,
     ) -> dict[str, str]:
         """Writes what made the phase; returns the digests that its verdict has to hold.
 
@@ -126,11 +175,19 @@ class Lineage:
         """
         facts, names = self.facts(phase), self._recipe.upstream_of(phase)
         record = {
-            "format": RECORD_FORMAT, "phase": phase.name, "model": model, "chosen": chosen, "rounds": rounds,
-            "upstream": [{"phase": name if name in self._phases else "", "digest": m.digest} for name, m in zip(names, upstream)],
-            "trained": resumed.record["trained"] if resumed else facts.trained, "judged": facts.judged,
+            "format": RECORD_FORMAT,
+            "phase": phase.name,
+            "model": model,
+            "chosen": chosen,
+            "rounds": rounds,
+            "upstream": [
+                {"phase": name if name in self._phases else "", "digest": m.digest}
+                for name, m in zip(names, upstream)
+            ],
+            "trained": resumed.record["trained"] if resumed else facts.trained,
+            "judged": facts.judged,
             "accepted": resumed.record["accepted"] if resumed else {},
-        }  # fmt: skip
+        }
         self._opened.pop(phase.name, None)
         return self._store(self._directory / phase.name, record)
 
@@ -138,24 +195,40 @@ class Lineage:
         write_sealed(directory / "record.json", record)
         settings = {**record["trained"], **record["judged"]}
         contents = {name: settings.pop(name) for name in list(settings) if is_content(name)}
-        digests = {"data": checksum(contents), "config": checksum(settings), "record": checksum(record)}
+        digests = {
+            "data": checksum(contents),
+            "config": checksum(settings),
+            "record": checksum(record),
+        }
         return {"weights": record["model"], **digests}
 
-    def _accept(self, directory: pathlib.Path, record: dict[str, Any], changed: list[Change]) -> dict[str, Any]:
+    def _accept(
+        self, directory: pathlib.Path, record: dict[str, Any], changed: list[Change]
+    ) -> dict[str, Any]:
         """Records that a person accepts `changed`, in the record and in the verdict that names it."""
         for change in changed:
             say(f"{record['phase']}: accepted although it was trained otherwise: {change}")
-        record = record | {"accepted": record["accepted"] | {change.name: change.now for change in changed}}
+        record = record | {
+            "accepted": record["accepted"] | {change.name: change.now for change in changed}
+        }
         amend_digests(directory / "verdict.json", self._store(directory, record))
         return record
 
     def _way_out(self, phase: Phase, *, accept: bool) -> str:
-        later = [p.name for p in self._recipe.phases if self._stands_on(p, phase.name) and (self._directory / p.name).exists()]
+        later = [
+            p.name
+            for p in self._recipe.phases
+            if self._stands_on(p, phase.name) and (self._directory / p.name).exists()
+        ]
         restart = " ".join(f"--restart {name}" for name in (phase.name, *later))
-        return f"Run it anew with {restart}" + (", or keep it with --accept-changed" if accept else "")
+        return f"Run it anew with {restart}" + (
+            ", or keep it with --accept-changed" if accept else ""
+        )
 
     def _stands_on(self, phase: Phase, name: str) -> bool:
-        names = [n for n in self._recipe.upstream_of(phase) if n in self._phases and n != phase.name]
+        names = [
+            n for n in self._recipe.upstream_of(phase) if n in self._phases and n != phase.name
+        ]
         return name in names or any(self._stands_on(self._phases[n], name) for n in names)
 
     def _outside(self, name: str) -> Model:

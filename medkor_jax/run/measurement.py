@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,26 +50,42 @@ class Measured:
     @property
     def evidence(self) -> Evidence:
         """What a gate judges by."""
-        return Evidence(self.reports, {name: loss["nats"] for name, loss in self.stored["watch"].items()})
+        return Evidence(
+            self.reports, {name: loss["nats"] for name, loss in self.stored["watch"].items()}
+        )
 
     def summary(self) -> dict[str, Any]:
         """Returns what a phase keeps of it; files are named from the directory of a phase."""
-        files = {name: str(pathlib.Path("..") / file) for name, file in self.stored["files"].items()}
-        return {name: self.stored[name] for name in ("digest", "watch", "exams", "translations")} | {"answers": files}
+        files = {
+            name: str(pathlib.Path("..") / file) for name, file in self.stored["files"].items()
+        }
+        return {
+            name: self.stored[name] for name in ("digest", "watch", "exams", "translations")
+        } | {"answers": files}
 
 
 class Measurer:
     """Measures the models of one run."""
 
-    def __init__(self, recipe: Recipe, corpora: Corpora, directory: pathlib.Path, mesh: jax.sharding.Mesh) -> None:
+    def __init__(
+        self, recipe: Recipe, corpora: Corpora, directory: pathlib.Path, mesh: jax.sharding.Mesh
+    ) -> None:
         self.recipe, self.corpora, self.directory, self.mesh = recipe, corpora, directory, mesh
 
-    def measure(self, phase: Phase, loaded: LoadedModel, when: str, known: Mapping[str, Report] = {}) -> Measured:
+    def measure(
+        self, phase: Phase, loaded: LoadedModel, when: str, known: Mapping[str, Report] = {}
+    ) -> Measured:
         """Returns all that is measured in `phase` of the model as it stands, and prints it; `known` reports are not redone."""
         recipe, own, digest = self.recipe, self.directory / phase.name, loaded.digest
         stored: dict[str, Any] = {
-            "digest": digest, "asked": {}, "files": {}, "file_digests": {}, "exams": {}, "watch": {}, "translations": {},
-        }  # fmt: skip
+            "digest": digest,
+            "asked": {},
+            "files": {},
+            "file_digests": {},
+            "exams": {},
+            "watch": {},
+            "translations": {},
+        }
         reports = {}
         for exam in recipe.exams_of(phase):
             name, asked = exam.source.name, exam_asked(recipe, self.corpora, exam)
@@ -77,8 +94,12 @@ class Measurer:
                 stored["files"][name] = found["files"][name]
             else:
                 reports[name] = known.get(name) or self.examine(loaded, name)
-                stored["files"][name] = self._write(own / "answers" / f"{name}-{when}.jsonl", reports[name])
-                say(f"  {when}, {reports[name].table() if reports[name].alarms else phase_lines(name, reports[name])}")
+                stored["files"][name] = self._write(
+                    own / "answers" / f"{name}-{when}.jsonl", reports[name]
+                )
+                say(
+                    f"  {when}, {reports[name].table() if reports[name].alarms else phase_lines(name, reports[name])}"
+                )
             stored["exams"][name], stored["asked"][f"exams/{name}"] = reports[name].summary(), asked
         for source in recipe.held_out:
             name, asked = source.name, held_out_asked(recipe, self.corpora, source)
@@ -86,20 +107,29 @@ class Measurer:
                 loss = found["watch"][name]
             else:
                 loss = self._held_out_loss(loaded, source)
-                say(f"  {when}, {name}: {loss['nats']:.3f} nats a token over {loss['tokens']:.0f} tokens")
+                say(
+                    f"  {when}, {name}: {loss['nats']:.3f} nats a token over {loss['tokens']:.0f} tokens"
+                )
             stored["watch"][name], stored["asked"][f"watch/{name}"] = loss, asked
         for source in phase.translations:
             name, asked = source.name, pairs_asked(recipe, self.corpora, source)
             key = f"translations/{name}"  # pairs and an exam may bear the same name
             if found := self._stored(digest, "translations", name, asked):
-                stored["translations"][name], stored["files"][key] = found["translations"][name], found["files"][key]
+                stored["translations"][name], stored["files"][key] = (
+                    found["translations"][name],
+                    found["files"][key],
+                )
             else:
                 translated = self._translate(loaded, source)
-                stored["files"][key] = self._write(own / "translations" / f"{name}-{when}.jsonl", translated)
+                stored["files"][key] = self._write(
+                    own / "translations" / f"{name}-{when}.jsonl", translated
+                )
                 stored["translations"][name] = translated.summary()
                 say(f"  {when}, {translated.table()}")
             stored["asked"][key] = asked
-        stored["file_digests"] = {name: file_digest(self.directory / file) for name, file in stored["files"].items()}
+        stored["file_digests"] = {
+            name: file_digest(self.directory / file) for name, file in stored["files"].items()
+        }
         write_sealed(own / f"measured-{when}.json", stored)
         return Measured(reports, stored)
 
@@ -110,16 +140,27 @@ class Measurer:
         questions = self.corpora.questions(exam.source)
         shots = self.corpora.questions(exam.fewshot)[: exam.shots] if exam.fewshot else ()
         return evaluate(
-            self._scorer(loaded, exam.batch_size), questions, mode=exam.mode, shots=shots, source=name, split=exam.source.split,
-            batch_size=exam.batch_size, max_new_tokens=exam.max_new_tokens, form=self.recipe.reasoning,
-        )  # fmt: skip
+            self._scorer(loaded, exam.batch_size),
+            questions,
+            mode=exam.mode,
+            shots=shots,
+            source=name,
+            split=exam.source.split,
+            batch_size=exam.batch_size,
+            max_new_tokens=exam.max_new_tokens,
+            form=self.recipe.reasoning,
+        )
 
     def _stored(self, digest: str, kind: str, name: str, asked: str) -> dict[str, Any] | None:
         """Returns what was measured of this very model, asked this very thing; None if that was never done, or is damaged."""
         key = f"{kind}/{name}"
-        return hosts.first(f"{key} of {digest[:12]}", lambda: self._found(digest, key, kind, name, asked))
+        return hosts.first(
+            f"{key} of {digest[:12]}", lambda: self._found(digest, key, kind, name, asked)
+        )
 
-    def _found(self, digest: str, key: str, kind: str, name: str, asked: str) -> dict[str, Any] | None:
+    def _found(
+        self, digest: str, key: str, kind: str, name: str, asked: str
+    ) -> dict[str, Any] | None:
         file = {"exams": name, "translations": key}.get(kind)
         for path in sorted(self.directory.glob("*/measured-*.json")):
             try:
@@ -127,7 +168,11 @@ class Measurer:
             except ValueError as error:
                 say(f"  {error}: what it held is measured again")
                 continue
-            if found["digest"] == digest and found["asked"].get(key) == asked and (file is None or self._is_whole(found, file)):
+            if (
+                found["digest"] == digest
+                and found["asked"].get(key) == asked
+                and (file is None or self._is_whole(found, file))
+            ):
                 return found
         return None
 
@@ -143,18 +188,28 @@ class Measurer:
         return str(file.relative_to(self.directory))
 
     def _scorer(self, loaded: LoadedModel, batch_size: int) -> ModelScorer:
-        return ModelScorer(loaded, dtype=jnp.dtype(self.recipe.dtype), mesh=self.mesh, batch_size=batch_size)
+        return ModelScorer(
+            loaded, dtype=jnp.dtype(self.recipe.dtype), mesh=self.mesh, batch_size=batch_size
+        )
 
     def _held_out_loss(self, loaded: LoadedModel, source: Source) -> dict[str, float]:
         stage = self.recipe.phases[0].train
         return text_loss(
-            loaded, self.mesh, self.corpora.examples((source,)), self.recipe.compute, batch_size=stage.batch_size,
-            seq_len=stage.seq_len, max_tokens=self.recipe.held_out_tokens,
-        )  # fmt: skip
+            loaded,
+            self.mesh,
+            self.corpora.examples((source,)),
+            self.recipe.compute,
+            batch_size=stage.batch_size,
+            seq_len=stage.seq_len,
+            max_tokens=self.recipe.held_out_tokens,
+        )
 
     def _translate(self, loaded: LoadedModel, source: Source) -> TranslationReport:
         return evaluate_translation(
-            self._scorer(loaded, _TRANSLATION_BATCH), self.corpora.pairs(source), source=source.name,
-            split=source.subset or source.split, batch_size=_TRANSLATION_BATCH, max_new_tokens=self.recipe.max_translation_tokens,
-        )  # fmt: skip
-
+            self._scorer(loaded, _TRANSLATION_BATCH),
+            self.corpora.pairs(source),
+            source=source.name,
+            split=source.subset or source.split,
+            batch_size=_TRANSLATION_BATCH,
+            max_new_tokens=self.recipe.max_translation_tokens,
+        )

@@ -38,7 +38,11 @@ def open_model(name: str) -> Model:
     open_: dict[str, Any] = {}
     closed: dict[str, str] = {}
     for phase in names:
-        why = _why_closed(path / phase) if (path / phase / "model.json").is_file() else "it has not finished"
+        why = (
+            _why_closed(path / phase)
+            if (path / phase / "model.json").is_file()
+            else "it has not finished"
+        )
         (closed if why else open_)[phase] = why
     for phase in list(open_):
         if why := _why_chain_broken(path, phase):
@@ -46,10 +50,14 @@ def open_model(name: str) -> Model:
             closed[phase] = why
     told = "; ".join(f"{phase}: {why}" for phase, why in closed.items())
     if not open_:
-        raise WeightsError(f"run {path} has no open phase ({told or 'none was begun'}); name the directory of a phase to take it all the same")
+        raise WeightsError(
+            f"run {path} has no open phase ({told or 'none was begun'}); name the directory of a phase to take it all the same"
+        )
     furthest = max(open_, key=lambda phase: (_depth(path, phase), list(names).index(phase)))
     if left := [phase for phase in closed if (path / phase / "model.json").is_file()]:
-        _say(f"{path} is taken as {furthest}, its furthest open phase; left out: {'; '.join(f'{p}: {closed[p]}' for p in left)}")
+        _say(
+            f"{path} is taken as {furthest}, its furthest open phase; left out: {'; '.join(f'{p}: {closed[p]}' for p in left)}"
+        )
     return models.open_model(path / furthest)
 
 
@@ -59,7 +67,10 @@ def _why_closed(directory: pathlib.Path) -> str:
         record = read_record(directory)
         if record is None:
             return "it has no whole verdict"
-        require_open(directory / "verdict.json", {"weights": models.open_model(directory).digest, "record": checksum(record)})
+        require_open(
+            directory / "verdict.json",
+            {"weights": models.open_model(directory).digest, "record": checksum(record)},
+        )
     except GateClosed as error:
         return str(error)
     return ""
@@ -80,7 +91,10 @@ def _why_chain_broken(run: pathlib.Path, phase: str) -> str:
 
 
 def _depth(run: pathlib.Path, phase: str) -> int:
-    return 1 + max((_depth(run, one["phase"]) for one in read_record(run / phase)["upstream"] if one["phase"]), default=0)
+    return 1 + max(
+        (_depth(run, one["phase"]) for one in read_record(run / phase)["upstream"] if one["phase"]),
+        default=0,
+    )
 
 
 def _say(words: str) -> None:
@@ -92,16 +106,22 @@ def read_record(directory: pathlib.Path, needs_verdict: bool = True) -> dict[str
 
     Raises: GateClosed if its verdict or its record is damaged.
     """
-    if not (directory / "record.json").exists() or needs_verdict and not (directory / "verdict.json").exists():
+    if not (directory / "record.json").exists() or (
+        needs_verdict and not (directory / "verdict.json").exists()
+    ):
         return None
     try:
         record = read_sealed(directory / "record.json")
     except ValueError as error:
-        raise GateClosed(f"{error}; put it back, or run the phase anew with --restart {directory.name}") from error
+        raise GateClosed(
+            f"{error}; put it back, or run the phase anew with --restart {directory.name}"
+        ) from error
     if record.get("format") not in range(1, RECORD_FORMAT + 1):
         raise GateClosed(
             f"{directory}/record.json has format {record.get('format')!r}, this program reads 1 to {RECORD_FORMAT}; run the phase anew"
         )
-    if needs_verdict and read_verdict(directory / "verdict.json")["digests"].get("record") != checksum(record):
+    if needs_verdict and read_verdict(directory / "verdict.json")["digests"].get(
+        "record"
+    ) != checksum(record):
         return None
     return record

@@ -63,11 +63,17 @@ class Exam:
         if self.mode not in MODES:
             raise ValueError(f"exam mode is {self.mode!r}; expected {' or '.join(MODES)}")
         if self.mode == "reason" and self.shots:
-            raise ValueError(f"exam {self.source.name!r} asks for {self.shots} shots; reason mode is asked without any: set shots to 0")
+            raise ValueError(
+                f"exam {self.source.name!r} asks for {self.shots} shots; reason mode is asked without any: set shots to 0"
+            )
         if self.shots and self.fewshot is None:
-            raise ValueError(f"exam {self.source.name!r} asks for {self.shots} shots and names no fewshot source")
+            raise ValueError(
+                f"exam {self.source.name!r} asks for {self.shots} shots and names no fewshot source"
+            )
         if self.source.kind != "exam":
-            raise ValueError(f"exam source {self.source.name!r} is of kind {self.source.kind!r}; expected 'exam'")
+            raise ValueError(
+                f"exam source {self.source.name!r} is of kind {self.source.kind!r}; expected 'exam'"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +121,13 @@ class Phase:
 
     def __post_init__(self) -> None:
         if self.gate.on_failure in ("retain", "train") and not self.remedy.steps:
-            raise ValueError(f"gate.on_failure is {self.gate.on_failure!r} but remedy.steps is 0: nothing would follow")
+            raise ValueError(
+                f"gate.on_failure is {self.gate.on_failure!r} but remedy.steps is 0: nothing would follow"
+            )
         if self.gate.on_failure == "retain" and not self.remedy.retention.is_on:
-            raise ValueError("gate.on_failure is 'retain' but remedy.retention.weight is 0: nothing would be retained")
+            raise ValueError(
+                "gate.on_failure is 'retain' but remedy.retention.weight is 0: nothing would be retained"
+            )
         if self.merge and not self.lora.rank:
             raise ValueError("merge=True but lora.rank is 0: there would be nothing to merge")
 
@@ -204,9 +214,13 @@ class Recipe:
             raise ValueError("run is empty: name the phases to run")
         for name in self.run:
             if name not in names:
-                raise ValueError(f"run names {name!r}, which is not defined; nearest: {nearest(name, names) or 'none'!r}")
+                raise ValueError(
+                    f"run names {name!r}, which is not defined; nearest: {nearest(name, names) or 'none'!r}"
+                )
         if list(self.run) != [name for name in names if name in self.run]:
-            raise ValueError(f"run names {', '.join(self.run)}: each phase once, in the order {', '.join(names)}")
+            raise ValueError(
+                f"run names {', '.join(self.run)}: each phase once, in the order {', '.join(names)}"
+            )
         has_reference = False
         for phase in self.phases:
             if phase.merge and phase.gate.on_failure == "retain" and not has_reference:
@@ -217,10 +231,16 @@ class Recipe:
             has_reference |= phase.is_reference
             exams = [exam.source.name for exam in self.exams_of(phase)]
             if phase.exam not in exams:
-                raise ValueError(f"phase {phase.name!r} is judged by exam {phase.exam!r}; exams of this phase: {', '.join(exams)}")
-        repeated = {exam.source.name for exam in self.exams} & {exam.source.name for exam in self.final}
+                raise ValueError(
+                    f"phase {phase.name!r} is judged by exam {phase.exam!r}; exams of this phase: {', '.join(exams)}"
+                )
+        repeated = {exam.source.name for exam in self.exams} & {
+            exam.source.name for exam in self.final
+        }
         if repeated:
-            raise ValueError(f"final exam {min(repeated)!r} bears the name of an exam; a final exam has a name and questions of its own")
+            raise ValueError(
+                f"final exam {min(repeated)!r} bears the name of an exam; a final exam has a name and questions of its own"
+            )
 
     def reference_of(self, phase: Phase) -> Phase | None:
         """Returns the latest phase before this one that is marked as reference."""
@@ -239,7 +259,14 @@ class Recipe:
     def outside_weights(self) -> tuple[str, ...]:
         """The weights from outside the run that any phase starts from."""
         names = {phase.name for phase in self.phases}
-        return tuple(dict.fromkeys(name for phase in self.phases for name in self.upstream_of(phase) if name not in names))
+        return tuple(
+            dict.fromkeys(
+                name
+                for phase in self.phases
+                for name in self.upstream_of(phase)
+                if name not in names
+            )
+        )
 
     @property
     def in_force(self) -> tuple[Phase, ...]:

@@ -74,8 +74,16 @@ class Run:
         for check in checks(recipe, self.corpora, self.mesh).values():
             if words := check():
                 say(words)
-        require_same("the data", {phase.name: checksum(dataclasses.asdict(self.lineage.facts(phase))) for phase in recipe.in_force})
-        say(f"run {self.directory}: {', '.join(phase.name for phase in recipe.in_force)} on {_devices()}")
+        require_same(
+            "the data",
+            {
+                phase.name: checksum(dataclasses.asdict(self.lineage.facts(phase)))
+                for phase in recipe.in_force
+            },
+        )
+        say(
+            f"run {self.directory}: {', '.join(phase.name for phase in recipe.in_force)} on {_devices()}"
+        )
         if words := slow_here(recipe.dtype, "--config.dtype=float32"):
             say(words)
         with jax.set_mesh(self.mesh):
@@ -99,7 +107,12 @@ class Run:
             others = ", ".join(finished.judged_otherwise)
             say(f"{phase.name} was trained before and is judged again: other {others}")
         began = time.time()
-        note(self.directory, phase, "judged again" if finished else "started", upstream=[model.digest for model in upstream])
+        note(
+            self.directory,
+            phase,
+            "judged again" if finished else "started",
+            upstream=[model.digest for model in upstream],
+        )
         course = self._begin(phase, upstream, finished)
         if finished:
             self._load_trained(course, finished)
@@ -113,7 +126,18 @@ class Run:
         its base is let go when a merge makes another."""
         start, measured, looks = self._choose(phase, upstream)
         before = self.measurer.measure(phase, start, "before", measured)
-        return Course(phase, upstream, finished, start, start, before, before, before, self._reference(phase, before), looks)
+        return Course(
+            phase,
+            upstream,
+            finished,
+            start,
+            start,
+            before,
+            before,
+            before,
+            self._reference(phase, before),
+            looks,
+        )
 
     def _load_trained(self, course: Course, finished: Finished) -> None:
         """Takes what the phase left, to be judged again.
@@ -144,15 +168,23 @@ class Run:
         if course.finished or changed:
             course.after = self.measurer.measure(phase, course.loaded, "after")
         course.judged_first = course.after
-        judgement = course.judge("judged again" if course.finished else "after training" if changed else "as it stands")
+        judgement = course.judge(
+            "judged again" if course.finished else "after training" if changed else "as it stands"
+        )
         while not judgement.passed and phase.gate.has_remedy and course.rounds < phase.gate.rounds:
             course.rounds += 1
-            course.loaded = add_trees(course.loaded, phase, phase.remedy_lora, seed=self.recipe.seed)
+            course.loaded = add_trees(
+                course.loaded, phase, phase.remedy_lora, seed=self.recipe.seed
+            )
             course.loaded = self._train(course, phase.remedy, f"remedy{course.rounds}")
-            course.after = self.measurer.measure(phase, course.loaded, f"after-remedy{course.rounds}")
+            course.after = self.measurer.measure(
+                phase, course.loaded, f"after-remedy{course.rounds}"
+            )
             judgement = course.judge(f"after remedy round {course.rounds}")
 
-    def _choose(self, phase: Phase, upstream: list[Model]) -> tuple[LoadedModel, dict[str, Report], list[tuple[str, Judgement]]]:
+    def _choose(
+        self, phase: Phase, upstream: list[Model]
+    ) -> tuple[LoadedModel, dict[str, Report], list[tuple[str, Judgement]]]:
         """Returns the smallest candidate that opens the gate, else the best, with its report and all looks; says why in words."""
         looks: list[tuple[str, Judgement]] = []
         if len(upstream) == 1:
@@ -164,7 +196,9 @@ class Run:
             judgement = judge(phase.gate, report, looks=phase.looks)
             looks.append((f"candidate {model.name}", judgement))
             scored.append((judgement.score, model, report))
-            say(f"{phase.name}: candidate {model.name} ({model.config.n_params / 1e9:.2f}B): {judgement.words}")
+            say(
+                f"{phase.name}: candidate {model.name} ({model.config.n_params / 1e9:.2f}B): {judgement.words}"
+            )
             if judgement.passed:
                 say(f"{phase.name}: {model.name} is taken, the smallest that passes")
                 return loaded, {phase.exam: report}, looks
@@ -178,7 +212,13 @@ class Run:
         digest = model.base.digest
         if digest not in self._bases:
             self._bases.clear()
-        loaded = load(model, self.recipe.param_dtype, self.mesh, language_unit=self.recipe.language_unit, base=self._bases.get(digest))
+        loaded = load(
+            model,
+            self.recipe.param_dtype,
+            self.mesh,
+            language_unit=self.recipe.language_unit,
+            base=self._bases.get(digest),
+        )
         self._bases[digest] = loaded.params.base
         return loaded
 
@@ -186,7 +226,9 @@ class Run:
         """Returns the phase's model after a stage."""
         if not stage.steps:
             return course.loaded
-        plan = stage_plan(self.recipe, self.corpora, course.phase, stage, name, upstream=course.loaded.digest)
+        plan = stage_plan(
+            self.recipe, self.corpora, course.phase, stage, name, upstream=course.loaded.digest
+        )
         reference = self._reference_params(course) if stage.retention.is_on else None
         loaded = run_stage(plan, course.loaded, reference, self.mesh)
         return dataclasses.replace(loaded, read=add_readings(loaded.read, stage.data, by=plan.name))
@@ -200,7 +242,9 @@ class Run:
             return course.start.params.replace(base=loaded.params.base)
         model = self.lineage.open(reference.name)
         if model.base.digest != loaded.base.digest:
-            raise ConfigError(f"{phase.name} stands on another base than its reference {reference.name}; retention needs the same one")
+            raise ConfigError(
+                f"{phase.name} stands on another base than its reference {reference.name}; retention needs the same one"
+            )
         return model.load(jnp.dtype(self.recipe.param_dtype), self.mesh, loaded.params.base)
 
     def _reference(self, phase: Phase, before: Measured) -> Evidence:
@@ -219,13 +263,17 @@ class Run:
         phases stand on it, and the same merge again finds it."""
         recipe, params = self.recipe, loaded.params
         hosts.at(f"{phase.name}, merging")
-        made_of = checksum([loaded.base.digest, digest_tree(params.lora), params.lora_scale, recipe.param_dtype])
+        made_of = checksum(
+            [loaded.base.digest, digest_tree(params.lora), params.lora_scale, recipe.param_dtype]
+        )
         directory = self.directory / "bases" / f"{phase.name}-{made_of[:12]}"
         if hosts.first(f"is {directory.name} merged", (directory / "lineage.json").is_file):
             base = open_base(directory)
             merged = base.load(jnp.dtype(recipe.param_dtype), shard_tree(params.base, self.mesh))
             say(f"{phase.name}: merged before, {directory}")
-            loaded = dataclasses.replace(loaded, params=params.replace(base=merged, lora={}, lora_scale=1.0), base=base)
+            loaded = dataclasses.replace(
+                loaded, params=params.replace(base=merged, lora={}, lora_scale=1.0), base=base
+            )
         else:
             loaded = merge_lora(loaded, phase.name, directory, param_dtype=recipe.param_dtype)
         self._bases = {loaded.base.digest: loaded.params.base}

@@ -29,7 +29,9 @@ from medkor_jax.train.stage import Stage
 LEAKS = "leaks"
 
 
-def checks(recipe: Recipe, corpora: Corpora, mesh: Mesh | None = None) -> dict[str, Callable[[], str | None]]:
+def checks(
+    recipe: Recipe, corpora: Corpora, mesh: Mesh | None = None
+) -> dict[str, Callable[[], str | None]]:
     """Returns the checks by name, in the order in which a run makes them. Each returns what is to be said, if anything.
 
     mesh None: batches are not compared with the devices.
@@ -45,7 +47,9 @@ def checks(recipe: Recipe, corpora: Corpora, mesh: Mesh | None = None) -> dict[s
     for phase in recipe.in_force:
         for stage, name in ((phase.train, "train"), (phase.remedy, "remedy")):
             if stage.steps:
-                found[f"{phase.name}/{name}"] = partial(_check_stage, recipe, corpora, mesh, phase, stage, name)
+                found[f"{phase.name}/{name}"] = partial(
+                    _check_stage, recipe, corpora, mesh, phase, stage, name
+                )
     return found
 
 
@@ -61,9 +65,13 @@ def check_recipe(recipe: Recipe) -> DataReport:
     except LeakError as error:
         before, obstacles[str(error)] = [], [LEAKS]
     report = check(
-        uses_of(recipe), open_model(recipe.weights).tokenizer, allowed=recipe.allow_leaks, form=recipe.reasoning,
-        load=corpora.of_use, read_before=before,
-    )  # fmt: skip
+        uses_of(recipe),
+        open_model(recipe.weights).tokenizer,
+        allowed=recipe.allow_leaks,
+        form=recipe.reasoning,
+        load=corpora.of_use,
+        read_before=before,
+    )
     unreadable = {str(bad) for source in report.sources for bad in source.bad}
     for name, ask in checks(recipe, corpora).items():
         if name == LEAKS:
@@ -71,24 +79,39 @@ def check_recipe(recipe: Recipe) -> DataReport:
         try:
             ask()
         except ValueError as error:
-            if not (isinstance(error, BadDataError) and {str(bad) for bad in error.bad} <= unreadable):  # these are said already
+            if not (
+                isinstance(error, BadDataError) and {str(bad) for bad in error.bad} <= unreadable
+            ):  # these are said already
                 obstacles.setdefault(str(error), []).append(name)
-    return dataclasses.replace(report, obstacles=tuple(f"{', '.join(names)}: {words}" for words, names in obstacles.items()))
+    return dataclasses.replace(
+        report,
+        obstacles=tuple(f"{', '.join(names)}: {words}" for words, names in obstacles.items()),
+    )
 
 
 def _check_upstream(recipe: Recipe) -> None:
     names = [phase.name for phase in recipe.phases]
     for phase in recipe.in_force:
-        for name in filter(None, (phase.after, *[c for c in phase.candidates if c.startswith("phase")])):
+        for name in filter(
+            None, (phase.after, *[c for c in phase.candidates if c.startswith("phase")])
+        ):
             if name not in names:
-                raise ConfigError(f"{phase.name} starts from {name!r}, which is none of {', '.join(names)}")
+                raise ConfigError(
+                    f"{phase.name} starts from {name!r}, which is none of {', '.join(names)}"
+                )
 
 
-def _check_stage(recipe: Recipe, corpora: Corpora, mesh: Mesh | None, phase: Phase, stage: Stage, name: str) -> None:
+def _check_stage(
+    recipe: Recipe, corpora: Corpora, mesh: Mesh | None, phase: Phase, stage: Stage, name: str
+) -> None:
     """Builds a stage's batches once, so that data that does not fit is found before any training."""
     if mesh is not None:
         check_batch(stage.batch_size, stage.microbatches, mesh)
-    make_batches(stage_plan(recipe, corpora, phase, stage, name), open_model(recipe.weights).tokenizer, recipe.language_unit)
+    make_batches(
+        stage_plan(recipe, corpora, phase, stage, name),
+        open_model(recipe.weights).tokenizer,
+        recipe.language_unit,
+    )
 
 
 def _check_lengths(recipe: Recipe, corpora: Corpora) -> None:
@@ -101,9 +124,17 @@ def _check_lengths(recipe: Recipe, corpora: Corpora) -> None:
                 f"exam {exam.source.name!r}: max_new_tokens is {exam.max_new_tokens}, and {model.name} has {room} positions for "
                 "prompt and answer; ask for fewer"
             )
-    for source in dict.fromkeys(source for phase in recipe.in_force for source in phase.translations):
-        asked = [(pair, getattr(pair, given), given, to) for pair in corpora.pairs(source) for given, to in DIRECTIONS]
-        encoded = model.tokenizer.encode_batch([translation_prompt(text, given, to) for _, text, given, to in asked])
+    for source in dict.fromkeys(
+        source for phase in recipe.in_force for source in phase.translations
+    ):
+        asked = [
+            (pair, getattr(pair, given), given, to)
+            for pair in corpora.pairs(source)
+            for given, to in DIRECTIONS
+        ]
+        encoded = model.tokenizer.encode_batch(
+            [translation_prompt(text, given, to) for _, text, given, to in asked]
+        )
         for (pair, *_), ids in zip(asked, encoded, strict=True):
             if len(ids) + 1 + recipe.max_translation_tokens > room:
                 raise ValueError(

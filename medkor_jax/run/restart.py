@@ -27,10 +27,14 @@ def restart(recipe: Recipe, names: Sequence[str]) -> list[pathlib.Path]:
     for name in names:
         if name not in known:
             near = nearest(name, known) or "none"
-            raise ConfigError(f"--restart {name}: no such phase in this config; nearest: {near!r}. It has {', '.join(known)}")
+            raise ConfigError(
+                f"--restart {name}: no such phase in this config; nearest: {near!r}. It has {', '.join(known)}"
+            )
     moved = []
     for directory in (pathlib.Path(recipe.run_dir) / name for name in names):
-        if aside := hosts.first(f"restart {directory.name}", functools.partial(_move_aside, directory)):
+        if aside := hosts.first(
+            f"restart {directory.name}", functools.partial(_move_aside, directory)
+        ):
             moved.append(pathlib.Path(aside))
     return moved
 

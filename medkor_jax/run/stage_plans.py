@@ -1,6 +1,6 @@
 """A stage of the recipe with everything it needs resolved: its data loaded, its numbers and its seed.
 
-    plan = stage_plan(recipe, corpora, phase, phase.train, "train")        # what `train.loop` runs
+plan = stage_plan(recipe, corpora, phase, phase.train, "train")        # what `train.loop` runs
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from medkor_jax.train.stage import Stage
 from medkor_jax.train.stage_plan import StagePlan
 
 
-def stage_plan(recipe: Recipe, corpora: Corpora, phase: Phase, stage: Stage, name: str, *, upstream: str = "") -> StagePlan:
+def stage_plan(
+    recipe: Recipe, corpora: Corpora, phase: Phase, stage: Stage, name: str, *, upstream: str = ""
+) -> StagePlan:
     """upstream: digest of the model the stage starts from."""
     is_asked = stage.reward.is_on
     return StagePlan(
@@ -23,7 +25,9 @@ def stage_plan(recipe: Recipe, corpora: Corpora, phase: Phase, stage: Stage, nam
         stage=stage,
         compute=recipe.compute,
         seed=seed_of(recipe.seed, phase.name, name),
-        train=[(s, corpora.questions(s)) for s in stage.data] if is_asked else corpora.examples(stage.data),
+        train=[(s, corpora.questions(s)) for s in stage.data]
+        if is_asked
+        else corpora.examples(stage.data),
         validation=corpora.examples(stage.validation),
         upstream=upstream,
         form=recipe.reasoning,

@@ -1,13 +1,14 @@
 """The closing table of a run, read from the files its phases left.
 
-    print(closing_table(run_dir, ["phase0", "phase1"]))
+print(closing_table(run_dir, ["phase0", "phase1"]))
 """
 
 from __future__ import annotations
 
 import json
 import pathlib
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.translation_report import METRIC_NAMES
@@ -46,30 +47,55 @@ def closing_table(run_dir: pathlib.Path, phases: Sequence[str]) -> str:
     summaries = read_summaries(run_dir, phases)
     if not summaries:
         return f"{run_dir}: no phase has finished"
-    lines = ["", f"What the run in {run_dir} did (before -> after each phase; [95 % interval]; loss in nats a token)", ""]
+    lines = [
+        "",
+        f"What the run in {run_dir} did (before -> after each phase; [95 % interval]; loss in nats a token)",
+        "",
+    ]
     for summary in summaries:
         before, after = summary["before"], summary["after"]
         rounds = f", {summary['rounds']} remedy rounds" if summary["rounds"] else ""
-        lines.append(f"{summary['phase']}  {summary['title']}  ({summary['seconds']:.0f} s{rounds})")
+        lines.append(
+            f"{summary['phase']}  {summary['title']}  ({summary['seconds']:.0f} s{rounds})"
+        )
         for name, loss in after["watch"].items():
-            lines.append(f"  {'loss, ' + name:<28} {before['watch'][name]['nats']:>8.3f} -> {loss['nats']:.3f}")
+            lines.append(
+                f"  {'loss, ' + name:<28} {before['watch'][name]['nats']:>8.3f} -> {loss['nats']:.3f}"
+            )
         for name, report in after["exams"].items():
-            lines.append(f"  {'exam, ' + name:<28} {_score(before['exams'][name]):>8} -> {_score(report, interval=True)}")
+            lines.append(
+                f"  {'exam, ' + name:<28} {_score(before['exams'][name]):>8} -> {_score(report, interval=True)}"
+            )
             if shares := report.get("reasoning"):
-                lines.append(f"  {'  of these texts':<28} {shares['both']:.1%} have the format and one letter")
+                lines.append(
+                    f"  {'  of these texts':<28} {shares['both']:.1%} have the format and one letter"
+                )
         for name, report in after["translations"].items():
-            lines += [f"  {'translation, ' + name:<28} {line}" for line in _translation_lines(before["translations"][name], report)]
-        lines += [f"  verdict: {_verdict(summary['verdict'])}", *_condition_lines(summary["verdict"]), ""]
+            lines += [
+                f"  {'translation, ' + name:<28} {line}"
+                for line in _translation_lines(before["translations"][name], report)
+            ]
+        lines += [
+            f"  verdict: {_verdict(summary['verdict'])}",
+            *_condition_lines(summary["verdict"]),
+            "",
+        ]
     first, last = summaries[0], summaries[-1]
     lines.append("In all:")
     for name in last["after"]["watch"]:
         start, end = first["before"]["watch"][name]["nats"], last["after"]["watch"][name]["nats"]
-        lines.append(f"  {name} loss {start:.3f} -> {end:.3f} ({'lower' if end < start else 'NOT lower'} than before)")
+        lines.append(
+            f"  {name} loss {start:.3f} -> {end:.3f} ({'lower' if end < start else 'NOT lower'} than before)"
+        )
     for name in last["after"]["exams"]:
-        asked_first = next(s for s in summaries if name in s["before"]["exams"])  # some exams are put to later phases only
+        asked_first = next(
+            s for s in summaries if name in s["before"]["exams"]
+        )  # some exams are put to later phases only
         start = _score(asked_first["before"]["exams"][name])
         since = "" if asked_first is first else f" (before {asked_first['phase']})"
-        lines.append(f"  {name} exam {start}{since} -> {_score(last['after']['exams'][name], interval=True)}")
+        lines.append(
+            f"  {name} exam {start}{since} -> {_score(last['after']['exams'][name], interval=True)}"
+        )
     return "\n".join([*lines, *_final_lines(run_dir)])
 
 
@@ -100,12 +126,18 @@ def _condition_lines(verdict: dict[str, Any] | None) -> list[str]:
     lines = []
     for condition in verdict["judgement"]["conditions"]:
         said = condition["words"].split(": ", 1)[1]
-        lines.append(f"    {'holds ' if condition['passed'] else 'CLOSED'} {condition['name']}: {said}")
+        lines.append(
+            f"    {'holds ' if condition['passed'] else 'CLOSED'} {condition['name']}: {said}"
+        )
     if len(verdict["looks"]) > 1:
-        looks = [f"{look['of']} {'opened' if look['passed'] else 'closed'}" for look in verdict["looks"]]
+        looks = [
+            f"{look['of']} {'opened' if look['passed'] else 'closed'}" for look in verdict["looks"]
+        ]
         lines.append(f"    looks: {', '.join(looks)}")
     if earlier := len(verdict.get("earlier_looks", ())):
-        lines.append(f"    judged again: {times(earlier)} before this it was looked at already, by these or other questions; see verdict.json")
+        lines.append(
+            f"    judged again: {times(earlier)} before this it was looked at already, by these or other questions; see verdict.json"
+        )
     return lines
 
 
@@ -123,7 +155,9 @@ def _translation_lines(before: dict[str, Any], after: dict[str, Any]) -> list[st
     for was, now in zip(before["scores"], after["scores"], strict=True):
         name = METRIC_NAMES[now["metric"]]
         interval = f"[{now['low']:.1f}, {now['high']:.1f}] over {now['n']}"
-        lines.append(f"{now['direction']} {name} {was['score']:.1f} -> {now['score']:.1f} {interval}")
+        lines.append(
+            f"{now['direction']} {name} {was['score']:.1f} -> {now['score']:.1f} {interval}"
+        )
     return lines
 
 

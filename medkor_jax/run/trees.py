@@ -34,7 +34,9 @@ def add_trees(loaded: LoadedModel, phase: Phase, lora: LoraSettings, *, seed: in
     params = _with_lora(loaded.params, phase, lora, seed)
     kind = phase.language.kind
     if kind and params.lang and kind not in params.lang:
-        raise ConfigError(f"{phase.name} asks for language embeddings of kind {kind!r}; the model has {sorted(params.lang)}")
+        raise ConfigError(
+            f"{phase.name} asks for language embeddings of kind {kind!r}; the model has {sorted(params.lang)}"
+        )
     if kind and not params.lang:
         params = params.replace(lang=make_language(loaded.config, kind=kind))
     if phase.expand.is_on:
@@ -47,7 +49,10 @@ def _with_lora(params: Params, phase: Phase, lora: LoraSettings, seed: int) -> P
         return params
     if not params.lora:
         key = jax.random.key(seed_of(seed, phase.name, "lora"))
-        return params.replace(lora=make_lora(params.base, key, rank=lora.rank, targets=lora.targets), lora_scale=lora.scale)
+        return params.replace(
+            lora=make_lora(params.base, key, rank=lora.rank, targets=lora.targets),
+            lora_scale=lora.scale,
+        )
     held = {name: pair["a"].shape[-1] for name, pair in params.lora.items()}
     if held != dict.fromkeys(lora.targets, lora.rank) or params.lora_scale != lora.scale:
         raise ConfigError(
@@ -61,14 +66,20 @@ def _expansion(params: Params, phase: Phase) -> Tree:
     """Returns the added layers: the model's own if it has them, else fresh ones."""
     asked = {side: n for side, n in ((FRONT, phase.expand.front), (BACK, phase.expand.back)) if n}
     if not params.expand:
-        return make_expansion(params.base, front=phase.expand.front, back=phase.expand.back, init=phase.expand.init)
+        return make_expansion(
+            params.base, front=phase.expand.front, back=phase.expand.back, init=phase.expand.init
+        )
     held = {side: len(edge_blocks(params, side)) for side in params.expand}
     if held != asked:
-        raise ConfigError(f"{phase.name} asks for added layers {asked}; the model it starts from has {held}. Make them the same")
+        raise ConfigError(
+            f"{phase.name} asks for added layers {asked}; the model it starts from has {held}. Make them the same"
+        )
     return params.expand
 
 
-def merge_lora(loaded: LoadedModel, by: str, directory: pathlib.Path, *, param_dtype: str) -> LoadedModel:
+def merge_lora(
+    loaded: LoadedModel, by: str, directory: pathlib.Path, *, param_dtype: str
+) -> LoadedModel:
     """Returns the model with LoRA folded into a new base, written to `directory` with its lineage and what rounding took.
 
     by: the phase that merges; param_dtype: of the base.
@@ -80,19 +91,35 @@ def merge_lora(loaded: LoadedModel, by: str, directory: pathlib.Path, *, param_d
     adapted = probe.logits(params)
     plain = probe.logits(params.replace(lora={}))
     merged = merge(params.base, params.lora, scale=params.lora_scale)
-    kept = compare(adapted - plain, probe.logits(params.replace(base=merged, lora={})) - plain, rms(adapted))
+    kept = compare(
+        adapted - plain, probe.logits(params.replace(base=merged, lora={})) - plain, rms(adapted)
+    )
     say(f"{by}: LoRA merged into its {param_dtype} base: {kept.words}")
     if kept.is_too_much(param_dtype):
         raise FloatingPointError(
             f"{by}: merging LoRA into a {param_dtype} base: {kept.words}; at most {MOST_LOST:.0%} may be lost, and the logits may be "
             f"off by {MOST_NOISE[param_dtype]:g} of their size (found: {kept.error:.1e}). "
-            + ("Set param_dtype='float32', which keeps it, or train longer" if param_dtype != "float32" else "The merge is wrong, not rounded")
+            + (
+                "Set param_dtype='float32', which keeps it, or train longer"
+                if param_dtype != "float32"
+                else "The merge is wrong, not rounded"
+            )
             + f". Nothing was merged; what was trained is kept in {by}'s checkpoint, and the same command resumes from there"
         )
     lineage = {
-        "made_by": f"{by}: merge of LoRA into its base", "base": loaded.base.name, "base_digest": loaded.base.digest,
-        "lora_digest": digest_tree(params.lora), "rank": next(iter(params.lora.values()))["a"].shape[-1],
-        "scale": params.lora_scale, "targets": sorted(params.lora), "rounding": kept.to_json(), "read": [one.to_json() for one in loaded.read],
-    }  # fmt: skip
-    base = save_base(directory, merged, loaded.config, loaded.tokenizer, lineage, loaded.base.carried)
-    return dataclasses.replace(loaded, params=params.replace(base=merged, lora={}, lora_scale=1.0), base=base)
+        "made_by": f"{by}: merge of LoRA into its base",
+        "base": loaded.base.name,
+        "base_digest": loaded.base.digest,
+        "lora_digest": digest_tree(params.lora),
+        "rank": next(iter(params.lora.values()))["a"].shape[-1],
+        "scale": params.lora_scale,
+        "targets": sorted(params.lora),
+        "rounding": kept.to_json(),
+        "read": [one.to_json() for one in loaded.read],
+    }
+    base = save_base(
+        directory, merged, loaded.config, loaded.tokenizer, lineage, loaded.base.carried
+    )
+    return dataclasses.replace(
+        loaded, params=params.replace(base=merged, lora={}, lora_scale=1.0), base=base
+    )

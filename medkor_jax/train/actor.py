@@ -10,7 +10,7 @@ Weights come with each call: the same arrays that train. It knows nothing of que
 from __future__ import annotations
 
 import dataclasses
-from typing import Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -44,34 +44,58 @@ class Actor:
     """Holds settings, and the model as it is given as the reference, where the loss has a KL weight."""
 
     def __init__(
-        self, loaded: LoadedModel, spec: StepSpec, mesh: jax.sharding.Mesh, *, temperature: float, max_new_tokens: int,
+        self,
+        loaded: LoadedModel,
+        spec: StepSpec,
+        mesh: jax.sharding.Mesh,
+        *,
+        temperature: float,
+        max_new_tokens: int,
         with_reference: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """spec: of the step that learns from the samples; without a policy loss, nothing can be asked of `nats`."""
         config, tokenizer = loaded.config, loaded.tokenizer
-        self._is_by_token, self._max_new_tokens, self._mesh = loaded.language_unit == "token", max_new_tokens, mesh
+        self._is_by_token, self._max_new_tokens, self._mesh = (
+            loaded.language_unit == "token",
+            max_new_tokens,
+            mesh,
+        )
         self._reference = loaded.params if with_reference else None
         self._decoder = Decoder(
-            config, dtype=jnp.dtype(spec.compute.dtype), sampling=Sampling(temperature), stop_ids=tokenizer.stop_ids,
+            config,
+            dtype=jnp.dtype(spec.compute.dtype),
+            sampling=Sampling(temperature),
+            stop_ids=tokenizer.stop_ids,
             with_nats=spec.policy is not None,
             decode=tokenizer.decode,
             routing=make_routing(tokenizer, config.vocab_size, by_token=self._is_by_token),
-        )  # fmt: skip
+        )
         self._score = make_scoring(config, spec) if spec.policy is not None else None
 
     def sample(
-        self, params: Params, prompts: Sequence[Sequence[int]], seeds: Sequence[int], languages: Sequence[int]
+        self,
+        params: Params,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        languages: Sequence[int],
     ) -> list[Sample]:
         """Returns one sample a prompt, decoded together. seeds, languages: one a prompt."""
         completions = self._decoder.generate(
-            params, prompts, max_new_tokens=self._max_new_tokens, seeds=seeds,
+            params,
+            prompts,
+            max_new_tokens=self._max_new_tokens,
+            seeds=seeds,
             languages=None if self._is_by_token else languages,
-        )  # fmt: skip
+        )
         return [Sample(c.tokens, c.text, c.finish == STOP_TOKEN, c.nats) for c in completions]
 
     def nats(self, params: Params, batch: Batch) -> np.ndarray:
         """Returns -log p of each target under `params`, [B, M] float32, 0 where it has no weight."""
-        return np.where(batch["loss_weights"] > 0, self._score(params, place_batch(batch, self._mesh)), np.float32(0))
+        return np.where(
+            batch["loss_weights"] > 0,
+            self._score(params, place_batch(batch, self._mesh)),
+            np.float32(0),
+        )
 
     def reference_nats(self, batch: Batch) -> np.ndarray:
         return self.nats(self._reference, batch)

@@ -9,7 +9,7 @@ It neither samples nor makes batches (`rollout`).
 from __future__ import annotations
 
 import dataclasses
-from typing import Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -59,14 +59,24 @@ def taught(group: Group, settings: RewardSettings) -> Iterator[tuple[Group, Samp
     """
     rewards = group.rewards
     if settings.has_policy_loss:
-        if (values := advantages(rewards, std_normalised=settings.rollout.std_normalised)) is not None:
-            yield from ((group, sample, float(value)) for sample, value in zip(group.samples, values))
+        if (
+            values := advantages(rewards, std_normalised=settings.rollout.std_normalised)
+        ) is not None:
+            yield from (
+                (group, sample, float(value)) for sample, value in zip(group.samples, values)
+            )
         return
-    full = {sample.tokens: sample for sample, r in zip(group.samples, rewards) if r >= best(settings.parts) - _SAME}
+    full = {
+        sample.tokens: sample
+        for sample, r in zip(group.samples, rewards)
+        if r >= best(settings.parts) - _SAME
+    }
     yield from ((group, sample, 1.0) for sample in full.values())
 
 
-def watch(groups: Sequence[Group], settings: RewardSettings, *, n_rows: int, refills: int) -> dict[str, float]:
+def watch(
+    groups: Sequence[Group], settings: RewardSettings, *, n_rows: int, refills: int
+) -> dict[str, float]:
     """Returns what the log keeps of a rollout, over all that was sampled, dead groups too."""
     earned = [one for group in groups for one in group.earned]
     samples = [sample for group in groups for sample in group.samples]
@@ -74,21 +84,31 @@ def watch(groups: Sequence[Group], settings: RewardSettings, *, n_rows: int, ref
     lengths = [len(sample.tokens) for sample in samples]
     n_dead = sum(next(taught(group, settings), None) is None for group in groups)
     values = {
-        "reward": rewards.mean(), "reward_spread": rewards.std(), "group_spread": rewards.std(axis=1).mean(),
-        **{f"reward_{part}": np.mean([one.parts[part] for one in earned]) for part in earned[0].parts},
-        "right": np.mean([one.is_right for one in earned]), "in_format": np.mean([one.has_format for one in earned]),
+        "reward": rewards.mean(),
+        "reward_spread": rewards.std(),
+        "group_spread": rewards.std(axis=1).mean(),
+        **{
+            f"reward_{part}": np.mean([one.parts[part] for one in earned])
+            for part in earned[0].parts
+        },
+        "right": np.mean([one.is_right for one in earned]),
+        "in_format": np.mean([one.has_format for one in earned]),
         "unparsed": np.mean([not one.is_parsed for one in earned]),
         "unfinished": np.mean([not sample.is_finished for sample in samples]),
-        "dead_groups": n_dead / len(groups), "groups": len(groups), "refills": refills, "rows": n_rows,
-        "new_tokens": np.mean(lengths), "new_tokens_longest": max(lengths),
-    }  # fmt: skip
+        "dead_groups": n_dead / len(groups),
+        "groups": len(groups),
+        "refills": refills,
+        "rows": n_rows,
+        "new_tokens": np.mean(lengths),
+        "new_tokens_longest": max(lengths),
+    }
     return {f"rollout/{name}": float(value) for name, value in values.items()}
 
 
 def explain(groups: Sequence[Group], settings: RewardSettings, form: ReasoningFormat) -> str:
     """Returns the sentences for someone whose groups are all dead: what was earned, why probably, what to change."""
     seen = watch(groups, settings, n_rows=0, refills=0)
-    share = lambda name: seen[f"rollout/{name}"]  # noqa: E731
+    share = lambda name: seen[f"rollout/{name}"]
     rewards = np.concatenate([group.rewards for group in groups])
     if settings.has_policy_loss:
         found = "in every group all samples earned the same"
@@ -102,14 +122,18 @@ def explain(groups: Sequence[Group], settings: RewardSettings, form: ReasoningFo
     )
 
 
-def _likely_cause(groups: Sequence[Group], settings: RewardSettings, form: ReasoningFormat, share) -> str:
+def _likely_cause(
+    groups: Sequence[Group], settings: RewardSettings, form: ReasoningFormat, share
+) -> str:
     rollout, written = settings.rollout, f"{form.opening} ... {form.closing} and a letter"
     if share("unfinished") > 0.9:
         length = rollout.max_new_tokens
         return f"Answers do not end: train longer on supervised reasoning first, or raise max_new_tokens (now {length})"
     if share("unparsed") > 0.9:
         return f"The model does not write {written}: train longer on supervised reasoning first (the cold start)"
-    if rollout.group_size > 1 and all(len({sample.tokens for sample in group.samples}) == 1 for group in groups):
+    if rollout.group_size > 1 and all(
+        len({sample.tokens for sample in group.samples}) == 1 for group in groups
+    ):
         return f"All samples of a question are the same text: raise temperature (now {rollout.temperature})"
     if not any(part.is_on for part in settings.parts if part.name == "answer"):
         return "reward.parts.answer.weight is 0 and the form is learnt already: give the answer a weight above letter and format together"

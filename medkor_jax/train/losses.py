@@ -90,7 +90,9 @@ def token_losses(
     return TokenLosses(*_token_losses(hidden, table, targets, chunk, temperature))
 
 
-def gather_positions(x: Float[jax.Array, "B T D"], positions: Int[jax.Array, "B M"]) -> Float[jax.Array, "B M D"]:
+def gather_positions(
+    x: Float[jax.Array, "B T D"], positions: Int[jax.Array, "B M"]
+) -> Float[jax.Array, "B M D"]:
     """Returns x [B, T, D] at positions [B, M]: [B, M, D]."""
     return jnp.take_along_axis(x, positions[..., None], axis=1)
 
@@ -119,10 +121,12 @@ def _walk(hidden, table, targets, chunk, temperature, *, with_pull):
     b, m, _ = hidden.shape
     size = max(1, min(m, chunk * batch_ways() // b))
     pad = -m % size
-    fold = lambda x: jnp.moveaxis(  # noqa: E731  [B, M, ...] -> [M/size, B, size, ...], the batch axis kept whole
-        jnp.pad(x, ((0, 0), (0, pad), *[(0, 0)] * (x.ndim - 2))).reshape(b, -1, size, *x.shape[2:]), 1, 0
+    fold = lambda x: jnp.moveaxis(
+        jnp.pad(x, ((0, 0), (0, pad), *[(0, 0)] * (x.ndim - 2))).reshape(b, -1, size, *x.shape[2:]),
+        1,
+        0,
     )
-    unfold = lambda x: jnp.moveaxis(x, 0, 1).reshape(b, m + pad, *x.shape[3:])[:, :m]  # noqa: E731
+    unfold = lambda x: jnp.moveaxis(x, 0, 1).reshape(b, m + pad, *x.shape[3:])[:, :m]
     walk = _against_tokens if targets.ndim == 2 else _against_teacher
     return jax.tree.map(unfold, walk(fold(hidden), fold(targets), table, temperature, with_pull))
 
@@ -153,26 +157,47 @@ def _against_tokens(hidden, targets, table, temperature, with_pull):
         is_here = (block_of == i) & (part == jnp.arange(parts)[:, None, None])
         if with_pull:
             expected = expected * shrink[..., None] + jnp.einsum(
-                "tbmv,tvd->tbmd", e.astype(hidden.dtype), block.astype(hidden.dtype), preferred_element_type=jnp.float32
+                "tbmv,tvd->tbmd",
+                e.astype(hidden.dtype),
+                block.astype(hidden.dtype),
+                preferred_element_type=jnp.float32,
             )
-        return highest, z * shrink + jnp.sum(e, axis=-1), jnp.where(is_here, here, target_logit), expected
+        return (
+            highest,
+            z * shrink + jnp.sum(e, axis=-1),
+            jnp.where(is_here, here, target_logit),
+            expected,
+        )
 
     def over_blocks(i, state):
-        block = lay(jax.lax.dynamic_index_in_dim(blocks, i, axis=1, keepdims=False), over_v, None, None)
+        block = lay(
+            jax.lax.dynamic_index_in_dim(blocks, i, axis=1, keepdims=False), over_v, None, None
+        )
 
         def over_chunks(c, state):
-            at = lambda x: spread(jax.lax.dynamic_index_in_dim(x, c, keepdims=False))  # noqa: E731
+            at = lambda x: spread(jax.lax.dynamic_index_in_dim(x, c, keepdims=False))
             one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, c, keepdims=False), state)
             one = meet(block, i, at(hidden), one, at(part), at(block_of), at(row))
-            return jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, c, 0), state, one)
+            return jax.tree.map(
+                lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, c, 0), state, one
+            )
 
         return jax.lax.fori_loop(0, hidden.shape[0], over_chunks, state)
 
-    sums = lambda value, like: lay(  # noqa: E731  [chunks, t, B, size, ...]
-        jnp.full((like.shape[0], parts, *like.shape[1:]), value, jnp.float32), None, over_v, BATCH_AXES, *[None] * (like.ndim - 2)
+    sums = lambda value, like: lay(
+        jnp.full((like.shape[0], parts, *like.shape[1:]), value, jnp.float32),
+        None,
+        over_v,
+        BATCH_AXES,
+        *[None] * (like.ndim - 2),
     )
     expected = sums(0.0, hidden) if with_pull else None
-    start = sums(jnp.finfo(jnp.float32).min, targets), sums(0.0, targets), sums(0.0, targets), expected
+    start = (
+        sums(jnp.finfo(jnp.float32).min, targets),
+        sums(0.0, targets),
+        sums(0.0, targets),
+        expected,
+    )
     highest_of_parts, z, target_logit, expected = jax.lax.fori_loop(0, n_blocks, over_blocks, start)
     highest = jnp.max(highest_of_parts, axis=1)
     shrink = jnp.exp(highest_of_parts - highest[:, None])
@@ -182,7 +207,9 @@ def _against_tokens(hidden, targets, table, temperature, with_pull):
     if not with_pull:
         return losses, None
     # d nll / d hidden = (sum_v softmax(logits)_v table_v - table_target) / temperature
-    pull = jnp.sum(expected * shrink[..., None], axis=1) / z[..., None] - table[targets].astype(jnp.float32)
+    pull = jnp.sum(expected * shrink[..., None], axis=1) / z[..., None] - table[targets].astype(
+        jnp.float32
+    )
     return losses, (pull / temperature).astype(hidden.dtype)
 
 
@@ -223,10 +250,14 @@ def _teacher_chunk(hidden, targets, table, temperature, with_pull):
     # d nll / d hidden = (softmax(logits) - target distribution) @ table / temperature
     q = jnp.exp(logits - log_z[..., None])
     frozen = table.astype(hidden.dtype)
-    pull = jnp.einsum("bmv,vd->bmd", (q - p).astype(hidden.dtype), frozen, preferred_element_type=jnp.float32)
+    pull = jnp.einsum(
+        "bmv,vd->bmd", (q - p).astype(hidden.dtype), frozen, preferred_element_type=jnp.float32
+    )
     return losses, (pull / temperature).astype(hidden.dtype)
 
 
 def _logits(sizes, hidden, table, temperature):
-    logits = jnp.einsum(sizes, hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    logits = jnp.einsum(
+        sizes, hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
+    )
     return logits if temperature == 1.0 else logits / temperature

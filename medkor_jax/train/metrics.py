@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,9 @@ class MetricsLog:
         kept = [line for line in _lines(path) if _step(line) <= resumed_at]
         hosts.alone(lambda: write_atomically(path, "".join(kept)))
         self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resumed_at + 1, flush_secs=30)
+        self._board = SummaryWriter(
+            str(directory / "tensorboard"), purge_step=resumed_at + 1, flush_secs=30
+        )
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         if self._file is None:
@@ -42,7 +45,9 @@ class MetricsLog:
         row: dict[str, Any] = {"step": step}
         for name, value in values.items():
             array = np.asarray(value, np.float64)
-            row[name] = _plain(float(array)) if array.ndim == 0 else [_plain(x) for x in array.tolist()]
+            row[name] = (
+                _plain(float(array)) if array.ndim == 0 else [_plain(x) for x in array.tolist()]
+            )
             if array.ndim == 0 and math.isfinite(array):
                 self._board.add_scalar(name, float(array), step)
         self._file.write(json.dumps(row) + "\n")
@@ -70,7 +75,11 @@ def _lines(path: pathlib.Path) -> list[str]:
     """Whole lines only: a killed process may leave half of one."""
     if not path.exists():
         return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    return [
+        line
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if line.endswith("\n")
+    ]
 
 
 def _step(line: str) -> int:

@@ -59,7 +59,9 @@ class PolicyLoss:
 
     def __post_init__(self) -> None:
         if not 0 < self.clip_low < 1 or self.clip_high <= 0:
-            raise ValueError(f"clip_low {self.clip_low} must lie in (0, 1) and clip_high {self.clip_high} above 0")
+            raise ValueError(
+                f"clip_low {self.clip_low} must lie in (0, 1) and clip_high {self.clip_high} above 0"
+            )
         if self.kl_weight < 0:
             raise ValueError(f"kl_weight {self.kl_weight} must be at least 0")
 
@@ -101,7 +103,9 @@ class Policy:
     def nats(self, seen: Seen, batch: Batch, *, chunk: int) -> jax.Array:
         """Returns -log p of each target [B, M]; what the samples are scored by before they are learnt from."""
         hidden = gather_positions(seen.hidden, batch["loss_positions"])
-        return token_losses(hidden, seen.table, batch["targets"], chunk=chunk, temperature=self.temperature).nats
+        return token_losses(
+            hidden, seen.table, batch["targets"], chunk=chunk, temperature=self.temperature
+        ).nats
 
     def sums(self, seen: Seen, batch: Batch, *, chunk: int) -> PolicySums:
         return policy_sums(self.nats(seen, batch, chunk=chunk), batch, self.settings)
@@ -115,7 +119,9 @@ class Policy:
         return means | {"policy/highest_ratio": sums.highest_ratio}
 
 
-def policy_sums(nats: Float[jax.Array, "B M"], batch: Mapping[str, jax.Array], policy: PolicyLoss) -> PolicySums:
+def policy_sums(
+    nats: Float[jax.Array, "B M"], batch: Mapping[str, jax.Array], policy: PolicyLoss
+) -> PolicySums:
     """Returns the sums over a batch's tokens. Differentiable in `nats` [B, M], the loss of each sampled token.
 
     batch: loss_weights, advantages, behaviour_nats, importance and, with a KL weight, reference_nats; all [B, M] float32.
@@ -132,7 +138,7 @@ def policy_sums(nats: Float[jax.Array, "B M"], batch: Mapping[str, jax.Array], p
         kl_reference = _divergence(jnp.where(is_real, nats - batch["reference_nats"], 0.0))
         loss = loss + policy.kl_weight * kl_reference
     is_clipped = (clipped * advantages < ratio * advantages) & is_real
-    total = lambda x: jnp.sum(weights * x)  # noqa: E731
+    total = lambda x: jnp.sum(weights * x)
     return PolicySums(
         loss=total(loss),
         clipped=total(is_clipped.astype(jnp.float32)),

@@ -206,7 +206,7 @@ def make_parts(**weights: float) -> tuple[RewardPart, ...]:
 def in_order(parts: tuple[RewardPart, ...]) -> tuple[RewardPart, ...]:
     """Returns the parts as `PARTS` has them, then a user's own by name: their sum is taken so."""
     known = list(PARTS)
-    place = lambda part: known.index(part.name) if part.name in PARTS else len(known)  # noqa: E731
+    place = lambda part: known.index(part.name) if part.name in PARTS else len(known)
     return tuple(sorted(parts, key=lambda part: (place(part), part.name)))
 
 

@@ -16,7 +16,8 @@ It does not update anything, and knows no devices.
 from __future__ import annotations
 
 import math
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -50,15 +51,29 @@ class Rollouts:
     """
 
     def __init__(
-        self, sources: Sequence[tuple[Source, Sequence[Question]]], tokenizer: Tokenizer, settings: RewardSettings, *,
-        batch_size: int, seq_len: int, loss_positions: int = 0, seed: int = 0, language_unit: str = "token", drop_bad: bool = False,
+        self,
+        sources: Sequence[tuple[Source, Sequence[Question]]],
+        tokenizer: Tokenizer,
+        settings: RewardSettings,
+        *,
+        batch_size: int,
+        seq_len: int,
+        loss_positions: int = 0,
+        seed: int = 0,
+        language_unit: str = "token",
+        drop_bad: bool = False,
         form: ReasoningFormat = ReasoningFormat(),
     ) -> None:
         settings.rollout.check_shape(batch_size, seq_len, loss_positions)
         if not sources or not all(len(questions) for _, questions in sources):
             raise ValueError("no questions: every source needs at least one")
         check_language_unit(language_unit)
-        self.settings, self.batch_size, self.seq_len, self.language_unit = settings.rollout, batch_size, seq_len, language_unit
+        self.settings, self.batch_size, self.seq_len, self.language_unit = (
+            settings.rollout,
+            batch_size,
+            seq_len,
+            language_unit,
+        )
         self._learning, self._reward = settings, Reward(settings.parts, form)
         self.loss_positions = loss_positions or settings.rollout.max_new_tokens
         self._questions = [questions for _, questions in sources]
@@ -66,16 +81,28 @@ class Rollouts:
         self.dropped: list[BadRow] = []
         kept = [self._kept_questions(source, questions) for source, questions in sources]
         if self.dropped and not drop_bad:
-            raise BadDataError(self.dropped, advice="raise seq_len, or go on without them with --drop-bad")
+            raise BadDataError(
+                self.dropped, advice="raise seq_len, or go on without them with --drop-bad"
+            )
         for (source, questions), indices in zip(sources, kept):
             _say_kept_order(source, [questions[i] for i in indices])
-        self._order = document_order(kept, [source.weight for source, _ in sources], seed=seed, epochs=None, shuffle=True)
+        self._order = document_order(
+            kept, [source.weight for source, _ in sources], seed=seed, epochs=None, shuffle=True
+        )
         self._identity = {
-            "sources": [f"{s.name} ({len(indices)} questions, weight {s.weight})" for (s, _), indices in zip(sources, kept)],
-            "rollouts": settings.in_force(form), "batch_size": batch_size, "seq_len": seq_len,
-            "loss_positions": self.loss_positions, "seed": seed, "route": language_unit, "tokenizer": tokenizer.digest,
+            "sources": [
+                f"{s.name} ({len(indices)} questions, weight {s.weight})"
+                for (s, _), indices in zip(sources, kept)
+            ],
+            "rollouts": settings.in_force(form),
+            "batch_size": batch_size,
+            "seq_len": seq_len,
+            "loss_positions": self.loss_positions,
+            "seed": seed,
+            "route": language_unit,
+            "tokenizer": tokenizer.digest,
             "content": [content_digest(questions) for questions in self._questions],
-        }  # fmt: skip
+        }
         self._rollout = 0  # batches sampled so far
         self._next = 0  # place in the order
         self._update = 0  # updates made with the batch in hand
@@ -110,11 +137,18 @@ class Rollouts:
         """Returns where the source stands, as JSON; a batch that has updates to come is in it."""
         in_hand = None
         if self._in_hand is not None:
-            in_hand = {"batch": {name: array_to_json(array) for name, array in self._in_hand[0].items()}, "watched": self._in_hand[1]}
+            in_hand = {
+                "batch": {name: array_to_json(array) for name, array in self._in_hand[0].items()},
+                "watched": self._in_hand[1],
+            }
         return {
-            "rollout": self._rollout, "next": self._next, "update": self._update, "in_hand": in_hand, "settings": self._identity,
+            "rollout": self._rollout,
+            "next": self._next,
+            "update": self._update,
+            "in_hand": in_hand,
+            "settings": self._identity,
             "format": CURSOR_FORMAT,
-        }  # fmt: skip
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes to where `state` stood. Raises: ValueError, naming what differs, if it is the state of another source."""
@@ -122,7 +156,10 @@ class Rollouts:
         self._rollout, self._next, self._update = state["rollout"], state["next"], state["update"]
         self._in_hand = None
         if held := state["in_hand"]:
-            self._in_hand = {name: array_from_json(value) for name, value in held["batch"].items()}, held["watched"]
+            self._in_hand = (
+                {name: array_from_json(value) for name, value in held["batch"].items()},
+                held["watched"],
+            )
 
     def _sample_batch(self, params: Params, actor: Actor) -> tuple[Batch, dict[str, float]]:
         settings = self.settings
@@ -142,7 +179,9 @@ class Rollouts:
             raise NothingToLearn(explain(seen, self._learning, self._reward.form))
         if len(rows) * 2 < self.batch_size and not self._warned:
             self._warned = True
-            say(f"ALARM: only {len(rows)} of {self.batch_size} rows teach anything after {refills} refills; said once")
+            say(
+                f"ALARM: only {len(rows)} of {self.batch_size} rows teach anything after {refills} refills; said once"
+            )
         batch = self.arrays([(group, sample) for group, sample, _ in rows])
         gap: dict[str, float] = {}
         if self._learning.has_policy_loss:
@@ -150,7 +189,9 @@ class Rollouts:
             advantages[: len(rows), 0] = [advantage for *_, advantage in rows]
             batch["advantages"] = advantages * (batch["loss_weights"] > 0)
             batch["behaviour_nats"] = actor.nats(params, batch)
-            batch["importance"], gap = importance(batch, [sample for _, sample, _ in rows], settings.importance_cap)
+            batch["importance"], gap = importance(
+                batch, [sample for _, sample, _ in rows], settings.importance_cap
+            )
             if (words := gap_alarm(gap)) and not self._warned_of_gap:
                 self._warned_of_gap = True
                 say(words)
@@ -159,7 +200,9 @@ class Rollouts:
         self._rollout, self._next = self._rollout + 1, self._next + len(seen)
         return batch, watch(seen, self._learning, n_rows=len(rows), refills=refills) | gap
 
-    def _fill(self, params: Params, actor: Actor, seen: list[Group]) -> tuple[list[tuple[Group, Sample, float]], int]:
+    def _fill(
+        self, params: Params, actor: Actor, seen: list[Group]
+    ) -> tuple[list[tuple[Group, Sample, float]], int]:
         """Returns up to B (group, sample, advantage) of groups that are alive, and the refills it took; adds to `seen`."""
         rows: list[tuple[Group, Sample, float]] = []
         for refill in range(self.settings.max_refills + 1):  # noqa: B007  (of the last turn)
@@ -181,26 +224,39 @@ class Rollouts:
         samples = actor.sample(
             params,
             [prompt for _, prompt in asked for _ in range(size)],
-            [self._draw_seed(number, sample) for number in range(first, first + n_groups) for sample in range(size)],
+            [
+                self._draw_seed(number, sample)
+                for number in range(first, first + n_groups)
+                for sample in range(size)
+            ],
             [LANGUAGE_IDS[question.language] for question, _ in asked for _ in range(size)],
         )
         groups = []
         for i, (question, prompt) in enumerate(asked):
             own = samples[i * size : (i + 1) * size]
             earned = [
-                self._reward.score(s.text, question, n_tokens=len(s.tokens), is_finished=s.is_finished) for s in own
+                self._reward.score(
+                    s.text, question, n_tokens=len(s.tokens), is_finished=s.is_finished
+                )
+                for s in own
             ]
             groups.append(Group(question, prompt, own, earned))
         return groups
 
     def _posed(self, question: Question, number: int) -> tuple[Question, list[int]]:
         """Returns the question with its options shuffled for this visit, and its prompt; unshuffled if that has no room."""
-        shuffled = shuffle_options(question, np.random.default_rng((self._seed, self._rollout, number)))
+        shuffled = shuffle_options(
+            question, np.random.default_rng((self._seed, self._rollout, number))
+        )
         prompt = self._prompt(shuffled)
-        return (shuffled, prompt) if len(prompt) <= self._room else (question, self._prompt(question))
+        return (
+            (shuffled, prompt) if len(prompt) <= self._room else (question, self._prompt(question))
+        )
 
     def _draw_seed(self, group: int, sample: int) -> int:
-        return int(np.random.SeedSequence((self._seed, self._rollout, group, sample)).generate_state(1)[0])
+        return int(
+            np.random.SeedSequence((self._seed, self._rollout, group, sample)).generate_state(1)[0]
+        )
 
     def _prompt(self, question: Question) -> list[int]:
         return [self._tokenizer.bos_id, *self._tokenizer.encode(reasoning_prompt(question))]
@@ -212,18 +268,35 @@ class Rollouts:
     def _kept_questions(self, source: Source, questions: Sequence[Question]) -> list[int]:
         """Returns the indices of the questions with room for an answer, noting the others in `dropped`."""
         lengths = [len(self._prompt(question)) for question in questions]
-        self.dropped += (long := [
-            BadRow(source.name, i + 1, f"{questions[i].id} has {n} tokens, with max_new_tokens more than seq_len {self.seq_len}")
-            for i, n in enumerate(lengths) if n > self._room
-        ])  # fmt: skip
+        self.dropped += (
+            long := [
+                BadRow(
+                    source.name,
+                    i + 1,
+                    f"{questions[i].id} has {n} tokens, with max_new_tokens more than seq_len {self.seq_len}",
+                )
+                for i, n in enumerate(lengths)
+                if n > self._room
+            ]
+        )
         if len(long) == len(questions):
-            raise BadDataError(long, advice=f"source {source.name!r} has {len(questions)} questions and none fits")
+            raise BadDataError(
+                long, advice=f"source {source.name!r} has {len(questions)} questions and none fits"
+            )
         return [i for i, n in enumerate(lengths) if n <= self._room]
 
     def arrays(self, rows: Sequence[tuple[Group, Sample]]) -> Batch:
         """Returns the samples as a batch of this one's shape, rows that are missing empty."""
-        empty = [PackedRows(batch_size=1, seq_len=self.seq_len, loss_positions=self.loss_positions,
-                            bos_id=self._tokenizer.bos_id, pad_id=self._tokenizer.pad_id) for _ in range(self.batch_size)]
+        empty = [
+            PackedRows(
+                batch_size=1,
+                seq_len=self.seq_len,
+                loss_positions=self.loss_positions,
+                bos_id=self._tokenizer.bos_id,
+                pad_id=self._tokenizer.pad_id,
+            )
+            for _ in range(self.batch_size)
+        ]
         return fill_rows(empty, rows, self._tokenizer, language_unit=self.language_unit)
 
 

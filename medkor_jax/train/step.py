@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -207,10 +208,14 @@ def _look(
     run through it together.
     """
     compute, held, table = spec.compute, spec.retention, head_table(params.base)
-    dropout: dict[str, Any] = dict(dropout=spec.dropout, dropout_key=key if spec.dropout > 0 else None)
+    dropout: dict[str, Any] = dict(
+        dropout=spec.dropout, dropout_key=key if spec.dropout > 0 else None
+    )
     inputs = Inputs.of(batch)
     if held is None:
-        how: dict[str, Any] = dict(dtype=jnp.dtype(compute.dtype), remat=compute.remat, attention=compute.attention)
+        how: dict[str, Any] = dict(
+            dtype=jnp.dtype(compute.dtype), remat=compute.remat, attention=compute.attention
+        )
         return Seen(forward(params, config, inputs, **how, **dropout), table)
     compared = Comparison(
         batch["retain_positions"],

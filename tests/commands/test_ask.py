@@ -35,7 +35,12 @@ def greedy(directory, text, n):
     @jax.jit
     def logits(tokens):
         positions = jnp.arange(width)[None]
-        hidden = forward(params, model.config, Inputs(tokens, positions, jnp.ones_like(tokens), jnp.zeros_like(tokens)), dtype=jnp.float32)
+        hidden = forward(
+            params,
+            model.config,
+            Inputs(tokens, positions, jnp.ones_like(tokens), jnp.zeros_like(tokens)),
+            dtype=jnp.float32,
+        )
         return project_logits(params.base, hidden[0])
 
     for _ in range(n):
@@ -59,10 +64,19 @@ def test_reasoning_streams_and_letters_follow_it(tiny_base_dir):
     closed = [*ids, *new, *model.tokenizer.encode(" <R/>")]
     params = Params(model.base.load(jnp.float32))
     tokens = jnp.array([closed], jnp.int32)
-    inputs = Inputs(tokens, jnp.arange(len(closed))[None], jnp.ones_like(tokens), jnp.zeros_like(tokens))
-    last = np.asarray(project_logits(params.base, forward(params, model.config, inputs, dtype=jnp.float32)[0, -1]), np.float64)
+    inputs = Inputs(
+        tokens, jnp.arange(len(closed))[None], jnp.ones_like(tokens), jnp.zeros_like(tokens)
+    )
+    last = np.asarray(
+        project_logits(
+            params.base, forward(params, model.config, inputs, dtype=jnp.float32)[0, -1]
+        ),
+        np.float64,
+    )
     letters = last[[model.tokenizer.encode(f" {letter}")[0] for letter in "ABCDE"]]
-    np.testing.assert_allclose(asked.probabilities, np.exp(letters) / np.exp(letters).sum(), atol=1e-5)
+    np.testing.assert_allclose(
+        asked.probabilities, np.exp(letters) / np.exp(letters).sum(), atol=1e-5
+    )
 
 
 def test_a_closed_reasoning_ends_at_its_tag(tiny_base_dir):
@@ -74,7 +88,14 @@ def test_a_closed_reasoning_ends_at_its_tag(tiny_base_dir):
     closing = text[at]
     parts = []
     form = ReasoningFormat("<R>", closing)
-    asked = ask(str(tiny_base_dir), question, mode="reason", write=parts.append, max_new_tokens=12, form=form)
+    asked = ask(
+        str(tiny_base_dir),
+        question,
+        mode="reason",
+        write=parts.append,
+        max_new_tokens=12,
+        form=form,
+    )
     assert asked.is_closed and asked.text == text[:at] and "".join(parts) == text[: at + 1]
     assert sum(asked.probabilities) == pytest.approx(1) and len(asked.probabilities) == 5
 
@@ -89,7 +110,17 @@ def test_letter_mode_is_what_eval_says(tiny_base_dir):
 def test_a_stream_shows_nothing_twice_and_nothing_half():
     parts = []
     stream = asking._Stream(parts.append, ("<R/>",))
-    for text in ("a", "a\ufffd", "a\ufffd\ufffd", "a열", "a열 <", "a열 <R", "a열 <b", "a열 <b <R/", "a열 <b "):
+    for text in (
+        "a",
+        "a\ufffd",
+        "a\ufffd\ufffd",
+        "a열",
+        "a열 <",
+        "a열 <R",
+        "a열 <b",
+        "a열 <b <R/",
+        "a열 <b ",
+    ):
         stream.show(text)
     stream.finish("a열 <b ")
     assert parts == ["a", "열", " ", "<b", " "] and "".join(parts) == "a열 <b "
@@ -97,7 +128,11 @@ def test_a_stream_shows_nothing_twice_and_nothing_half():
 
 def test_a_typed_question_is_read_from_its_lines():
     read = typed_question("다음 중 옳은 것은?\nA. 간\nB. 폐\nC) 신장\n정답：")
-    assert (read.question, read.options, read.language) == ("다음 중 옳은 것은?", ("간", "폐", "신장"), "ko")
+    assert (read.question, read.options, read.language) == (
+        "다음 중 옳은 것은?",
+        ("간", "폐", "신장"),
+        "ko",
+    )
     assert typed_question("Which?\n A. one\n B. two\n\n").options == ("one", "two")
     assert typed_question("Vitamin A. and B.") == "Vitamin A. and B."
     assert typed_question("B. two\nA. one") == "B. two\nA. one"  # not in order: no options
@@ -132,13 +167,24 @@ def test_the_command_asks_a_row_a_text_and_standard_input(tiny_base_dir, capsys,
     import io
 
     weights = ["ask", "--weights", str(tiny_base_dir)]
-    assert cli.main([*weights, "--exam", "embedded", "--language", "ko", "--row", "2", "--mode", "letter"]) == 0
+    assert (
+        cli.main(
+            [*weights, "--exam", "embedded", "--language", "ko", "--row", "2", "--mode", "letter"]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     question = embedded.questions("valid", "ko")[1]
     assert out.startswith(prompt(question)) and "key" in out and out.count("%") == 5
-    assert cli.main([*weights, "--question", "Which?\nA. one\nB. two", "--max-new-tokens", "3"]) == 0
+    assert (
+        cli.main([*weights, "--question", "Which?\nA. one\nB. two", "--max-new-tokens", "3"]) == 0
+    )
     out = capsys.readouterr().out
-    assert out.startswith("Which?\nA. one\nB. two\nReasoning:") and out.count("%") == 2 and "key" not in out
+    assert (
+        out.startswith("Which?\nA. one\nB. two\nReasoning:")
+        and out.count("%") == 2
+        and "key" not in out
+    )
     monkeypatch.setattr("sys.stdin", io.StringIO("The patient has\n"))
     assert cli.main([*weights, "--max-new-tokens", "3"]) == 0
     out = capsys.readouterr().out
@@ -147,12 +193,55 @@ def test_the_command_asks_a_row_a_text_and_standard_input(tiny_base_dir, capsys,
 
 def test_the_command_exports_and_asks_the_export(tiny_base_dir, tmp_path, capsys):
     out = tmp_path / "exported"
-    assert cli.main(["export", "--weights", str(tiny_base_dir), "--to", "hf", "--out", str(out), "--dtype", "bfloat16"]) == 0
+    assert (
+        cli.main(
+            [
+                "export",
+                "--weights",
+                str(tiny_base_dir),
+                "--to",
+                "hf",
+                "--out",
+                str(out),
+                "--dtype",
+                "bfloat16",
+            ]
+        )
+        == 0
+    )
     assert str(out) in capsys.readouterr().out
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
-    assert cli.main(["ask", "--weights", str(out), "--question", "Which?\nA. one\nB. two", "--mode", "letter"]) == 0
+    assert (
+        cli.main(
+            [
+                "ask",
+                "--weights",
+                str(out),
+                "--question",
+                "Which?\nA. one\nB. two",
+                "--mode",
+                "letter",
+            ]
+        )
+        == 0
+    )
     assert capsys.readouterr().out.count("%") == 2
-    assert cli.main(["export", "--weights", str(tiny_base_dir), "--to", "hf", "--out", str(out)]) == 1
+    assert (
+        cli.main(["export", "--weights", str(tiny_base_dir), "--to", "hf", "--out", str(out)]) == 1
+    )
     assert "not empty" in capsys.readouterr().err
-    assert cli.main(["export", "--weights", str(tiny_base_dir), "--to", "peft", "--out", str(tmp_path / "p")]) == 1
+    assert (
+        cli.main(
+            [
+                "export",
+                "--weights",
+                str(tiny_base_dir),
+                "--to",
+                "peft",
+                "--out",
+                str(tmp_path / "p"),
+            ]
+        )
+        == 1
+    )
     assert "no adapters" in capsys.readouterr().err

@@ -122,7 +122,10 @@ def test_without_a_config_the_classes_answer(capsys):
             ["--config", QUICKSTART, "--explain", "phase3.gate.treshold"],
             "config.phase3.gate.treshold is not a key; nearest: 'phase3.gate.threshold'",
         ),
-        (["--explain", "phase3.groups.lora"], "config.phase3.groups.lora is not a key; groups is rules now"),
+        (
+            ["--explain", "phase3.groups.lora"],
+            "config.phase3.groups.lora is not a key; groups is rules now",
+        ),
         (["--explain", "phase3.btch_size"], "nearest: 'phase3.batch_size'"),
         (["--config", QUICKSTART, "--explain", "fase3"], "nearest: 'phase3'"),
         ([], "give --config FILE"),

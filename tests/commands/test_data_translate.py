@@ -37,7 +37,9 @@ class Translator:
         sides = (KOREAN, ENGLISH) if to == "en" else (ENGLISH, KOREAN)
         self.known = {}
         for before, after in zip(*sides):
-            self.known |= zip((before.question, *before.options), (after.question, *after.options), strict=True)
+            self.known |= zip(
+                (before.question, *before.options), (after.question, *after.options), strict=True
+            )
         self.known |= spoil or {}
         self.calls, self.dies_at = [], dies_at
 
@@ -66,7 +68,10 @@ def test_the_exam_reads_back_in_the_other_language(tmp_path, to, before, after):
     done = run(tmp_path, Translator(to), before, to)
     assert (done.n_questions, done.n_passed, done.faults, done.kept) == (20, 20, (), 0)
     back = load(Source("t", "exam", str(tmp_path / "out.jsonl")), drop_bad=False).rows
-    assert list(back) == [dataclasses.replace(q, fact="", origin=content_key(given)) for q, given in zip(after, before)]
+    assert list(back) == [
+        dataclasses.replace(q, fact="", origin=content_key(given))
+        for q, given in zip(after, before)
+    ]
     assert read(tmp_path / "out.jsonl.failed.jsonl") == []
 
 
@@ -77,16 +82,25 @@ def test_a_killed_run_goes_on_to_the_same_file(tmp_path, half_a_line, whole_line
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, Translator("en", dies_at=4), name="b.jsonl")
     work = tmp_path / "b.jsonl.work.jsonl"
-    whole = read(tmp_path / "a.jsonl.work.jsonl")[13:13 + whole_lines]  # of a batch of which the rest was not written
+    whole = read(tmp_path / "a.jsonl.work.jsonl")[
+        13 : 13 + whole_lines
+    ]  # of a batch of which the rest was not written
     with work.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in whole) + half_a_line)
+        file.write(
+            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in whole) + half_a_line
+        )
     second = Translator("en")
     done = run(tmp_path, second, name="b.jsonl")
     assert done.kept == 12 and second.calls == unbroken.calls[4:]
     for name in ("{}", "{}.work.jsonl", "{}.failed.jsonl"):
-        assert (tmp_path / name.format("b.jsonl")).read_bytes() == (tmp_path / name.format("a.jsonl")).read_bytes()
+        assert (tmp_path / name.format("b.jsonl")).read_bytes() == (
+            tmp_path / name.format("a.jsonl")
+        ).read_bytes()
     again = run(tmp_path, None, name="b.jsonl")  # nothing is left to translate
-    assert again.kept == 20 and (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "a.jsonl").read_bytes()
+    assert (
+        again.kept == 20
+        and (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "a.jsonl").read_bytes()
+    )
 
 
 def test_work_begun_with_other_settings_is_refused(tmp_path):
@@ -99,31 +113,52 @@ def test_work_begun_with_other_settings_is_refused(tmp_path):
 
 
 def test_failed_rows_are_listed_with_reason_and_left_out(tmp_path):
-    spoil = {KOREAN[1].question: "아직 한국어", KOREAN[4].options[2]: Continuation(" cut", 9, False)}
+    spoil = {
+        KOREAN[1].question: "아직 한국어",
+        KOREAN[4].options[2]: Continuation(" cut", 9, False),
+    }
     done = run(tmp_path, Translator("en", spoil=spoil))
-    held = [q.id for q in KOREAN if q.question == KOREAN[1].question or KOREAN[4].options[2] in q.options]
+    held = [
+        q.id
+        for q in KOREAN
+        if q.question == KOREAN[1].question or KOREAN[4].options[2] in q.options
+    ]
     assert [fault.id for fault in done.faults] == held and done.n_passed == 20 - len(held)
     assert {row["id"] for row in read(tmp_path / "out.jsonl")} == {q.id for q in KOREAN} - set(held)
     failed = {row["id"]: row for row in read(tmp_path / "out.jsonl.failed.jsonl")}
     assert failed[KOREAN[1].id]["reasons"] == ["question has Korean left: '아직 한국어'"]
     assert failed[KOREAN[1].id]["translated_from"]["question"] == KOREAN[1].question
     assert failed[KOREAN[4].id]["reasons"][0] == "a text was cut by length"
-    assert f"failed: {KOREAN[1].id}: question has Korean left" in done.table() and "out.jsonl.failed.jsonl" in done.table()
+    assert (
+        f"failed: {KOREAN[1].id}: question has Korean left" in done.table()
+        and "out.jsonl.failed.jsonl" in done.table()
+    )
 
 
 def test_nothing_that_passes_is_an_error_and_no_exam(tmp_path):
     scorer = Translator("en")
     scorer.known = dict.fromkeys(scorer.known, "")
-    with pytest.raises(ValueError, match="none of the 20 translated questions passes.*question is empty"):
+    with pytest.raises(
+        ValueError, match="none of the 20 translated questions passes.*question is empty"
+    ):
         run(tmp_path, scorer)
-    assert not (tmp_path / "out.jsonl").exists() and len(read(tmp_path / "out.jsonl.failed.jsonl")) == 20
+    assert (
+        not (tmp_path / "out.jsonl").exists()
+        and len(read(tmp_path / "out.jsonl.failed.jsonl")) == 20
+    )
 
 
 def test_lines_are_translated_one_by_one_and_what_needs_none_is_kept(tmp_path):
-    question = Question("q", "x", 2020, "ko", "증례.\n\nHb 12.5 g/dL\n진단은?", ("1,000", "MRI", "암", "빈혈"), 3)
-    scorer = Translator("en", spoil={"증례.": "Case.", "진단은?": "What is it?", "암": "cancer", "빈혈": "anemia"})
+    question = Question(
+        "q", "x", 2020, "ko", "증례.\n\nHb 12.5 g/dL\n진단은?", ("1,000", "MRI", "암", "빈혈"), 3
+    )
+    scorer = Translator(
+        "en", spoil={"증례.": "Case.", "진단은?": "What is it?", "암": "cancer", "빈혈": "anemia"}
+    )
     run(tmp_path, scorer, [question])
-    assert scorer.calls == [[scorer.prompt.format(text) for text in ("증례.", "진단은?", "암", "빈혈")]]
+    assert scorer.calls == [
+        [scorer.prompt.format(text) for text in ("증례.", "진단은?", "암", "빈혈")]
+    ]
     (row,) = read(tmp_path / "out.jsonl")
     assert row == {
         "id": "q", "exam": "x", "year": 2020, "translated_from": content_key(question), "question": "Case.\n\nHb 12.5 g/dL\nWhat is it?", "A": "1,000", "B": "MRI",
@@ -131,7 +166,9 @@ def test_lines_are_translated_one_by_one_and_what_needs_none_is_kept(tmp_path):
     }  # fmt: skip
 
 
-def test_a_model_translates_from_the_command_line_and_goes_on_after_a_kill(tiny_base_dir, tmp_path, capsys):
+def test_a_model_translates_from_the_command_line_and_goes_on_after_a_kill(
+    tiny_base_dir, tmp_path, capsys
+):
     """A random model: nothing passes, but its work is the same with and without a kill in between."""
     arguments = {"to": "en", "limit": 4, "batch_size": 2, "max_new_tokens": 4}
 
@@ -139,7 +176,9 @@ def test_a_model_translates_from_the_command_line_and_goes_on_after_a_kill(tiny_
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        translate_exam(str(tiny_base_dir), "embedded", out=tmp_path / "a.jsonl", on_progress=kill, **arguments)
+        translate_exam(
+            str(tiny_base_dir), "embedded", out=tmp_path / "a.jsonl", on_progress=kill, **arguments
+        )
     assert len(read(tmp_path / "a.jsonl.work.jsonl")) == 1 + 2
     for out in ("a.jsonl", "b.jsonl"):
         code = cli.main([
@@ -147,7 +186,9 @@ def test_a_model_translates_from_the_command_line_and_goes_on_after_a_kill(tiny_
             "--limit", "4", "--batch-size", "2", "--max-new-tokens", "4",
         ])  # fmt: skip
         assert code == 1 and "none of the 4 translated questions passes" in capsys.readouterr().err
-    assert (tmp_path / "a.jsonl.work.jsonl").read_bytes() == (tmp_path / "b.jsonl.work.jsonl").read_bytes()
+    assert (tmp_path / "a.jsonl.work.jsonl").read_bytes() == (
+        tmp_path / "b.jsonl.work.jsonl"
+    ).read_bytes()
     (header, *lines) = read(tmp_path / "b.jsonl.work.jsonl")
     assert [line["id"] for line in lines] == [q.id for q in embedded.questions("train", "ko")[:4]]
     assert any(line["question"] for line in lines) and header["to"] == "en"

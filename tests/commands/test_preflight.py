@@ -18,7 +18,20 @@ STAGE = dict(
     trees=("lora",), data=dict(text=dict(kind="text", path="embedded", language="en", subset="train", limit=20)), steps=2, batch_size=4, seq_len=64,
     warmup_steps=0, rules=dict(lora=dict(pattern="lora/.*", learning_rate=1e-3)),
 )  # fmt: skip
-ROWS = ("versions", "devices", "all-reduce", "run directory", "data", "disk", "memory", "order", "leaks", "gates", "lengths", "batches")
+ROWS = (
+    "versions",
+    "devices",
+    "all-reduce",
+    "run directory",
+    "data",
+    "disk",
+    "memory",
+    "order",
+    "leaks",
+    "gates",
+    "lengths",
+    "batches",
+)
 
 
 @pytest.fixture
@@ -49,14 +62,23 @@ def test_nothing_is_fetched_to_look_at_weights_on_the_hub(config, monkeypatch):
     monkeypatch.setattr(download, "check_access", lambda *_: None)
     for module in (preflight, capacity):
         monkeypatch.setattr(module, "open_model", lambda name: pytest.fail(f"{name} was opened"))
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("a download"))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("a download")
+    )
     config["weights"], config["phase0"]["seq_len"] = "google/gemma-3-1b-it", 64
     found = look(config)
     assert found["weights google/gemma-3-1b-it"].found == "the hub gives them"
-    assert "GB for checkpoints" in found["disk"].found + found["disk"].trouble and "about" in found["memory"].found + found["memory"].trouble
-    assert found["batches"].found.startswith("not looked at: google/gemma-3-1b-it is still on the hub")
+    assert (
+        "GB for checkpoints" in found["disk"].found + found["disk"].trouble
+        and "about" in found["memory"].found + found["memory"].trouble
+    )
+    assert found["batches"].found.startswith(
+        "not looked at: google/gemma-3-1b-it is still on the hub"
+    )
     config["weights"] = "somebody/unheard-of"
-    assert look(config)["disk, memory"].found.startswith("not looked at: the sizes of somebody/unheard-of are not known")
+    assert look(config)["disk, memory"].found.startswith(
+        "not looked at: the sizes of somebody/unheard-of are not known"
+    )
 
 
 def wrong_batch(config, _):
@@ -101,7 +123,10 @@ def test_a_full_disk_and_a_small_device_are_found(config, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1e9, 1e9, 1e3))
     monkeypatch.setattr(capacity, "_device_memory", lambda: (1e4, "on it"))
     found = look(config)
-    assert "name a run_dir with more room" in found["disk"].trouble and "Take a smaller batch" in found["memory"].trouble
+    assert (
+        "name a run_dir with more room" in found["disk"].trouble
+        and "Take a smaller batch" in found["memory"].trouble
+    )
 
 
 def test_the_disk_counts_optimizer_checkpoints_and_the_merged_base(config, monkeypatch):
@@ -117,7 +142,13 @@ def test_the_disk_counts_optimizer_checkpoints_and_the_merged_base(config, monke
 
 
 def test_one_host_with_other_versions_is_trouble_on_all(config, monkeypatch):
-    monkeypatch.setattr(hosts, "collect", lambda name, value: [value, {**value, "jax": "0.1"}] if isinstance(value, dict) else [value])
+    monkeypatch.setattr(
+        hosts,
+        "collect",
+        lambda name, value: (
+            [value, {**value, "jax": "0.1"}] if isinstance(value, dict) else [value]
+        ),
+    )
     monkeypatch.setattr(hosts, "name_of", lambda process: f"host{process}")
     assert "versions is not the same on all hosts" in look(config)["versions"].trouble
 
@@ -125,11 +156,18 @@ def test_one_host_with_other_versions_is_trouble_on_all(config, monkeypatch):
 def test_the_command_ends_with_1_where_something_would_fail(config, tmp_path, capsys):
     config["phase0"]["batch_size"] = 6
     file = tmp_path / "config.py"
-    file.write_text(f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({config!r})\n")
+    file.write_text(
+        f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({config!r})\n"
+    )
     assert cli.main(["preflight", "--config", str(file)]) == 1
-    assert cli.main(["run", "--config", str(file), "--preflight"]) == 1 and not (tmp_path / "run/phase0").exists()
+    assert (
+        cli.main(["run", "--config", str(file), "--preflight"]) == 1
+        and not (tmp_path / "run/phase0").exists()
+    )
     said = capsys.readouterr().out
-    assert "devices   FAILS  batch_size 6" in said and said.endswith("this run would not get through\n")
+    assert "devices   FAILS  batch_size 6" in said and said.endswith(
+        "this run would not get through\n"
+    )
 
 
 def test_the_code_that_hosts_must_have_alike_is_the_whole_package(config, monkeypatch):

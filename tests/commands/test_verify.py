@@ -31,7 +31,9 @@ def test_an_export_is_compared_with_itself_and_with_its_run(save_adapted, tmp_pa
         verify(str(run.directory))
 
 
-def test_verify_writes_the_same_greedy_text_with_the_cache_by_full_passes_and_in_transformers(save_adapted, tmp_path):
+def test_verify_writes_the_same_greedy_text_with_the_cache_by_full_passes_and_in_transformers(
+    save_adapted, tmp_path
+):
     # No language embeddings: this vocabulary spells signs of the questions in bytes, whose fold is not exact.
     model = save_adapted(lora=True, front=1, back=1)
     export_hf(model, tmp_path / "out")
@@ -82,10 +84,18 @@ def checkpoint(save_adapted, tmp_path):
 
 def test_verify_compares_texts_where_a_file_cuts_and_pads(checkpoint, capsys):
     result = verify(str(checkpoint))
-    assert result.passed and result.texts.n_texts == result.texts.n_same > 200 and result.texts.longest > 1000
+    assert (
+        result.passed
+        and result.texts.n_texts == result.texts.n_same > 200
+        and result.texts.longest > 1000
+    )
     assert result.texts.templates == ("default",)
     table = result.table()
-    assert "become the same ids" in table and "chat templates (default) are the same" in table and table.endswith("PASSED: the bound is 0.001")
+    assert (
+        "become the same ids" in table
+        and "chat templates (default) are the same" in table
+        and table.endswith("PASSED: the bound is 0.001")
+    )
 
 
 def test_verify_fails_before_any_logits_on_a_reader_that_obeys_the_file(checkpoint, monkeypatch):
@@ -98,19 +108,29 @@ def test_verify_fails_before_any_logits_on_a_reader_that_obeys_the_file(checkpoi
         return tokenizer
 
     monkeypatch.setattr(hf, "read_tokenizer", obeying)
-    monkeypatch.setattr(reference, "load_reference", lambda name: pytest.fail("logits are compared"))
+    monkeypatch.setattr(
+        reference, "load_reference", lambda name: pytest.fail("logits are compared")
+    )
     result = verify(str(checkpoint))
     table = result.table()
-    assert not result.passed and result.comparisons == () and "FAILED: texts are read differently" in table
+    assert (
+        not result.passed
+        and result.comparisons == ()
+        and "FAILED: texts are read differently" in table
+    )
     assert "here 24 ids, from place 24 []" in table and "the first is '" in table
     assert cli.main(["verify", "--weights", str(checkpoint), "--json"]) == 1
 
 
 @pytest.mark.parametrize("change", ["other words", "none", "one more"])
-def test_an_export_s_chat_template_is_compared_with_the_base_s(checkpoint, tmp_path, monkeypatch, change):
+def test_an_export_s_chat_template_is_compared_with_the_base_s(
+    checkpoint, tmp_path, monkeypatch, change
+):
     out = tmp_path / "out"
     export_hf(open_model(checkpoint), out)
-    monkeypatch.setattr(reference, "load_reference", lambda name: pytest.fail("logits are compared"))
+    monkeypatch.setattr(
+        reference, "load_reference", lambda name: pytest.fail("logits are compared")
+    )
     if change == "other words":
         (out / "chat_template.jinja").write_text(TEMPLATE.replace("trim", "upper"))
         expected = f"chat template 'default' has {len(TEMPLATE)} characters, in transformers {len(TEMPLATE) + 1}; they part at {TEMPLATE.index('trim')}: 'trim"
@@ -131,12 +151,19 @@ def test_a_template_that_renders_otherwise_over_there_is_found(checkpoint, tmp_p
     export_hf(open_model(checkpoint), out)
     path = out / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token": "<eos>"}))
-    monkeypatch.setattr(reference, "load_reference", lambda name: pytest.fail("logits are compared"))
+    monkeypatch.setattr(
+        reference, "load_reference", lambda name: pytest.fail("logits are compared")
+    )
     result = verify(str(checkpoint), export=str(out))
-    assert not result.passed and "chat template 'default' gives '<bos><start_of_turn>user" in result.table()
+    assert (
+        not result.passed
+        and "chat template 'default' gives '<bos><start_of_turn>user" in result.table()
+    )
 
 
-def test_what_is_put_around_a_text_is_said_of_a_checkpoint_and_fails_an_export(checkpoint, tmp_path, monkeypatch):
+def test_what_is_put_around_a_text_is_said_of_a_checkpoint_and_fails_an_export(
+    checkpoint, tmp_path, monkeypatch
+):
     out = tmp_path / "out"
     export_hf(open_model(checkpoint), out)
     for directory in (checkpoint, out):
@@ -146,18 +173,28 @@ def test_what_is_put_around_a_text_is_said_of_a_checkpoint_and_fails_an_export(c
         path.write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
     result = verify(str(checkpoint))
     assert result.passed and "note: a call in transformers makes [2, " in result.table()
-    monkeypatch.setattr(reference, "load_reference", lambda name: pytest.fail("logits are compared"))
+    monkeypatch.setattr(
+        reference, "load_reference", lambda name: pytest.fail("logits are compared")
+    )
     assert not verify(str(checkpoint), export=str(out)).passed
 
 
-def test_a_bfloat16_export_is_compared_with_itself_and_with_its_run_within_what_rounding_may_take(save_adapted, tmp_path):
+def test_a_bfloat16_export_is_compared_with_itself_and_with_its_run_within_what_rounding_may_take(
+    save_adapted, tmp_path
+):
     """Weights rounded to bfloat16 are no fault of the export: before, no such export could pass."""
     run, out = save_adapted(lora=True, lang="vector", front=2, back=1), tmp_path / "out"
     export_hf(run, out, dtype="bfloat16")
     result = verify(str(run.directory), export=str(out), n_greedy=4)
     assert result.passed and max(c.largest_difference for c in result.comparisons) <= result.bound
-    assert 0 < result.rounded.error <= ROUNDING_VARIES * result.rounded.expected < 0.1 and {"LoRA", "added layers"} <= set(result.rounded.parts)
-    assert "the run against its bfloat16 export" in result.table() and "theirs in float64" in result.table()
+    assert 0 < result.rounded.error <= ROUNDING_VARIES * result.rounded.expected < 0.1 and {
+        "LoRA",
+        "added layers",
+    } <= set(result.rounded.parts)
+    assert (
+        "the run against its bfloat16 export" in result.table()
+        and "theirs in float64" in result.table()
+    )
 
 
 def test_an_export_of_another_model_fails_whatever_its_dtype(save_adapted, tmp_path):
@@ -165,10 +202,15 @@ def test_an_export_of_another_model_fails_whatever_its_dtype(save_adapted, tmp_p
     for dtype in ("float32", "bfloat16"):
         export_hf(other, tmp_path / dtype, dtype=dtype)
         result = verify(str(run.directory), export=str(tmp_path / dtype))
-        assert not result.passed and result.is_another and "made from another model" in result.table()
+        assert (
+            not result.passed and result.is_another and "made from another model" in result.table()
+        )
 
 
-@pytest.mark.parametrize("leaf", ["model.layers.3.mlp.down_proj.weight", "model.layers.0.post_attention_layernorm.weight"])
+@pytest.mark.parametrize(
+    "leaf",
+    ["model.layers.3.mlp.down_proj.weight", "model.layers.0.post_attention_layernorm.weight"],
+)
 def test_a_bfloat16_export_that_lost_a_part_fails(leaf, save_adapted, tmp_path):
     run, out = save_adapted(lora=True, front=1), tmp_path / "out"
     export_hf(run, out, dtype="bfloat16")
@@ -177,16 +219,28 @@ def test_a_bfloat16_export_that_lost_a_part_fails(leaf, save_adapted, tmp_path):
     assert not result.passed and not result.rounded.passed
 
 
-def test_a_bfloat16_export_without_the_language_embeddings_fails_although_they_are_a_small_part(save_adapted, tmp_path):
-    loud, without, out = save_adapted(lora=True, lang="vector"), save_adapted(lora=True), tmp_path / "out"
+def test_a_bfloat16_export_without_the_language_embeddings_fails_although_they_are_a_small_part(
+    save_adapted, tmp_path
+):
+    loud, without, out = (
+        save_adapted(lora=True, lang="vector"),
+        save_adapted(lora=True),
+        tmp_path / "out",
+    )
     params = loud.load(jnp.float32, one_device())
-    run = save_model(tmp_path / "run", params.replace(lang={"vector": 0.1 * params.lang["vector"]}), loud.base)
+    run = save_model(
+        tmp_path / "run", params.replace(lang={"vector": 0.1 * params.lang["vector"]}), loud.base
+    )
     export_hf(run, out, dtype="bfloat16")
     export_hf(without, tmp_path / "without", dtype="bfloat16")
     shutil.copy(tmp_path / "without/model.safetensors", out)  # what is said of it stays
     shutil.copy(tmp_path / "without/config.json", out)
     result = verify(str(run.directory), export=str(out))
-    assert result.rounded.error < MOST_NOISE["bfloat16"] and not result.passed and not result.is_another
+    assert (
+        result.rounded.error < MOST_NOISE["bfloat16"]
+        and not result.passed
+        and not result.is_another
+    )
 
 
 def edit_tensor(path, name, change):

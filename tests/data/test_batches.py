@@ -18,12 +18,24 @@ def source(name, kind="text", **settings):
 
 def texts(count, mark="t"):
     """Texts of 1 to 30 letters, each with a length and a beginning of its own."""
-    return [Example(f"{mark}{i}", ((f"{mark}{i:03d}" + "x" * (7 * i % 27), True),), "en", splittable=True) for i in range(count)]
+    return [
+        Example(
+            f"{mark}{i}", ((f"{mark}{i:03d}" + "x" * (7 * i % 27), True),), "en", splittable=True
+        )
+        for i in range(count)
+    ]
 
 
 def questions(count, mark="q"):
-    return [Example(f"{mark}{i}", ((f"{mark}{i:03d}" + "x" * (5 * i % 17), False), (" B", True)), "en", splittable=False)
-            for i in range(count)]
+    return [
+        Example(
+            f"{mark}{i}",
+            ((f"{mark}{i:03d}" + "x" * (5 * i % 17), False), (" B", True)),
+            "en",
+            splittable=False,
+        )
+        for i in range(count)
+    ]
 
 
 def make(sources, tokenizer, **settings):
@@ -37,7 +49,10 @@ def documents(batch, tokenizer):
         for segment in range(1, segments.max() + 1):
             assert tokens[segments == segment][0] == BOS
             ids = tokens[segments == segment][1:]
-            found.append(tokenizer.decode(ids[ids != tokenizer.eos_id]) + "|" * int((ids == tokenizer.eos_id).sum()))
+            found.append(
+                tokenizer.decode(ids[ids != tokenizer.eos_id])
+                + "|" * int((ids == tokenizer.eos_id).sum())
+            )
     return found
 
 
@@ -45,13 +60,24 @@ def same(a, b):
     return all(np.array_equal(a[name], b[name]) for name in {*a, *b})
 
 
-MIXED = [(source("texts", weight=0.6), texts(9)), (source("exam", "exam", weight=0.4), questions(11))]
+MIXED = [
+    (source("texts", weight=0.6), texts(9)),
+    (source("exam", "exam", weight=0.4), questions(11)),
+]
 
 
 def test_an_epoch_shows_every_token_of_every_document_once(byte_tokenizer):
     sources = [(s.__class__(**{**s.__dict__, "weight": 1.0}), e) for s, e in MIXED]
-    seen = [d for batch in make(sources, byte_tokenizer, epochs=1) for d in documents(batch, byte_tokenizer)]
-    whole = {e.id: "".join(text for text, _ in e.parts) + "|" for _, examples in sources for e in examples}
+    seen = [
+        d
+        for batch in make(sources, byte_tokenizer, epochs=1)
+        for d in documents(batch, byte_tokenizer)
+    ]
+    whole = {
+        e.id: "".join(text for text, _ in e.parts) + "|"
+        for _, examples in sources
+        for e in examples
+    }
     assert sum(map(len, seen)) == sum(map(len, whole.values()))
     assert sorted("".join(seen)) == sorted("".join(whole.values()))
     for e in questions(11):
@@ -59,7 +85,13 @@ def test_an_epoch_shows_every_token_of_every_document_once(byte_tokenizer):
 
 
 def test_two_epochs_come_in_different_orders(byte_tokenizer):
-    stream = make([(source("exam", "exam"), questions(40))], byte_tokenizer, epochs=2, batch_size=1, seq_len=30)
+    stream = make(
+        [(source("exam", "exam"), questions(40))],
+        byte_tokenizer,
+        epochs=2,
+        batch_size=1,
+        seq_len=30,
+    )
     seen = [d for batch in stream for d in documents(batch, byte_tokenizer)]
     assert len(seen) == 80 and set(collections.Counter(seen).values()) == {2}
     first, second = list(dict.fromkeys(seen)), list(dict.fromkeys(reversed(seen)))[::-1]
@@ -108,8 +140,15 @@ def test_a_cursor_of_other_batches_is_refused(byte_tokenizer):
 
 
 def test_weights_are_shares_of_documents(byte_tokenizer):
-    sources = [(source("a", "exam", weight=3), questions(7, "a")), (source("b", "exam", weight=1), questions(50, "b"))]
-    seen = [d[0] for batch in itertools.islice(make(sources, byte_tokenizer), 120) for d in documents(batch, byte_tokenizer)]
+    sources = [
+        (source("a", "exam", weight=3), questions(7, "a")),
+        (source("b", "exam", weight=1), questions(50, "b")),
+    ]
+    seen = [
+        d[0]
+        for batch in itertools.islice(make(sources, byte_tokenizer), 120)
+        for d in documents(batch, byte_tokenizer)
+    ]
     assert len(seen) > 250 and seen.count("a") / len(seen) == pytest.approx(0.75, abs=0.03)
 
 
@@ -131,7 +170,10 @@ def test_text_wastes_nothing_and_waiting_fills_gaps(byte_tokenizer, monkeypatch)
 
 def test_loss_positions_are_derived(byte_tokenizer):
     exam = (source("q", "exam"), questions(40))
-    assert make([exam], byte_tokenizer).loss_positions == 8 and make([exam, (source("t"), texts(3))], byte_tokenizer).loss_positions == 32
+    assert (
+        make([exam], byte_tokenizer).loss_positions == 8
+        and make([exam, (source("t"), texts(3))], byte_tokenizer).loss_positions == 32
+    )
     # One answer longer than the average asks for must still fit.
     wordy = Example("w", (("x", False), ("y" * 20, True)), "en", splittable=False)
     assert make([(exam[0], exam[1] + [wordy])], byte_tokenizer).loss_positions == 24
@@ -145,7 +187,9 @@ def test_one_pass_is_in_order_padded_and_ends(byte_tokenizer):
     found = list(stream)
     whole = "".join(e.parts[0][0] + "|" for e in texts(5))
     assert "".join(d for batch in found for d in documents(batch, byte_tokenizer)) == whole
-    assert {batch["tokens"].shape for batch in found} == {(2, 32)} and (found[-1]["segment_ids"] == 0).any()
+    assert {batch["tokens"].shape for batch in found} == {(2, 32)} and (
+        found[-1]["segment_ids"] == 0
+    ).any()
     assert sum(batch["loss_weights"].sum() for batch in found) == len(whole)
     assert next(stream, None) is None
 
@@ -153,7 +197,9 @@ def test_one_pass_is_in_order_padded_and_ends(byte_tokenizer):
 def test_too_long_is_reported_before_training_or_dropped(byte_tokenizer):
     long = Example("q/long", (("x" * 40, False), (" B", True)), "en", splittable=False)
     sources = [(source("exam", "exam"), [*questions(3), long])]
-    with pytest.raises(BadDataError, match="exam, row 4: q/long has 44 tokens and may not be cut, seq_len is 32"):
+    with pytest.raises(
+        BadDataError, match="exam, row 4: q/long has 44 tokens and may not be cut, seq_len is 32"
+    ):
         make(sources, byte_tokenizer)
     stream = make(sources, byte_tokenizer, epochs=1, drop_bad=True)
     assert [bad.row for bad in stream.dropped] == [4]
@@ -162,11 +208,14 @@ def test_too_long_is_reported_before_training_or_dropped(byte_tokenizer):
         make([(source("exam", "exam"), [long])], byte_tokenizer, drop_bad=True)
 
 
-@pytest.mark.parametrize("settings, message", [
-    ({"language_unit": "word"}, "language_unit is 'word', expected one of token, document"),
-    ({"loss_positions": 33}, "loss_positions is 33, expected 1 to seq_len"),
-    ({"epochs": 1}, "weights differ \\(texts 0.6, exam 0.4\\)"),
-])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"language_unit": "word"}, "language_unit is 'word', expected one of token, document"),
+        ({"loss_positions": 33}, "loss_positions is 33, expected 1 to seq_len"),
+        ({"epochs": 1}, "weights differ \\(texts 0.6, exam 0.4\\)"),
+    ],
+)
 def test_settings_that_contradict_are_refused(byte_tokenizer, settings, message):
     with pytest.raises(ValueError, match=message):
         make(MIXED, byte_tokenizer, **settings)

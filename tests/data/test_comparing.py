@@ -31,7 +31,10 @@ SAID = "A 45-year-old man on Metformin 850 mg and Empagliflozin 25 mg: NT-proBNP
 def judged():
     questions = [q for language in ("ko", "en") for q in embedded.questions("valid", language)[:40]]
     pairs = [Pair(f"p{i}", one.en, one.ko) for i, one in enumerate(embedded_pairs("test")[:30])]
-    watched = [Example(f"w{i}", ((t, True),), "ko", True) for i, (_, t) in enumerate(embedded.texts("ko", "test")[:20])]
+    watched = [
+        Example(f"w{i}", ((t, True),), "ko", True)
+        for i, (_, t) in enumerate(embedded.texts("ko", "test")[:20])
+    ]
     return [("exam", questions), ("mine", [ASKED]), ("pairs", pairs), ("watch", watched)]
 
 
@@ -81,7 +84,10 @@ def stored(monkeypatch, tmp_path):
     monkeypatch.setattr(comparing, "_TASK_BYTES", 2**17)
 
     def store(examples, name="a.jsonl"):
-        rows = [{"content" if example.language == "ko" else "text": example.parts[0][0]} for example in examples]
+        rows = [
+            {"content" if example.language == "ko" else "text": example.parts[0][0]}
+            for example in examples
+        ]
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
         return load_examples(Source("s", "text", str(tmp_path / name)), drop_bad=True).rows
 
@@ -93,13 +99,27 @@ def kinds(leaks):
 
 
 def test_middling_sources_are_sieved_and_give_the_same_leaks():
-    ours = [("few", trained(200)), ("many", trained()), ("asked", embedded.questions("valid", "en")[:5])]
-    assert comparing.places_to_compare(Search(judged()), ours[0][1]) is None is comparing.places_to_compare(Search(judged()), ours[2][1])
+    ours = [
+        ("few", trained(200)),
+        ("many", trained()),
+        ("asked", embedded.questions("valid", "en")[:5]),
+    ]
+    assert (
+        comparing.places_to_compare(Search(judged()), ours[0][1])
+        is None
+        is comparing.places_to_compare(Search(judged()), ours[2][1])
+    )
     places = comparing.places_to_compare(Search(judged()), ours[1][1])
     assert len(places) < 0.5 * len(ours[1][1])
     leaks = find_leaks(ours, judged())
     assert leaks == compared_whole(ours, judged()) and len(leaks) > 60
-    assert kinds(leaks) >= {("exact", "whole"), ("exact", "stem"), ("exact", "sides"), ("exact", "text"), ("translated", "marks")}
+    assert kinds(leaks) >= {
+        ("exact", "whole"),
+        ("exact", "stem"),
+        ("exact", "sides"),
+        ("exact", "text"),
+        ("translated", "marks"),
+    }
 
 
 def test_stored_sources_give_the_same_leaks_and_are_compared_once(stored, monkeypatch):
@@ -108,14 +128,22 @@ def test_stored_sources_give_the_same_leaks_and_are_compared_once(stored, monkey
     assert leaks == compared_whole([("s", list(rows))], judged()) and len(leaks) > 30
     monkeypatch.setattr(comparing.workers, "run_all", lambda *_: pytest.fail("compared again"))
     assert find_leaks([("s", rows)], judged()) == leaks
-    assert [leak.trained_source for leak in find_leaks([("other", rows)], judged())] == ["other"] * len(leaks)
+    assert [leak.trained_source for leak in find_leaks([("other", rows)], judged())] == [
+        "other"
+    ] * len(leaks)
 
 
 def test_a_judged_source_may_be_stored_too(stored):
-    watched = [Example(f"w/{i}", ((text, True),), "ko", True) for i, (_, text) in enumerate(embedded.texts("ko", "test"))]
+    watched = [
+        Example(f"w/{i}", ((text, True),), "ko", True)
+        for i, (_, text) in enumerate(embedded.texts("ko", "test"))
+    ]
     rows, judged_rows = stored(trained(400)), stored(watched, "w.jsonl")
     leaks = find_leaks([("s", rows)], [("watch", judged_rows), *judged()])
-    assert leaks == compared_whole([("s", list(rows))], [("watch", list(judged_rows)), *judged()]) and leaks[0].judged_source == "watch"
+    assert (
+        leaks == compared_whole([("s", list(rows))], [("watch", list(judged_rows)), *judged()])
+        and leaks[0].judged_source == "watch"
+    )
     shorter = find_leaks([("s", rows)], [("watch", stored(watched[:2], "w.jsonl")), *judged()])
     assert len(shorter) < len(leaks)
 
@@ -125,7 +153,10 @@ def test_what_changes_on_either_side_is_compared_again(stored, monkeypatch):
     asked = "Which of the cranial nerves carries taste from the front of the tongue?"
     examples[7] = Example("s/7", ((f"Taste. {asked} Think.", True),), "en", True)
     find_leaks([("s", stored(examples))], exam)
-    changed = [("exam", [dataclasses.replace(exam[0][1][0], question=asked), *exam[0][1][1:]]), *exam[1:]]
+    changed = [
+        ("exam", [dataclasses.replace(exam[0][1][0], question=asked), *exam[0][1][1:]]),
+        *exam[1:],
+    ]
     rows = stored(examples)
     assert find_leaks([("s", rows)], changed) == compared_whole([("s", list(rows))], changed)
     assert any(leak.trained_id == "s/7" for leak in find_leaks([("s", rows)], changed))
@@ -157,14 +188,35 @@ def test_marks_by_arrays_are_marks_one_by_one():
     from medkor_jax.data import translation_leaks as t
 
     rng = random.Random(0)
-    asked = [ASKED, *embedded.questions("valid", "ko")[:20], *embedded.questions("valid", "en")[:20]]
+    asked = [
+        ASKED,
+        *embedded.questions("valid", "ko")[:20],
+        *embedded.questions("valid", "en")[:20],
+    ]
     sizes = [rng.randint(30, 200) for _ in asked]
-    terms = "Metformin Empagliflozin NT proBNP BUN pH mg 850 25 1250 45 7.25 3 1 CT MRI".split()
+    terms = [
+        "Metformin",
+        "Empagliflozin",
+        "NT",
+        "proBNP",
+        "BUN",
+        "pH",
+        "mg",
+        "850",
+        "25",
+        "1250",
+        "45",
+        "7.25",
+        "3",
+        "1",
+        "CT",
+        "MRI",
+    ]
     texts = [
         Example(f"{i}", ((" ".join(rng.sample(terms, rng.randint(8, len(terms)))) + "?", True),), rng.choice(("ko", "en", "en")), True)
         for i in range(600)
     ]  # fmt: skip
-    weigh = lambda marks: sum(map(t.weight_of, marks))  # noqa: E731
+    weigh = lambda marks: sum(map(t.weight_of, marks))
     expected = set()
     lengths = [rng.randint(20, 500) for _ in texts]
     for i, (one, length) in enumerate(zip(texts, lengths)):
@@ -174,14 +226,29 @@ def test_marks_by_arrays_are_marks_one_by_one():
             ours, theirs = marks_of(one, length), marks_of(question, size)
             korean, english = (ours, theirs) if one.language == "ko" else (theirs, ours)
             both = weigh(korean.numbers & english.numbers) + weigh(korean.terms & english.terms)
-            rare = sum(w for w in map(t.weight_of, (ours.numbers & theirs.numbers) | (ours.terms & theirs.terms)) if w >= 2)
+            rare = sum(
+                w
+                for w in map(
+                    t.weight_of, (ours.numbers & theirs.numbers) | (ours.terms & theirs.terms)
+                )
+                if w >= 2
+            )
             whole = weigh(korean.numbers | english.numbers) + weigh(korean.terms)
             is_long = t.SIZES[0] <= english.size / korean.size <= t.SIZES[1]
-            if is_long and rare >= t.WEIGHT_OF_TEXT / 2 and both >= t.WEIGHT_OF_TEXT and both / whole >= t.SHARE_OF_TEXT:
+            if (
+                is_long
+                and rare >= t.WEIGHT_OF_TEXT / 2
+                and both >= t.WEIGHT_OF_TEXT
+                and both / whole >= t.SHARE_OF_TEXT
+            ):
                 expected.add((i, owner, "marks", both / whole))
-    found = Translations([(owner, question, size) for owner, (question, size) in enumerate(zip(asked, sizes))])
+    found = Translations(
+        [(owner, question, size) for owner, (question, size) in enumerate(zip(asked, sizes))]
+    )
     assert set(found.find(texts, lengths)) == expected and len(expected) > 5
-    near = found.near(np.array(lengths), np.array([("en", "ko").index(one.language) for one in texts]))
+    near = found.near(
+        np.array(lengths), np.array([("en", "ko").index(one.language) for one in texts])
+    )
     assert {i for i, *_ in expected} <= set(near.tolist())
 
 
@@ -208,11 +275,20 @@ def test_memory_does_not_grow_with_the_source(tmp_path):
 
     grown, size = [], []
     root = str(pathlib.Path(converting.__file__).parents[2])
-    environment = os.environ | {"MEDKOR_CACHE": str(tmp_path / "cache"), "MEDKOR_WORKERS": "1", "PYTHONPATH": root}
+    environment = os.environ | {
+        "MEDKOR_CACHE": str(tmp_path / "cache"),
+        "MEDKOR_WORKERS": "1",
+        "PYTHONPATH": root,
+    }
     for megabytes in (12, 48):
         path = tmp_path / f"{megabytes}.jsonl"
         exam = write(path, megabytes, n_questions=40)
-        done = subprocess.run([sys.executable, "-c", MEMORY, str(path), str(exam)], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY, str(path), str(exam)],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
         said = json.loads(done.stdout)
         assert said["letters"] > 0.9 * path.stat().st_size

@@ -15,7 +15,7 @@ from medkor_jax.data.sources import load_examples
 from medkor_jax.data.stored import StoredExamples
 
 RNG = random.Random(0)
-WORDS = "fever cough 18µg ２５ 열이 난다 ﬁbrosis é\u0301 \u1112\u1161\u11ab b\rc".split(" ")
+WORDS = ["fever", "cough", "18µg", "２５", "열이", "난다", "ﬁbrosis", "é́", "한", "b\rc"]
 
 
 def words(n):
@@ -35,7 +35,10 @@ def odd_lines(kind, rows):
     lines = [json.dumps(row, ensure_ascii=RNG.random() < 0.5).encode() for row in rows]
     for line in ODD:
         line = line.replace(b"%s", f'"{FIRST[kind]}"'.encode())
-        lines.insert(RNG.randrange(5, len(lines)), line[:-1] + BESIDE[kind] + line[-1:] if line.endswith(b"}") else line)
+        lines.insert(
+            RNG.randrange(5, len(lines)),
+            line[:-1] + BESIDE[kind] + line[-1:] if line.endswith(b"}") else line,
+        )
     return lines
 
 
@@ -65,18 +68,31 @@ def in_memory(source, monkeypatch, **more):
 @pytest.mark.parametrize("kind", ROWS)
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("begins, ends", [(b"", True), (b"\xef\xbb\xbf", False)])
-def test_a_file_read_in_parts_is_the_file_read_at_once(kind, end, begins, ends, large, monkeypatch, tmp_path):
+def test_a_file_read_in_parts_is_the_file_read_at_once(
+    kind, end, begins, ends, large, monkeypatch, tmp_path
+):
     path = tmp_path / "a.jsonl"
     lines = odd_lines(kind, [ROWS[kind](i) for i in range(80)])
     path.write_bytes(begins + ENDS[end].join(lines) + ENDS[end] * ends)
     source = Source("s", kind, str(path))
     assert len(converting._cuts(source)) > 4
     whole, stored = in_memory(source, monkeypatch), load_examples(source, drop_bad=True)
-    assert isinstance(stored.rows, StoredExamples) and list(stored.rows) == whole.rows and len(whole.rows) >= 80
-    assert stored.bad == whole.bad and len(stored.bad) > 5 and stored.notes == whole.notes and len(stored.notes) > 1
+    assert (
+        isinstance(stored.rows, StoredExamples)
+        and list(stored.rows) == whole.rows
+        and len(whole.rows) >= 80
+    )
+    assert (
+        stored.bad == whole.bad
+        and len(stored.bad) > 5
+        and stored.notes == whole.notes
+        and len(stored.notes) > 1
+    )
     again = load_examples(dataclasses.replace(source, name="t"), drop_bad=True)
     assert [e.id.replace("t/", "s/", 1) for e in again.rows] == [e.id for e in whole.rows]
-    assert len(list((cache_directory() / "rows").glob("*.lock"))) == 1  # under another name nothing is read again
+    assert (
+        len(list((cache_directory() / "rows").glob("*.lock"))) == 1
+    )  # under another name nothing is read again
     with pytest.raises(BadDataError) as refused:
         load_examples(source, drop_bad=False)
     with pytest.raises(BadDataError) as expected, monkeypatch.context() as patch:
@@ -87,9 +103,18 @@ def test_a_file_read_in_parts_is_the_file_read_at_once(kind, end, begins, ends, 
 
 def test_wrong_columns_in_a_later_part_are_the_same_sentence(large, monkeypatch, tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps({"text" if i < 50 else "body" if i < 60 else "corpus": words(20)}) + "\n" for i in range(99)), "utf-8")
+    path.write_text(
+        "".join(
+            json.dumps({"text" if i < 50 else "body" if i < 60 else "corpus": words(20)}) + "\n"
+            for i in range(99)
+        ),
+        "utf-8",
+    )
     source, said = Source("s", "text", str(path)), []
-    for load in (lambda: load_examples(source, drop_bad=True), lambda: in_memory(source, monkeypatch)):
+    for load in (
+        lambda: load_examples(source, drop_bad=True),
+        lambda: in_memory(source, monkeypatch),
+    ):
         with pytest.raises(BadDataError, match="no column 'text'.*the columns are 'body'") as error:
             load()
         said.append(str(error.value))
@@ -108,7 +133,11 @@ def test_other_forms_are_read_by_one_and_give_the_same(name, text, large, monkey
     source = Source("s", "text", str(path))
     assert converting._cuts(source) == []
     whole, stored = in_memory(source, monkeypatch), load_examples(source, drop_bad=True)
-    assert isinstance(stored.rows, StoredExamples) and list(stored.rows) == whole.rows and stored.notes == whole.notes
+    assert (
+        isinstance(stored.rows, StoredExamples)
+        and list(stored.rows) == whole.rows
+        and stored.notes == whole.notes
+    )
     assert len(whole.rows) >= 99
 
 
@@ -123,7 +152,9 @@ def test_a_file_that_is_refused_is_refused_in_the_same_words(large, monkeypatch,
 @pytest.fixture
 def text_file(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps({"text": f"{i} {words(20)}"}) + "\n" for i in range(60)), "utf-8")
+    path.write_text(
+        "".join(json.dumps({"text": f"{i} {words(20)}"}) + "\n" for i in range(60)), "utf-8"
+    )
     return path
 
 
@@ -140,13 +171,19 @@ def test_one_byte_of_the_source_is_seen_even_where_times_and_size_say_nothing(la
     after = load(text_file)
     assert after.digest != before.digest and after[59].parts[0][0].startswith("58 ")
     text_file.write_bytes(raw)
-    assert load(text_file).digest == before.digest and len([*(cache_directory() / "rows").glob("*/about.json")]) == 2
+    assert (
+        load(text_file).digest == before.digest
+        and len([*(cache_directory() / "rows").glob("*/about.json")]) == 2
+    )
 
 
 def test_how_it_is_read_is_part_of_what_is_kept(large, text_file):
     assert load(text_file).digest == load(text_file, weight=3.0, licence="x").digest
     assert load(text_file, language="ko").digest != load(text_file).digest
-    assert len(load(text_file, limit=20_000)) == 60 and len([*(cache_directory() / "rows").glob("*/about.json")]) == 3
+    assert (
+        len(load(text_file, limit=20_000)) == 60
+        and len([*(cache_directory() / "rows").glob("*/about.json")]) == 3
+    )
 
 
 @pytest.mark.parametrize("file", ["0000.texts", "ends.npy", "about.json", "files.json"])

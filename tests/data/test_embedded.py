@@ -31,7 +31,10 @@ def offered(question):
     """The facts that an option may stand for, for each option."""
     fact = FACTS[question.fact]
     side = 0 if is_inverse(question, fact) else 1
-    return [[other for other in related(fact) if getattr(other, question.language)[side] == option] for option in question.options]
+    return [
+        [other for other in related(fact) if getattr(other, question.language)[side] == option]
+        for option in question.options
+    ]
 
 
 def test_the_table_holds_about_two_hundred_facts_split_three_ways():
@@ -52,15 +55,25 @@ def test_every_relation_has_enough_answers_to_choose_from_and_no_subject_twice()
         answers = {fact.en[1]: fact.ko[1] for fact in members}
         # Korean law knows four classes; with "not notifiable" that is every option there is.
         assert len(answers) >= (5 if name == "notifiable" else 6), name
-        assert len(set(answers.values())) == len(answers), f"{name}: two English answers share a Korean one"
-        assert all(fact.ko[1] == answers[fact.en[1]] for fact in members), f"{name}: one English answer has two Korean ones"
+        assert len(set(answers.values())) == len(answers), (
+            f"{name}: two English answers share a Korean one"
+        )
+        assert all(fact.ko[1] == answers[fact.en[1]] for fact in members), (
+            f"{name}: one English answer has two Korean ones"
+        )
         for fact in members:
-            assert fact.also <= set(answers) - {fact.en[1]}, f"{fact.id}: `also` names answers that are not offered"
+            assert fact.also <= set(answers) - {fact.en[1]}, (
+                f"{fact.id}: `also` names answers that are not offered"
+            )
 
 
 def test_every_template_names_what_it_should():
     for name, relation in embedded.relations().items():
-        assert len(relation.statements) >= 4 and len(relation.forward) >= 3 and len(relation.inverse) >= 3, name
+        assert (
+            len(relation.statements) >= 4
+            and len(relation.forward) >= 3
+            and len(relation.inverse) >= 3
+        ), name
         for template in relation.statements:
             assert all("{s}" in side and "{a}" in side for side in template), (name, template)
         for template in relation.forward:
@@ -74,14 +87,20 @@ def test_questions_are_five_options_with_balanced_keys(split, language):
     asked = embedded.questions(split, language)
     assert len(asked) >= (300 if split == "train" else 80)
     assert len({question.id for question in asked}) == len(asked)
-    assert len({(question.question, frozenset(question.options), question.fact) for question in asked}) == len(asked)
+    assert len(
+        {(question.question, frozenset(question.options), question.fact) for question in asked}
+    ) == len(asked)
     keys = collections.Counter(question.answer for question in asked)
     assert set(keys) == set(range(5))
     assert max(keys.values()) - min(keys.values()) <= 1
     for question in asked:
         fact = FACTS[question.fact]
         assert len(set(question.options)) == 5 == len(question.options)
-        assert question.language == language and question.exam == "embedded" and question.rationale == ""
+        assert (
+            question.language == language
+            and question.exam == "embedded"
+            and question.rationale == ""
+        )
         assert question.options[question.answer] in getattr(fact, language)
     about = collections.Counter(question.fact for question in asked)
     assert set(about) == {fact.id for fact in FACTS.values() if fact.split == split}
@@ -106,7 +125,11 @@ def test_no_wrong_option_is_true(split, language):
             if number == question.answer:
                 continue
             for other in candidates:
-                right = other.allows(fact.en[1]) if is_inverse(question, fact) else fact.allows(other.en[1])
+                right = (
+                    other.allows(fact.en[1])
+                    if is_inverse(question, fact)
+                    else fact.allows(other.en[1])
+                )
                 assert not right, f"{question.id} offers {question.options[number]!r} as wrong"
 
 
@@ -127,7 +150,9 @@ def test_splits_share_no_fact_and_no_question_and_training_offers_training_facts
         asked[split] = embedded.questions(split, language)
         for question in asked[split]:
             assert FACTS[question.fact].split == split
-            assert stems.setdefault(question.question, split) == split, f"{question.question!r} is asked in two splits"
+            assert stems.setdefault(question.question, split) == split, (
+                f"{question.question!r} is asked in two splits"
+            )
     for question in asked["train"]:
         for candidates in offered(question):
             assert any(other.split == "train" for other in candidates), question.id
@@ -148,19 +173,27 @@ def test_english_is_the_exact_translation_of_korean(split):
             assert tuple(translated[option] for option in en.options) == ko.options
             relation = embedded.relations()[fact.relation]
             wordings = relation.forward if side else relation.inverse
-            assert (en.question, ko.question) in [tuple(table.fill(w, fact, lang) for lang in ("en", "ko")) for w in wordings]
+            assert (en.question, ko.question) in [
+                tuple(table.fill(w, fact, lang) for lang in ("en", "ko")) for w in wordings
+            ]
 
 
 @pytest.mark.parametrize(("split", "language"), BOTH)
 def test_reasonings_place_every_option_and_end_in_the_right_one(split, language):
-    for question, bare in zip(embedded.reasonings(split, language), embedded.questions(split, language), strict=True):
+    for question, bare in zip(
+        embedded.reasonings(split, language), embedded.questions(split, language), strict=True
+    ):
         assert dataclasses.replace(question, rationale="") == bare
         for option in question.options:
             assert option.lower() in question.rationale.lower(), (question.id, option)
         last = re.split(r"(?<=\.) ", question.rationale)[-1]
         right = question.options[question.answer]
-        assert last.endswith(f"{right}." if language == "en" else f"정답은 {right}이다."), question.rationale
-        assert not re.search(r"\b[A-E][.)]|[(][A-E]\b|\b(?:option|answer is|정답은) [A-E]\.", question.rationale)
+        assert last.endswith(f"{right}." if language == "en" else f"정답은 {right}이다."), (
+            question.rationale
+        )
+        assert not re.search(
+            r"\b[A-E][.)]|[(][A-E]\b|\b(?:option|answer is|정답은) [A-E]\.", question.rationale
+        )
 
 
 def everything(language):
@@ -190,9 +223,16 @@ def test_every_fact_is_told_in_its_exam_wording(language):
         lowered = [text.lower() for text in own]
         assert all(subject in text and answer in text for text in lowered)
         # A subject may hold its answer's words, so look for each where the other is cut out.
-        first = [text.replace(answer, "@", 1).find("@") < text.replace(subject, "#", 1).find("#") for text in lowered]
+        first = [
+            text.replace(answer, "@", 1).find("@") < text.replace(subject, "#", 1).find("#")
+            for text in lowered
+        ]
         assert len(set(first)) == 2, f"{fact.id} is told in one direction only"
-        paragraphs = [text for name, text in told if re.fullmatch(rf"embedded/{language}/{fact.relation}/all/\w+/\d+", name)]
+        paragraphs = [
+            text
+            for name, text in told
+            if re.fullmatch(rf"embedded/{language}/{fact.relation}/all/\w+/\d+", name)
+        ]
         assert sum(own[0] in text for text in paragraphs) == 1
         assert sum(own[-1] in text for text in paragraphs) == 1
 
@@ -200,7 +240,11 @@ def test_every_fact_is_told_in_its_exam_wording(language):
 def test_texts_of_a_split_tell_its_facts_only():
     for split in embedded.SPLITS:
         told = embedded.texts("en", split)
-        ids = {name.removeprefix("embedded/en/").rsplit("/", 1)[0] for name, _ in told if f"/{split}/" not in name}
+        ids = {
+            name.removeprefix("embedded/en/").rsplit("/", 1)[0]
+            for name, _ in told
+            if f"/{split}/" not in name
+        }
         assert ids == {fact.id for fact in FACTS.values() if fact.split == split}
         known = {text for name, text in embedded.texts("en") if "/all/" not in name}
         own = {text for name, text in told if f"/{split}/" not in name}
@@ -236,8 +280,16 @@ def test_another_process_generates_the_same():
     root = str(pathlib.Path(embedded.__file__).parents[3])
     digests = {
         subprocess.run(
-            [sys.executable, "-c", script], check=True, capture_output=True, text=True,
-            env={**os.environ, "PYTHONPATH": root, "PYTHONHASHSEED": seed, "PYTHONIOENCODING": "utf-8"},
+            [sys.executable, "-c", script],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={
+                **os.environ,
+                "PYTHONPATH": root,
+                "PYTHONHASHSEED": seed,
+                "PYTHONIOENCODING": "utf-8",
+            },
         ).stdout
         for seed in ("1", "2")
     }
@@ -247,12 +299,28 @@ def test_another_process_generates_the_same():
 @pytest.mark.parametrize(
     ("word", "pair", "expected"),
     [
-        ("와파린", "은/는", "은"), ("비타민 K", "을/를", "를"), ("매독", "이/가", "이"), ("콜레라", "이/가", "가"),
-        ("혈액", "으로/로", "으로"), ("알코올", "으로/로", "로"), ("연앙인구", "으로/로", "로"), ("황체", "과/와", "와"),
-        ("CA 125", "은/는", "는"), ("trisomy 21", "이/가", "이"), ("파르보바이러스 B19", "은/는", "는"),
-        ("콕사키바이러스 A16", "은/는", "은"), ("t(9;22)", "이/가", "가"), ("TSH", "을/를", "를"), ("EGFR", "은/는", "은"),
-        ("DNA", "이/가", "가"), ("IgM", "이/가", "이"), ("비타민 B1", "으로/로", "로"), ("virus", "을/를", "를"),
-        ("protein", "은/는", "은"), ("펠라그라(pellagra)", "은/는", "는"), ("각기병 (beriberi)", "이/가", "이"),
+        ("와파린", "은/는", "은"),
+        ("비타민 K", "을/를", "를"),
+        ("매독", "이/가", "이"),
+        ("콜레라", "이/가", "가"),
+        ("혈액", "으로/로", "으로"),
+        ("알코올", "으로/로", "로"),
+        ("연앙인구", "으로/로", "로"),
+        ("황체", "과/와", "와"),
+        ("CA 125", "은/는", "는"),
+        ("trisomy 21", "이/가", "이"),
+        ("파르보바이러스 B19", "은/는", "는"),
+        ("콕사키바이러스 A16", "은/는", "은"),
+        ("t(9;22)", "이/가", "가"),
+        ("TSH", "을/를", "를"),
+        ("EGFR", "은/는", "은"),
+        ("DNA", "이/가", "가"),
+        ("IgM", "이/가", "이"),
+        ("비타민 B1", "으로/로", "로"),
+        ("virus", "을/를", "를"),
+        ("protein", "은/는", "은"),
+        ("펠라그라(pellagra)", "은/는", "는"),
+        ("각기병 (beriberi)", "이/가", "이"),
     ],
 )
 def test_particles_follow_how_the_word_is_read(word, pair, expected):
@@ -260,7 +328,12 @@ def test_particles_follow_how_the_word_is_read(word, pair, expected):
 
 
 def test_settling_particles_in_a_sentence():
-    assert settle_particles("와파린은/는 비타민 K을/를 억제한다.") == "와파린은 비타민 K를 억제한다."
-    assert settle_particles("치료는 산소으로/로, 예방은 백신으로/로 한다.") == "치료는 산소로, 예방은 백신으로 한다."
+    assert (
+        settle_particles("와파린은/는 비타민 K을/를 억제한다.") == "와파린은 비타민 K를 억제한다."
+    )
+    assert (
+        settle_particles("치료는 산소으로/로, 예방은 백신으로/로 한다.")
+        == "치료는 산소로, 예방은 백신으로 한다."
+    )
     assert settle_particles("다음 중 콜레라은/는?") == "다음 중 콜레라는?"
     assert final_consonant("") == 0

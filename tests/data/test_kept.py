@@ -69,7 +69,9 @@ def test_where_nothing_can_be_kept_it_says_what_to_set(monkeypatch, tmp_path):
     with pytest.raises(CacheError, match="cannot keep what was read .* set MEDKOR_CACHE"):
         keep("rows", "k", maker())
     monkeypatch.setenv("MEDKOR_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(FileNotFoundError, match="gone.csv"):  # what was to be read is not the cache's fault
+    with pytest.raises(
+        FileNotFoundError, match="gone.csv"
+    ):  # what was to be read is not the cache's fault
         keep("rows", "k", lambda directory: open("gone.csv"))
 
 
@@ -85,10 +87,15 @@ keep("rows", "k", make)
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
-def test_processes_that_want_the_same_entry_wait_for_one_and_go_on_where_it_dies(is_killed, tmp_path):
+def test_processes_that_want_the_same_entry_wait_for_one_and_go_on_where_it_dies(
+    is_killed, tmp_path
+):
     begun, root = tmp_path / "begun", pathlib.Path(kept.__file__).parents[2]
     seconds = "60" if is_killed else "0.5"
-    other = subprocess.Popen([sys.executable, "-c", WAITING, str(begun), seconds], env=os.environ | {"PYTHONPATH": str(root)})
+    other = subprocess.Popen(
+        [sys.executable, "-c", WAITING, str(begun), seconds],
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
     try:
         while not begun.exists():
             assert other.poll() is None

@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from medkor_jax.data.language import ENGLISH, KOREAN, has_hangul, language_automaton, token_languages
+from medkor_jax.data.language import (
+    ENGLISH,
+    KOREAN,
+    has_hangul,
+    language_automaton,
+    token_languages,
+)
 from medkor_jax.data.tokenizer import Tokenizer
 
 WORDS = ["<pad>", "<eos>", "<bos>", "<unk>", "a", "\u2581", "열", "간", "a열", "肝", "ㅋ", "\u1112"]
@@ -13,7 +19,9 @@ def tokenizer() -> Tokenizer:
     """Twelve pieces and every byte."""
     pieces = WORDS + [f"<0x{b:02X}>" for b in range(256)]
     types = [3, 3, 3, 2] + [1] * (len(WORDS) - 4) + [6] * 256
-    return Tokenizer.from_vocabulary(pieces, [-float(i) for i in range(len(pieces))], types, unk_id=3)
+    return Tokenizer.from_vocabulary(
+        pieces, [-float(i) for i in range(len(pieces))], types, unk_id=3
+    )
 
 
 def languages(tokenizer: Tokenizer, *parts: str | bytes) -> list[int]:
@@ -31,15 +39,28 @@ def test_hangul_is_every_listed_block_and_nothing_beside():
 
 
 def test_ordinary_pieces_go_by_their_text(tokenizer):
-    assert languages(tokenizer, "<bos>", "열", "a", "a열", "肝", "ㅋ", "\u1112", "\u2581") == [0, 1, 0, 1, 0, 1, 1, 0]
+    assert languages(tokenizer, "<bos>", "열", "a", "a열", "肝", "ㅋ", "\u1112", "\u2581") == [
+        0,
+        1,
+        0,
+        1,
+        0,
+        1,
+        1,
+        0,
+    ]
 
 
 def test_every_character_spelt_in_bytes_ends_in_its_own_language(tokenizer):
     characters = [chr(c) for c in (*range(0x80, 0xD800), *range(0xE000, 0x10000), 0x1F600, 0x20BB7)]
     spelt = [c.encode() for c in characters]
-    found = token_languages(np.frombuffer(b"".join(spelt), np.uint8).astype(np.int32) + BYTE_0, tokenizer)
+    found = token_languages(
+        np.frombuffer(b"".join(spelt), np.uint8).astype(np.int32) + BYTE_0, tokenizer
+    )
     last = found[np.cumsum([len(s) for s in spelt]) - 1]
-    wrong = [c for c, language in zip(characters, last, strict=True) if language != int(has_hangul(c))]
+    wrong = [
+        c for c, language in zip(characters, last, strict=True) if language != int(has_hangul(c))
+    ]
     assert not wrong, [f"U+{ord(c):04X}" for c in wrong[:10]]
 
 
@@ -69,8 +90,20 @@ def test_bytes_of_one_character(tokenizer, text, expected):
 
 def test_what_interrupts_a_character_starts_anew(tokenizer):
     assert languages(tokenizer, b"\xeb", "a", b"\xb7\x81") == [KOREAN, ENGLISH, ENGLISH, ENGLISH]
-    assert languages(tokenizer, b"\xe1\xeb\xb7\x81\x81") == [ENGLISH, KOREAN, KOREAN, KOREAN, ENGLISH]
-    assert languages(tokenizer, b"\xe4\xb7\x81", "열", b"\x41") == [ENGLISH, ENGLISH, ENGLISH, KOREAN, ENGLISH]
+    assert languages(tokenizer, b"\xe1\xeb\xb7\x81\x81") == [
+        ENGLISH,
+        KOREAN,
+        KOREAN,
+        KOREAN,
+        ENGLISH,
+    ]
+    assert languages(tokenizer, b"\xe4\xb7\x81", "열", b"\x41") == [
+        ENGLISH,
+        ENGLISH,
+        ENGLISH,
+        KOREAN,
+        ENGLISH,
+    ]
 
 
 def test_stepping_the_tables_equals_the_full_pass_and_looks_at_no_later_token(tokenizer):

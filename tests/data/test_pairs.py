@@ -14,10 +14,18 @@ def test_both_directions_with_loss_on_the_target(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_text("He has a fever.\t그는 열이 난다.\tCC-BY\n", "utf-8")
     into_korean, into_english = load(path)
-    assert into_korean.parts == (("English: He has a fever.\n한국어:", False), (" 그는 열이 난다.", True))
-    assert into_english.parts == (("한국어: 그는 열이 난다.\nEnglish:", False), (" He has a fever.", True))
+    assert into_korean.parts == (
+        ("English: He has a fever.\n한국어:", False),
+        (" 그는 열이 난다.", True),
+    )
+    assert into_english.parts == (
+        ("한국어: 그는 열이 난다.\nEnglish:", False),
+        (" He has a fever.", True),
+    )
     assert [(e.id, e.language, e.splittable) for e in (into_korean, into_english)] == [
-        ("s/0/en-ko", "ko", False), ("s/0/ko-en", "en", False)]
+        ("s/0/en-ko", "ko", False),
+        ("s/0/ko-en", "en", False),
+    ]
 
 
 def test_a_row_of_empty_cells_in_quotes_is_a_blank_line(tmp_path):
@@ -37,7 +45,9 @@ def test_every_form_gives_the_same_pairs(tmp_path, write_jsonl):
         found = load(tmp_path / name)
         expected = expected or found
         assert len(found) == 4 and found == expected, name
-    path = write_jsonl("b.jsonl", [{"title": "하나.", "title_en": "One."}, {"title": "둘.", "title_en": "Two."}])
+    path = write_jsonl(
+        "b.jsonl", [{"title": "하나.", "title_en": "One."}, {"title": "둘.", "title_en": "Two."}]
+    )
     assert load(path, fields=("title_en", "title")) == expected
     assert load(tmp_path / "twin", limit=1) == expected[:2]
 
@@ -64,11 +74,15 @@ def test_embedded_pairs():
 
 
 def test_embedded_pairs_are_held_out_by_fact():
-    found = {split: {e.id.rsplit("/", 1)[0] for e in load("embedded", subset=split)} for split in embedded.SPLITS}
+    found = {
+        split: {e.id.rsplit("/", 1)[0] for e in load("embedded", subset=split)}
+        for split in embedded.SPLITS
+    }
     assert set().union(*found.values()) == {e.id.rsplit("/", 1)[0] for e in load("embedded")}
     for split, names in found.items():
         assert {name.removeprefix("embedded/pair/").rsplit("/", 1)[0] for name in names} == {
-            fact.id for fact in embedded.facts() if fact.split == split}
+            fact.id for fact in embedded.facts() if fact.split == split
+        }
     with pytest.raises(ValueError, match="no split 'dev'"):
         load("embedded", subset="dev")
 
@@ -92,7 +106,9 @@ def test_real_pairs_load_whole(shared_data):
         examples = load(shared_data / "parallel_ko_en" / path)
         assert len(examples) == 2 * count
         assert sum(e.language == "ko" for e in examples) == count
-    assert len(load(shared_data / "terms_ko_en/kcd-1000.json", fields=("title_en", "title"))) == 2000
+    assert (
+        len(load(shared_data / "terms_ko_en/kcd-1000.json", fields=("title_en", "title"))) == 2000
+    )
 
 
 def test_a_header_that_is_not_known_is_no_pair(tmp_path):

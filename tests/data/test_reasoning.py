@@ -4,7 +4,12 @@ import pytest
 
 from medkor_jax.data import embedded
 from medkor_jax.data.question import LETTERS, prompt
-from medkor_jax.data.reasoning import ReasoningFormat, reasoned_example, reasoned_text, reasoning_prompt
+from medkor_jax.data.reasoning import (
+    ReasoningFormat,
+    reasoned_example,
+    reasoned_text,
+    reasoning_prompt,
+)
 from medkor_jax.eval.answers import parse_reasoned
 
 FORM = ReasoningFormat()
@@ -27,7 +32,11 @@ def test_the_prompt_differs_from_the_exams_in_its_last_line_only():
 
 def test_only_the_continuation_carries_loss():
     example = reasoned_example(embedded.reasonings("train", "ko")[0], FORM)
-    assert [loss for _, loss in example.parts] == [False, True] and example.eos and not example.splittable
+    assert (
+        [loss for _, loss in example.parts] == [False, True]
+        and example.eos
+        and not example.splittable
+    )
 
 
 def test_what_cannot_be_learnt_is_refused():

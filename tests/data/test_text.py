@@ -12,39 +12,79 @@ def test_text_joins_columns_and_all_of_it_carries_loss(write_jsonl):
     path = write_jsonl("a.jsonl", [{"question": "What is it? ", "answer": "It is 열.", "url": ""}])
     (example,) = load(path, "text").rows
     assert example.parts == (("What is it?\nIt is 열.", True),)
-    assert (example.id, example.language, example.splittable, example.eos) == ("s/0", "en", True, True)
-    assert load(path, "text", fields=("answer",), language="ko").rows[0].parts == (("It is 열.", True),)
+    assert (example.id, example.language, example.splittable, example.eos) == (
+        "s/0",
+        "en",
+        True,
+        True,
+    )
+    assert load(path, "text", fields=("answer",), language="ko").rows[0].parts == (
+        ("It is 열.", True),
+    )
     assert load(path, "text", language="ko").rows[0].language == "ko"
 
 
 def test_lines_of_a_text_file_are_documents(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes("첫 줄\r\n\r\n둘째 줄".encode())
-    assert [(e.id, e.parts[0][0]) for e in load(str(path), "text").rows] == [("s/0", "첫 줄"), ("s/2", "둘째 줄")]
+    assert [(e.id, e.parts[0][0]) for e in load(str(path), "text").rows] == [
+        ("s/0", "첫 줄"),
+        ("s/2", "둘째 줄"),
+    ]
 
 
 def test_chat_carries_loss_where_the_assistant_speaks(write_jsonl):
-    turns = [("system", "Be brief."), ("user", "Fever?"), ("assistant", "Rest."), ("user", "How long?"), ("assistant", "A day.")]
-    path = write_jsonl("a.jsonl", [{"messages": [{"role": role, "content": text} for role, text in turns]}])
+    turns = [
+        ("system", "Be brief."),
+        ("user", "Fever?"),
+        ("assistant", "Rest."),
+        ("user", "How long?"),
+        ("assistant", "A day."),
+    ]
+    path = write_jsonl(
+        "a.jsonl", [{"messages": [{"role": role, "content": text} for role, text in turns]}]
+    )
     (example,) = load(path, "chat").rows
-    assert example.parts == (("Be brief.\n", False), ("Fever?\n", False), ("Rest.", True), ("\nHow long?\n", False), ("A day.", True))
-    (example,) = load(write_jsonl("b.jsonl", [{"input": "열이 나요.", "output": "쉬세요."}]), "chat").rows
-    assert example.parts == (("열이 나요.\n", False), ("쉬세요.", True)) and example.language == "ko"
+    assert example.parts == (
+        ("Be brief.\n", False),
+        ("Fever?\n", False),
+        ("Rest.", True),
+        ("\nHow long?\n", False),
+        ("A day.", True),
+    )
+    (example,) = load(
+        write_jsonl("b.jsonl", [{"input": "열이 나요.", "output": "쉬세요."}]), "chat"
+    ).rows
+    assert (
+        example.parts == (("열이 나요.\n", False), ("쉬세요.", True)) and example.language == "ko"
+    )
 
 
-@pytest.mark.parametrize("messages, reason", [
-    ([{"role": "user", "content": "Hello?"}], "does not end in an assistant's turn"),
-    ([{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": " "}], "the assistant's turn is empty"),
-    ([{"role": "doctor", "content": "Hello?"}], "role doctor, expected system, user or assistant"),
-    ("Hello?", "messages is not a list"),
-])
+@pytest.mark.parametrize(
+    "messages, reason",
+    [
+        ([{"role": "user", "content": "Hello?"}], "does not end in an assistant's turn"),
+        (
+            [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": " "}],
+            "the assistant's turn is empty",
+        ),
+        (
+            [{"role": "doctor", "content": "Hello?"}],
+            "role doctor, expected system, user or assistant",
+        ),
+        ("Hello?", "messages is not a list"),
+    ],
+)
 def test_bad_chats(write_jsonl, messages, reason):
     with pytest.raises(BadDataError, match=reason):
         load(write_jsonl("a.jsonl", [{"messages": messages}]), "chat")
 
 
 def test_wrong_columns(write_jsonl):
-    with pytest.raises(BadDataError, match="no column 'text' \\(nearest: 'texts'\\); the columns are 'texts', 'title'"):
+    with pytest.raises(
+        BadDataError,
+        match="no column 'text' \\(nearest: 'texts'\\); the columns are 'texts', 'title'",
+    ):
         load(write_jsonl("a.jsonl", [{"texts": "x", "title": "y"}]), "text")
     with pytest.raises(BadDataError, match="no column 'body'"):
         load(write_jsonl("a.jsonl", [{"text": "x"}]), "text", fields=("body",))

@@ -18,7 +18,16 @@ LINES = [
     "다음 중 옳은 것은? A. 간 B. 폐 C. 심장 D. 신장 E. 비장",
     "which of the following is the most likely diagnosis in this patient",
 ]
-CONTROL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>", "<unused7>", "<start_of_image>"]
+CONTROL = [
+    "<pad>",
+    "<eos>",
+    "<bos>",
+    "<unk>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<unused7>",
+    "<start_of_image>",
+]
 ODD = [
     "", " ", "  ", "   a", "a  b    c", "\n", "a\n b\n\n  c\t\td\t", "\r\n", "x" + "\n " * 20,
     "뷁뷁 쮋", "\u1100\u1161", "각 가", "ㄱㄴㄷ", "\uffa1\uffa2", "\ua960", "ㅋ" * 30,
@@ -75,12 +84,18 @@ def reference(pieces: list[str], scores: list[float], types: list[int]) -> token
     whole = tokenizers.Tokenizer(model)
     whole.normalizer = tokenizers.normalizers.Replace(" ", "\u2581")
     whole.decoder = tokenizers.decoders.Sequence(
-        [tokenizers.decoders.Replace("\u2581", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
+        [
+            tokenizers.decoders.Replace("\u2581", " "),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+        ]
     )
     added = tokenizers.AddedToken
     typed = list(zip(pieces, types, strict=True))
     whole.add_tokens([added(p, normalized=False) for p, t in typed if t == 4 and p.strip("\u2581")])
-    whole.add_special_tokens([added(p, normalized=False, special=True) for p, t in typed if t in (2, 3)])
+    whole.add_special_tokens(
+        [added(p, normalized=False, special=True) for p, t in typed if t in (2, 3)]
+    )
     return whole
 
 
@@ -108,7 +123,9 @@ def test_text_survives_and_control_tokens_are_never_read_out_of_it(tiny):
         assert not control_ids & set(ids), name
         assert tiny.decode(ids) == f"열 {name}열"
     assert tiny._engine.pieces[tiny.encode("a<b>a")[1]] == "<b>"
-    assert tiny.decode([tiny.bos_id, *tiny.encode("열이"), tiny.end_of_turn_id, tiny.eos_id]) == "열이"
+    assert (
+        tiny.decode([tiny.bos_id, *tiny.encode("열이"), tiny.end_of_turn_id, tiny.eos_id]) == "열이"
+    )
 
 
 def test_rows_beyond_the_vocabulary_have_no_text_and_a_text_ends_at_either_end(tiny):
@@ -125,7 +142,11 @@ def test_layout(tiny):
     assert (tiny.pad_id, tiny.eos_id, tiny.bos_id, tiny.vocab_size) == (0, 1, 2, 380)
     assert tiny._engine.pieces[tiny.end_of_turn_id] == "<end_of_turn>"
     assert sorted(tiny.byte_value[tiny.byte_value >= 0].tolist()) == list(range(256))
-    hangul = [p for p, is_hangul in zip(tiny._engine.pieces, tiny.is_hangul_piece, strict=True) if is_hangul]
+    hangul = [
+        p
+        for p, is_hangul in zip(tiny._engine.pieces, tiny.is_hangul_piece, strict=True)
+        if is_hangul
+    ]
     assert hangul and all(any("가" <= c <= "힣" for c in p) for p in hangul)
     assert tiny.encode_batch([]) == [] and tiny.encode("") == []
     assert tiny.encode_batch(LINES) == [tiny.encode(line) for line in LINES]
@@ -149,8 +170,14 @@ def test_tokenizer_json_gives_the_same_ids(tiny, tmp_path):
     texts = [*ODD, *LINES, *scrambled(1, 300), "".join(CONTROL)]
     assert loaded.encode_batch(texts) == tiny.encode_batch(texts)
     assert [loaded.decode(ids) for ids in loaded.encode_batch(LINES)] == LINES
-    assert (loaded.pad_id, loaded.bos_id, loaded.end_of_turn_id) == (tiny.pad_id, tiny.bos_id, tiny.end_of_turn_id)
-    assert (loaded.byte_value == tiny.byte_value).all() and (loaded.is_hangul_piece == tiny.is_hangul_piece).all()
+    assert (loaded.pad_id, loaded.bos_id, loaded.end_of_turn_id) == (
+        tiny.pad_id,
+        tiny.bos_id,
+        tiny.end_of_turn_id,
+    )
+    assert (loaded.byte_value == tiny.byte_value).all() and (
+        loaded.is_hangul_piece == tiny.is_hangul_piece
+    ).all()
     loaded.save(tmp_path / "copy")
     assert Tokenizer.load(tmp_path / "copy").digest == loaded.digest != tiny.digest
 
@@ -172,12 +199,20 @@ def test_embedded_vocabulary_gives_the_reference_ids(embedded_metadata):
     from medkor_jax.io.gguf import GgufSource
 
     ours = GgufSource.open(embedded_gguf()[0]).make_tokenizer()
-    pieces, scores, types = (embedded_metadata[f"tokenizer.ggml.{k}"] for k in ("tokens", "scores", "token_type"))
+    pieces, scores, types = (
+        embedded_metadata[f"tokenizer.ggml.{k}"] for k in ("tokens", "scores", "token_type")
+    )
     fast = reference(pieces, scores.tolist(), types.tolist())
     texts = [*ODD, *LINES, *scrambled(2, 2000), "<table><tr>간</tr>"]
     expected = [e.ids for e in fast.encode_batch_fast(texts, add_special_tokens=False)]
     assert ours.encode_batch(texts) == expected
-    assert (ours.pad_id, ours.eos_id, ours.bos_id, ours.end_of_turn_id, ours.vocab_size) == (0, 1, 2, 106, 262_144)
+    assert (ours.pad_id, ours.eos_id, ours.bos_id, ours.end_of_turn_id, ours.vocab_size) == (
+        0,
+        1,
+        2,
+        106,
+        262_144,
+    )
 
 
 def shared_texts(folder: pathlib.Path):
@@ -191,12 +226,18 @@ def shared_texts(folder: pathlib.Path):
                 yield from strings(inner)
 
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        content = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
+        content = (
+            gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        ).decode()
         if path.suffix == ".csv":
-            yield from strings([[*row.values()] for row in csv.DictReader(io.StringIO(content, newline=""))])
+            yield from strings(
+                [[*row.values()] for row in csv.DictReader(io.StringIO(content, newline=""))]
+            )
         elif ".json" in path.name:
             # Not splitlines, which also breaks at separators inside strings.
-            for row in map(json.loads, content.strip().split("\n") if ".jsonl" in path.name else [content]):
+            for row in map(
+                json.loads, content.strip().split("\n") if ".jsonl" in path.name else [content]
+            ):
                 yield from strings(row)
                 yield json.dumps(row, ensure_ascii=False)
         else:
@@ -218,17 +259,32 @@ def test_ids_equal_transformers_on_every_row_of_the_real_data(shared_data, embed
     for at in range(0, len(texts), 10_000):
         some = texts[at : at + 10_000]
         expected = [e.ids for e in fast.encode_batch_fast(some, add_special_tokens=False)]
-        differ = [text for text, a, b in zip(some, ours.encode_batch(some), expected, strict=True) if a != b]
+        differ = [
+            text
+            for text, a, b in zip(some, ours.encode_batch(some), expected, strict=True)
+            if a != b
+        ]
         assert not differ, differ[:5]
 
 
 def spec_of(tokenizer: Tokenizer) -> dict:
-    proto = sentencepiece.sentencepiece_model_pb2.ModelProto.FromString(tokenizer._engine.serialized)
-    return json.loads(reference(*zip(*((p.piece, p.score, p.type) for p in proto.pieces), strict=True)).to_str())
+    proto = sentencepiece.sentencepiece_model_pb2.ModelProto.FromString(
+        tokenizer._engine.serialized
+    )
+    return json.loads(
+        reference(*zip(*((p.piece, p.score, p.type) for p in proto.pieces), strict=True)).to_str()
+    )
 
 
 TRUNCATION = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
-PADDING = {"strategy": {"Fixed": 24}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"}
+PADDING = {
+    "strategy": {"Fixed": 24},
+    "direction": "Left",
+    "pad_to_multiple_of": None,
+    "pad_id": 0,
+    "pad_type_id": 0,
+    "pad_token": "<pad>",
+}
 EOS_BEHIND = {
     "type": "TemplateProcessing", "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
     "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<eos>", "type_id": 0}}],
@@ -237,7 +293,14 @@ EOS_BEHIND = {
 
 
 @pytest.mark.parametrize(
-    "state", [{"truncation": TRUNCATION}, {"padding": PADDING}, {"post_processor": EOS_BEHIND}, {"dropout": 0.5}], ids=lambda state: next(iter(state))
+    "state",
+    [
+        {"truncation": TRUNCATION},
+        {"padding": PADDING},
+        {"post_processor": EOS_BEHIND},
+        {"dropout": 0.5},
+    ],
+    ids=lambda state: next(iter(state)),
 )
 def test_what_a_file_carries_along_from_a_last_call_changes_nothing(tiny, tmp_path, state):
     spec = spec_of(tiny)
@@ -249,7 +312,10 @@ def test_what_a_file_carries_along_from_a_last_call_changes_nothing(tiny, tmp_pa
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
     loaded = Tokenizer.load(tmp_path)
     texts = [*ODD, *LINES, *scrambled(3, 100), " ".join(LINES) * 20]
-    assert loaded.encode_batch(texts) == tiny.encode_batch(texts) and len(loaded.encode(texts[-1])) > 1000
+    assert (
+        loaded.encode_batch(texts) == tiny.encode_batch(texts)
+        and len(loaded.encode(texts[-1])) > 1000
+    )
     assert loaded.encode_batch(texts) == loaded.encode_batch(texts)
     assert loaded.digest == plain.digest
     loaded.save(tmp_path / "copy")
@@ -273,10 +339,15 @@ def test_control_tokens_are_not_merged_out_of_text_either(tiny):
         vocab.setdefault(piece, len(vocab) + 10)
     spec["model"]["merges"] += [["<unused7", ">"], ["<", "unused7>"]]
     tokenizer = Tokenizer.from_spec(spec)
-    assert control["id"] not in tokenizer.encode("a<unused7>b") and tokenizer.decode(tokenizer.encode("a<unused7>b")) == "a<unused7>b"
+    assert (
+        control["id"] not in tokenizer.encode("a<unused7>b")
+        and tokenizer.decode(tokenizer.encode("a<unused7>b")) == "a<unused7>b"
+    )
 
 
-def test_a_sentencepiece_file_s_normalizer_and_scores_are_left_out_as_the_reference_leaves_them_out(tiny):
+def test_a_sentencepiece_file_s_normalizer_and_scores_are_left_out_as_the_reference_leaves_them_out(
+    tiny,
+):
     proto = sentencepiece.sentencepiece_model_pb2.ModelProto.FromString(train_tiny())
     rng = random.Random(0)
     for piece in proto.pieces:
@@ -285,7 +356,9 @@ def test_a_sentencepiece_file_s_normalizer_and_scores_are_left_out_as_the_refere
     proto.normalizer_spec.add_dummy_prefix = True
     proto.normalizer_spec.remove_extra_whitespaces = True
     texts = [*ODD, *LINES, *scrambled(4, 200), "\ufb01ne \u2460"]
-    assert Tokenizer.parse_sentencepiece(proto.SerializeToString()).encode_batch(texts) == tiny.encode_batch(texts)
+    assert Tokenizer.parse_sentencepiece(proto.SerializeToString()).encode_batch(
+        texts
+    ) == tiny.encode_batch(texts)
     proto.trainer_spec.model_type = proto.trainer_spec.UNIGRAM
     with pytest.raises(ValueError, match="no byte-pair vocabulary"):
         Tokenizer.parse_sentencepiece(proto.SerializeToString())
@@ -302,7 +375,11 @@ def with_pieces(tiny, *added) -> Tokenizer:
             spec["added_tokens"].append({"id": i, "content": text, **flags, "special": special[0]})
         else:
             vocab[text] = i
-            spec["model"]["merges"] += [[text[:k], text[k:]] for k in range(1, len(text)) if {text[:k], text[k:]} <= vocab.keys()]
+            spec["model"]["merges"] += [
+                [text[:k], text[k:]]
+                for k in range(1, len(text))
+                if {text[:k], text[k:]} <= vocab.keys()
+            ]
     return Tokenizer.from_spec(spec)
 
 
@@ -312,11 +389,19 @@ def test_pieces_without_a_row_are_accepted_where_no_text_reaches_them(tiny):
     assert more.vocab_size == 383
     cut = more.within(380)
     assert cut.vocab_size == 380 and len(cut.is_hangul_piece) == len(cut.byte_value) == 380
-    assert cut.encode_batch(texts) == tiny.encode_batch(texts) and max(map(max, filter(None, cut.encode_batch(texts)))) < 380
+    assert (
+        cut.encode_batch(texts) == tiny.encode_batch(texts)
+        and max(map(max, filter(None, cut.encode_batch(texts)))) < 380
+    )
     assert cut.digest == more.digest and more.within(383) is more
-    assert with_pieces(tiny, ("<image_soft_token>", False)).within(380).vocab_size == 380  # marked as text, but Gemma's control
+    assert (
+        with_pieces(tiny, ("<image_soft_token>", False)).within(380).vocab_size == 380
+    )  # marked as text, but Gemma's control
 
-    with pytest.raises(ValueError, match=r"381 pieces, its embedding 380 rows, and texts reach pieces that have none: 380 '<R>'"):
+    with pytest.raises(
+        ValueError,
+        match=r"381 pieces, its embedding 380 rows, and texts reach pieces that have none: 380 '<R>'",
+    ):
         with_pieces(tiny, ("<R>", False)).within(380)
     pair = "".join([p for p in tiny.pieces if len(p) == 1 and p.isalnum()][-2:])
     with pytest.raises(ValueError, match=rf"none: 380 '{pair}'\. Use the tokenizer"):

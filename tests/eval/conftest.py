@@ -16,7 +16,10 @@ class CharacterTokenizer:
     _letters = {f" {letter}": 0x120000 + i for i, letter in enumerate(LETTERS)}
 
     def encode(self, text):
-        return [self._letters.get(piece) or ord(piece) for piece in re.findall(r" [A-J](?!\w)|(?s:.)", text)]
+        return [
+            self._letters.get(piece) or ord(piece)
+            for piece in re.findall(r" [A-J](?!\w)|(?s:.)", text)
+        ]
 
     def encode_batch(self, texts):
         return [self.encode(text) for text in texts]
@@ -36,7 +39,9 @@ def make_question():
     def make(number, *, n_options=5, answer=0, language="ko", exam="unit", year=2020):
         word = "선택" if language == "ko" else "choice"
         options = tuple(f"{word} {number}-{i}" for i in range(n_options))
-        return Question(f"{language}/{number}", exam, year, language, f"문항 {number}은?", options, answer)
+        return Question(
+            f"{language}/{number}", exam, year, language, f"문항 {number}은?", options, answer
+        )
 
     return make
 
@@ -45,7 +50,17 @@ def make_question():
 def make_report():
     """make_report("AB.C", key="ABBB"): one answer a letter, "." for one that could not be read."""
 
-    def make(predicted, key=None, *, n_options=5, mode="letter", shots=0, exam="unit", year=2020, first_id=0):
+    def make(
+        predicted,
+        key=None,
+        *,
+        n_options=5,
+        mode="letter",
+        shots=0,
+        exam="unit",
+        year=2020,
+        first_id=0,
+    ):
         key = key or "A" * len(predicted)
         answers = tuple(
             Answer(

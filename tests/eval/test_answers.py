@@ -30,7 +30,9 @@ def test_reads_the_letter_a_korean_text_chose(text, letter):
 
 
 def test_equals_the_harness_filter_and_metric_on_random_texts():
-    filters = pytest.importorskip("lm_eval.tasks.kormedmcqa.utils", reason="lm-eval is not installed")
+    filters = pytest.importorskip(
+        "lm_eval.tasks.kormedmcqa.utils", reason="lm-eval is not installed"
+    )
     from lm_eval.api.metrics import exact_match_hf_evaluate
 
     pieces = ["정답", "정답은", "입니다", *":：. \n()*_은F1Ａ", *"ABCDEabcde"]
@@ -38,12 +40,18 @@ def test_equals_the_harness_filter_and_metric_on_random_texts():
     texts = ["".join(generator.choices(pieces, k=generator.randrange(12))) for _ in range(20_000)]
     theirs = filters.ExtractChoiceFilter().apply([texts], [{}])[0]
     assert [extract_letter(text) for text in texts] == theirs
-    assert 0.1 < sum(letter == "" for letter in theirs) / len(theirs) < 0.9  # both outcomes were really tried
+    assert (
+        0.1 < sum(letter == "" for letter in theirs) / len(theirs) < 0.9
+    )  # both outcomes were really tried
 
     for text, letter in zip(texts[:2000], theirs[:2000]):
         key = generator.choice(LETTERS[:5])
         scored = exact_match_hf_evaluate(
-            [letter], [key], regexes_to_ignore=[" ", "\n"], ignore_case=True, ignore_punctuation=True
+            [letter],
+            [key],
+            regexes_to_ignore=[" ", "\n"],
+            ignore_case=True,
+            ignore_punctuation=True,
         )["exact_match"]
         assert (parse_answer(text, 5) == LETTERS.index(key)) == bool(scored)
 

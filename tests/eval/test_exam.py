@@ -28,9 +28,13 @@ class FakeScorer:
         logits = np.zeros((len(prompts), len(token_ids)), np.float32)
         for row, ids in zip(logits, prompts):
             question, option = self._known(ids)
-            (token,) = self.tokenizer.encode(answer_text(dataclasses.replace(question, answer=option)))
+            (token,) = self.tokenizer.encode(
+                answer_text(dataclasses.replace(question, answer=option))
+            )
             row[token_ids.index(token)] = np.log(3.0)
-            row[len(question.options) :] = 50.0  # a letter the question does not have must never win
+            row[len(question.options) :] = (
+                50.0  # a letter the question does not have must never win
+            )
         return logits
 
     def generate(self, prompts, *, max_new_tokens, stop):
@@ -44,7 +48,10 @@ class FakeScorer:
 def mixed(make_question):
     """Two languages, two to five options, prompts of different length."""
     return [
-        dataclasses.replace(make_question(i, n_options=2 + i % 4, answer=i % 2, language=language), question="가" * i)
+        dataclasses.replace(
+            make_question(i, n_options=2 + i % 4, answer=i % 2, language=language),
+            question="가" * i,
+        )
         for language in ("ko", "en")
         for i in range(9)
     ]
@@ -70,16 +77,24 @@ def test_each_question_gets_its_own_answer(mixed, tokenizer, mode):
 
 def test_letter_probabilities_are_over_the_own_options(make_question, tokenizer):
     question = make_question(1, n_options=3)
-    (answer,) = exam.evaluate(FakeScorer(tokenizer, [question], [2]), [question], mode="letter").answers
+    (answer,) = exam.evaluate(
+        FakeScorer(tokenizer, [question], [2]), [question], mode="letter"
+    ).answers
     assert answer.probabilities == pytest.approx((0.2, 0.2, 0.6))
     assert answer.text == "C"
 
 
 @pytest.mark.parametrize("mode", ["letter", "harness"])
 def test_ten_options_have_their_own_letters(make_question, tokenizer, mode):
-    questions = [make_question(i, n_options=10, answer=i, language=language) for language in ("ko", "en") for i in range(10)]
+    questions = [
+        make_question(i, n_options=10, answer=i, language=language)
+        for language in ("ko", "en")
+        for i in range(10)
+    ]
     chosen = [*range(10), *reversed(range(10))]
-    report = exam.evaluate(FakeScorer(tokenizer, questions, chosen), questions, mode=mode, batch_size=4)
+    report = exam.evaluate(
+        FakeScorer(tokenizer, questions, chosen), questions, mode=mode, batch_size=4
+    )
     assert [a.predicted for a in report.answers] == [LETTERS[c] for c in chosen]
     assert report.overall.correct == 10 and report.overall.chance == pytest.approx(0.1)
     assert mode == "harness" or {len(a.probabilities) for a in report.answers} == {10}
@@ -88,7 +103,9 @@ def test_ten_options_have_their_own_letters(make_question, tokenizer, mode):
 def test_harness_text_is_cut_and_parsed_for_the_question(make_question, tokenizer):
     questions = [make_question(i, n_options=3, answer=1) for i in range(3)]
     texts = {"ko/0": " 정답: B\n\nQ: 정답: A", "ko/1": " D", "ko/2": "모름"}
-    report = exam.evaluate(FakeScorer(tokenizer, questions, [0] * 3, texts), questions, mode="harness")
+    report = exam.evaluate(
+        FakeScorer(tokenizer, questions, [0] * 3, texts), questions, mode="harness"
+    )
     assert [(a.text, a.predicted, a.correct) for a in report.answers] == [
         (" 정답: B", "B", True), (" D", None, False), ("모름", None, False),
     ]  # fmt: skip
@@ -109,7 +126,9 @@ def test_letter_mode_compares_the_token_that_training_teaches(make_question, tok
 
 
 def test_a_letter_of_two_tokens_is_refused(make_question, tokenizer):
-    tokenizer.encode = lambda text: [ord(character) for character in text]  # now " A" is a space and an "A"
+    tokenizer.encode = lambda text: [
+        ord(character) for character in text
+    ]  # now " A" is a space and an "A"
     question = make_question(1)
     with pytest.raises(ValueError, match="must be one token.*'harness'"):
         exam.evaluate(FakeScorer(tokenizer, [question], [0]), [question], mode="letter")
@@ -159,7 +178,9 @@ def test_cut_prompts_are_marked(make_question, tokenizer):
     length = len(tokenizer.encode(harness.context(questions[1], questions[:1])))
     scorer.max_positions = length
     report = exam.evaluate(scorer, questions, mode="letter", shots=questions[:1])
-    assert [a.truncated for a in report.answers] == [True, True] and scorer.batches == [[length - 1] * 2]
+    assert [a.truncated for a in report.answers] == [True, True] and scorer.batches == [
+        [length - 1] * 2
+    ]
 
 
 class ReasoningScorer:
@@ -169,7 +190,10 @@ class ReasoningScorer:
 
     def __init__(self, tokenizer, questions, written):
         self.tokenizer = tokenizer
-        self.written = {(tokenizer.bos_id, *tokenizer.encode(reasoning_prompt(q))): w for q, w in zip(questions, written)}
+        self.written = {
+            (tokenizer.bos_id, *tokenizer.encode(reasoning_prompt(q))): w
+            for q, w in zip(questions, written)
+        }
         self.asked = []
 
     def complete(self, prompts, *, max_new_tokens, stop):
@@ -182,14 +206,23 @@ def whole(text, n_tokens=7):
 
 
 def test_reasoned_answers_are_read_by_the_strict_parser(mixed, tokenizer):
-    texts = [f" <R> because <R/> {LETTERS[(q.answer + i % 2) % len(q.options)]}" for i, q in enumerate(mixed)]
+    texts = [
+        f" <R> because <R/> {LETTERS[(q.answer + i % 2) % len(q.options)]}"
+        for i, q in enumerate(mixed)
+    ]
     scorer = ReasoningScorer(tokenizer, mixed, map(whole, texts))
     report = exam.evaluate(scorer, mixed, mode="reason", batch_size=4, max_new_tokens=99)
     assert [a.text for a in report.answers] == texts
     assert [a.predicted for a in report.answers] == [text[-1] for text in texts]
     assert [a.correct for a in report.answers] == [i % 2 == 0 for i in range(18)]
-    assert all((a.has_format, a.is_whole, a.n_tokens, a.probabilities) == (True, True, 7, None) for a in report.answers)
-    assert all(asked[:2] == (99, ()) and asked[2] == sorted(asked[2], reverse=True) for asked in scorer.asked)
+    assert all(
+        (a.has_format, a.is_whole, a.n_tokens, a.probabilities) == (True, True, 7, None)
+        for a in report.answers
+    )
+    assert all(
+        asked[:2] == (99, ()) and asked[2] == sorted(asked[2], reverse=True)
+        for asked in scorer.asked
+    )
     assert (report.mode, report.shots, report.max_new_tokens) == ("reason", 0, 99)
 
 
@@ -205,12 +238,22 @@ def test_reasoned_answers_are_read_by_the_strict_parser(mixed, tokenizer):
         (Continuation("B", 9, False), None, False),
     ],
 )
-def test_a_half_finished_answer_is_never_right(make_question, tokenizer, written, predicted, has_format):
+def test_a_half_finished_answer_is_never_right(
+    make_question, tokenizer, written, predicted, has_format
+):
     question = make_question(1, n_options=3, answer=1)
     scorer = ReasoningScorer(tokenizer, [question], [written])
     (answer,) = exam.evaluate(scorer, [question], mode="reason").answers
-    assert (answer.predicted, answer.correct, answer.has_format) == (predicted, predicted == "B", has_format)
-    assert (answer.text, answer.is_whole, answer.n_tokens) == (written.text, written.is_whole, written.n_tokens)
+    assert (answer.predicted, answer.correct, answer.has_format) == (
+        predicted,
+        predicted == "B",
+        has_format,
+    )
+    assert (answer.text, answer.is_whole, answer.n_tokens) == (
+        written.text,
+        written.is_whole,
+        written.n_tokens,
+    )
 
 
 def test_reason_mode_takes_other_tags_and_no_shots(make_question, tokenizer):
@@ -238,15 +281,28 @@ class ByLength(FakeScorer):
 
     def continuation_nats(self, prompts, continuations):
         longest = max(len(ids) for ids in continuations[0])
-        return [np.array([len(ids) * (0.5 if len(ids) == longest else 1.0) for ids in options]) for options in continuations]
+        return [
+            np.array([len(ids) * (0.5 if len(ids) == longest else 1.0) for ids in options])
+            for options in continuations
+        ]
 
 
-def test_normalising_by_length_changes_the_choice_and_keeps_the_probabilities_in_scale(make_question, tokenizer):
+def test_normalising_by_length_changes_the_choice_and_keeps_the_probabilities_in_scale(
+    make_question, tokenizer
+):
     options = ("가", "가나다라마바", "가나")
-    questions = [dataclasses.replace(make_question(i, n_options=3), options=options) for i in range(2)]
+    questions = [
+        dataclasses.replace(make_question(i, n_options=3), options=options) for i in range(2)
+    ]
     scorer = ByLength(tokenizer, questions, [0, 0])
-    summed, normalised = (exam.evaluate(scorer, questions, mode=mode).answers[0] for mode in ("cloze", "cloze_norm"))
-    assert (summed.predicted, normalised.predicted) == ("A", "B") and summed.option_lengths == (1, 6, 2)
+    summed, normalised = (
+        exam.evaluate(scorer, questions, mode=mode).answers[0] for mode in ("cloze", "cloze_norm")
+    )
+    assert (summed.predicted, normalised.predicted) == ("A", "B") and summed.option_lengths == (
+        1,
+        6,
+        2,
+    )
     nats = np.array([2.0, 3.5, 3.0])  # the space before an option is scored and not counted
     for answer, cost in ((summed, nats), (normalised, nats / [1, 6, 2] * 3)):
         np.testing.assert_allclose(answer.probabilities, np.exp(-cost) / np.exp(-cost).sum())
@@ -256,4 +312,6 @@ def test_normalising_by_length_changes_the_choice_and_keeps_the_probabilities_in
 def test_cloze_has_no_shots(make_question, tokenizer, mode):
     questions = [make_question(i) for i in range(2)]
     with pytest.raises(ValueError, match="no shots"):
-        exam.evaluate(FakeScorer(tokenizer, questions, [0, 0]), questions, mode=mode, shots=questions[:1])
+        exam.evaluate(
+            FakeScorer(tokenizer, questions, [0, 0]), questions, mode=mode, shots=questions[:1]
+        )

@@ -14,7 +14,9 @@ from medkor_jax.eval import harness
 def doctor(shared_data):
     """The validation questions and the few-shot questions, as the project loads them."""
     directory = shared_data / "kormedmcqa" / "doctor"
-    sources = [Source(name, "exam", str(directory / f"{name}.csv")) for name in ("valid", "fewshot")]
+    sources = [
+        Source(name, "exam", str(directory / f"{name}.csv")) for name in ("valid", "fewshot")
+    ]
     return [exams.load(source, drop_bad=False).rows for source in sources]
 
 
@@ -32,8 +34,12 @@ def harness_task(questions, shots, directory: pathlib.Path, num_fewshot: int):
         with open(files[split], "w", encoding="utf-8") as file:
             for q in rows:
                 options = dict(zip(LETTERS[:5], q.options, strict=True))
-                file.write(json.dumps({"question": q.question, **options, "answer": q.answer + 1}) + "\n")
-    config = load_yaml(pathlib.Path(lm_eval.__file__).parent / "tasks" / "kormedmcqa" / "doctor.yaml")
+                file.write(
+                    json.dumps({"question": q.question, **options, "answer": q.answer + 1}) + "\n"
+                )
+    config = load_yaml(
+        pathlib.Path(lm_eval.__file__).parent / "tasks" / "kormedmcqa" / "doctor.yaml"
+    )
     config = {k: v for k, v in config.items() if k != "include"} | {
         "dataset_path": "json",
         "dataset_name": None,
@@ -49,7 +55,10 @@ def harness_task(questions, shots, directory: pathlib.Path, num_fewshot: int):
 def test_contexts_equal_those_of_the_real_task(doctor, tmp_path, tokenizer, num_fewshot):
     questions, shots = doctor
     # Leading and trailing space around a stem, which the task strips, does not occur in these rows.
-    questions = [dataclasses.replace(questions[0], question=" \n" + questions[0].question + "  "), *questions[1:]]
+    questions = [
+        dataclasses.replace(questions[0], question=" \n" + questions[0].question + "  "),
+        *questions[1:],
+    ]
     task = harness_task(questions, shots, tmp_path, num_fewshot)
     ours = harness.requests(questions, shots[:num_fewshot], tokenizer)
     theirs = [instance.args[0] for instance in task.instances]
@@ -57,7 +66,10 @@ def test_contexts_equal_those_of_the_real_task(doctor, tmp_path, tokenizer, num_
     assert [request.context for request in ours] == theirs
 
     settings = task.instances[0].args[1]
-    assert (tuple(settings["until"]), settings["max_gen_toks"]) == (harness.STOP, harness.MAX_NEW_TOKENS)
+    assert (tuple(settings["until"]), settings["max_gen_toks"]) == (
+        harness.STOP,
+        harness.MAX_NEW_TOKENS,
+    )
     assert settings["do_sample"] is False
 
 
@@ -65,10 +77,16 @@ def test_rows_reach_the_prompt_unchanged(doctor, shared_data):
     """What the task would read from the file itself: no option is stripped, no "None" lost on the way."""
     import csv
 
-    with open(shared_data / "kormedmcqa" / "doctor" / "valid.csv", encoding="utf-8", newline="") as file:
+    with open(
+        shared_data / "kormedmcqa" / "doctor" / "valid.csv", encoding="utf-8", newline=""
+    ) as file:
         rows = list(csv.DictReader(file))
     for question, row in zip(doctor[0], rows, strict=True):
-        expected = row["question"].strip() + "".join(f"\n{letter}. {row[letter]}" for letter in "ABCDE") + "\n정답："
+        expected = (
+            row["question"].strip()
+            + "".join(f"\n{letter}. {row[letter]}" for letter in "ABCDE")
+            + "\n정답："
+        )
         assert harness.context(question) == expected
         assert answer_text(question) == f" {row['answer']}"
 
@@ -79,15 +97,21 @@ def test_shots_carry_their_answers_and_a_blank_line(make_question):
         "문항 1은?\nA. 선택 1-0\nB. 선택 1-1\n정답： B\n\n"
         "문항 2은?\nA. 선택 2-0\nB. 선택 2-1\nC. 선택 2-2\n정답："
     )  # fmt: skip
-    assert harness.context(make_question(3, n_options=2, language="en")).endswith("B. choice 3-1\nAnswer:")
+    assert harness.context(make_question(3, n_options=2, language="en")).endswith(
+        "B. choice 3-1\nAnswer:"
+    )
 
 
 def test_prompt_starts_with_bos_and_is_cut_from_the_left(make_question, tokenizer):
     question = make_question(1)
     whole = tokenizer.encode(harness.context(question))
-    (request,) = harness.requests([question], [], tokenizer, max_positions=len(whole) + 1 + 7, max_new_tokens=7)
+    (request,) = harness.requests(
+        [question], [], tokenizer, max_positions=len(whole) + 1 + 7, max_new_tokens=7
+    )
     assert list(request.token_ids) == [tokenizer.bos_id, *whole] and not request.truncated
-    (request,) = harness.requests([question], [], tokenizer, max_positions=len(whole) + 6, max_new_tokens=7)
+    (request,) = harness.requests(
+        [question], [], tokenizer, max_positions=len(whole) + 6, max_new_tokens=7
+    )
     assert list(request.token_ids) == whole[1:] and request.truncated
     with pytest.raises(ValueError, match="1024 positions"):
         harness.requests([question], [], tokenizer, max_positions=1024)
@@ -95,12 +119,17 @@ def test_prompt_starts_with_bos_and_is_cut_from_the_left(make_question, tokenize
 
 def test_prompt_ids_equal_those_of_the_harness_model_class(make_question):
     """HFLM on a Gemma tokenizer: <bos> by the tokenizer itself, left cut of the finished ids."""
-    huggingface = pytest.importorskip("lm_eval.models.huggingface", reason="lm-eval is not installed")
+    huggingface = pytest.importorskip(
+        "lm_eval.models.huggingface", reason="lm-eval is not installed"
+    )
     transformers = pytest.importorskip("transformers")
     import tokenizers
 
     texts = [harness.context(make_question(i), [make_question(9)]) for i in range(2)]
-    vocabulary = {piece: i for i, piece in enumerate(["<pad>", "<eos>", "<bos>", *sorted(set("".join(texts)))])}
+    vocabulary = {
+        piece: i
+        for i, piece in enumerate(["<pad>", "<eos>", "<bos>", *sorted(set("".join(texts)))])
+    }
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
     backend.post_processor = tokenizers.processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
@@ -128,10 +157,23 @@ def test_prompt_ids_equal_those_of_the_harness_model_class(make_question):
             [make_question(i) for i in range(2)], [make_question(9)], Plain(),
             max_positions=limit and limit + 7, max_new_tokens=7,
         )  # fmt: skip
-        assert [list(r.token_ids) for r in ours] == [model.tok_encode(t, left_truncate_len=limit) for t in texts]
+        assert [list(r.token_ids) for r in ours] == [
+            model.tok_encode(t, left_truncate_len=limit) for t in texts
+        ]
 
 
 def test_text_is_cut_as_the_harness_cuts_it():
     theirs = pytest.importorskip("lm_eval.models.utils", reason="lm-eval is not installed")
-    for text in (" B", " B\n\nQ: C", "B. 설명", "Q:", "a</s>b.", "가\n나<|im_end|>\n\n다", "\n\n", "1.5\n"):
-        assert harness.cut_at_stop(text) == theirs.postprocess_generated_text(text, list(harness.STOP), None)
+    for text in (
+        " B",
+        " B\n\nQ: C",
+        "B. 설명",
+        "Q:",
+        "a</s>b.",
+        "가\n나<|im_end|>\n\n다",
+        "\n\n",
+        "1.5\n",
+    ):
+        assert harness.cut_at_stop(text) == theirs.postprocess_generated_text(
+            text, list(harness.STOP), None
+        )

@@ -25,7 +25,11 @@ def loud(tiny_base_dir):
     model = open_model(tiny_base_dir)
     base, tokenizer = model.base.load(jnp.float32), model.tokenizer
     assert tokenizer.vocab_size < model.config.vocab_size
-    silent = [tokenizer.pad_id, tokenizer.bos_id, *range(tokenizer.vocab_size, model.config.vocab_size)]
+    silent = [
+        tokenizer.pad_id,
+        tokenizer.bos_id,
+        *range(tokenizer.vocab_size, model.config.vocab_size),
+    ]
     rows = base["embed"].at[jnp.array(silent)].multiply(30.0)
     config = dataclasses.replace(model.config, tied_head=False)
     return Params(base | {"head": rows}), config, tokenizer, set(silent)
@@ -34,9 +38,18 @@ def loud(tiny_base_dir):
 @pytest.mark.parametrize("language_unit", ["token", "document"])
 def test_greedy_text_holds_none(loud, language_unit):
     params, config, tokenizer, silent = loud
-    scorer = ModelScorer(LoadedModel(params, None, config, tokenizer, language_unit=language_unit), dtype=jnp.float32, batch_size=4)
-    prompts = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in ("Answer:", "정답：", "열 37.5도", "a b c")]
-    written = scorer.decoder.generate(params, prompts, max_new_tokens=12, languages=scorer.languages_of(prompts))
+    scorer = ModelScorer(
+        LoadedModel(params, None, config, tokenizer, language_unit=language_unit),
+        dtype=jnp.float32,
+        batch_size=4,
+    )
+    prompts = [
+        [tokenizer.bos_id, *tokenizer.encode(text)]
+        for text in ("Answer:", "정답：", "열 37.5도", "a b c")
+    ]
+    written = scorer.decoder.generate(
+        params, prompts, max_new_tokens=12, languages=scorer.languages_of(prompts)
+    )
     assert all(one.tokens and not silent & set(one.tokens) for one in written)
 
 

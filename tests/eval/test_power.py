@@ -15,8 +15,12 @@ from medkor_jax.eval.power import outlook
 def paired(random, n, share, reference, correlation=power.CORRELATION):
     """Two models' right answers to n questions, shares and correlation as given: bool [n], bool [n]."""
     known = random.random(n) < reference
-    both = share * reference + correlation * math.sqrt(share * (1 - share) * reference * (1 - reference))
-    return random.random(n) < np.where(known, both / reference, (share - both) / (1 - reference)), known
+    both = share * reference + correlation * math.sqrt(
+        share * (1 - share) * reference * (1 - reference)
+    )
+    return random.random(n) < np.where(
+        known, both / reference, (share - both) / (1 - reference)
+    ), known
 
 
 def report(make_report, right):
@@ -40,7 +44,9 @@ def test_the_stated_chances_are_those_of_the_gate(make_report, gate, n):
                     share = 0.6 + shift
                     both = share * 0.6 + power.CORRELATION * math.sqrt(share * (1 - share) * 0.24)
                     right = random.random(n) < np.where(known, both / 0.6, (share - both) / 0.4)
-                looks.append(judge(gate, report(make_report, right), report(make_report, known)).passed)
+                looks.append(
+                    judge(gate, report(make_report, right), report(make_report, known)).passed
+                )
             opened += any(looks)
         assert abs(opened / runs - chance) < 4 * math.sqrt(chance * (1 - chance) / runs) + 0.03
 
@@ -50,7 +56,11 @@ def test_the_chances_of_mean_probabilities_are_those_of_the_bootstrap():
     told, opened = outlook(gate, n), 0
     for _ in range(80):
         common, own, other = random.standard_normal((3, n))
-        mix = lambda noise: 0.6 + power.SPREAD * (math.sqrt(power.CORRELATION) * common + math.sqrt(1 - power.CORRELATION) * noise)  # noqa: B023, E731
+        mix = lambda noise: (
+            0.6
+            + power.SPREAD
+            * (math.sqrt(power.CORRELATION) * common + math.sqrt(1 - power.CORRELATION) * noise)
+        )
         opened += stats.bootstrap_mean(mix(own) - mix(other)).low >= -0.1
     assert abs(opened / 80 - told.equal) < 4 * math.sqrt(told.equal * (1 - told.equal) / 80) + 0.03
 
@@ -69,10 +79,14 @@ def test_the_english_validation_exam_cannot_tell_three_points():
     """164 questions, non-inferior within 3 points, one look and three rounds: what the real configs asked."""
     told = outlook(Gate(on_failure="retain", rounds=3), 164, looks=4)
     assert not told.can_open and told.equal < 0.1 and 1500 < told.needed < 2500
-    assert told.words.startswith("164 questions; an equal model opens it at the first look in 6 of 100 runs")
+    assert told.words.startswith(
+        "164 questions; an equal model opens it at the first look in 6 of 100 runs"
+    )
     by_probability = Gate(metric="probability", on_failure="retain", rounds=3)
     assert outlook(by_probability, 1273, 4, looks=4).can_open  # MedQA's test, what they ask now
-    assert outlook(by_probability, 1273, looks=4).needed < told.needed * 0.7  # more power from the same questions
+    assert (
+        outlook(by_probability, 1273, looks=4).needed < told.needed * 0.7
+    )  # more power from the same questions
 
 
 def test_wide_margins_say_what_they_cannot_see():
@@ -85,10 +99,18 @@ def test_more_looks_cost_questions_and_conditions_are_asked_alike():
     once, often = (outlook(Gate(threshold=0.9), 150, looks=looks) for looks in (1, 6))
     assert once.equal > often.equal and once.needed < often.needed
     condition = Condition("x", exam="e", threshold=0.9)
-    assert dataclasses.replace(outlook(condition, 150), words="") == dataclasses.replace(once, words="")
+    assert dataclasses.replace(outlook(condition, 150), words="") == dataclasses.replace(
+        once, words=""
+    )
 
 
 def test_a_gate_that_not_even_a_faultless_model_opens_says_so():
     told = outlook(Gate(reading="absolute", threshold=0.97), 100)
-    assert told.equal == 0 and not told.can_open and "not even a faultless model opens it" in told.words
-    assert not outlook(Gate(reading="absolute", threshold=0.1), 19).can_open  # fewer than open anything
+    assert (
+        told.equal == 0
+        and not told.can_open
+        and "not even a faultless model opens it" in told.words
+    )
+    assert not outlook(
+        Gate(reading="absolute", threshold=0.1), 19
+    ).can_open  # fewer than open anything

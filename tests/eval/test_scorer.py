@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medkor_jax.data.language import ENGLISH, KOREAN, has_hangul, language_automaton, token_languages
+from medkor_jax.data.language import (
+    ENGLISH,
+    KOREAN,
+    has_hangul,
+    language_automaton,
+    token_languages,
+)
 from medkor_jax.data.question import LETTERS, answer_text, cloze_prompt, prompt
 from medkor_jax.eval.exam import evaluate
 from medkor_jax.eval.scorer import ModelScorer
@@ -28,12 +34,20 @@ class PieceTokenizer:
     is_writable = np.ones(380, bool)
 
     def __init__(self):
-        text = [" ", "\n", ".", *"abcdefghijklmnopqrstuvwxyzABCDE", *(chr(0xAC00 + 28 * i) for i in range(30))]
+        text = [
+            " ",
+            "\n",
+            ".",
+            *"abcdefghijklmnopqrstuvwxyzABCDE",
+            *(chr(0xAC00 + 28 * i) for i in range(30)),
+        ]
         text += [f" {letter}" for letter in "ABCDE"]
         pieces = [""] * 4 + text
         self.pieces = pieces + ["\u25a1"] * (self.vocab_size - 256 - len(pieces))
         self._ids = {piece: i for i, piece in enumerate(pieces) if piece}
-        self.is_hangul_piece = np.array([has_hangul(piece) for piece in self.pieces] + [False] * 256)
+        self.is_hangul_piece = np.array(
+            [has_hangul(piece) for piece in self.pieces] + [False] * 256
+        )
         self.byte_value = np.r_[np.full(self.vocab_size - 256, -1), np.arange(256)].astype(np.int16)
         self.languages = language_automaton(self)
 
@@ -44,7 +58,11 @@ class PieceTokenizer:
     def encode(self, text):
         ids = []
         for piece in re.findall(r" [A-E](?!\w)|(?s:.)", text):
-            ids += [self._ids[piece]] if piece in self._ids else [self.vocab_size - 256 + b for b in piece.encode()]
+            ids += (
+                [self._ids[piece]]
+                if piece in self._ids
+                else [self.vocab_size - 256 + b for b in piece.encode()]
+            )
         return ids
 
     def encode_batch(self, texts):
@@ -52,7 +70,10 @@ class PieceTokenizer:
 
     def decode(self, ids):
         known = [i for i in ids if i < self.vocab_size]
-        spelt = (bytes([self.byte_value[i]]) if self.byte_value[i] >= 0 else self.pieces[i].encode() for i in known)
+        spelt = (
+            bytes([self.byte_value[i]]) if self.byte_value[i] >= 0 else self.pieces[i].encode()
+            for i in known
+        )
         return b"".join(spelt).decode(errors="replace")
 
 
@@ -64,7 +85,9 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def params(make_base, make_adapters):
     base = make_base(C)
-    base["layers"] |= {name: base["layers"][name] + 3.0 for name in ("post_attn_norm", "post_ffw_norm")}
+    base["layers"] |= {
+        name: base["layers"][name] + 3.0 for name in ("post_attn_norm", "post_ffw_norm")
+    }
     lang = {"vector": np.random.default_rng(5).standard_normal((2, C.d_model)).astype(np.float32)}
     return Params(base, lora=make_adapters(base), lang=lang, lora_scale=0.5)
 
@@ -83,7 +106,7 @@ def _full_pass(params, tokens, langs):
 
 def reference_logits(params, ids, langs):
     """Returns [T, V] of one row; what is padded behind it is not seen from it."""
-    pad = lambda x: np.pad(np.asarray(x, np.int32), (0, 128 - len(ids)))[None]  # noqa: E731
+    pad = lambda x: np.pad(np.asarray(x, np.int32), (0, 128 - len(ids)))[None]
     return np.asarray(_full_pass(params, pad(ids), pad(langs)))[: len(ids)]
 
 
@@ -95,7 +118,11 @@ def languages(tokenizer, ids, how):
     """Rows of the embedding beyond the vocabulary count as ordinary pieces."""
     known = np.where(np.asarray(ids) < tokenizer.vocab_size, ids, tokenizer.encode("a")[0])
     langs = token_languages(known, tokenizer)
-    return langs if how == "token" else np.full(len(ids), KOREAN if (langs == KOREAN).any() else ENGLISH)
+    return (
+        langs
+        if how == "token"
+        else np.full(len(ids), KOREAN if (langs == KOREAN).any() else ENGLISH)
+    )
 
 
 @pytest.mark.parametrize("how", ["token", "document"])
@@ -105,13 +132,19 @@ def test_next_logits_are_those_of_each_prompt_alone(params, tokenizer, prompts, 
     found = scorer.next_logits(prompts, ids)
     assert found.shape == (6, 4) and found.dtype == np.float32
     for ids_of, row in zip(prompts, found):
-        np.testing.assert_allclose(row, reference_logits(params, ids_of, languages(tokenizer, ids_of, how))[-1, ids], atol=1e-4)
+        np.testing.assert_allclose(
+            row,
+            reference_logits(params, ids_of, languages(tokenizer, ids_of, how))[-1, ids],
+            atol=1e-4,
+        )
     assert np.abs(found).max() > 1.0
 
 
 def test_routes_differ_where_a_prompt_mixes_languages(params, tokenizer, prompts):
     by_token, by_document = (
-        ModelScorer(loaded(params, tokenizer, how), dtype=jnp.float32, batch_size=4).next_logits(prompts, [5, 6])
+        ModelScorer(loaded(params, tokenizer, how), dtype=jnp.float32, batch_size=4).next_logits(
+            prompts, [5, 6]
+        )
         for how in ("token", "document")
     )
     differs = np.abs(by_token - by_document).max(axis=1) > 1e-3
@@ -126,10 +159,19 @@ def test_generated_text_is_greedy_and_cut_at_the_first_stop(params, tokenizer, p
     for asked in prompts:
         ids = list(asked)
         document = languages(tokenizer, asked, how)[-1]
-        while len(ids) < len(asked) + 12 and ids[-1] not in (tokenizer.eos_id, tokenizer.end_of_turn_id):
-            langs = languages(tokenizer, ids, how) if how == "token" else np.full(len(ids), document)
-            ids.append(int(reference_logits(params, ids, langs)[-1][: tokenizer.vocab_size].argmax()))
-        expected.append(tokenizer.decode([i for i in ids[len(asked) :] if i < tokenizer.vocab_size]))
+        while len(ids) < len(asked) + 12 and ids[-1] not in (
+            tokenizer.eos_id,
+            tokenizer.end_of_turn_id,
+        ):
+            langs = (
+                languages(tokenizer, ids, how) if how == "token" else np.full(len(ids), document)
+            )
+            ids.append(
+                int(reference_logits(params, ids, langs)[-1][: tokenizer.vocab_size].argmax())
+            )
+        expected.append(
+            tokenizer.decode([i for i in ids[len(asked) :] if i < tokenizer.vocab_size])
+        )
     assert texts == expected
     stop = texts[0][3:5]
     cut = scorer.generate(prompts, max_new_tokens=12, stop=("nowhere", stop))
@@ -150,7 +192,9 @@ def test_complete_says_which_texts_ended_by_themselves(params, tokenizer, prompt
     ending = copy.copy(tokenizer)
     logits = reference_logits(params, prompts[1], languages(tokenizer, prompts[1], "token"))
     ending.eos_id = int(logits[-1].argmax())
-    (ended,) = ModelScorer(loaded(params, ending), dtype=jnp.float32, batch_size=4).complete(prompts[1:2], max_new_tokens=3, stop=())
+    (ended,) = ModelScorer(loaded(params, ending), dtype=jnp.float32, batch_size=4).complete(
+        prompts[1:2], max_new_tokens=3, stop=()
+    )
     assert (ended.n_tokens, ended.is_whole) == (1, True)
 
 
@@ -169,18 +213,25 @@ def test_four_devices_equal_one(params, tokenizer, prompts):
     mesh = make_mesh(MeshShape(data=2, fsdp=2), jax.devices()[:4])
     placed = jax.device_put(params, shard_tree(params, mesh))
     four = ModelScorer(loaded(placed, tokenizer), dtype=jnp.float32, mesh=mesh, batch_size=3)
-    np.testing.assert_allclose(four.next_logits(prompts[:3], [5, 6]), one.next_logits(prompts[:3], [5, 6]), atol=1e-4)
+    np.testing.assert_allclose(
+        four.next_logits(prompts[:3], [5, 6]), one.next_logits(prompts[:3], [5, 6]), atol=1e-4
+    )
 
 
 def test_letters_of_an_exam_are_the_best_of_their_logits(params, tokenizer, make_question):
-    questions = [make_question(i, n_options=3 + i % 3, language="ko" if i % 2 else "en") for i in range(5)]
+    questions = [
+        make_question(i, n_options=3 + i % 3, language="ko" if i % 2 else "en") for i in range(5)
+    ]
     scorer = ModelScorer(loaded(params, tokenizer), dtype=jnp.float32, batch_size=2)
     report = evaluate(scorer, questions, mode="letter", batch_size=2)
     for question, answer in zip(questions, report.answers):
         ids = [tokenizer.bos_id, *tokenizer.encode(prompt(question))]
         logits = reference_logits(params, ids, token_languages(np.asarray(ids), tokenizer))[-1]
         n = len(question.options)
-        letters = [tokenizer.encode(answer_text(dataclasses.replace(question, answer=c)))[0] for c in range(n)]
+        letters = [
+            tokenizer.encode(answer_text(dataclasses.replace(question, answer=c)))[0]
+            for c in range(n)
+        ]
         assert answer.predicted == LETTERS[int(logits[letters].argmax())]
 
 
@@ -194,7 +245,9 @@ def test_continuation_nats_are_those_of_each_row_alone(params, tokenizer, prompt
     for prompt_ids, own, nats in zip(prompts, continuations, found, strict=True):
         for continuation, one in zip(own, nats, strict=True):
             ids = [*prompt_ids, *continuation]
-            logits = jax.nn.log_softmax(reference_logits(params, ids, languages(tokenizer, ids, how)))
+            logits = jax.nn.log_softmax(
+                reference_logits(params, ids, languages(tokenizer, ids, how))
+            )
             expected = -sum(logits[t - 1, ids[t]] for t in range(len(prompt_ids), len(ids)))
             assert one == pytest.approx(float(expected), rel=1e-5)
     with pytest.raises(ValueError, match="at least one token"):
@@ -202,10 +255,17 @@ def test_continuation_nats_are_those_of_each_row_alone(params, tokenizer, prompt
 
 
 @pytest.mark.parametrize("mode", ["cloze", "cloze_norm"])
-def test_cloze_takes_the_likeliest_option_without_showing_any(params, tokenizer, make_question, mode):
-    questions = [make_question(i, n_options=3 + i % 3, language="ko" if i % 2 else "en") for i in range(5)]
+def test_cloze_takes_the_likeliest_option_without_showing_any(
+    params, tokenizer, make_question, mode
+):
+    questions = [
+        make_question(i, n_options=3 + i % 3, language="ko" if i % 2 else "en") for i in range(5)
+    ]
     words = ("ab", "cdcdcd", "xy xy", "z", "가")
-    questions = [dataclasses.replace(q, options=(words[i:] + words[:i])[: len(q.options)]) for i, q in enumerate(questions)]
+    questions = [
+        dataclasses.replace(q, options=(words[i:] + words[:i])[: len(q.options)])
+        for i, q in enumerate(questions)
+    ]
     scorer = ModelScorer(loaded(params, tokenizer), dtype=jnp.float32, batch_size=4)
     report = evaluate(scorer, questions, mode=mode, batch_size=2)
     chosen = []
@@ -215,19 +275,30 @@ def test_cloze_takes_the_likeliest_option_without_showing_any(params, tokenizer,
         (nats,) = scorer.continuation_nats([before], [after])
         lengths = np.array([len(option) for option in question.options])
         assert answer.option_lengths == tuple(lengths)
-        if mode == "cloze_norm":  # lm-evaluation-harness: argmax(lls / completion_len), the space before the option not counted
+        if (
+            mode == "cloze_norm"
+        ):  # lm-evaluation-harness: argmax(lls / completion_len), the space before the option not counted
             assert answer.predicted == LETTERS[int(np.argmax(-nats / lengths))]
             nats = nats / lengths * lengths.mean()
         assert answer.predicted == LETTERS[int(nats.argmin())]
-        np.testing.assert_allclose(answer.probabilities, np.exp(-nats) / np.exp(-nats).sum(), rtol=1e-4)
+        np.testing.assert_allclose(
+            answer.probabilities, np.exp(-nats) / np.exp(-nats).sum(), rtol=1e-4
+        )
         chosen.append(answer.predicted)
     assert len(set(chosen)) > 1
 
 
-@pytest.mark.parametrize("wrong, message", [({"language_unit": "word"}, "token, document"), ({"batch_size": 0}, "at least 1")])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [({"language_unit": "word"}, "token, document"), ({"batch_size": 0}, "at least 1")],
+)
 def test_settings_without_meaning_are_refused(params, tokenizer, wrong, message):
     with pytest.raises(ValueError, match=message):
-        ModelScorer(loaded(params, tokenizer, wrong.get("language_unit", "token")), dtype=jnp.float32, batch_size=wrong.get("batch_size", 2))
+        ModelScorer(
+            loaded(params, tokenizer, wrong.get("language_unit", "token")),
+            dtype=jnp.float32,
+            batch_size=wrong.get("batch_size", 2),
+        )
 
 
 def test_an_empty_prompt_is_refused(params, tokenizer):

@@ -21,7 +21,7 @@ def write(make_report, tmp_path):
         path = tmp_path / "phase1" / "verdict.json"
         settings = dict(
             phase="phase1", gate=gate, looks=[("after training", judge(gate, report))], report=report, reference=None, digests=DIGESTS,
-            time=datetime.datetime(2025, 1, 2, tzinfo=datetime.timezone.utc),
+            time=datetime.datetime(2025, 1, 2, tzinfo=datetime.UTC),
         )  # fmt: skip
         write_verdict(path, **settings | changed)
         return path
@@ -35,14 +35,20 @@ def test_a_passed_verdict_opens_for_exactly_what_it_judged(write, make_report):
     assert require_open(path, {"weights": DIGESTS["weights"]}) == verdict == read_verdict(path)
     assert verdict["judgement"]["value"] == 0.98 and verdict["report"]["scores"][0]["low"] < 0.98
     assert verdict["reference"]["scores"][0]["correct"] == 90
-    assert (verdict["phase"], verdict["mode"], verdict["time"]) == ("phase1", "letter", "2025-01-02T00:00:00+00:00")
+    assert (verdict["phase"], verdict["mode"], verdict["time"]) == (
+        "phase1",
+        "letter",
+        "2025-01-02T00:00:00+00:00",
+    )
     assert verdict["gate"]["threshold"] == 0.9 and verdict["digests"] == DIGESTS
     assert [p.name for p in path.parent.iterdir()] == ["verdict.json"]
 
 
 @pytest.mark.parametrize("name", ["weights", "data", "config"])
 def test_other_weights_data_or_config_close_the_gate(write, name):
-    with pytest.raises(GateClosed, match=rf"judged something else: {name} \(judged {name[0]}{{12}}, found other\)"):
+    with pytest.raises(
+        GateClosed, match=rf"judged something else: {name} \(judged {name[0]}{{12}}, found other\)"
+    ):
         require_open(write(98), DIGESTS | {name: "other"})
 
 
@@ -54,14 +60,26 @@ def test_a_digest_the_verdict_never_had_closes_the_gate(write):
 def test_missing_and_failed_verdicts_close_the_gate(write, tmp_path):
     with pytest.raises(GateClosed, match="does not exist"):
         require_open(tmp_path / "verdict.json", DIGESTS)
-    with pytest.raises(GateClosed, match=r"did not pass: The gate stays closed: 80.0% \(80 of 100\) \[70"):
+    with pytest.raises(
+        GateClosed, match=r"did not pass: The gate stays closed: 80.0% \(80 of 100\) \[70"
+    ):
         require_open(write(80), DIGESTS)
 
 
 def leaves(tree, path=()):
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    items = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, list)
+        else ()
+    )
     for key, value in items:
-        yield from leaves(value, (*path, key)) if isinstance(value, dict | list) and value else [(*path, key)]
+        yield from (
+            leaves(value, (*path, key))
+            if isinstance(value, dict | list) and value
+            else [(*path, key)]
+        )
 
 
 def test_every_single_edit_is_found(write):
@@ -74,7 +92,13 @@ def test_every_single_edit_is_found(write):
         for key in where[:-1]:
             place = place[key]
         old = place[where[-1]]
-        place[where[-1]] = (not old) if isinstance(old, bool) else old + 1 if isinstance(old, int | float) else "edited"
+        place[where[-1]] = (
+            (not old)
+            if isinstance(old, bool)
+            else old + 1
+            if isinstance(old, int | float)
+            else "edited"
+        )
         path.write_text(json.dumps(edited), encoding="utf-8")
         with pytest.raises(GateClosed, match="was changed"):
             read_verdict(path)
@@ -104,7 +128,10 @@ def test_a_waiver_opens_with_a_reason_and_rewrites_nothing_measured(write):
     before = read_verdict(path)
     waive(path, " the embedded exam is at chance for this size ")
     verdict = require_open(path, DIGESTS)
-    assert verdict["waiver"]["reason"] == "the embedded exam is at chance for this size" and verdict["waiver"]["time"]
+    assert (
+        verdict["waiver"]["reason"] == "the embedded exam is at chance for this size"
+        and verdict["waiver"]["time"]
+    )
     assert verdict["passed"] is False and {**verdict, "waiver": None} == before
     with pytest.raises(GateClosed, match="judged something else"):  # a waiver is not a blank cheque
         require_open(path, DIGESTS | {"weights": "other"})
@@ -140,14 +167,20 @@ def test_another_format_is_refused(write, monkeypatch):
 
 def test_every_look_stays_in_the_verdict_and_the_last_one_decides(write, make_report):
     gate = Gate(reading="absolute", threshold=0.9, on_failure="train", rounds=2)
-    reports = {f"look {n}": make_report("A" * right + "B" * (100 - right)) for n, right in enumerate((80, 93, 99))}
+    reports = {
+        f"look {n}": make_report("A" * right + "B" * (100 - right))
+        for n, right in enumerate((80, 93, 99))
+    }
     looks = [(what, judge(gate, report)) for what, report in reports.items()]
     path = write(99, gate=gate, looks=looks, reference_account="The reference is phase0's.")
     verdict = require_open(path, DIGESTS)
     assert [(look["of"], look["passed"], look["score"]) for look in verdict["looks"]] == [
         ("look 0", False, 0.8), ("look 1", False, 0.93), ("look 2", True, 0.99),
     ]  # fmt: skip
-    assert verdict["looks"][-1] == {"of": "look 2", **verdict["judgement"]} and verdict["judgement"]["looks"] == 3
+    assert (
+        verdict["looks"][-1] == {"of": "look 2", **verdict["judgement"]}
+        and verdict["judgement"]["looks"] == 3
+    )
     assert verdict["judgement"]["confidence"] == pytest.approx(1 - 0.05 / 3) and verdict["passed"]
     assert verdict["reference_account"] == "The reference is phase0's."
     assert not read_verdict(write(99, gate=gate, looks=looks[::-1]))["passed"]
@@ -159,5 +192,7 @@ def test_a_verdict_of_before_looks_counted_says_what_to_do(write):
     path = write(98)
     verdict = read_verdict(path)
     verdicts._store(path, {**verdict, "format": 1})
-    with pytest.raises(GateClosed, match="has format 1.*no account of how often.*Judge the phase anew"):
+    with pytest.raises(
+        GateClosed, match="has format 1.*no account of how often.*Judge the phase anew"
+    ):
         require_open(path, DIGESTS)

@@ -86,7 +86,11 @@ def write_sparse_checkpoint(directory: pathlib.Path, **changes) -> None:
     for (path, layer), shape in needed_keys(ModelConfig.from_hf(raw)).items():
         layers = f"layers.{layer}." if path.startswith("layers/") else ""
         span = [end, end := end + 2 * math.prod(shape)]
-        header[f"model.{layers}{hf._NAMES[path]}.weight"] = {"dtype": "BF16", "shape": shape, "data_offsets": span}
+        header[f"model.{layers}{hf._NAMES[path]}.weight"] = {
+            "dtype": "BF16",
+            "shape": shape,
+            "data_offsets": span,
+        }
     encoded = json.dumps(header).encode()
     with (directory / "model.safetensors").open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
@@ -97,5 +101,8 @@ def write_sparse_checkpoint(directory: pathlib.Path, **changes) -> None:
 def checkpoints() -> types.SimpleNamespace:
     """The functions above, for tests that write checkpoints of their own."""
     return types.SimpleNamespace(
-        text_config=text_config, randomise=randomise, base_of=base_of, write_sparse=write_sparse_checkpoint
+        text_config=text_config,
+        randomise=randomise,
+        base_of=base_of,
+        write_sparse=write_sparse_checkpoint,
     )

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from medkor_jax.adapt.expansion import make_expansion
-from medkor_jax.io.checkpoint import StageCheckpoints, abstract_like, digest_tree, restore_tree, save_tree, stored_shapes
+from medkor_jax.io.checkpoint import (
+    StageCheckpoints,
+    abstract_like,
+    digest_tree,
+    restore_tree,
+    save_tree,
+    stored_shapes,
+)
 from medkor_jax.model.config import preset
 from medkor_jax.train.step import make_state
 from medkor_jax.train.trainable import OptimizerRule, Schedule, make_optimizer
@@ -15,8 +22,11 @@ from medkor_jax.train.trainable import OptimizerRule, Schedule, make_optimizer
 @pytest.fixture
 def tree():
     rng = np.random.default_rng(0)
-    values = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
-    return {"lora": {"q": {"a": values(3, 4), "b": values(4, 2).astype(jnp.bfloat16)}}, "count": jnp.array(7, jnp.int32)}
+    values = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    return {
+        "lora": {"q": {"a": values(3, 4), "b": values(4, 2).astype(jnp.bfloat16)}},
+        "count": jnp.array(7, jnp.int32),
+    }
 
 
 def test_a_tree_of_mixed_types_comes_back_bit_for_bit(tmp_path, tree):
@@ -25,7 +35,9 @@ def test_a_tree_of_mixed_types_comes_back_bit_for_bit(tmp_path, tree):
     assert digest_tree(back) == digest_tree(tree)
     assert back["lora"]["q"]["b"].dtype == jnp.bfloat16
     shapes = stored_shapes(tmp_path / "tree")
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), tree
+    )
 
 
 def test_saving_again_replaces(tmp_path, tree):
@@ -50,9 +62,18 @@ def test_other_names_and_shapes_are_refused_by_name(tmp_path, tree):
 
 def test_a_digest_depends_on_names_shapes_types_and_every_value(tree):
     a = jnp.arange(4.0)
-    different = [{"x": a}, {"y": a}, {"x": a.reshape(2, 2)}, {"x": a.astype(jnp.int32)}, {"x": a.at[3].set(3.0000002)}, {}]
+    different = [
+        {"x": a},
+        {"y": a},
+        {"x": a.reshape(2, 2)},
+        {"x": a.astype(jnp.int32)},
+        {"x": a.at[3].set(3.0000002)},
+        {},
+    ]
     assert len({digest_tree(t) for t in different}) == len(different)
-    assert digest_tree({"x": a, "y": 2 * a}) == digest_tree({"y": np.asarray(2 * a), "x": np.asarray(a)})
+    assert digest_tree({"x": a, "y": 2 * a}) == digest_tree(
+        {"y": np.asarray(2 * a), "x": np.asarray(a)}
+    )
 
 
 def state_at(step):
@@ -85,7 +106,11 @@ def test_an_unfinished_checkpoint_is_not_taken(tmp_path):
 
 def test_added_layers_and_their_moments_are_resumed_bit_for_bit(tmp_path, make_base):
     trainable = {"expand": make_expansion(make_base(preset("tiny")), front=2, back=1)}
-    optimizer = make_optimizer((OptimizerRule("expand", r"expand/.*", 1e-4, weight_decay=0.1),), Schedule(10, 0, 0.1, 1.0), trainable)
+    optimizer = make_optimizer(
+        (OptimizerRule("expand", r"expand/.*", 1e-4, weight_decay=0.1),),
+        Schedule(10, 0, 0.1, 1.0),
+        trainable,
+    )
     state = make_state(optimizer, trainable)
     noise = iter(range(1000))
     state = jax.tree.map(lambda x: x + jnp.asarray(next(noise) / 7, x.dtype), state)

@@ -48,7 +48,9 @@ def exported(whole, tmp_path_factory):
 def reference(directory):
     """Returns the export as whoever uses it loads it: (tokenizer, model)."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    model, said = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    model, said = transformers.AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, output_loading_info=True
+    )
     assert not any(said[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return transformers.AutoTokenizer.from_pretrained(directory), model.eval()
 
@@ -65,7 +67,9 @@ def our_logits(model, ids):
     params = model.load(jnp.float32, host_mesh())
     langs = token_languages(np.array(ids), model.tokenizer)
     tokens = jnp.array([ids], jnp.int32)
-    inputs = Inputs(tokens, jnp.arange(len(ids))[None], jnp.ones_like(tokens), jnp.asarray(langs[None]))
+    inputs = Inputs(
+        tokens, jnp.arange(len(ids))[None], jnp.ones_like(tokens), jnp.asarray(langs[None])
+    )
     with jax.default_matmul_precision("highest"):
         hidden = forward(params, model.config, inputs, dtype=jnp.float32)
         return np.asarray(project_logits(params.base, hidden[0]))
@@ -93,18 +97,33 @@ def test_transformers_gives_the_runs_logits(save_adapted, tmp_path, variant):
         np.testing.assert_allclose(their_logits(theirs, ids), ours, atol=2e-4, rtol=0)
     is_tied = json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"]
     assert is_tied == ("lang" not in VARIANTS[variant])
-    assert ("lm_head.weight" in read_safetensors_header(tmp_path / "out/model.safetensors")) == (not is_tied)
+    assert ("lm_head.weight" in read_safetensors_header(tmp_path / "out/model.safetensors")) == (
+        not is_tied
+    )
     assert list(done.files) == ["model.safetensors"] and done.files["model.safetensors"] > 100_000
 
 
 def test_the_ids_are_ours_with_bos_in_front(whole, exported):
     tokenizer, _ = reference(exported)
-    odd = ["", " ", "   a", "a\n b\n\n  c\t\td", "뷁", "\u1100\u1161", "mg/dL±3", "=" * 77, "🏳️‍🌈", "𠮷"]
+    odd = [
+        "",
+        " ",
+        "   a",
+        "a\n b\n\n  c\t\td",
+        "뷁",
+        "\u1100\u1161",
+        "mg/dL±3",
+        "=" * 77,
+        "🏳️‍🌈",
+        "𠮷",
+    ]
     for text in [*TEXTS, *odd]:
         assert tokenizer(text)["input_ids"] == encode(whole, text), text
         assert tokenizer.decode(encode(whole, text), skip_special_tokens=True) == text
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (2, 1, 0)
-    assert len(tokenizer) == whole.tokenizer.vocab_size  # a class that adds <mask> would make it one more
+    assert (
+        len(tokenizer) == whole.tokenizer.vocab_size
+    )  # a class that adds <mask> would make it one more
 
 
 def test_a_base_with_a_tokenizer_json_keeps_it(whole, exported, tiny_base_dir, tmp_path):
@@ -115,13 +134,22 @@ def test_a_base_with_a_tokenizer_json_keeps_it(whole, exported, tiny_base_dir, t
     (tmp_path / "fast/tokenizer.json").write_bytes((exported / "tokenizer.json").read_bytes())
     base = open_model(tiny_base_dir)
     fast = Tokenizer.load(tmp_path / "fast")
-    save_base(tmp_path / "base", base.base.load(jnp.float32), base.config, fast, {"made_by": "tests"})
+    save_base(
+        tmp_path / "base", base.base.load(jnp.float32), base.config, fast, {"made_by": "tests"}
+    )
     export_hf(open_model(tmp_path / "base"), tmp_path / "out")
-    assert (tmp_path / "out/tokenizer.json").read_bytes() == (exported / "tokenizer.json").read_bytes()
-    made, own = (Tokenizer.parse_sentencepiece((d / "tokenizer.model").read_bytes()) for d in (tmp_path / "out", exported))
+    assert (tmp_path / "out/tokenizer.json").read_bytes() == (
+        exported / "tokenizer.json"
+    ).read_bytes()
+    made, own = (
+        Tokenizer.parse_sentencepiece((d / "tokenizer.model").read_bytes())
+        for d in (tmp_path / "out", exported)
+    )
     assert made.pieces == own.pieces and made.encode_batch(TEXTS) == own.encode_batch(TEXTS)
     tokenizer, _ = reference(tmp_path / "out")
-    assert [tokenizer(text)["input_ids"] for text in TEXTS] == [encode(whole, text) for text in TEXTS]
+    assert [tokenizer(text)["input_ids"] for text in TEXTS] == [
+        encode(whole, text) for text in TEXTS
+    ]
 
 
 def test_greedy_tokens_are_ours(whole, exported):
@@ -129,13 +157,17 @@ def test_greedy_tokens_are_ours(whole, exported):
 
     tokenizer, theirs = reference(exported)
     routing = Routing.by_token(whole.tokenizer.languages, whole.config.vocab_size)
-    decoder = Decoder(whole.config, dtype=jnp.float32, stop_ids=(whole.tokenizer.eos_id,), routing=routing)
+    decoder = Decoder(
+        whole.config, dtype=jnp.float32, stop_ids=(whole.tokenizer.eos_id,), routing=routing
+    )
     params = whole.load(jnp.float32, host_mesh())
     for text in TEXTS[:2]:
         ids = encode(whole, text)
         ours = decoder.generate(params, [ids], max_new_tokens=20)[0].tokens
         with torch.no_grad():
-            found = theirs.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=20)[0].tolist()
+            found = theirs.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=20)[
+                0
+            ].tolist()
         assert found == [*ids, *ours] and len(ours) == 20
 
 
@@ -145,12 +177,19 @@ def test_added_layers_are_ordinary_layers_at_both_ends(whole, exported):
     assert (config["num_hidden_layers"], config["layer_types"]) == (10, kinds)
     params = whole.load(jnp.float32, host_mesh())
     merged = merge(params.base, params.lora, scale=params.lora_scale)["layers"]
-    stacks = [(params.expand["front"], 0), (params.expand["front"], 1), *((merged, i) for i in range(7)), (params.expand["back"], 0)]
+    stacks = [
+        (params.expand["front"], 0),
+        (params.expand["front"], 1),
+        *((merged, i) for i in range(7)),
+        (params.expand["back"], 0),
+    ]
     _, theirs = reference(exported)
     state = {name: value.numpy() for name, value in theirs.state_dict().items()}
     for number, (stack, i) in enumerate(stacks):
         for leaf, name in LAYER_NAMES.items():
-            np.testing.assert_array_equal(state[f"model.layers.{number}.{name}.weight"], np.asarray(stack[leaf][i]).T)
+            np.testing.assert_array_equal(
+                state[f"model.layers.{number}.{name}.weight"], np.asarray(stack[leaf][i]).T
+            )
 
 
 def test_the_fold_says_which_pieces_it_cannot_hold(whole, exported, save_adapted, tmp_path):
@@ -163,8 +202,14 @@ def test_the_fold_says_which_pieces_it_cannot_hold(whole, exported, save_adapted
 
     _, theirs = reference(exported)
     rare_hangul, rare_other = encode(whole, "뷁 쮋"), encode(whole, "a 𠮷")
-    assert sum(whole.tokenizer.byte_value[rare_hangul] >= 0) == 6 and sum(whole.tokenizer.byte_value[rare_other] >= 0) == 4
-    differences = [np.abs(their_logits(theirs, ids) - our_logits(whole, ids)).max() for ids in (rare_hangul, rare_other)]
+    assert (
+        sum(whole.tokenizer.byte_value[rare_hangul] >= 0) == 6
+        and sum(whole.tokenizer.byte_value[rare_other] >= 0) == 4
+    )
+    differences = [
+        np.abs(their_logits(theirs, ids) - our_logits(whole, ids)).max()
+        for ids in (rare_hangul, rare_other)
+    ]
     assert differences[0] < 2e-4 < 0.1 < differences[1]
 
     # Where both languages say the same of those pieces, nothing is approximated.
@@ -173,13 +218,19 @@ def test_the_fold_says_which_pieces_it_cannot_hold(whole, exported, save_adapted
     bytes_ = np.flatnonzero(same.tokenizer.byte_value >= 0x80)
     table = params.lang["table"].at[:, bytes_].set(0.0)
     again = save_model(tmp_path / "run/phase4", params.replace(lang={"table": table}), same.base)
-    assert not any("byte pieces" in note for note in export_hf(again, tmp_path / "out", exact_bytes=True).notes)
+    assert not any(
+        "byte pieces" in note for note in export_hf(again, tmp_path / "out", exact_bytes=True).notes
+    )
 
 
 def test_zero_language_embeddings_leave_the_head_tied(save_adapted, tmp_path):
     model = save_adapted(lang="vector")
     params = model.load(jnp.float32, host_mesh())
-    zero = save_model(tmp_path / "run/phase4", params.replace(lang={"vector": jnp.zeros_like(params.lang["vector"])}), model.base)
+    zero = save_model(
+        tmp_path / "run/phase4",
+        params.replace(lang={"vector": jnp.zeros_like(params.lang["vector"])}),
+        model.base,
+    )
     done = export_hf(zero, tmp_path / "out", exact_bytes=True)
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["tie_word_embeddings"] is True and done.notes == ()
@@ -203,10 +254,18 @@ def test_bfloat16_rounds_what_float32_holds_once(whole, exported, tmp_path):
     params = whole.load(jnp.float32, host_mesh())
     languages = np.zeros(shape[0], int)
     pieces = whole.tokenizer
-    languages[: pieces.vocab_size][pieces.is_hangul_piece | (pieces.byte_value >= 0xEA) & (pieces.byte_value <= 0xED)] = KOREAN
-    languages[: pieces.vocab_size][(pieces.byte_value >= 0x80) & (pieces.byte_value <= 0xBF)] = KOREAN
-    expected = np.asarray(params.base["embed"]) + np.asarray(params.lang["vector"])[languages] / np.float32(scale)
-    assert torch.equal(narrow["model.embed_tokens.weight"], torch.tensor(expected).to(torch.bfloat16))
+    languages[: pieces.vocab_size][
+        pieces.is_hangul_piece | (pieces.byte_value >= 0xEA) & (pieces.byte_value <= 0xED)
+    ] = KOREAN
+    languages[: pieces.vocab_size][(pieces.byte_value >= 0x80) & (pieces.byte_value <= 0xBF)] = (
+        KOREAN
+    )
+    expected = np.asarray(params.base["embed"]) + np.asarray(params.lang["vector"])[
+        languages
+    ] / np.float32(scale)
+    assert torch.equal(
+        narrow["model.embed_tokens.weight"], torch.tensor(expected).to(torch.bfloat16)
+    )
 
 
 @pytest.fixture
@@ -220,7 +279,11 @@ def young_layers(tiny_base_dir, tmp_path):
         params = base.load(jnp.float32, host_mesh())
         expand = make_expansion(params.base, front=1, back=1)
         for block in expand.values():
-            block |= {name: block[name] + jnp.asarray(rng.uniform(-shift, shift, block[name].shape), jnp.float32) for name in SILENCED}
+            block |= {
+                name: block[name]
+                + jnp.asarray(rng.uniform(-shift, shift, block[name].shape), jnp.float32)
+                for name in SILENCED
+            }
         return save_model(tmp_path / "run/phase4", params.replace(expand=expand), base.base)
 
     return make
@@ -234,7 +297,9 @@ def test_a_bfloat16_export_keeps_what_young_added_layers_say(young_layers, shift
     record = json.loads((tmp_path / "out" / EXPORT_RECORD).read_text())
     kept = record["rounding"]["added layers"]
     assert record["stream_scale"] > 8 and abs(kept["lost"]) < 0.02 and kept["noise"] < 0.05
-    assert any("added layers: rounding" in note for note in done.notes) and any("residual stream is carried" in note for note in done.notes)
+    assert any("added layers: rounding" in note for note in done.notes) and any(
+        "residual stream is carried" in note for note in done.notes
+    )
     assert "added layers: rounding" in (tmp_path / "out/README.md").read_text().lower()
     # and so it is where others load it: what its first and its last layer say there is what the added ones say here
     import torch
@@ -251,9 +316,14 @@ def test_a_bfloat16_export_keeps_what_young_added_layers_say(young_layers, shift
     assert np.linalg.norm(said - ours) < 0.1 * np.linalg.norm(ours)
 
 
-def test_a_bfloat16_export_that_silences_a_part_is_refused_with_the_dtype_that_keeps_it(young_layers, tmp_path, monkeypatch):
+def test_a_bfloat16_export_that_silences_a_part_is_refused_with_the_dtype_that_keeps_it(
+    young_layers, tmp_path, monkeypatch
+):
     monkeypatch.setattr(export, "choose_stream_scale", lambda *_: 1)  # as it was
-    with pytest.raises(ExportError, match=r"does not survive bfloat16: added layers: rounding takes 100.0%.*--dtype float32"):
+    with pytest.raises(
+        ExportError,
+        match=r"does not survive bfloat16: added layers: rounding takes 100.0%.*--dtype float32",
+    ):
         export_hf(young_layers(0.001), tmp_path / "out", dtype="bfloat16")
     assert not (tmp_path / "out").exists()
     export_hf(young_layers(0.001), tmp_path / "out", dtype="float32")
@@ -264,7 +334,11 @@ def test_every_part_is_measured(whole, tmp_path):
     export_hf(whole, tmp_path / "out", dtype="bfloat16")
     kept = json.loads((tmp_path / "out" / EXPORT_RECORD).read_text())["rounding"]
     assert list(kept) == ["LoRA", "language embeddings", "added layers", "everything"]
-    assert all(one["effect"] > 0.1 and abs(one["lost"]) < 0.05 for name, one in kept.items() if name != "everything")
+    assert all(
+        one["effect"] > 0.1 and abs(one["lost"]) < 0.05
+        for name, one in kept.items()
+        if name != "everything"
+    )
 
 
 def test_shards_hold_the_same_tensors_and_load(whole, exported, tmp_path):
@@ -275,10 +349,16 @@ def test_shards_hold_the_same_tensors_and_load(whole, exported, tmp_path):
     assert len(done.files) > 3 and set(index["weight_map"].values()) == set(done.files)
     one = safetensors.numpy.load_file(exported / "model.safetensors")
     for name, file in index["weight_map"].items():
-        np.testing.assert_array_equal(safetensors.numpy.load_file(tmp_path / "out" / file)[name], one[name])
+        np.testing.assert_array_equal(
+            safetensors.numpy.load_file(tmp_path / "out" / file)[name], one[name]
+        )
     assert index["weight_map"].keys() == one.keys()
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in one.values())
-    small = [n for file, n in done.files.items() if file != index["weight_map"]["model.embed_tokens.weight"]]
+    small = [
+        n
+        for file, n in done.files.items()
+        if file != index["weight_map"]["model.embed_tokens.weight"]
+    ]
     small = [n for n in small if n != done.files[index["weight_map"]["lm_head.weight"]]]
     assert max(small) < 100_000 + 4096  # values, and the header
     reference(tmp_path / "out")
@@ -294,7 +374,9 @@ def test_one_tensor_at_a_time_is_alive(whole, tmp_path, monkeypatch):
     def watched(*arguments):
         def watch(make):
             def value():
-                assert not [ref for ref in alive if ref() is not None], "an earlier tensor is still held"
+                assert not [ref for ref in alive if ref() is not None], (
+                    "an earlier tensor is still held"
+                )
                 array = np.array(make())
                 alive.append(weakref.ref(array))
                 return array
@@ -324,7 +406,9 @@ def test_an_export_can_be_exported_again(exported, tmp_path):
 def test_routing_by_document_is_refused_by_name(save_adapted, tmp_path):
     with pytest.raises(ExportError, match="routed by document"):
         export_hf(save_adapted(lang="vector", language_unit="document"), tmp_path / "out")
-    export_hf(save_adapted(lora=True, language_unit="document"), tmp_path / "fine")  # without language embeddings there is nothing to choose
+    export_hf(
+        save_adapted(lora=True, language_unit="document"), tmp_path / "fine"
+    )  # without language embeddings there is nothing to choose
     assert [p.name for p in tmp_path.iterdir()] == ["fine"]
 
 
@@ -347,7 +431,9 @@ def test_a_full_target_another_dtype_and_no_tokenizer_are_refused(whole, tmp_pat
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
 def test_an_interrupted_export_leaves_nothing(whole, tmp_path, monkeypatch, kind):
     def stopped(*arguments):
-        assert any(p.name == "model.safetensors" for p in tmp_path.rglob("*"))  # late: all tensors are written
+        assert any(
+            p.name == "model.safetensors" for p in tmp_path.rglob("*")
+        )  # late: all tensors are written
         raise kind("stopped")
 
     monkeypatch.setattr(export, "write_card", stopped)
@@ -359,9 +445,15 @@ def test_an_interrupted_export_leaves_nothing(whole, tmp_path, monkeypatch, kind
 def test_nan_is_refused(save_adapted, tmp_path):
     model = save_adapted(lora=True)
     params = model.load(jnp.float32, host_mesh())
-    broken = {**params.lora, "up": {**params.lora["up"], "b": params.lora["up"]["b"].at[3, 0, 0].set(jnp.nan)}}
+    broken = {
+        **params.lora,
+        "up": {**params.lora["up"], "b": params.lora["up"]["b"].at[3, 0, 0].set(jnp.nan)},
+    }
     with pytest.raises(ValueError, match=r"model.layers.3.mlp.up_proj.weight holds NaN"):
-        export_hf(save_model(tmp_path / "run/phase4", params.replace(lora=broken), model.base), tmp_path / "out")
+        export_hf(
+            save_model(tmp_path / "run/phase4", params.replace(lora=broken), model.base),
+            tmp_path / "out",
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -369,7 +461,11 @@ def test_the_config_reads_the_same_in_either_layout(exported):
     from medkor_jax.model.config import ModelConfig
 
     raw = json.loads((exported / "config.json").read_text())
-    new = {k: v for k, v in raw.items() if k not in ("rope_theta", "rope_local_base_freq", "rope_scaling")}
+    new = {
+        k: v
+        for k, v in raw.items()
+        if k not in ("rope_theta", "rope_local_base_freq", "rope_scaling")
+    }
     old = {k: v for k, v in raw.items() if k != "rope_parameters"}
     assert ModelConfig.from_hf(new) == ModelConfig.from_hf(old) == ModelConfig.from_hf(raw)
     assert ModelConfig.from_hf(raw).rope_scaling_global == 8.0
@@ -378,8 +474,21 @@ def test_the_config_reads_the_same_in_either_layout(exported):
 
 
 def summary(phase, model, before, *, sources=(), accuracy=0.5):
-    score = {"group": "all", "n": 96, "accuracy": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.1}
-    exam = {"mode": "letter", "shots": 0, "split": "valid", "confidence": 0.95, "alarms": [], "scores": [score]}
+    score = {
+        "group": "all",
+        "n": 96,
+        "accuracy": accuracy,
+        "low": accuracy - 0.1,
+        "high": accuracy + 0.1,
+    }
+    exam = {
+        "mode": "letter",
+        "shots": 0,
+        "split": "valid",
+        "confidence": 0.95,
+        "alarms": [],
+        "scores": [score],
+    }
     return {
         "phase": phase, "title": f"title of {phase}", "model": model, "sources": list(sources),
         "before": {"digest": before, "exams": {"korean": {**exam, "scores": [{**score, "accuracy": 0.21}]}}},
@@ -393,8 +502,22 @@ def run(whole, tmp_path):
     params = whole.load(jnp.float32, host_mesh())
     run = tmp_path / "run"
     last = save_model(run / "phase4", params, whole.base)
-    text = {"use": "trained on", "name": "kc", "kind": "text", "path": str(tmp_path / "secret/kc.csv"), "split": "train", "licence": "CC BY 4.0"}
-    exam = {"use": "judged by", "name": "korean", "kind": "exam", "path": "org/exam", "split": "valid", "licence": ""}
+    text = {
+        "use": "trained on",
+        "name": "kc",
+        "kind": "text",
+        "path": str(tmp_path / "secret/kc.csv"),
+        "split": "train",
+        "licence": "CC BY 4.0",
+    }
+    exam = {
+        "use": "judged by",
+        "name": "korean",
+        "kind": "exam",
+        "path": "org/exam",
+        "split": "valid",
+        "licence": "",
+    }
     phases = {
         "phase0": summary("phase0", "aaa", "000", sources=[text, exam]),
         "phase2": summary("phase2", "bbb", "aaa", sources=[{**text, "name": "elsewhere"}]),
@@ -403,7 +526,13 @@ def run(whole, tmp_path):
     ledger = []
     for name, said in phases.items():
         write_json(run / name / "summary.json", said)
-        write_json(run / name / "verdict.json", {"judgement": {"words": f"{name} opens."}, "waiver": {"reason": "by hand"} if name == "phase4" else None})
+        write_json(
+            run / name / "verdict.json",
+            {
+                "judgement": {"words": f"{name} opens."},
+                "waiver": {"reason": "by hand"} if name == "phase4" else None,
+            },
+        )
         ledger += [{"phase": name, "event": "started"}, {"phase": name, "event": "finished"}]
     write_json(run / "ledger.json", ledger)
     return last
@@ -417,8 +546,14 @@ def test_the_card_tells_lineage_licences_and_scores(run, tmp_path):
     assert "phase0: title of phase0. phase0 opens." in card
     assert "phase4: title of phase4. phase4 opens. Waived: by hand." in card
     assert "phase2" not in card and "elsewhere" not in card  # not in the line of this model
-    assert "| korean | letter, 0 shots, valid | 21.0% [40.0%, 60.0%] | 62.5% [52.5%, 72.5%] | 96 |" in card
-    assert "| kc | text | kc.csv (train) | trained on | CC BY 4.0 |" in card and card.count("| kc |") == 1
+    assert (
+        "| korean | letter, 0 shots, valid | 21.0% [40.0%, 60.0%] | 62.5% [52.5%, 72.5%] | 96 |"
+        in card
+    )
+    assert (
+        "| kc | text | kc.csv (train) | trained on | CC BY 4.0 |" in card
+        and card.count("| kc |") == 1
+    )
     assert "| korean | exam | org/exam (valid) | judged by | not stated |" in card
     assert str(tmp_path) not in card and "made_by" not in card
     assert "10 layers (explicit layer_types; the base has 7)" in card
@@ -427,5 +562,9 @@ def test_the_card_tells_lineage_licences_and_scores(run, tmp_path):
 def test_weights_without_a_run_say_so(tiny_base_dir, tmp_path):
     export_hf(open_model(tiny_base_dir), tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
-    assert "without phases of this program" in card and "Not measured" in card and "not recorded here" in card
+    assert (
+        "without phases of this program" in card
+        and "Not measured" in card
+        and "not recorded here" in card
+    )
     assert pathlib.Path(tiny_base_dir).name in card

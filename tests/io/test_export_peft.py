@@ -40,7 +40,9 @@ def exported_base(adapted, tmp_path_factory):
 
 @pytest.mark.parametrize("targets", [None, ("q", "down")])
 def test_peft_gives_the_runs_logits(adapted, exported_base, tmp_path, targets):
-    torch, transformers, peft = (pytest.importorskip(name) for name in ("torch", "transformers", "peft"))
+    torch, transformers, peft = (
+        pytest.importorskip(name) for name in ("torch", "transformers", "peft")
+    )
     params = adapted.load(jnp.float32, host_mesh())
     model = adapted
     if targets:
@@ -54,9 +56,13 @@ def test_peft_gives_the_runs_logits(adapted, exported_base, tmp_path, targets):
         theirs = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
         found = theirs(input_ids=torch.tensor([TOKENS])).logits[0].numpy()
     tokens = jnp.array([TOKENS], jnp.int32)
-    inputs = Inputs(tokens, jnp.arange(len(TOKENS))[None], jnp.ones_like(tokens), jnp.zeros_like(tokens))
+    inputs = Inputs(
+        tokens, jnp.arange(len(TOKENS))[None], jnp.ones_like(tokens), jnp.zeros_like(tokens)
+    )
     with jax.default_matmul_precision("highest"):
-        ours = np.asarray(project_logits(params.base, forward(params, model.config, inputs, dtype=jnp.float32)[0]))
+        ours = np.asarray(
+            project_logits(params.base, forward(params, model.config, inputs, dtype=jnp.float32)[0])
+        )
     np.testing.assert_allclose(found, ours, atol=2e-4, rtol=0)
     assert np.abs(found - without).max() > 0.5  # the adapters do something
     loaded = {name for name, _ in theirs.named_parameters() if "lora_" in name}
@@ -66,13 +72,19 @@ def test_peft_gives_the_runs_logits(adapted, exported_base, tmp_path, targets):
 def test_the_auto_class_finds_the_base_by_its_name(adapted, exported_base, tmp_path):
     peft = pytest.importorskip("peft")
     export_peft(adapted, tmp_path / "adapter", base=str(exported_base))
-    assert peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").peft_config["default"].r == 3
+    assert (
+        peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").peft_config["default"].r
+        == 3
+    )
     card = (tmp_path / "adapter/README.md").read_text(encoding="utf-8")
     assert "library_name: peft" in card and "PeftModel" in card and adapted.digest in card
 
 
 def test_a_merged_base_must_be_exported_first(adapted, tmp_path):
-    with pytest.raises(ExportError, match=r"a base that this run merged.*--weights .*phase0/base --to hf --out BASE\).*--base BASE"):
+    with pytest.raises(
+        ExportError,
+        match=r"a base that this run merged.*--weights .*phase0/base --to hf --out BASE\).*--base BASE",
+    ):
         export_peft(adapted, tmp_path / "adapter")
     assert list(tmp_path.iterdir()) == []
 
@@ -85,7 +97,9 @@ def test_a_merged_base_must_be_exported_first(adapted, tmp_path):
         (dict(lora={}), "no adapters"),
     ],
 )
-def test_what_an_adapter_cannot_hold_is_refused_by_name(adapted, exported_base, tmp_path, trees, named):
+def test_what_an_adapter_cannot_hold_is_refused_by_name(
+    adapted, exported_base, tmp_path, trees, named
+):
     params = adapted.load(jnp.float32, host_mesh()).replace(**trees)
     model = save_model(tmp_path / "run/phase4", params, adapted.base)
     with pytest.raises(ExportError, match=named):
@@ -96,7 +110,13 @@ def test_what_an_adapter_cannot_hold_is_refused_by_name(adapted, exported_base, 
 def test_another_base_is_refused(adapted, tiny_base_dir, exported_base, tmp_path):
     base = open_model(tiny_base_dir)
     tree = base.base.load(jnp.float32)
-    save_base(tmp_path / "other", tree | {"final_norm": tree["final_norm"] + 1e-3}, base.config, base.tokenizer, {})
+    save_base(
+        tmp_path / "other",
+        tree | {"final_norm": tree["final_norm"] + 1e-3},
+        base.config,
+        base.tokenizer,
+        {},
+    )
     export_hf(open_model(tmp_path / "other"), tmp_path / "other-hf")
     with pytest.raises(ExportError, match="other-hf is of the weights .* stands on"):
         export_peft(adapted, tmp_path / "adapter", base=str(tmp_path / "other-hf"))
@@ -121,8 +141,12 @@ def test_the_text_tower_alone_is_adapted_in_a_multimodal_base():
     import re
 
     lora = {name: {"a": np.zeros((7, 4, 3)), "b": np.zeros((7, 3, 4))} for name in ("q", "down")}
-    pattern = _adapter_config(lora, 1.0, "google/medgemma-4b-it", is_multimodal=True)["target_modules"]
+    pattern = _adapter_config(lora, 1.0, "google/medgemma-4b-it", is_multimodal=True)[
+        "target_modules"
+    ]
     assert re.fullmatch(pattern, "model.language_model.layers.3.self_attn.q_proj")
     assert re.fullmatch(pattern, "model.language_model.layers.13.mlp.down_proj")
-    assert not re.fullmatch(pattern, "model.vision_tower.vision_model.encoder.layers.3.self_attn.q_proj")
+    assert not re.fullmatch(
+        pattern, "model.vision_tower.vision_model.encoder.layers.3.self_attn.q_proj"
+    )
     assert not re.fullmatch(pattern, "model.language_model.layers.3.mlp.up_proj")

@@ -44,10 +44,18 @@ def test_the_order_of_pairs_that_spell_one_piece_does_not_matter(spec, tmp_path)
 
 def test_tokens_that_are_found_whole_stay_so(spec, tmp_path):
     token = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
-    more = [{"id": 1000, "content": "\n\n", **token}, {"id": 1001, "content": "<tool>", **token}, {"id": 1002, "content": "<image_soft_token>", **token, "special": True}]
+    more = [
+        {"id": 1000, "content": "\n\n", **token},
+        {"id": 1001, "content": "<tool>", **token},
+        {"id": 1002, "content": "<image_soft_token>", **token, "special": True},
+    ]
     changed = {**spec, "added_tokens": [*spec["added_tokens"], *more]}
     notes, made = written(changed, tmp_path)
-    assert notes == [] and made.encode("<tool>\n\n") == [1001, 1000] and 1002 not in made.encode("<image_soft_token>")
+    assert (
+        notes == []
+        and made.encode("<tool>\n\n") == [1001, 1000]
+        and 1002 not in made.encode("<image_soft_token>")
+    )
 
 
 @pytest.mark.parametrize("change", ["merges", "normalizer", "bytes", "a hole"])
@@ -56,7 +64,10 @@ def test_what_sentencepiece_cannot_say_is_noted(spec, tmp_path, change):
     if change == "merges":
         spec["model"]["merges"] = spec["model"]["merges"][::2] + spec["model"]["merges"][1::2]
     elif change == "normalizer":
-        spec["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFKC"}, spec["normalizer"]]}
+        spec["normalizer"] = {
+            "type": "Sequence",
+            "normalizers": [{"type": "NFKC"}, spec["normalizer"]],
+        }
     elif change == "bytes":
         spec["model"]["byte_fallback"] = False
     else:
@@ -65,19 +76,35 @@ def test_what_sentencepiece_cannot_say_is_noted(spec, tmp_path, change):
     assert made is None and "no tokenizer.model" in notes[0]
 
 
-def test_the_base_s_own_is_kept_where_it_says_the_same_and_made_anew_where_not(spec, tiny_base_dir, tmp_path):
+def test_the_base_s_own_is_kept_where_it_says_the_same_and_made_anew_where_not(
+    spec, tiny_base_dir, tmp_path
+):
     own = (tiny_base_dir / "tokenizer.model").read_bytes()
     written(spec, tmp_path / "a", sentencepiece=own)
     assert (tmp_path / "a/tokenizer.model").read_bytes() == own
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{i:02X}>" for i in range(256)), "a"]
-    Tokenizer.from_vocabulary(pieces, [0.0] * 261, [3, 3, 3, 2, *[6] * 256, 1], unk_id=3).save(tmp_path / "other")
+    Tokenizer.from_vocabulary(pieces, [0.0] * 261, [3, 3, 3, 2, *[6] * 256, 1], unk_id=3).save(
+        tmp_path / "other"
+    )
     other = (tmp_path / "other/tokenizer.model").read_bytes()
     _, made = written(spec, tmp_path / "b", sentencepiece=other)
     assert made.vocab_size == 1000
 
 
 def test_state_of_a_last_call_is_not_handed_on(spec, tmp_path):
-    state = {"truncation": {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}, "post_processor": None}
+    state = {
+        "truncation": {
+            "direction": "Right",
+            "max_length": 5,
+            "strategy": "LongestFirst",
+            "stride": 0,
+        },
+        "post_processor": None,
+    }
     written({**spec, **state}, tmp_path)
     said = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
-    assert said["truncation"] is None and said["padding"] is None and said["post_processor"] == spec["post_processor"]
+    assert (
+        said["truncation"] is None
+        and said["padding"] is None
+        and said["post_processor"] == spec["post_processor"]
+    )

@@ -28,7 +28,9 @@ def write_gguf(path, *, change=lambda fields, tensors: None, blocks=gguf.GGMLQua
     rng = np.random.default_rng(0)
     tensors = {"token_embd": (V, D), "output_norm": (D,)}
     for i in range(L):
-        tensors |= {f"blk.{i}.{n}": s for n, s in MATRICES.items()} | {f"blk.{i}.{n}": (s,) for n, s in NORMS.items()}
+        tensors |= {f"blk.{i}.{n}": s for n, s in MATRICES.items()} | {
+            f"blk.{i}.{n}": (s,) for n, s in NORMS.items()
+        }
     tensors = {f"{n}.weight": rng.normal(size=s).astype(np.float32) for n, s in tensors.items()}
     fields = {
         "context_length": 4096, "embedding_length": D, "block_count": L, "feed_forward_length": F,
@@ -40,7 +42,12 @@ def write_gguf(path, *, change=lambda fields, tensors: None, blocks=gguf.GGMLQua
     writer = gguf.GGUFWriter(path, fields.pop("architecture", "gemma3"))
     for name, value in fields.items():
         key = name if name.startswith("tokenizer.") else f"gemma3.{name}"
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
+        add = {
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+            list: writer.add_array,
+        }
         add[type(value)](key, value)
     for name, value in tensors.items():
         if value.ndim == 2:
@@ -65,7 +72,9 @@ def test_tensors_equal_those_that_transformers_reads(tmp_path, blocks, checkpoin
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     written = write_gguf(tmp_path / "tiny.gguf", blocks=gguf.GGMLQuantizationType[blocks])
-    model = transformers.Gemma3ForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf", dtype=torch.float32)
+    model = transformers.Gemma3ForCausalLM.from_pretrained(
+        tmp_path, gguf_file="tiny.gguf", dtype=torch.float32
+    )
     state = {name: value.numpy() for name, value in model.state_dict().items()}
     base = load_base(GgufSource.open(written), dtype=jnp.float32)
     jax.tree.map(np.testing.assert_array_equal, base, checkpoints.base_of(state, "model.", L))
@@ -74,22 +83,41 @@ def test_tensors_equal_those_that_transformers_reads(tmp_path, blocks, checkpoin
 def test_config_is_that_of_the_metadata(path):
     config = GgufSource.open(path).config
     assert (config.vocab_size, config.d_model, config.d_ff) == (V, D, F)
-    assert (config.n_heads, config.n_kv_heads, config.head_dim, config.query_pre_attn_scalar) == (N, K, H, H)
+    assert (config.n_heads, config.n_kv_heads, config.head_dim, config.query_pre_attn_scalar) == (
+        N,
+        K,
+        H,
+        H,
+    )
     assert config.layer_kinds == ("local",) * 5 + ("global", "local")
     assert (config.sliding_window, config.max_positions, config.rms_eps) == (128, 4096, 1e-6)
-    assert (config.rope_base_global, config.rope_base_local, config.rope_scaling_global) == (5e5, 1e4, 1.0)
+    assert (config.rope_base_global, config.rope_base_local, config.rope_scaling_global) == (
+        5e5,
+        1e4,
+        1.0,
+    )
 
 
 def test_config_takes_rope_scaling_and_the_layer_pattern(tmp_path):
     def change(fields, tensors):
-        fields |= {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0, "rope.freq_base_swa": 2e4}
+        fields |= {
+            "rope.scaling.type": "linear",
+            "rope.scaling.factor": 8.0,
+            "rope.freq_base_swa": 2e4,
+        }
         fields["attention.sliding_window_pattern"] = [True, False] * 3 + [True]
 
     config = GgufSource.open(write_gguf(tmp_path / "a.gguf", change=change)).config
     assert config.layer_kinds == ("local", "global") * 3 + ("local",)
     assert (config.rope_scaling_global, config.rope_base_local) == (8.0, 2e4)
-    with pytest.raises(WeightsError, match="gemma3.rope.scaling.type is .yarn.; expected 'none' or 'linear'"):
-        GgufSource.open(write_gguf(tmp_path / "b.gguf", change=lambda f, t: f.update({"rope.scaling.type": "yarn"})))
+    with pytest.raises(
+        WeightsError, match="gemma3.rope.scaling.type is .yarn.; expected 'none' or 'linear'"
+    ):
+        GgufSource.open(
+            write_gguf(
+                tmp_path / "b.gguf", change=lambda f, t: f.update({"rope.scaling.type": "yarn"})
+            )
+        )
 
 
 def test_header_equals_what_the_gguf_package_reads(path):
@@ -121,7 +149,9 @@ def test_tokenizer_comes_from_the_metadata(tmp_path):
 
     tokenizer = GgufSource.open(write_gguf(tmp_path / "a.gguf", change=change)).make_tokenizer()
     assert tokenizer.encode("열이\n\n  이 ") == [9, 4, 5, 8, 6]
-    other = write_gguf(tmp_path / "b.gguf", change=lambda f, t: f.update({"tokenizer.ggml.model": "gpt2"}))
+    other = write_gguf(
+        tmp_path / "b.gguf", change=lambda f, t: f.update({"tokenizer.ggml.model": "gpt2"})
+    )
     with pytest.raises(WeightsError, match="'gpt2'; expected 'llama'"):
         GgufSource.open(other).make_tokenizer()
 
@@ -129,9 +159,18 @@ def test_tokenizer_comes_from_the_metadata(tmp_path):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda f, t: t.pop("blk.3.attn_q.weight"), "(?s)1 are missing and 0 .*missing: blk.3.attn_q.weight"),
-        (lambda f, t: t.update({"output.weight": t["token_embd.weight"]}), "(?s)and 1 .*not used: output.weight"),
-        (lambda f, t: t.update({"blk.2.ffn_norm.weight": np.ones(9, "f4")}), r"ffn_norm.weight is \[9\], .* \[64\]"),
+        (
+            lambda f, t: t.pop("blk.3.attn_q.weight"),
+            "(?s)1 are missing and 0 .*missing: blk.3.attn_q.weight",
+        ),
+        (
+            lambda f, t: t.update({"output.weight": t["token_embd.weight"]}),
+            "(?s)and 1 .*not used: output.weight",
+        ),
+        (
+            lambda f, t: t.update({"blk.2.ffn_norm.weight": np.ones(9, "f4")}),
+            r"ffn_norm.weight is \[9\], .* \[64\]",
+        ),
         (lambda f, t: t.pop("token_embd.weight"), "no token_embd.weight"),
         (lambda f, t: f.pop("attention.key_length"), "has no 'gemma3.attention.key_length'"),
         (lambda f, t: f.update(architecture="llama"), "holds a 'llama' model; expected 'gemma3'"),
@@ -177,7 +216,10 @@ def test_gguf_by_file_and_by_directory(tmp_path):
     path = write_gguf(tmp_path / "one.gguf")
     by_file, by_directory = open_weights(str(path)), open_weights(str(tmp_path))
     assert by_file.config == by_directory.config
-    assert by_file.digest == by_directory.digest and by_file.make_digest() == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (
+        by_file.digest == by_directory.digest
+        and by_file.make_digest() == hashlib.sha256(path.read_bytes()).hexdigest()
+    )
     with pytest.raises(FileNotFoundError, match="one.gguf has no tokenizer"):
         _ = by_file.tokenizer
     write_gguf(tmp_path / "two.gguf")
@@ -219,7 +261,24 @@ def write_whole(path):
     return write_gguf(path, change=change)
 
 
-@pytest.mark.parametrize("bad", [None, "x", -1, 0, float("nan"), float("inf"), True, [], [1], ["a"], 10**30, np.zeros(2, np.float32)], ids=repr)
+@pytest.mark.parametrize(
+    "bad",
+    [
+        None,
+        "x",
+        -1,
+        0,
+        float("nan"),
+        float("inf"),
+        True,
+        [],
+        [1],
+        ["a"],
+        10**30,
+        np.zeros(2, np.float32),
+    ],
+    ids=repr,
+)
 def test_every_value_of_the_metadata_is_checked_when_it_is_read(tmp_path, bad):
     path = write_whole(tmp_path / "tiny.gguf")
     metadata, tensors = read_header(path)
@@ -231,11 +290,22 @@ def test_every_value_of_the_metadata_is_checked_when_it_is_read(tmp_path, bad):
             GgufSource(path, metadata | {key: bad}, tensors).make_tokenizer()
             fine.append(key)
         except WeightsError as error:
-            named = key if key not in ("general.architecture", "tokenizer.ggml.model") else "expected"
-            assert named in str(error) or "vocabulary" in str(error) or "pieces" in str(error) or "unknown_token_id" in str(error), (key, error)
+            named = (
+                key if key not in ("general.architecture", "tokenizer.ggml.model") else "expected"
+            )
+            assert (
+                named in str(error)
+                or "vocabulary" in str(error)
+                or "pieces" in str(error)
+                or "unknown_token_id" in str(error)
+            ), (key, error)
     may_be = set()
     if isinstance(bad, int) and bad == 10**30:
-        may_be = {"gemma3.rope.freq_base", "gemma3.rope.freq_base_swa", "gemma3.rope.scaling.factor"}
+        may_be = {
+            "gemma3.rope.freq_base",
+            "gemma3.rope.freq_base_swa",
+            "gemma3.rope.scaling.factor",
+        }
     assert set(fine) <= may_be, fine
 
 
@@ -246,5 +316,7 @@ def test_an_alignment_of_zero_is_refused(tmp_path):
     count = struct.unpack_from("<Q", raw, 16)[0]
     changed = raw[:16] + struct.pack("<Q", count + 1) + raw[24 : at - 8] + field + raw[at - 8 :]
     (tmp_path / "zero.gguf").write_bytes(changed)
-    with pytest.raises(WeightsError, match="general.alignment is 0; expected a whole number of at least 1"):
+    with pytest.raises(
+        WeightsError, match="general.alignment is 0; expected a whole number of at least 1"
+    ):
         GgufSource.open(tmp_path / "zero.gguf")

@@ -21,8 +21,12 @@ FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 def assert_same_tree(found, expected):
     assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for (path, a), b in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=jax.tree_util.keystr(path))
+    for (path, a), b in zip(
+        jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_array_equal(
+            np.asarray(a), np.asarray(b), err_msg=jax.tree_util.keystr(path)
+        )
 
 
 @pytest.fixture
@@ -60,7 +64,9 @@ def test_half_precision_is_read_and_converted(text_model, text_base, tmp_path, s
 
     copy.deepcopy(text_model).to(getattr(torch, stored)).save_pretrained(tmp_path)
     base = load_base(HfSource.open(tmp_path), dtype=jnp.float32)
-    assert_same_tree(base, jax.tree.map(lambda x: x.astype(jnp.dtype(stored)).astype(np.float32), text_base))
+    assert_same_tree(
+        base, jax.tree.map(lambda x: x.astype(jnp.dtype(stored)).astype(np.float32), text_base)
+    )
     narrow = load_base(HfSource.open(tmp_path), dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(narrow)} == {jnp.dtype(jnp.bfloat16)}
     assert_same_tree(narrow, jax.tree.map(lambda x: x.astype(jnp.bfloat16), base))
@@ -96,7 +102,9 @@ def test_text_tower_of_a_multimodal_checkpoint(prefix, tmp_path, checkpoints):
         hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14,
     )  # fmt: skip
     text = checkpoints.text_config().to_dict()
-    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4
+    )
     model = checkpoints.randomise(transformers.Gemma3ForConditionalGeneration(config))
     state = {name: value.numpy() for name, value in model.state_dict().items()}
     model.save_pretrained(tmp_path)
@@ -115,14 +123,20 @@ def test_text_tower_of_a_multimodal_checkpoint(prefix, tmp_path, checkpoints):
 
     rewrite(tmp_path, rename)
     names = read_safetensors_header(tmp_path / FILE)
-    assert any("vision_tower" in n for n in names) and any("multi_modal_projector" in n for n in names)
+    assert any("vision_tower" in n for n in names) and any(
+        "multi_modal_projector" in n for n in names
+    )
     source = HfSource.open(tmp_path)
-    assert_same_tree(load_base(source, dtype=jnp.float32), checkpoints.base_of(state, "model.language_model.", 7))
+    assert_same_tree(
+        load_base(source, dtype=jnp.float32), checkpoints.base_of(state, "model.language_model.", 7)
+    )
 
 
 def test_every_key_must_match_both_ways(copied):
     def change(tensors):
-        tensors["model.layers.3.self_attn.q_proj.lora"] = tensors.pop("model.layers.3.self_attn.q_proj.weight")
+        tensors["model.layers.3.self_attn.q_proj.lora"] = tensors.pop(
+            "model.layers.3.self_attn.q_proj.weight"
+        )
         del tensors["model.norm.weight"]
         return tensors
 
@@ -136,7 +150,12 @@ def test_every_key_must_match_both_ways(copied):
 
 
 def test_a_long_difference_is_counted_and_capped(copied):
-    rewrite(copied, lambda tensors: {n: t for n, t in tensors.items() if "layers.5." not in n and "layers.6." not in n})
+    rewrite(
+        copied,
+        lambda tensors: {
+            n: t for n, t in tensors.items() if "layers.5." not in n and "layers.6." not in n
+        },
+    )
     with pytest.raises(WeightsError, match="(?s)26 are missing.*, and 18 more"):
         HfSource.open(copied)
     rewrite(copied, lambda tensors: {f"x.{n}": t for n, t in tensors.items()})
@@ -145,16 +164,27 @@ def test_a_long_difference_is_counted_and_capped(copied):
 
 
 def test_an_output_head_must_be_the_embedding(copied, text_base):
-    rewrite(copied, lambda tensors: tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].copy()})
+    rewrite(
+        copied,
+        lambda tensors: tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].copy()},
+    )
     assert_same_tree(load_base(HfSource.open(copied), dtype=jnp.float32), text_base)
-    rewrite(copied, lambda tensors: tensors | {"lm_head.weight": tensors["lm_head.weight"] + np.float32(1e-3)})
+    rewrite(
+        copied,
+        lambda tensors: tensors | {"lm_head.weight": tensors["lm_head.weight"] + np.float32(1e-3)},
+    )
     with pytest.raises(WeightsError, match="lm_head.weight differs from the embedding"):
         load_base(HfSource.open(copied), dtype=jnp.float32)
 
 
 def test_shape_and_vocabulary_must_be_those_of_the_config(copied):
-    rewrite(copied, lambda tensors: tensors | {"model.embed_tokens.weight": np.zeros((64, 32), np.float32)})
-    with pytest.raises(WeightsError, match=r"embed_tokens.weight is \[64, 32\], its config asks for \[96, 32\]"):
+    rewrite(
+        copied,
+        lambda tensors: tensors | {"model.embed_tokens.weight": np.zeros((64, 32), np.float32)},
+    )
+    with pytest.raises(
+        WeightsError, match=r"embed_tokens.weight is \[64, 32\], its config asks for \[96, 32\]"
+    ):
         HfSource.open(copied)
 
 
@@ -168,7 +198,9 @@ def test_a_damaged_file_is_refused_in_one_sentence(copied):
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert f"cut short: {len(whole) - 7} bytes, its header promises {len(whole)}" in refused(whole[:-7])
+    assert f"cut short: {len(whole) - 7} bytes, its header promises {len(whole)}" in refused(
+        whole[:-7]
+    )
     assert "longer than its header says" in refused(whole + b"\0")
     assert "not a whole safetensors file" in refused(whole[:100])
     assert "not a whole safetensors file" in refused(b"")
@@ -178,10 +210,19 @@ def test_a_damaged_file_is_refused_in_one_sentence(copied):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda entry: entry.update(shape=[32, 7]), r"is inconsistent: model.norm.weight \(F32 \[32, 7\]\)"),
+        (
+            lambda entry: entry.update(shape=[32, 7]),
+            r"is inconsistent: model.norm.weight \(F32 \[32, 7\]\)",
+        ),
         (lambda entry: entry.update(data_offsets=[0, 128]), "is inconsistent"),
-        (lambda entry: entry.update(dtype="BF16"), r"is inconsistent: model.norm.weight \(BF16 \[32\]\)"),
-        (lambda entry: entry.update(dtype="I32"), "model.norm.weight is stored as I32; expected F32, F16, BF16"),
+        (
+            lambda entry: entry.update(dtype="BF16"),
+            r"is inconsistent: model.norm.weight \(BF16 \[32\]\)",
+        ),
+        (
+            lambda entry: entry.update(dtype="I32"),
+            "model.norm.weight is stored as I32; expected F32, F16, BF16",
+        ),
         (lambda entry: entry.pop("shape"), "header cannot be read"),
     ],
 )
@@ -198,13 +239,17 @@ def test_nan_and_infinity_are_refused_by_name(copied, poison):
         return tensors
 
     rewrite(copied, change)
-    with pytest.raises(WeightsError, match="model.layers.4.mlp.up_proj.weight holds NaN or infinity"):
+    with pytest.raises(
+        WeightsError, match="model.layers.4.mlp.up_proj.weight holds NaN or infinity"
+    ):
         load_base(HfSource.open(copied), dtype=jnp.float32)
 
 
 def test_what_is_not_a_checkpoint_is_refused_with_what_is_there(copied):
     (copied / FILE).rename(copied / "pytorch_model.bin")
-    with pytest.raises(WeightsError, match="pickle files .pytorch_model.bin., which are never opened"):
+    with pytest.raises(
+        WeightsError, match="pickle files .pytorch_model.bin., which are never opened"
+    ):
         HfSource.open(copied)
     (copied / "adapter_config.json").write_text("{}")
     with pytest.raises(WeightsError, match="PEFT adapter"):
@@ -217,14 +262,25 @@ def test_what_is_not_a_checkpoint_is_refused_with_what_is_there(copied):
         HfSource.open(copied)
 
 
-@pytest.mark.parametrize("key", ["hidden_size", "max_position_embeddings", "rms_norm_eps", "vocab_size", "sliding_window"])
+@pytest.mark.parametrize(
+    "key",
+    ["hidden_size", "max_position_embeddings", "rms_norm_eps", "vocab_size", "sliding_window"],
+)
 @pytest.mark.parametrize("bad", [None, "x", [], -1])
-def test_a_value_of_the_config_without_sense_is_refused_when_the_checkpoint_is_opened(copied, capsys, key, bad):
+def test_a_value_of_the_config_without_sense_is_refused_when_the_checkpoint_is_opened(
+    copied, capsys, key, bad
+):
     path = copied / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: bad}))
-    assert cli.main(["eval", "--weights", str(copied), "--exam", "embedded", "--language", "ko"]) == 1
+    assert (
+        cli.main(["eval", "--weights", str(copied), "--exam", "embedded", "--language", "ko"]) == 1
+    )
     said = capsys.readouterr()
-    assert said.out == "" and said.err.startswith(f"medkor: {path}: {key} is {json.dumps(bad)}; expected a ") and said.err.count("\n") == 1
+    assert (
+        said.out == ""
+        and said.err.startswith(f"medkor: {path}: {key} is {json.dumps(bad)}; expected a ")
+        and said.err.count("\n") == 1
+    )
 
 
 def hub_error(name: str) -> Exception:

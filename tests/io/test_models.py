@@ -29,7 +29,9 @@ def adapted(tiny_base_dir, mesh):
     params = open_model(tiny_base_dir).load(jnp.float32, mesh)
     lora = make_lora(params.base, jax.random.key(0), rank=2, targets=("q", "up"))
     lang = make_language(open_model(tiny_base_dir).config, kind="vector")
-    lora, lang = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape, x.dtype), (lora, lang))
+    lora, lang = jax.tree.map(
+        lambda x: jax.random.normal(jax.random.key(x.size), x.shape, x.dtype), (lora, lang)
+    )
     return params.replace(lora=lora, lang=lang, lora_scale=3.5)
 
 
@@ -38,7 +40,10 @@ def phase(tmp_path, tiny_base_dir, adapted):
     """A run directory with one finished phase on a base of its own, as a merge leaves it."""
     shutil.copytree(tiny_base_dir, tmp_path / "run/phase0/base")
     save_model(tmp_path / "run/phase0", adapted, open_model(tmp_path / "run/phase0/base").base)
-    write_json(tmp_path / "run/ledger.json", [{"phase": "phase0", "event": "started"}, {"phase": "phase1", "event": "started"}])
+    write_json(
+        tmp_path / "run/ledger.json",
+        [{"phase": "phase0", "event": "started"}, {"phase": "phase1", "event": "started"}],
+    )
     return tmp_path / "run/phase0"
 
 
@@ -48,20 +53,29 @@ def test_a_saved_model_comes_back_whole(phase, adapted, mesh):
     for name in ("base", "lora", "lang", "expand"):
         assert digest_tree(getattr(back, name)) == digest_tree(getattr(adapted, name)), name
     assert back.lora_scale == 3.5
-    assert model.tokenizer.encode("Answer: A") == open_model(phase / "base").tokenizer.encode("Answer: A")
+    assert model.tokenizer.encode("Answer: A") == open_model(phase / "base").tokenizer.encode(
+        "Answer: A"
+    )
 
 
-def test_added_layers_come_back_whole_with_the_side_they_stand_on(tmp_path, adapted, mesh, tiny_base_dir):
+def test_added_layers_come_back_whole_with_the_side_they_stand_on(
+    tmp_path, adapted, mesh, tiny_base_dir
+):
     base = open_model(tiny_base_dir).base
     expand = jax.tree.map(lambda x: x + 0.25, make_expansion(adapted.base, front=2, back=1))
     model = save_model(tmp_path / "phase4", adapted.replace(expand=expand), base)
     back = model.load(jnp.float32, mesh)
     assert digest_tree(back.expand) == digest_tree(expand) and set(back.expand) == {"front", "back"}
     assert digest_tree(back.lora) == digest_tree(adapted.lora)
-    one_sided = save_model(tmp_path / "one", adapted.replace(lora={}, lang={}, expand={"back": expand["back"]}), base)
+    one_sided = save_model(
+        tmp_path / "one", adapted.replace(lora={}, lang={}, expand={"back": expand["back"]}), base
+    )
     back = one_sided.load(jnp.float32, mesh)
     assert digest_tree(back.expand) == digest_tree({"back": expand["back"]}) and not back.lora
-    assert len({model.digest, one_sided.digest, save_model(tmp_path / "none", adapted, base).digest}) == 3
+    assert (
+        len({model.digest, one_sided.digest, save_model(tmp_path / "none", adapted, base).digest})
+        == 3
+    )
 
 
 def test_a_base_stored_in_float32_loads_as_bfloat16(tiny_base_dir, mesh):
@@ -70,19 +84,30 @@ def test_a_base_stored_in_float32_loads_as_bfloat16(tiny_base_dir, mesh):
     assert digest_tree(low) == digest_tree(jax.tree.map(lambda x: x.astype(jnp.bfloat16), full))
 
 
-def test_the_digest_changes_with_the_base_the_adapters_and_the_scale(phase, adapted, tmp_path, tiny_base_dir):
+def test_the_digest_changes_with_the_base_the_adapters_and_the_scale(
+    phase, adapted, tmp_path, tiny_base_dir
+):
     plain = open_model(tiny_base_dir)
-    other_base = jax.tree.map(lambda x: x, adapted.base) | {"final_norm": adapted.base["final_norm"] + 1e-3}
+    other_base = jax.tree.map(lambda x: x, adapted.base) | {
+        "final_norm": adapted.base["final_norm"] + 1e-3
+    }
     variants = [
         save_model(tmp_path / "run/a", adapted.replace(lora_scale=3.0), plain.base),
         save_model(tmp_path / "run/b", adapted.replace(lang={}), plain.base),
-        save_model(tmp_path / "run/c", adapted, save_base(tmp_path / "other", other_base, plain.config, plain.tokenizer, {})),
+        save_model(
+            tmp_path / "run/c",
+            adapted,
+            save_base(tmp_path / "other", other_base, plain.config, plain.tokenizer, {}),
+        ),
         open_model(phase),
         plain,
     ]
     assert len({model.digest for model in variants}) == len(variants)
     assert save_model(tmp_path / "run/d", adapted, plain.base).digest == open_model(phase).digest
-    assert save_model(tmp_path / "run/e", adapted.replace(lora={}, lang={}), plain.base).digest == plain.digest
+    assert (
+        save_model(tmp_path / "run/e", adapted.replace(lora={}, lang={}), plain.base).digest
+        == plain.digest
+    )
 
 
 def test_changed_adapters_are_refused(phase, adapted, mesh):
@@ -118,7 +143,13 @@ def test_a_model_of_another_format_is_refused(phase):
 
 def test_lineage_keeps_what_it_was_told_and_the_dtype(tmp_path, adapted, tiny_base_dir):
     model = open_model(tiny_base_dir)
-    save_base(tmp_path / "base", adapted.base, model.config, model.tokenizer, {"made_by": "a merge", "rank": 2})
+    save_base(
+        tmp_path / "base",
+        adapted.base,
+        model.config,
+        model.tokenizer,
+        {"made_by": "a merge", "rank": 2},
+    )
     said = json.loads((tmp_path / "base/lineage.json").read_text())
     assert (said["made_by"], said["rank"], said["dtype"]) == ("a merge", 2, "float32")
     assert said["leaves_digest"] == digest_tree(adapted.base)
@@ -135,12 +166,16 @@ def test_a_base_saved_again_keeps_its_digest(phase, adapted, mesh):
 def test_a_base_knows_its_config_and_its_tokenizer(phase, part, mesh):
     path = phase / "base" / part
     if part == "model_config.json":
-        path.write_text(path.read_text().replace('"rope_scaling_global": 8.0', '"rope_scaling_global": 4.0'))
+        path.write_text(
+            path.read_text().replace('"rope_scaling_global": 8.0', '"rope_scaling_global": 4.0')
+        )
     else:
         raw = bytearray(path.read_bytes())
         raw[raw.index("정답".encode()) + 5] ^= 1
         path.write_bytes(bytes(raw))
-    with pytest.raises(WeightsError, match=f"{part.split('.')[0].split('_')[0]}.*not.*written with this base"):
+    with pytest.raises(
+        WeightsError, match=f"{part.split('.')[0].split('_')[0]}.*not.*written with this base"
+    ):
         open_model(phase).load(jnp.float32, mesh)
 
 

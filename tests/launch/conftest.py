@@ -28,7 +28,9 @@ class Place:
         self.directory, self.bin, self.quick = directory, directory / "bin", quick
         self.bin.mkdir()
         keep = ("PATH", "HOME", "TMPDIR", "LANG")
-        self.env = {name: os.environ[name] for name in keep if name in os.environ} | {"EXTRAS": "none"}
+        self.env = {name: os.environ[name] for name in keep if name in os.environ} | {
+            "EXTRAS": "none"
+        }
         self.env["PATH"] = f"{self.bin}:{self.env['PATH']}"
 
     def command(self, name: str, script: str) -> pathlib.Path:
@@ -42,12 +44,18 @@ class Place:
         self.command("medkor", f'exec {sys.executable} -m medkor_jax.cli "$@"')
         self.env |= self.quick | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 
-    def start(self, script: str, *arguments: str, cwd: pathlib.Path = ROOT, **env: str) -> subprocess.Popen:
+    def start(
+        self, script: str, *arguments: str, cwd: pathlib.Path = ROOT, **env: str
+    ) -> subprocess.Popen:
         command = ["bash", str(ROOT / "launch" / script), *map(str, arguments)]
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        return subprocess.Popen(command, cwd=cwd, env=self.env | env, start_new_session=True, **pipes)
+        return subprocess.Popen(
+            command, cwd=cwd, env=self.env | env, start_new_session=True, **pipes
+        )
 
-    def run(self, script: str, *arguments: str, timeout: float = 60, **more) -> subprocess.CompletedProcess:
+    def run(
+        self, script: str, *arguments: str, timeout: float = 60, **more
+    ) -> subprocess.CompletedProcess:
         process = self.start(script, *arguments, **more)
         try:
             out, err = process.communicate(timeout=timeout)

@@ -14,7 +14,9 @@ ARGUMENTS = ("configs/pipeline.py:phase3", '--config.run_dir=a "b" \\c', "--rest
 
 def jobset(place, *arguments, **env):
     out = place.run("gke.sh", *arguments or ARGUMENTS, DRY_RUN="1", IMAGE=IMAGE, **env).stdout
-    return yaml.safe_load(re.search(r"kubectl apply -f - <<EOF\n(.*?)\nEOF$", out, re.DOTALL | re.MULTILINE)[1])
+    return yaml.safe_load(
+        re.search(r"kubectl apply -f - <<EOF\n(.*?)\nEOF$", out, re.DOTALL | re.MULTILINE)[1]
+    )
 
 
 def pod(found):
@@ -22,7 +24,9 @@ def pod(found):
 
 
 def test_the_job_it_repeats_is_one_that_kubernetes_takes(place):
-    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="comes with the extra `test`")
+    kubernetes_validate = pytest.importorskip(
+        "kubernetes_validate", reason="comes with the extra `test`"
+    )
     template = jobset(place)["spec"]["replicatedJobs"][0]["template"]
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "medkor"}, **template}
     kubernetes_validate.validate(job, "1.33", strict=True)
@@ -40,13 +44,25 @@ def test_the_jobset_has_the_fields_of_v1alpha2(place):
         "coordinator", "failurePolicy", "managedBy", "network", "replicatedJobs", "startupPolicy", "successPolicy", "suspend",
         "ttlSecondsAfterFinished"}  # fmt: skip
     policy = spec["failurePolicy"]
-    assert set(policy) <= {"maxRestarts", "restartStrategy", "rules"} and isinstance(policy["maxRestarts"], int)
+    assert set(policy) <= {"maxRestarts", "restartStrategy", "rules"} and isinstance(
+        policy["maxRestarts"], int
+    )
     for rule in policy["rules"]:
-        assert {"action", "name"} <= set(rule) <= {"action", "name", "onJobFailureReasons", "targetReplicatedJobs"}
+        assert (
+            {"action", "name"}
+            <= set(rule)
+            <= {"action", "name", "onJobFailureReasons", "targetReplicatedJobs"}
+        )
         assert re.fullmatch(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"])
-        assert rule["action"] in ("FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts")
+        assert rule["action"] in (
+            "FailJobSet",
+            "RestartJobSet",
+            "RestartJobSetAndIgnoreMaxRestarts",
+        )
     (job,) = spec["replicatedJobs"]
-    assert set(job) <= {"dependsOn", "groupName", "name", "replicas", "template"} and isinstance(job["replicas"], int)
+    assert set(job) <= {"dependsOn", "groupName", "name", "replicas", "template"} and isinstance(
+        job["replicas"], int
+    )
     assert set(job["template"]) <= {"metadata", "spec"}
 
 
@@ -56,8 +72,13 @@ def test_bad_config_and_a_closed_gate_end_it_and_anything_else_starts_it_again(p
     assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
     job = spec["replicatedJobs"][0]["template"]["spec"]
     (codes,) = job["podFailurePolicy"]["rules"]
-    assert codes == {"action": "FailJob", "onExitCodes": {"containerName": "medkor", "operator": "In", "values": [2, 3]}}
-    assert job["backoffLimit"] == 0 and job["template"]["spec"]["restartPolicy"] == "Never"  # which podFailurePolicy wants
+    assert codes == {
+        "action": "FailJob",
+        "onExitCodes": {"containerName": "medkor", "operator": "In", "values": [2, 3]},
+    }
+    assert (
+        job["backoffLimit"] == 0 and job["template"]["spec"]["restartPolicy"] == "Never"
+    )  # which podFailurePolicy wants
     assert spec["failurePolicy"]["maxRestarts"] > 0
 
 
@@ -67,22 +88,37 @@ def test_config_data_run_directory_and_token_come_in(place):
     assert container["image"] == IMAGE and container["args"] == ["run", "--config", *ARGUMENTS]
     assert {m["mountPath"]: m.get("subPath") for m in container["volumeMounts"]} == {
         "/medkor/data": "data", "/medkor/runs": "runs", "/dev/shm": None}  # fmt: skip
-    assert {"name": "shared", "persistentVolumeClaim": {"claimName": "shared-claim"}} in found["volumes"]
+    assert {"name": "shared", "persistentVolumeClaim": {"claimName": "shared-claim"}} in found[
+        "volumes"
+    ]
     env = {entry["name"]: entry for entry in container["env"]}
-    assert env["HF_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": "huggingface", "key": "token", "optional": True}
+    assert env["HF_TOKEN"]["valueFrom"]["secretKeyRef"] == {
+        "name": "huggingface",
+        "key": "token",
+        "optional": True,
+    }
 
 
 @pytest.mark.parametrize(
-    "topology, hosts, chips", [("2x2", 1, 4), ("2x4", 1, 8), ("4x4", 4, 4), ("8x16", 32, 4), ("2x2x2", 2, 4)]
+    "topology, hosts, chips",
+    [("2x2", 1, 4), ("2x4", 1, 8), ("4x4", 4, 4), ("8x16", 32, 4), ("2x2x2", 2, 4)],
 )
 def test_a_topology_has_its_hosts_and_chips(topology, hosts, chips, place):
     found = jobset(place, TOPOLOGY=topology, SLICES="2", ACCELERATOR="tpu-x")
     (job,) = found["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
-    assert (job["replicas"], spec["parallelism"], spec["completions"], spec["completionMode"]) == (2, hosts, hosts, "Indexed")
+    assert (job["replicas"], spec["parallelism"], spec["completions"], spec["completionMode"]) == (
+        2,
+        hosts,
+        hosts,
+        "Indexed",
+    )
     assert pod(found)["containers"][0]["resources"]["limits"] == {"google.com/tpu": chips}
     label = "cloud.google.com/gke-tpu-"
-    assert pod(found)["nodeSelector"] == {label + "accelerator": "tpu-x", label + "topology": topology}
+    assert pod(found)["nodeSelector"] == {
+        label + "accelerator": "tpu-x",
+        label + "topology": topology,
+    }
 
 
 @pytest.mark.parametrize("env, words", [
@@ -102,7 +138,11 @@ def test_the_dry_run_builds_pushes_replaces_and_follows(place):
     assert [line.split()[:3] for line in commands] == [
         ["docker", "build", "--platform=linux/amd64"], ["docker", "push", IMAGE], ["kubectl", "delete", "jobset"],
         ["kubectl", "apply", "-f"], ["kubectl", "wait", "pod"], ["kubectl", "logs", "--follow"]]  # fmt: skip
-    assert not [line for line in place.dry("gke.sh", *ARGUMENTS, IMAGE=IMAGE, BUILD="0") if line.startswith("docker")]
+    assert not [
+        line
+        for line in place.dry("gke.sh", *ARGUMENTS, IMAGE=IMAGE, BUILD="0")
+        if line.startswith("docker")
+    ]
 
 
 KUBECTL = r"""
@@ -133,7 +173,10 @@ def cluster(place):
 
 
 def calls(cluster):
-    return [" ".join(line.split()[:2]) for line in (cluster.directory / "calls").read_text().splitlines()]
+    return [
+        " ".join(line.split()[:2])
+        for line in (cluster.directory / "calls").read_text().splitlines()
+    ]
 
 
 @pytest.mark.parametrize("ends, code", [("Completed", 0), ("Failed", 1)])
@@ -145,7 +188,9 @@ def test_it_applies_follows_until_the_end_and_says_how_it_ended(ends, code, clus
 
 
 def test_one_that_runs_is_followed_and_not_replaced(cluster):
-    (cluster.directory / "state").write_text("running\naway\nrunning\nCompleted\n")  # once the cluster does not answer
+    (cluster.directory / "state").write_text(
+        "running\naway\nrunning\nCompleted\n"
+    )  # once the cluster does not answer
     done = cluster.run("gke.sh", *ARGUMENTS)
     assert done.returncode == 0 and "runs already; it is followed" in done.stdout
     assert not {"kubectl apply", "kubectl delete", "docker build"} & set(calls(cluster))
@@ -161,24 +206,38 @@ def test_a_cluster_that_does_not_answer_is_given_nothing(cluster):
 def test_one_that_has_ended_is_replaced(cluster):
     (cluster.directory / "state").write_text("Failed\n")
     assert cluster.run("gke.sh", *ARGUMENTS, ENDS="Completed", BUILD="0").returncode == 0
-    assert calls(cluster).index("kubectl delete") < calls(cluster).index("kubectl apply") and "docker build" not in calls(cluster)
+    assert calls(cluster).index("kubectl delete") < calls(cluster).index(
+        "kubectl apply"
+    ) and "docker build" not in calls(cluster)
 
 
 def test_the_image_has_what_medkor_needs_and_gives_it_its_signals():
     text = (ROOT / "launch/Dockerfile").read_text(encoding="utf-8")
-    steps = [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
+    steps = [
+        line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")
+    ]
     copied = [name for kind, rest in steps if kind == "COPY" for name in rest.split()[:-1]]
-    assert all((ROOT / name).exists() for name in copied) and {"medkor_jax", "configs", "pyproject.toml"} <= set(copied)
+    assert all((ROOT / name).exists() for name in copied) and {
+        "medkor_jax",
+        "configs",
+        "pyproject.toml",
+    } <= set(copied)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert {project["readme"], *project["license-files"]} <= set(copied)  # without which pip does not build
+    assert {project["readme"], *project["license-files"]} <= set(
+        copied
+    )  # without which pip does not build
     extras = next(rest for kind, rest in steps if kind == "ARG").removeprefix("EXTRAS=").split(",")
     assert set(extras) <= set(project["optional-dependencies"])
     assert ["ENTRYPOINT", '["medkor"]'] in steps and ["WORKDIR", "/medkor"] in steps
 
 
 def test_the_claim_in_the_readme_is_one_that_kubernetes_takes():
-    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="comes with the extra `test`")
+    kubernetes_validate = pytest.importorskip(
+        "kubernetes_validate", reason="comes with the extra `test`"
+    )
     text = (ROOT / "launch/README.md").read_text(encoding="utf-8")
     claim = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
     kubernetes_validate.validate(claim, "1.33", strict=True)
-    assert claim["metadata"]["name"] == "medkor" and claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert claim["metadata"]["name"] == "medkor" and claim["spec"]["accessModes"] == [
+        "ReadWriteMany"
+    ]

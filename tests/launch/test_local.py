@@ -28,7 +28,10 @@ WAIT = "for i in $(seq 300); do sleep 0.1; done"
 @pytest.fixture
 def local(place):
     place.command("medkor", TOLD)
-    place.env |= {"LOGS": str(place.directory / "logs"), "STARTED": str(place.directory / "started")}
+    place.env |= {
+        "LOGS": str(place.directory / "logs"),
+        "STARTED": str(place.directory / "started"),
+    }
     return place
 
 
@@ -47,17 +50,30 @@ def wait_until_started(place, n=2):
 def test_one_process_is_medkor_itself(local):
     done = local.run("local.sh", QUICKSTART, "--config.run_dir=a b")
     assert done.returncode == 0
-    assert done.stdout.splitlines()[-1] == f"process  of  at , cuda , xla : run --config {QUICKSTART} --config.run_dir=a b"
+    assert (
+        done.stdout.splitlines()[-1]
+        == f"process  of  at , cuda , xla : run --config {QUICKSTART} --config.run_dir=a b"
+    )
     assert local.run("local.sh", QUICKSTART, DO_0="exit 3").returncode == 3
 
 
 def test_one_of_several_machines_is_told_its_place_by_hand(local):
     place = dict(MEDKOR_COORDINATOR="10.0.0.1:8476", MEDKOR_PROCESSES="4", MEDKOR_PROCESS_ID="2")
-    assert local.run("local.sh", QUICKSTART, **place).stdout.startswith("process 2 of 4 at 10.0.0.1:8476, ")
+    assert local.run("local.sh", QUICKSTART, **place).stdout.startswith(
+        "process 2 of 4 at 10.0.0.1:8476, "
+    )
 
 
 def test_several_processes_know_each_other_and_their_devices(local):
-    done = local.run("local.sh", QUICKSTART, "--restart", "phase1", PROCESSES="3", DEVICES="2", XLA_FLAGS="--mine")
+    done = local.run(
+        "local.sh",
+        QUICKSTART,
+        "--restart",
+        "phase1",
+        PROCESSES="3",
+        DEVICES="2",
+        XLA_FLAGS="--mine",
+    )
     assert done.returncode == 0, done.stderr
     said = [done.stdout.splitlines()[-1], log_of(local, 1), log_of(local, 2)]
     for i, line in enumerate(said):
@@ -81,20 +97,33 @@ def test_the_gpus_of_the_host_are_found_and_its_environment_is_made_for_them(loc
     lines = local.dry("local.sh", QUICKSTART, PROCESSES="2", EXTRAS="")
     assert lines[0] == "source launch/environment.sh embedded,cuda"
     assert [re.search(r"CUDA_VISIBLE_DEVICES=(\S+)", line)[1] for line in lines[1:]] == ["0", "1"]
-    assert local.dry("local.sh", QUICKSTART, DEVICES="2", EXTRAS="")[0] == "source launch/environment.sh embedded"
+    assert (
+        local.dry("local.sh", QUICKSTART, DEVICES="2", EXTRAS="")[0]
+        == "source launch/environment.sh embedded"
+    )
 
 
 @pytest.mark.parametrize("setting", ["PROCESSES=0", "PROCESSES=two", "DEVICES=-1"])
 def test_a_number_that_is_none_is_refused(setting, local):
     name, value = setting.split("=")
     done = local.run("local.sh", QUICKSTART, **{name: value})
-    assert done.returncode == 2 and setting in done.stderr and "whole numbers above 0" in done.stderr
+    assert (
+        done.returncode == 2 and setting in done.stderr and "whole numbers above 0" in done.stderr
+    )
 
 
 def test_what_a_failing_process_said_is_shown_and_the_worst_code_is_the_launcher_s(local):
-    done = local.run("local.sh", QUICKSTART, PROCESSES="2", DO_0="sleep 0.5; exit 143", DO_1="echo medkor: no space left; exit 1")
+    done = local.run(
+        "local.sh",
+        QUICKSTART,
+        PROCESSES="2",
+        DO_0="sleep 0.5; exit 143",
+        DO_1="echo medkor: no space left; exit 1",
+    )
     assert done.returncode == 1
-    assert "process 1 ended with exit code 1" in done.stderr and "medkor: no space left" in done.stderr
+    assert (
+        "process 1 ended with exit code 1" in done.stderr and "medkor: no space left" in done.stderr
+    )
     assert "process 0 ended" not in done.stderr  # 143 is no failure
     assert local.run("local.sh", QUICKSTART, PROCESSES="2", DO_1="exit 3").returncode == 3
 
@@ -102,9 +131,20 @@ def test_what_a_failing_process_said_is_shown_and_the_worst_code_is_the_launcher
 def test_a_process_that_does_not_end_after_a_failure_is_killed(local):
     began = time.monotonic()
     stubborn = "trap '' TERM; " + WAIT
-    done = local.run("local.sh", QUICKSTART, PROCESSES="2", GRACE="1", DO_0=stubborn, DO_1="kill -KILL $$", timeout=20)
+    done = local.run(
+        "local.sh",
+        QUICKSTART,
+        PROCESSES="2",
+        GRACE="1",
+        DO_0=stubborn,
+        DO_1="kill -KILL $$",
+        timeout=20,
+    )
     assert done.returncode == 137 and time.monotonic() - began < 15
-    assert "process 1 ended with exit code 137" in done.stderr and "process 0 has not ended 1 s after the failure" in done.stderr
+    assert (
+        "process 1 ended with exit code 137" in done.stderr
+        and "process 0 has not ended 1 s after the failure" in done.stderr
+    )
 
 
 def test_a_signal_is_handed_on_once_to_every_process(local):
@@ -144,10 +184,20 @@ def test_ctrl_c_in_a_terminal_reaches_every_process_once(local):
 
 def the_first_phases(place, run_dir, *arguments, timeout=300, **env):
     """Phases 0 and 1 of the quick start; returns what phase 0 logged."""
-    done = place.run("local.sh", f"{QUICKSTART}:phase1", f"--config.run_dir={run_dir}", *arguments, timeout=timeout, **env)
+    done = place.run(
+        "local.sh",
+        f"{QUICKSTART}:phase1",
+        f"--config.run_dir={run_dir}",
+        *arguments,
+        timeout=timeout,
+        **env,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     for phase in ("phase0", "phase1"):
-        assert read_verdict(run_dir / phase / "verdict.json")["digests"]["weights"] == open_model(run_dir / phase).digest
+        assert (
+            read_verdict(run_dir / phase / "verdict.json")["digests"]["weights"]
+            == open_model(run_dir / phase).digest
+        )
     return [row for row in read_metrics(run_dir / "phase0" / "train") if "loss" in row]
 
 
@@ -163,14 +213,18 @@ def knowing_nothing(tiny_base_dir):
 def by_one_process(make_place, tiny_base_dir, tmp_path_factory):
     place = make_place(tmp_path_factory.mktemp("one"))
     place.medkor()
-    return the_first_phases(place, place.directory / "run", *knowing_nothing(tiny_base_dir), DEVICES="4")
+    return the_first_phases(
+        place, place.directory / "run", *knowing_nothing(tiny_base_dir), DEVICES="4"
+    )
 
 
 def test_one_real_process_runs_the_first_phases(by_one_process):
     assert [row["step"] for row in by_one_process] == [1, 2, 3, 4]
 
 
-def test_two_real_processes_run_the_first_phases_and_learn_the_same(place, tiny_base_dir, by_one_process):
+def test_two_real_processes_run_the_first_phases_and_learn_the_same(
+    place, tiny_base_dir, by_one_process
+):
     pytest.importorskip("medkor_jax.parallel.hosts", reason="`medkor run` knows one process only")
     place.medkor()
     ours = dict(PROCESSES="2", DEVICES="2", LOGS=str(place.directory / "logs"))
@@ -184,6 +238,12 @@ def test_two_real_processes_run_the_first_phases_and_learn_the_same(place, tiny_
 def test_two_real_processes_run_the_first_phases_on_the_embedded_model(place):
     pytest.importorskip("medkor_jax.parallel.hosts", reason="`medkor run` knows one process only")
     place.medkor()
-    rows = the_first_phases(place, place.directory / "run", timeout=1500, PROCESSES="2", LOGS=str(place.directory / "logs"))
+    rows = the_first_phases(
+        place,
+        place.directory / "run",
+        timeout=1500,
+        PROCESSES="2",
+        LOGS=str(place.directory / "logs"),
+    )
     assert rows[-1]["step"] == 12 and rows[-1]["loss"] < rows[0]["loss"]
     assert read_verdict(place.directory / "run" / "phase1" / "verdict.json")["passed"]

@@ -32,7 +32,10 @@ def test_it_is_valid_has_no_outputs_and_names_configs_that_are_there(notebook):
         if cell.cell_type == "code":
             ast.parse(cell.source)
             assert not cell.outputs and cell.execution_count is None
-    values = {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(parameters(notebook).source).body}
+    values = {
+        line.targets[0].id: ast.literal_eval(line.value)
+        for line in ast.parse(parameters(notebook).source).body
+    }
     assert (ROOT / values["CONFIG"].split(":")[0]).is_file()
     assert set(values) >= {"CONFIG", "OVERRIDES", "SOURCE", "ASK", "EXPORT", "UPLOAD_TO"}
 
@@ -49,7 +52,9 @@ def test_the_stop_button_lets_it_save(notebook, tmp_path):
         "time.sleep(60)\n"
     )
     (cell,) = [cell for cell in notebook.cells if "def medkor(" in cell.source]
-    before = f"import os, pathlib, signal, subprocess, sys\ncheckout = pathlib.Path({str(tmp_path)!r})\n"
+    before = (
+        f"import os, pathlib, signal, subprocess, sys\ncheckout = pathlib.Path({str(tmp_path)!r})\n"
+    )
     command = [sys.executable, "-u", "-c", f"{before}{cell.source}\nmedkor('run')"]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     kernel = subprocess.Popen(command, start_new_session=True, cwd=tmp_path, **pipes)
@@ -57,7 +62,10 @@ def test_the_stop_button_lets_it_save(notebook, tmp_path):
     os.killpg(kernel.pid, signal.SIGINT)  # as a notebook server does
     out, err = kernel.communicate(timeout=30)
     assert out.count("got") == 1 and f"got {signal.SIGTERM.value}" in out
-    assert "RuntimeError: medkor run ended with exit code 143: stopped and saved; run this cell again to go on" in err
+    assert (
+        "RuntimeError: medkor run ended with exit code 143: stopped and saved; run this cell again to go on"
+        in err
+    )
 
 
 def execute(notebook, directory, quick, monkeypatch, **values):
@@ -69,7 +77,9 @@ def execute(notebook, directory, quick, monkeypatch, **values):
     kernels = directory / "jupyter/kernels/python3"
     kernels.mkdir(parents=True)
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (kernels / "kernel.json").write_text(json.dumps(dict(argv=argv, display_name="x", language="python")))
+    (kernels / "kernel.json").write_text(
+        json.dumps(dict(argv=argv, display_name="x", language="python"))
+    )
     for name, value in {
         "JUPYTER_PATH": str(directory / "jupyter"), "IPYTHONDIR": str(directory / "ipython"), "JAX_PLATFORMS": "cpu",
         "JUPYTER_RUNTIME_DIR": str(directory / "runtime"), "JUPYTER_PLATFORM_DIRS": "1",
@@ -78,7 +88,9 @@ def execute(notebook, directory, quick, monkeypatch, **values):
     monkeypatch.setenv("XLA_FLAGS", quick["XLA_FLAGS"])
     monkeypatch.delenv("HF_TOKEN", raising=False)
     stands = {"metadata": {"path": str(ROOT / "launch")}}
-    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=stands).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources=stands
+    ).execute()
     text = []
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
@@ -93,13 +105,26 @@ def test_it_runs_looks_asks_and_exports(notebook, quick, tiny_base_dir, tmp_path
     told = dict(CONFIG="configs/quickstart.py:phase0", OVERRIDES=overrides, EXPORT=str(export))
     shown = execute(notebook, tmp_path, quick, monkeypatch, **told)
     assert f"{ROOT}, cpu, Python" in shown and "no HF_TOKEN" in shown
-    assert "clean" in shown and "phase0/train: training lora" in shown, shown  # the table of the data, the run
-    assert f"What the run in {run_dir} did" in shown and "<b>phase0/train</b>: loss" in shown and "<polyline points=" in shown
-    assert "MB" in shown and (export / "model.safetensors").is_file() and (export / "tokenizer.json").is_file()
+    assert "clean" in shown and "phase0/train: training lora" in shown, (
+        shown
+    )  # the table of the data, the run
+    assert (
+        f"What the run in {run_dir} did" in shown
+        and "<b>phase0/train</b>: loss" in shown
+        and "<polyline points=" in shown
+    )
+    assert (
+        "MB" in shown
+        and (export / "model.safetensors").is_file()
+        and (export / "tokenizer.json").is_file()
+    )
 
 
 def test_a_failure_stops_the_notebook_with_its_meaning(notebook, quick, tmp_path, monkeypatch):
     from nbclient.exceptions import CellExecutionError
 
-    with pytest.raises(CellExecutionError, match="medkor data ended with exit code 2: the config or the command is wrong"):
+    with pytest.raises(
+        CellExecutionError,
+        match="medkor data ended with exit code 2: the config or the command is wrong",
+    ):
         execute(notebook, tmp_path, quick, monkeypatch, CONFIG="configs/nowhere.py")

@@ -62,9 +62,18 @@ class Slurm:
         (self.dir / "slurm.conf").write_text(CONF.format(
             dir=self.dir, host=socket.gethostname().split(".")[0], user=os.environ.get("USER", "root"), cpus=self.cpus,
             controller=_free_port(), node=_free_port()))  # fmt: skip
-        self.env = place.env | {"PATH": f"{place.bin}:{SBIN}", "SLURM_CONF": str(self.dir / "slurm.conf")}
+        self.env = place.env | {
+            "PATH": f"{place.bin}:{SBIN}",
+            "SLURM_CONF": str(self.dir / "slurm.conf"),
+        }
         self.daemons = []
-        files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        files = {
+            "key-file": "key",
+            "socket": "socket",
+            "pid-file": "pid",
+            "log-file": "log",
+            "seed-file": "seed",
+        }
         munge = [f"--{name}={self.dir}/munge.{end}" for name, end in files.items()]
         try:
             self._daemon("munged", "--foreground", "--force", *munge)
@@ -102,10 +111,20 @@ class Slurm:
                 daemon.kill()
 
     def tell(self, *command, **env):
-        return subprocess.run(command, cwd=ROOT, env=self.env | env, capture_output=True, text=True).stdout
+        return subprocess.run(
+            command, cwd=ROOT, env=self.env | env, capture_output=True, text=True
+        ).stdout
 
     def submit(self, *arguments, options=(), **env):
-        out = self.tell("sbatch", "--parsable", f"--output={self.dir}/%j.log", *options, BATCH, *map(str, arguments), **env)
+        out = self.tell(
+            "sbatch",
+            "--parsable",
+            f"--output={self.dir}/%j.log",
+            *options,
+            BATCH,
+            *map(str, arguments),
+            **env,
+        )
         return out.strip()
 
     def show(self, job):
@@ -118,7 +137,9 @@ class Slurm:
     def ended(self, job, seconds=60.0):
         """Waits for the job's end; returns (state, exit code)."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-        self.until(lambda: self.show(job)["JobState"] in over, f"job {job}: {self.log(job)}", seconds)
+        self.until(
+            lambda: self.show(job)["JobState"] in over, f"job {job}: {self.log(job)}", seconds
+        )
         shown = self.show(job)
         return shown["JobState"], int(shown["ExitCode"].split(":")[0])
 
@@ -161,30 +182,44 @@ def test_without_slurm_the_dry_run_shows_the_step(place):
     assert lines[0] == "source launch/environment.sh embedded"
     assert lines[1].startswith("srun --kill-on-bad-exit=0 --wait=180 medkor run ")
     assert lines[1].endswith(rf"--config {CONFIG} --config.run_dir=a\ b")
-    assert place.dry("slurm.sbatch", CONFIG, EXTRAS="", SLURM_GPUS_ON_NODE="8")[0].endswith("embedded,cuda")
+    assert place.dry("slurm.sbatch", CONFIG, EXTRAS="", SLURM_GPUS_ON_NODE="8")[0].endswith(
+        "embedded,cuda"
+    )
     refused = place.run("slurm.sbatch", CONFIG)
     assert refused.returncode == 2 and "not in a SLURM job; submit it: sbatch" in refused.stderr
 
 
 def test_two_tasks_get_the_arguments_a_port_and_their_exit_code_counts(tasks):
-    job = tasks.submit(CONFIG, "--config.run_dir=a b", options=("--ntasks-per-node=2",), DO='exit $((SLURM_PROCID * 3))')
+    job = tasks.submit(
+        CONFIG,
+        "--config.run_dir=a b",
+        options=("--ntasks-per-node=2",),
+        DO="exit $((SLURM_PROCID * 3))",
+    )
     assert tasks.ended(job) == ("FAILED", 3)
     log = tasks.log(job)
     for process in (0, 1):
-        assert f"task {process} of 2, port {20000 + 2 * int(job)}, restart 0: run --config {CONFIG} --config.run_dir=a b" in log
+        assert (
+            f"task {process} of 2, port {20000 + 2 * int(job)}, restart 0: run --config {CONFIG} --config.run_dir=a b"
+            in log
+        )
 
 
 def test_before_the_time_limit_tasks_save_and_the_job_is_queued_again_and_goes_on(tasks):
     # SIGTERM comes 120 s before 2 minutes are over: as soon as SLURM looks
     job = tasks.submit(CONFIG, options=("--ntasks-per-node=2", "--time=2"), DO=WAIT)
-    is_queued = lambda: (tasks.show(job).get("Restarts"), tasks.show(job)["JobState"]) == ("1", "PENDING")  # noqa: E731
+    is_queued = lambda: (
+        (tasks.show(job).get("Restarts"), tasks.show(job)["JobState"]) == ("1", "PENDING")
+    )
     tasks.until(is_queued, f"job {job} is queued again", 60)
     assert "task 0 saved" in tasks.log(job) and "task 1 saved" in tasks.log(job)
     # SLURM itself waits two minutes; a start within the second of the requeue it refuses ("credential revoked").
     time.sleep(3)
     tasks.tell("scontrol", "update", f"JobId={job}", "StartTime=now", "TimeLimit=30")
     assert tasks.ended(job) == ("COMPLETED", 0), tasks.log(job)
-    assert "restart 0: run" in tasks.log(job) and "restart 1: run" in tasks.log(job)  # one log: appended
+    assert "restart 0: run" in tasks.log(job) and "restart 1: run" in tasks.log(
+        job
+    )  # one log: appended
 
 
 def test_a_job_that_is_cancelled_saves_and_is_not_queued_again(tasks):
@@ -203,10 +238,19 @@ def test_the_quick_start_really_runs(slurm, tiny_base_dir, tmp_path):
     run_dir = tmp_path / "run"
     slurm.place.medkor()
     # named one by one: what a job inherits is what its submitter had
-    env = {name: slurm.place.env[name] for name in ("PYTHONPATH", "JAX_PLATFORMS", *slurm.place.quick)}
-    overrides = [f"--config.weights={tiny_base_dir}", f"--config.run_dir={run_dir}", "--config.phase0.steps=2"]
+    env = {
+        name: slurm.place.env[name] for name in ("PYTHONPATH", "JAX_PLATFORMS", *slurm.place.quick)
+    }
+    overrides = [
+        f"--config.weights={tiny_base_dir}",
+        f"--config.run_dir={run_dir}",
+        "--config.phase0.steps=2",
+    ]
     job = slurm.submit(CONFIG, *overrides, options=(f"--ntasks-per-node={tasks}",), **env)
     state = slurm.ended(job, 300)
     assert state == ("COMPLETED", 0), slurm.log(job)
-    assert read_verdict(run_dir / "phase0" / "verdict.json")["digests"]["weights"] == open_model(run_dir / "phase0").digest
+    assert (
+        read_verdict(run_dir / "phase0" / "verdict.json")["digests"]["weights"]
+        == open_model(run_dir / "phase0").digest
+    )
     assert slurm.log(job).count("phase0/train: training") == 1  # one of the processes speaks

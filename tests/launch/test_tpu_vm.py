@@ -107,19 +107,30 @@ def test_a_dry_run_shows_the_whole_way(place):
     ("v5litepod-8", "v2-alpha-tpuv5-lite"), ("v5p-8", "v2-alpha-tpuv5"), ("v4-8", "tpu-ubuntu2204-base"),
 ])  # fmt: skip
 def test_each_kind_of_tpu_has_its_software(type_, runtime, place):
-    assert f"--runtime-version={runtime}" in place.dry("tpu_vm.sh", *ARGUMENTS, ZONE="us-x", TYPE=type_)[0]
-    assert "--runtime-version=other" in place.dry("tpu_vm.sh", *ARGUMENTS, ZONE="us-x", TYPE=type_, RUNTIME="other")[0]
+    assert (
+        f"--runtime-version={runtime}"
+        in place.dry("tpu_vm.sh", *ARGUMENTS, ZONE="us-x", TYPE=type_)[0]
+    )
+    assert (
+        "--runtime-version=other"
+        in place.dry("tpu_vm.sh", *ARGUMENTS, ZONE="us-x", TYPE=type_, RUNTIME="other")[0]
+    )
 
 
 def test_a_slice_is_made_given_the_checkout_run_on_all_hosts_and_followed(tpu):
     done = tpu.run("tpu_vm.sh", *ARGUMENTS, HF_TOKEN="hf_secret", DELETE="")
     assert done.returncode == 0, done.stderr
     assert sorted(started(tpu)) == [f"host-0: {TOLD}", f"host-1: {TOLD}"]
-    assert re.search(r"first line of host-0\n(.*\n)*last line of host-0", done.stdout) and "line of host-1" not in done.stdout
+    assert (
+        re.search(r"first line of host-0\n(.*\n)*last line of host-0", done.stdout)
+        and "line of host-1" not in done.stdout
+    )
     host = tpu.fake / "host-1"
     assert (host / "medkor/medkor_jax/cli.py").is_file() and not (host / "medkor/.git").exists()
     shared = tpu.directory / "shared"
-    assert (host / "medkor/runs").resolve() == shared / "runs" and (host / "medkor/data").resolve() == shared / "data"
+    assert (host / "medkor/runs").resolve() == shared / "runs" and (
+        host / "medkor/data"
+    ).resolve() == shared / "data"
     token = host / ".cache/huggingface/token"
     assert token.read_text() == "hf_secret" and token.stat().st_mode & 0o77 == 0
     assert "hf_secret" not in done.stdout + done.stderr + "".join(calls(tpu))
@@ -127,14 +138,26 @@ def test_a_slice_is_made_given_the_checkout_run_on_all_hosts_and_followed(tpu):
     assert "costs until it is deleted" in done.stdout and (tpu.fake / "node").exists()
 
 
-@pytest.mark.parametrize("node, queue", [("PREEMPTED", "SUSPENDED"), ("TERMINATED", "SUSPENDING"), ("", "SUSPENDED")])
+@pytest.mark.parametrize(
+    "node, queue", [("PREEMPTED", "SUSPENDED"), ("TERMINATED", "SUSPENDING"), ("", "SUSPENDED")]
+)
 def test_after_preemption_the_machine_is_made_again_and_the_same_command_given(node, queue, tpu):
     (tpu.fake / "preempt").touch()
-    done = tpu.run("tpu_vm.sh", *ARGUMENTS, SPOT="1", DELETE="1", PREEMPTED_AS=node, QUEUED_AS=queue, timeout=90)
+    done = tpu.run(
+        "tpu_vm.sh",
+        *ARGUMENTS,
+        SPOT="1",
+        DELETE="1",
+        PREEMPTED_AS=node,
+        QUEUED_AS=queue,
+        timeout=90,
+    )
     assert done.returncode == 0, done.stderr
     assert sorted(started(tpu)) == [f"host-{i}: {TOLD}" for i in (0, 0, 1, 1)]
     verbs = [" ".join(call.split()[3:5]) for call in calls(tpu)]
-    assert verbs.count("queued-resources create") == 2 and verbs.count("queued-resources delete") == 2
+    assert (
+        verbs.count("queued-resources create") == 2 and verbs.count("queued-resources delete") == 2
+    )
     assert f"medkor is {node or 'gone'}; it is made again, and the run goes on" in done.stderr
     assert not (tpu.fake / "node").exists()
 
@@ -142,7 +165,9 @@ def test_after_preemption_the_machine_is_made_again_and_the_same_command_given(n
 def test_the_worst_code_of_all_hosts_is_the_launcher_s(tpu):
     assert tpu.run("tpu_vm.sh", *ARGUMENTS, CODE_0="3", CODE_1="3").returncode == 3
     assert tpu.run("tpu_vm.sh", *ARGUMENTS, CODE_1="2").returncode == 2
-    assert [" ".join(call.split()[3:5]) for call in calls(tpu)].count("queued-resources create") == 1  # reused
+    assert [" ".join(call.split()[3:5]) for call in calls(tpu)].count(
+        "queued-resources create"
+    ) == 1  # reused
 
 
 def test_a_run_goes_on_without_its_follower_is_found_again_and_can_be_stopped(tpu):
@@ -162,12 +187,18 @@ def test_a_run_goes_on_without_its_follower_is_found_again_and_can_be_stopped(tp
 
 def test_several_hosts_without_shared_storage_are_refused(tpu):
     done = tpu.run("tpu_vm.sh", *ARGUMENTS, STORAGE="")
-    assert done.returncode == 2 and "has 2 hosts, and all must see one run directory" in done.stderr and not started(tpu)
+    assert (
+        done.returncode == 2
+        and "has 2 hosts, and all must see one run directory" in done.stderr
+        and not started(tpu)
+    )
 
 
 def test_one_host_without_storage_is_told_what_that_means(tpu):
     done = tpu.run("tpu_vm.sh", *ARGUMENTS, STORAGE="", HOSTS="1")
-    assert done.returncode == 0 and "the run is on the disk of medkor, and lost with it" in done.stderr
+    assert (
+        done.returncode == 0 and "the run is on the disk of medkor, and lost with it" in done.stderr
+    )
 
 
 def test_a_machine_that_cannot_be_set_up_is_given_up(tpu):

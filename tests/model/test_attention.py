@@ -33,7 +33,7 @@ def test_branches_see_their_trunk_and_themselves():
 
 def _inputs(dtype=jnp.float32, t=12, s=12):
     rng = np.random.default_rng(0)
-    normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), dtype)  # noqa: E731
+    normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), dtype)
     mask = jnp.asarray(np.tril(rng.random((2, t, s)) < 0.6) | np.eye(t, s, dtype=bool))
     return normal(2, t, 6, 8), normal(2, s, 3, 8), normal(2, s, 3, 8), mask
 
@@ -50,16 +50,23 @@ def _naive(q, k, v, mask):
 
 def test_attend_equals_a_loop_over_heads():
     q, k, v, mask = _inputs()
-    np.testing.assert_allclose(attention.attend(q, k, v, mask), _naive(q, k, v, np.asarray(mask)), atol=1e-5)
+    np.testing.assert_allclose(
+        attention.attend(q, k, v, mask), _naive(q, k, v, np.asarray(mask)), atol=1e-5
+    )
 
 
 def test_bfloat16_inputs_have_a_float32_softmax():
     # scores of 300 and 301 are one value in bfloat16 (steps of 2): the float32 softmax tells them apart
-    q, k = jnp.full((1, 1, 1, 2), 16.0, jnp.bfloat16), jnp.array([[[[16.0, 2.75]], [[16.0, 2.8125]]]], jnp.bfloat16)
+    q, k = (
+        jnp.full((1, 1, 1, 2), 16.0, jnp.bfloat16),
+        jnp.array([[[[16.0, 2.75]], [[16.0, 2.8125]]]], jnp.bfloat16),
+    )
     v = jnp.array([[[[1.0, 0.0]], [[0.0, 1.0]]]], jnp.bfloat16)
     out = attention.attend(q, k, v, jnp.ones((1, 1, 2), bool))
     assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(out[0, 0].astype(np.float32), [1 / (1 + np.e), np.e / (1 + np.e)], rtol=0.01)
+    np.testing.assert_allclose(
+        out[0, 0].astype(np.float32), [1 / (1 + np.e), np.e / (1 + np.e)], rtol=0.01
+    )
 
 
 @pytest.mark.parametrize("block", [4, 5])  # 5 does not divide 12: computed whole
@@ -80,11 +87,15 @@ def test_query_blocks_equal_the_whole_in_value_and_gradient(monkeypatch, block):
 
 def test_query_blocks_never_hold_all_scores(monkeypatch):
     t = 64
-    shapes = [jax.ShapeDtypeStruct((1, t, 8, 4), jnp.float32)] + [jax.ShapeDtypeStruct((1, t, 2, 4), jnp.float32)] * 2
+    shapes = [jax.ShapeDtypeStruct((1, t, 8, 4), jnp.float32)] + [
+        jax.ShapeDtypeStruct((1, t, 2, 4), jnp.float32)
+    ] * 2
     mask = jax.ShapeDtypeStruct((1, t, t), bool)
 
     def temp_bytes():
-        gradient = jax.grad(lambda q, k, v, mask: attention.attend(q, k, v, mask).sum(), argnums=(0, 1, 2))
+        gradient = jax.grad(
+            lambda q, k, v, mask: attention.attend(q, k, v, mask).sum(), argnums=(0, 1, 2)
+        )
         return jax.jit(gradient).lower(*shapes, mask).compile().memory_analysis().temp_size_in_bytes
 
     whole = temp_bytes()

@@ -1,6 +1,14 @@
 import numpy as np
 
-from medkor_jax.model.completion import LENGTH, NOTHING, STOP_STRING, STOP_TOKEN, Completion, Row, find_stop
+from medkor_jax.model.completion import (
+    LENGTH,
+    NOTHING,
+    STOP_STRING,
+    STOP_TOKEN,
+    Completion,
+    Row,
+    find_stop,
+)
 
 
 def spell(ids):
@@ -12,7 +20,9 @@ def test_a_stop_does_not_depend_on_how_often_the_text_is_looked_at():
     tokens = np.arange(100, 140)
     expected = Completion(tuple(range(100, 109)), spell(range(100, 107)) + "1", STOP_STRING)
     for n in (1, 2, 7, 8, 40):
-        row = Row(spell, ("071", "119", "0710", "0810"), ())  # "0710" begins first, "0810" ends later
+        row = Row(
+            spell, ("071", "119", "0710", "0810"), ()
+        )  # "0710" begins first, "0810" ends later
         for at in range(0, 40, n):
             row.take(tokens[at : at + n])
         assert row.completion() == expected

@@ -63,7 +63,9 @@ def test_new_layout_means_the_same_as_the_old():
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
         "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
     }
-    new["layer_types"] = ["full_attention" if kind == GLOBAL else "sliding_attention" for kind in periodic_kinds(34)]
+    new["layer_types"] = [
+        "full_attention" if kind == GLOBAL else "sliding_attention" for kind in periodic_kinds(34)
+    ]
     assert ModelConfig.from_hf({"model_type": "gemma3", "text_config": new}) == preset("gemma3-4b")
 
 
@@ -87,7 +89,10 @@ def test_listed_layers_win_over_the_pattern():
 
 
 def test_a_head_of_its_own_is_read_from_either_layout_and_counted():
-    tied, own = ModelConfig.from_hf(TEXT), ModelConfig.from_hf(TEXT | {"tie_word_embeddings": False})
+    tied, own = (
+        ModelConfig.from_hf(TEXT),
+        ModelConfig.from_hf(TEXT | {"tie_word_embeddings": False}),
+    )
     assert tied.tied_head and not own.tied_head
     assert own.n_params - tied.n_params == tied.vocab_size * tied.d_model
     # a multimodal config says it at the top
@@ -107,7 +112,10 @@ def test_a_head_of_its_own_is_read_from_either_layout_and_counted():
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"hidden_activation": "silu"}, "silu"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
-        ({"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}}, "local"),
+        (
+            {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+            "local",
+        ),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "full_attention"),
         ({"layer_types": ["full_attention"] * 17}, "17 layers"),
         ({"layer_types": ["chunked_attention"] * 18}, "chunked_attention"),
@@ -126,7 +134,11 @@ def test_a_missing_size_is_named(key):
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"n_heads": 3}, "multiple of n_kv_heads"), ({"head_dim": 5}, "odd"), ({"layer_kinds": ()}, "at least one")],
+    [
+        ({"n_heads": 3}, "multiple of n_kv_heads"),
+        ({"head_dim": 5}, "odd"),
+        ({"layer_kinds": ()}, "at least one"),
+    ],
 )
 def test_impossible_sizes_are_refused(change, named):
     with pytest.raises(ValueError, match=named):
@@ -136,13 +148,21 @@ def test_impossible_sizes_are_refused(change, named):
 # Text decoders alone, embedding counted once: counted by hand from the published sizes.
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("gemma3-270m", 268.098), ("gemma3-1b", 999.886), ("gemma3-4b", 3880.26), ("gemma3-12b", 11766.03),
-     ("gemma3-27b", 27009.35)],
+    [
+        ("gemma3-270m", 268.098),
+        ("gemma3-1b", 999.886),
+        ("gemma3-4b", 3880.26),
+        ("gemma3-12b", 11766.03),
+        ("gemma3-27b", 27009.35),
+    ],
 )
 def test_presets_have_the_parameters_of_their_names(name, millions):
     config = preset(name)
     assert config.n_params / 1e6 == pytest.approx(millions, rel=1e-5)
-    assert sum(leaf.size for leaf in jax.tree.leaves(abstract_base(config, jnp.bfloat16))) == config.n_params
+    assert (
+        sum(leaf.size for leaf in jax.tree.leaves(abstract_base(config, jnp.bfloat16)))
+        == config.n_params
+    )
 
 
 def test_unknown_preset_names_the_nearest():
@@ -202,14 +222,24 @@ def test_every_value_of_the_file_is_checked_when_it_is_read(key, bad):
     if (key, bad) in MAY_BE:
         ModelConfig.from_hf(changed)
         if bad == "null":
-            assert ModelConfig.from_hf(changed) == ModelConfig.from_hf({k: v for k, v in changed.items() if k != key})
+            assert ModelConfig.from_hf(changed) == ModelConfig.from_hf(
+                {k: v for k, v in changed.items() if k != key}
+            )
         return
     with pytest.raises(ValueError) as caught:
         ModelConfig.from_hf(changed)
     assert key in str(caught.value) and "\n" not in str(caught.value)
     if key not in ("model_type", "text_config"):
-        assert "config.json" in str(caught.value) or "layer_types" in str(caught.value) or "rope_parameters" in str(caught.value)
-    nested = {"model_type": "gemma3", "text_config": changed, **({key: BAD[bad]} if key == "tie_word_embeddings" else {})}
+        assert (
+            "config.json" in str(caught.value)
+            or "layer_types" in str(caught.value)
+            or "rope_parameters" in str(caught.value)
+        )
+    nested = {
+        "model_type": "gemma3",
+        "text_config": changed,
+        **({key: BAD[bad]} if key == "tie_word_embeddings" else {}),
+    }
     if key not in ("model_type", "text_config"):
         with pytest.raises(ValueError, match=key):
             ModelConfig.from_hf(nested)
@@ -219,20 +249,41 @@ def test_every_value_of_the_file_is_checked_when_it_is_read(key, bad):
 @pytest.mark.parametrize("key", ["rope_theta", "rope_type", "factor"])
 @pytest.mark.parametrize("entry", ["full_attention", "sliding_attention"])
 def test_every_value_of_the_rope_is_checked(entry, key, bad):
-    right = {"rope_theta": 5.0, "rope_type": "linear" if entry == "full_attention" else "default", "factor": 2.0}
+    right = {
+        "rope_theta": 5.0,
+        "rope_type": "linear" if entry == "full_attention" else "default",
+        "factor": 2.0,
+    }
     changed = TEXT | {"rope_parameters": {entry: right | {key: BAD[bad]}}}
-    if (key == "factor" and entry == "sliding_attention") or (key != "rope_type" and bad in ("a fraction", "huge")):
+    if (key == "factor" and entry == "sliding_attention") or (
+        key != "rope_type" and bad in ("a fraction", "huge")
+    ):
         ModelConfig.from_hf(changed)
         return
     with pytest.raises(ValueError, match=f"{key}|rope of (local|global) layers"):
         ModelConfig.from_hf(changed)
 
 
-@pytest.mark.parametrize("key", sorted(keys_read() - {"text_config", "model_type", "rope_theta", "rope_local_base_freq", "rope_scaling", "sliding_window_pattern"}))
+@pytest.mark.parametrize(
+    "key",
+    sorted(
+        keys_read()
+        - {
+            "text_config",
+            "model_type",
+            "rope_theta",
+            "rope_local_base_freq",
+            "rope_scaling",
+            "sliding_window_pattern",
+        }
+    ),
+)
 def test_null_is_what_transformers_takes_it_for(key):
     transformers = pytest.importorskip("transformers")
     try:
-        given, absent = (transformers.Gemma3TextConfig(**values).to_dict() for values in ({key: None}, {}))
+        given, absent = (
+            transformers.Gemma3TextConfig(**values).to_dict() for values in ({key: None}, {})
+        )
         theirs = {**given, key: given[key] or False} == {**absent, key: absent[key] or False}
     except Exception:  # their own classes of errors
         theirs = False
@@ -243,4 +294,6 @@ def test_null_is_what_transformers_takes_it_for(key):
 @pytest.mark.parametrize("bad", [0, -3, None, "x", float("nan")])
 def test_a_config_without_sense_cannot_be_made(name, bad):
     with pytest.raises(ValueError, match=name if name != "layer_kinds" else "layer"):
-        ModelConfig.from_json(preset("tiny").to_json() | {name: [bad] if name == "layer_kinds" else bad})
+        ModelConfig.from_json(
+            preset("tiny").to_json() | {name: [bad] if name == "layer_kinds" else bad}
+        )

@@ -28,7 +28,9 @@ NEW = 60  # with the prompts below, every local ring (window 16) goes round seve
 def params(make_base, make_adapters):
     """Random weights with adapters and language embeddings; blocks outweigh the input, so that tokens vary."""
     base = make_base(C)
-    base["layers"] |= {name: base["layers"][name] + 3.0 for name in ("post_attn_norm", "post_ffw_norm")}
+    base["layers"] |= {
+        name: base["layers"][name] + 3.0 for name in ("post_attn_norm", "post_ffw_norm")
+    }
     lang = {"vector": np.random.default_rng(5).standard_normal((2, C.d_model)).astype(np.float32)}
     return Params(base, lora=make_adapters(base), lang=lang, lora_scale=0.5)
 
@@ -62,8 +64,12 @@ def assert_greedy(params, prompts, completions, routing, starts):
 
 
 def test_greedy_tokens_are_those_of_the_full_pass(params, prompts, greedy):
-    assert [len(c.tokens) for c in greedy] == [NEW] * len(prompts) and {c.finish for c in greedy} == {LENGTH}
-    assert min(len(set(c.tokens)) for c in greedy) > 5, "rows that repeat one token would prove little"
+    assert [len(c.tokens) for c in greedy] == [NEW] * len(prompts) and {
+        c.finish for c in greedy
+    } == {LENGTH}
+    assert min(len(set(c.tokens)) for c in greedy) > 5, (
+        "rows that repeat one token would prove little"
+    )
     assert_greedy(params, prompts, greedy, Routing.constant(C.vocab_size), [0] * len(prompts))
 
 
@@ -76,7 +82,9 @@ def test_an_expanded_model_decodes_like_its_full_pass(params, prompts, greedy, m
     assert_greedy(expanded, prompts, found, Routing.constant(C.vocab_size), [0] * len(prompts))
     fresh = params.replace(expand=make_expansion(params.base, front=2, back=1))
     assert decoder.generate(fresh, prompts, max_new_tokens=NEW) == greedy
-    spread_out = on_four(expanded, MeshShape(data=1, fsdp=2, tensor=2), decoder, prompts, max_new_tokens=20)
+    spread_out = on_four(
+        expanded, MeshShape(data=1, fsdp=2, tensor=2), decoder, prompts, max_new_tokens=20
+    )
     assert [row.tokens for row in spread_out] == [row.tokens[:20] for row in found]
 
 
@@ -85,7 +93,14 @@ MIXED = (LOCAL, GLOBAL, GLOBAL, LOCAL, LOCAL, LOCAL, GLOBAL)
 
 @pytest.mark.parametrize(
     ("kinds", "front", "back"),
-    [(C.layer_kinds, 0, 0), (MIXED, 0, 0), ((LOCAL,) * 7, 0, 0), (C.layer_kinds, 1, 0), (MIXED, 2, 1), (MIXED[::-1], 1, 2)],
+    [
+        (C.layer_kinds, 0, 0),
+        (MIXED, 0, 0),
+        ((LOCAL,) * 7, 0, 0),
+        (C.layer_kinds, 1, 0),
+        (MIXED, 2, 1),
+        (MIXED[::-1], 1, 2),
+    ],
 )
 def test_cached_logits_equal_the_full_pass(params, prompts, make_blocks, kinds, front, back):
     """Any tokens, not only greedy ones; rings grow in the middle, from 64 to 96 slots."""
@@ -97,13 +112,21 @@ def test_cached_logits_equal_the_full_pass(params, prompts, make_blocks, kinds, 
     rows = [p + t.tolist() for p, t in zip(prompts, tokens)]
     padded = pad_prompts(rows, Routing.constant(C.vocab_size))
     padded_langs = padded.tokens % 2
-    positions = np.broadcast_to(np.arange(padded.tokens.shape[1], dtype=np.int32), padded.tokens.shape)
+    positions = np.broadcast_to(
+        np.arange(padded.tokens.shape[1], dtype=np.int32), padded.tokens.shape
+    )
     inputs = Inputs(padded.tokens, positions, np.ones_like(positions), padded_langs)
-    expected = jax.jit(lambda p, i: project_logits(p.base, forward(p, config, i, dtype=jnp.float32)))(params, inputs)
+    expected = jax.jit(
+        lambda p, i: project_logits(p.base, forward(p, config, i, dtype=jnp.float32))
+    )(params, inputs)
 
     prompt = pad_prompts(prompts, Routing.constant(C.vocab_size))
     n, extra = len(prompts), len(prompt.lengths) - len(prompts)
-    read = jax.jit(lambda p, x: read_prompt(p, config, x.tokens, x.lengths, x.tokens % 2, size=64, dtype=jnp.float32))
+    read = jax.jit(
+        lambda p, x: read_prompt(
+            p, config, x.tokens, x.lengths, x.tokens % 2, size=64, dtype=jnp.float32
+        )
+    )
     step = jax.jit(lambda p, c, *x: read_token(p, config, c, *x, dtype=jnp.float32))
     hidden, cache = read(params, prompt)
     worst = 0.0
@@ -113,7 +136,7 @@ def test_cached_logits_equal_the_full_pass(params, prompts, make_blocks, kinds, 
         worst = max(worst, float(jnp.abs(got - want).max()))
         if t == 23:
             cache = grow(cache, config, size=96)
-        pad = lambda x: np.pad(x[:, t], (0, extra))  # noqa: B023, E731
+        pad = lambda x: np.pad(x[:, t], (0, extra))
         hidden, cache = step(params, cache, pad(tokens), prompt.lengths + t, pad(langs))
     assert float(jnp.abs(expected).max()) > 3.0
     assert worst < 1e-4
@@ -121,22 +144,32 @@ def test_cached_logits_equal_the_full_pass(params, prompts, make_blocks, kinds, 
 
 def test_a_row_does_not_depend_on_its_batch(params, prompts, greedy):
     """Alone, the shortest prompt has another length bucket, batch bucket and size of ring."""
-    assert Decoder(C, dtype=jnp.float32, room=ROOM).generate(params, prompts[:1], max_new_tokens=NEW) == greedy[:1]
+    assert (
+        Decoder(C, dtype=jnp.float32, room=ROOM).generate(params, prompts[:1], max_new_tokens=NEW)
+        == greedy[:1]
+    )
 
 
-SAMPLED = Decoder(C, dtype=jnp.float32, room=ROOM, sampling=Sampling(temperature=1.0, top_k=40, top_p=0.95))
+SAMPLED = Decoder(
+    C, dtype=jnp.float32, room=ROOM, sampling=Sampling(temperature=1.0, top_k=40, top_p=0.95)
+)
 
 
 @pytest.fixture(scope="module")
 def sampled(params, prompts):
     """The first two rows have one prompt, the first and the last one seed."""
-    return SAMPLED.generate(params, prompts[1:2] + prompts[1:], max_new_tokens=20, seeds=[7, 8, 9, 10, 11, 7])
+    return SAMPLED.generate(
+        params, prompts[1:2] + prompts[1:], max_new_tokens=20, seeds=[7, 8, 9, 10, 11, 7]
+    )
 
 
 def test_a_sample_depends_on_its_seed_and_on_nothing_else(params, prompts, sampled):
     alone = SAMPLED.generate(params, prompts[1:2], max_new_tokens=20, seeds=[8])
     assert alone[0] == sampled[1] != sampled[0]
-    assert SAMPLED.generate(params, prompts[::-1], max_new_tokens=20, seeds=[7, 1, 2, 3, 8, 4])[4] == sampled[1]
+    assert (
+        SAMPLED.generate(params, prompts[::-1], max_new_tokens=20, seeds=[7, 1, 2, 3, 8, 4])[4]
+        == sampled[1]
+    )
 
 
 def on_four(params, shape, decoder, *args, **options):
@@ -148,10 +181,17 @@ def on_four(params, shape, decoder, *args, **options):
 def test_four_devices_equal_one(params, prompts, greedy, sampled):
     """Six rows on four devices: rows are added until they divide."""
     shape = MeshShape(data=1, fsdp=2, tensor=2)
-    found = on_four(params, shape, Decoder(C, dtype=jnp.float32, room=ROOM), prompts, max_new_tokens=20)
+    found = on_four(
+        params, shape, Decoder(C, dtype=jnp.float32, room=ROOM), prompts, max_new_tokens=20
+    )
     assert [row.tokens for row in found] == [row.tokens[:20] for row in greedy]
     rows = prompts[1:2] + prompts[1:]
-    assert on_four(params, MeshShape(data=4), SAMPLED, rows, max_new_tokens=20, seeds=[7, 8, 9, 10, 11, 7]) == sampled
+    assert (
+        on_four(
+            params, MeshShape(data=4), SAMPLED, rows, max_new_tokens=20, seeds=[7, 8, 9, 10, 11, 7]
+        )
+        == sampled
+    )
 
 
 # A vocabulary with characters of two tokens: class 1 opens one, class 2 ends it and makes both of language 1.
@@ -166,9 +206,13 @@ class _Automaton:
 
 
 def test_generated_tokens_get_their_language_from_the_automaton(params, prompts, greedy):
-    automaton = _Automaton(_CLASSES[:500], np.array([[0, 1, 0], [0, 1, 0]]), np.array([[0, 0, 0], [0, 0, 1]]))
+    automaton = _Automaton(
+        _CLASSES[:500], np.array([[0, 1, 0], [0, 1, 0]]), np.array([[0, 0, 0], [0, 0, 1]])
+    )
     routing = Routing.by_token(automaton, C.vocab_size)
-    found = Decoder(C, dtype=jnp.float32, room=ROOM, routing=routing).generate(params, prompts, max_new_tokens=NEW)
+    found = Decoder(C, dtype=jnp.float32, room=ROOM, routing=routing).generate(
+        params, prompts, max_new_tokens=NEW
+    )
     langs = np.concatenate([routing.walk(c.tokens, 0)[0] for c in found])
     assert 0 < langs.mean() < 1 and found != greedy
     assert_greedy(params, prompts, found, routing, None)
@@ -176,14 +220,18 @@ def test_generated_tokens_get_their_language_from_the_automaton(params, prompts,
 
 def test_a_constant_language_is_carried_on(params, prompts, greedy):
     languages = [0, 1, 1, 0, 1, 1]
-    found = Decoder(C, dtype=jnp.float32, room=ROOM).generate(params, prompts, max_new_tokens=NEW, languages=languages)
+    found = Decoder(C, dtype=jnp.float32, room=ROOM).generate(
+        params, prompts, max_new_tokens=NEW, languages=languages
+    )
     assert found[0] == greedy[0] and found[1] != greedy[1]
     assert_greedy(params, prompts, found, Routing.constant(C.vocab_size), languages)
 
 
 def test_stop_tokens_end_a_row_and_are_its_last_token(params, prompts, greedy):
     stop_id = greedy[1].tokens[20]
-    found = Decoder(C, dtype=jnp.float32, room=ROOM, stop_ids=(stop_id, 511)).generate(params, prompts, max_new_tokens=NEW)
+    found = Decoder(C, dtype=jnp.float32, room=ROOM, stop_ids=(stop_id, 511)).generate(
+        params, prompts, max_new_tokens=NEW
+    )
     for row, whole in zip(found, greedy):
         ends = [i for i, token in enumerate(whole.tokens) if token in (stop_id, 511)]
         assert row.tokens == (whole.tokens[: ends[0] + 1] if ends else whole.tokens)
@@ -200,15 +248,25 @@ def test_stop_strings_are_found_across_tokens_and_cut_off(params, prompts, greed
     text = spell(greedy[2].tokens)
     stop = (text[31:38], "never", text[40:50])  # from inside token 10 to inside token 12
     at = text.find(stop[0])
-    found = Decoder(C, dtype=jnp.float32, room=ROOM, decode=spell).generate(params, prompts, max_new_tokens=30, stop=stop)
+    found = Decoder(C, dtype=jnp.float32, room=ROOM, decode=spell).generate(
+        params, prompts, max_new_tokens=30, stop=stop
+    )
     assert (found[2].text, found[2].finish) == (text[:at], STOP_STRING)
     assert found[2].tokens == greedy[2].tokens[: -(-(at + len(stop[0])) // 3)]
-    for row, whole in zip(found[:2], greedy):  # no stop string in them, and a neighbour's end is none of their business
-        assert (row.tokens, row.text, row.finish) == (whole.tokens[:30], spell(whole.tokens[:30]), LENGTH)
+    for row, whole in zip(
+        found[:2], greedy
+    ):  # no stop string in them, and a neighbour's end is none of their business
+        assert (row.tokens, row.text, row.finish) == (
+            whole.tokens[:30],
+            spell(whole.tokens[:30]),
+            LENGTH,
+        )
 
 
 def test_one_compilation_a_bucket(params):
-    config = dataclasses.replace(C, rope_base_local=9_999.0)  # a config of its own: nothing is compiled for it yet
+    config = dataclasses.replace(
+        C, rope_base_local=9_999.0
+    )  # a config of its own: nothing is compiled for it yet
     decoder = Decoder(config, dtype=jnp.float32, room=ROOM, decode=spell)
     rng = np.random.default_rng(3)
 
@@ -220,14 +278,27 @@ def test_one_compilation_a_bucket(params):
 
     assert compiled_by([3, 9, 30]) == {"start": 1, "continue": 1, "grow": 0}
     assert compiled_by([32, 1, 2, 5]) == {"start": 0, "continue": 0, "grow": 0}
-    assert compiled_by([20, 8, 7], max_new_tokens=29, stop=("x",)) == {"start": 0, "continue": 0, "grow": 0}
+    assert compiled_by([20, 8, 7], max_new_tokens=29, stop=("x",)) == {
+        "start": 0,
+        "continue": 0,
+        "grow": 0,
+    }
     assert compiled_by([33, 8, 7]) == {"start": 1, "continue": 1, "grow": 0}
     # From 64 slots to 96, for which the loop is compiled already.
     assert compiled_by([30, 8, 7], max_new_tokens=40) == {"start": 0, "continue": 0, "grow": 1}
 
 
 def test_buckets_are_at_most_half_padding():
-    assert [bucket(n) for n in (1, 32, 33, 49, 65, 97, 1025, 1537)] == [32, 32, 48, 64, 96, 128, 1536, 2048]
+    assert [bucket(n) for n in (1, 32, 33, 49, 65, 97, 1025, 1537)] == [
+        32,
+        32,
+        48,
+        64,
+        96,
+        128,
+        1536,
+        2048,
+    ]
 
 
 @pytest.mark.parametrize("with_nats", [False, True])
@@ -238,12 +309,22 @@ def test_the_cache_is_updated_in_place(is_expanded, with_nats):
     params = Params(abstract_base(config, jnp.float32))
     if is_expanded:
         params = params.replace(expand=jax.eval_shape(make_expansion, params.base))
-    prompt = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, pad_prompts([[1] * 30] * 8, Routing.constant(C.vocab_size))))
+    prompt = jax.eval_shape(
+        lambda: jax.tree.map(
+            jnp.asarray, pad_prompts([[1] * 30] * 8, Routing.constant(C.vocab_size))
+        )
+    )
     settings = decode.Settings(config, jnp.dtype("float32"), Sampling(), (), 8, with_nats)
     routing = Routing.constant(C.vocab_size)
-    state, *_ = jax.eval_shape(lambda p, x: decode._start(p, x, routing, settings=settings, size=1024), params, prompt)
+    state, *_ = jax.eval_shape(
+        lambda p, x: decode._start(p, x, routing, settings=settings, size=1024), params, prompt
+    )
     is_done, n_steps = jax.ShapeDtypeStruct((8,), bool), jax.ShapeDtypeStruct((), jnp.int32)
-    memory = decode._continue.lower(params, state, routing, is_done, n_steps, settings=settings).compile().memory_analysis()
+    memory = (
+        decode._continue.lower(params, state, routing, is_done, n_steps, settings=settings)
+        .compile()
+        .memory_analysis()
+    )
     cache_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.cache))
     assert memory.alias_size_in_bytes >= cache_bytes
     assert memory.temp_size_in_bytes < cache_bytes / 4  # one layer's slice is 1/12, keys and values
@@ -259,7 +340,9 @@ def kept_by_sorting(logits, sampling):
     return set(kept[(before < sampling.top_p) | (sampling.top_p == 1.0)].tolist())
 
 
-@pytest.mark.parametrize("top_k, top_p", [(1, 1.0), (5, 1.0), (0, 0.5), (0, 0.999), (20, 0.8), (0, 1e-6), (10_000, 1.0)])
+@pytest.mark.parametrize(
+    "top_k, top_p", [(1, 1.0), (5, 1.0), (0, 0.5), (0, 0.999), (20, 0.8), (0, 1e-6), (10_000, 1.0)]
+)
 def test_top_k_and_top_p_keep_what_sorting_keeps(top_k, top_p):
     logits = np.random.default_rng(0).standard_normal((6, 1000)).astype(np.float32) * 4
     logits[0] *= 20  # some probabilities are zero in float32
@@ -276,10 +359,17 @@ def test_a_few_blocks_of_a_large_vocabulary_keep_what_sorting_keeps(top_k, top_p
     """600 blocks: of peaked rows a part is searched; where one row is flat, everything is."""
     logits = np.random.default_rng(1).standard_normal((4, 600 * 64 - 7)).astype(np.float32) * 6
     for given in (logits, np.concatenate([logits, logits[:1] / 100])):
-        restricted = np.asarray(jax.jit(lambda x: restrict(x, Sampling(0.7, top_k, top_p)))(jnp.asarray(given)))
+        restricted = np.asarray(
+            jax.jit(lambda x: restrict(x, Sampling(0.7, top_k, top_p)))(jnp.asarray(given))
+        )
         for row, got in zip(given, restricted):
-            kept, wanted = set(np.flatnonzero(np.isfinite(got)).tolist()), kept_by_sorting(row.astype(np.float64), Sampling(0.7, top_k, top_p))
-            assert len(kept ^ wanted) <= (3 if len(wanted) > 5000 else 0), "float32 sums of thousands of equal shares end a token apart"
+            kept, wanted = (
+                set(np.flatnonzero(np.isfinite(got)).tolist()),
+                kept_by_sorting(row.astype(np.float64), Sampling(0.7, top_k, top_p)),
+            )
+            assert len(kept ^ wanted) <= (3 if len(wanted) > 5000 else 0), (
+                "float32 sums of thousands of equal shares end a token apart"
+            )
 
 
 def test_ties_in_blocks_that_are_not_searched_are_kept():
@@ -291,11 +381,20 @@ def test_ties_in_blocks_that_are_not_searched_are_kept():
 
 def test_tokens_that_tie_with_the_last_one_kept_are_kept():
     logits = jnp.array([[1.0, 3.0, 2.0, 2.0, 2.0, 0.0]])
-    assert np.isfinite(restrict(logits, Sampling(1.0, top_k=2)))[0].tolist() == [False, True, True, True, True, False]
+    assert np.isfinite(restrict(logits, Sampling(1.0, top_k=2)))[0].tolist() == [
+        False,
+        True,
+        True,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_greedy_takes_the_first_of_the_best():
-    logits = np.random.default_rng(0).integers(0, 5, (6, 130)).astype(np.float32)  # many ties, within blocks and across
+    logits = (
+        np.random.default_rng(0).integers(0, 5, (6, 130)).astype(np.float32)
+    )  # many ties, within blocks and across
     logits[0] = -np.inf
     logits[1, -1] = 9
     found = choose_tokens(jnp.asarray(logits), Sampling(), jnp.zeros(6, jnp.uint32), jnp.int32(0))
@@ -307,7 +406,11 @@ def test_draws_follow_the_distribution():
     n = 8_000
     logits = np.random.default_rng(0).standard_normal(130).astype(np.float32) / 2
     logits[[3, 64, 129]] = -np.inf
-    draw = jax.jit(lambda step: choose_tokens(jnp.tile(logits, (n, 1)), Sampling(0.5), jnp.arange(n, dtype=jnp.uint32), step))
+    draw = jax.jit(
+        lambda step: choose_tokens(
+            jnp.tile(logits, (n, 1)), Sampling(0.5), jnp.arange(n, dtype=jnp.uint32), step
+        )
+    )
     drawn = draw(4)
     counts = np.bincount(np.asarray(drawn), minlength=130)
     p = np.exp(2 * logits.astype(np.float64))
@@ -329,15 +432,24 @@ def test_draws_follow_the_distribution():
         ("empty stop string", {"decode": spell}, {"stop": ("",)}),
         ("needs `seeds`", {"sampling": Sampling(1.0)}, {}),
         ("2 seeds for 1", {"sampling": Sampling(1.0)}, {"seeds": [1, 2]}),
-        ("routing is by token", {"routing": Routing(*np.zeros((3, 512, 2), np.int32), np.zeros(512, np.float32))}, {"languages": [1]}),
+        (
+            "routing is by token",
+            {"routing": Routing(*np.zeros((3, 512, 2), np.int32), np.zeros(512, np.float32))},
+            {"languages": [1]},
+        ),
     ],
 )
 def test_what_cannot_be_decoded_is_refused(params, message, settings, arguments):
     with pytest.raises(ValueError, match=message):
-        Decoder(C, dtype=jnp.float32, **settings).generate(params, **{"prompts": [[1, 2]], "max_new_tokens": 2} | arguments)
+        Decoder(C, dtype=jnp.float32, **settings).generate(
+            params, **{"prompts": [[1, 2]], "max_new_tokens": 2} | arguments
+        )
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"temperature": np.nan}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"temperature": np.nan}],
+)
 def test_sampling_without_meaning_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Sampling(**wrong)
@@ -345,7 +457,18 @@ def test_sampling_without_meaning_is_refused(wrong):
 
 def test_text_is_told_while_it_grows(params):
     told = []
-    decoder = Decoder(C, dtype=jnp.float32, room=ROOM, decode=lambda ids: "".join(f"{i} " for i in ids), check_every=1)
-    (done,) = decoder.generate(params, [[2, 5]], max_new_tokens=4, on_text=lambda texts: told.append(*texts))
+    decoder = Decoder(
+        C,
+        dtype=jnp.float32,
+        room=ROOM,
+        decode=lambda ids: "".join(f"{i} " for i in ids),
+        check_every=1,
+    )
+    (done,) = decoder.generate(
+        params, [[2, 5]], max_new_tokens=4, on_text=lambda texts: told.append(*texts)
+    )
     assert len(told) == 4 and told[-1] == done.text
-    assert all(later.startswith(earlier) and later != earlier for earlier, later in itertools.pairwise(told))
+    assert all(
+        later.startswith(earlier) and later != earlier
+        for earlier, later in itertools.pairwise(told)
+    )

@@ -9,7 +9,16 @@ import pytest
 from medkor_jax.adapt.language import make_language
 from medkor_jax.adapt.lora import make_lora
 from medkor_jax.model.config import LOCAL, preset
-from medkor_jax.model.forward import Inputs, LayerInputs, embed, forward, layer_inputs, make_view, project_logits, run_layer
+from medkor_jax.model.forward import (
+    Inputs,
+    LayerInputs,
+    embed,
+    forward,
+    layer_inputs,
+    make_view,
+    project_logits,
+    run_layer,
+)
 from medkor_jax.model.layers import rms_norm
 from medkor_jax.model.params import ADAPTABLE, LayerPlan, Params, abstract_base
 from medkor_jax.model.remat import KEPT
@@ -42,7 +51,7 @@ def test_scan_equals_a_loop_over_layers(params, inputs):
     one = jax.jit(lambda layer, x: run_layer(C, view, layer, x, params.lora_scale))
     x = embed(params, C, inputs.tokens, inputs.langs, jnp.float32)
     for i, kind in enumerate(C.layer_kinds):
-        layer = jax.tree.map(lambda leaf: leaf[i], layers)  # noqa: B023
+        layer = jax.tree.map(lambda leaf: leaf[i], layers)
         x = one(layer.replace(plan=LayerPlan(jnp.asarray(kind == LOCAL))), x)
     expected = rms_norm(x, params.base["final_norm"], C.rms_eps)
     np.testing.assert_allclose(run(params, inputs=inputs), expected, rtol=1e-5, atol=1e-5)
@@ -50,7 +59,9 @@ def test_scan_equals_a_loop_over_layers(params, inputs):
 
 @pytest.mark.parametrize(("front", "back"), [(2, 1), (0, 2)])
 @pytest.mark.parametrize("remat", ["none", "full"])
-def test_scan_equals_a_loop_with_layers_added_at_both_ends(params, inputs, make_blocks, front, back, remat):
+def test_scan_equals_a_loop_with_layers_added_at_both_ends(
+    params, inputs, make_blocks, front, back, remat
+):
     """Dropout and adapters fall on the base's layers alone, with the keys they have in the model without the others."""
     expand = make_blocks(params.base, front, back)
     view = make_view(C, inputs.seen)
@@ -59,16 +70,23 @@ def test_scan_equals_a_loop_with_layers_added_at_both_ends(params, inputs, make_
     one = jax.jit(lambda layer, x: run_layer(C, view, layer, x, params.lora_scale, 0.3))
 
     def added(side, i, kind):
-        return LayerInputs(LayerPlan(jnp.asarray(kind == LOCAL)), jax.tree.map(lambda leaf: leaf[i], expand[side]), {}, None)
+        return LayerInputs(
+            LayerPlan(jnp.asarray(kind == LOCAL)),
+            jax.tree.map(lambda leaf: leaf[i], expand[side]),
+            {},
+            None,
+        )
 
     layers = [added("front", i, C.layer_kinds[0]) for i in range(front)]
-    layers += [jax.tree.map(lambda leaf: leaf[i], own) for i in range(7)]  # noqa: B023
+    layers += [jax.tree.map(lambda leaf: leaf[i], own) for i in range(7)]
     layers += [added("back", i, C.layer_kinds[-1]) for i in range(back)]
     x = embed(params, C, inputs.tokens, inputs.langs, jnp.float32)
     for layer in layers:
         x = one(layer, x)
     expected = rms_norm(x, params.base["final_norm"], C.rms_eps)
-    found = run(params.replace(expand=expand), inputs=inputs, remat=remat, dropout=0.3, dropout_key=key)
+    found = run(
+        params.replace(expand=expand), inputs=inputs, remat=remat, dropout=0.3, dropout_key=key
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert np.abs(found - run(params, inputs=inputs, dropout=0.3, dropout_key=key)).max() > 0.3
 
@@ -76,14 +94,22 @@ def test_scan_equals_a_loop_with_layers_added_at_both_ends(params, inputs, make_
 def test_fresh_adapters_and_language_embeddings_change_no_bit(base, inputs):
     lora = make_lora(base, jax.random.key(0), rank=4, targets=ADAPTABLE)
     plain = run(Params(base), inputs=inputs)
-    for trees in ({"lora": lora, "lang": make_language(C, kind="vector")}, {"lang": make_language(C, kind="table")}):
-        np.testing.assert_array_equal(run(Params(base, **trees, lora_scale=2.0), inputs=inputs), plain)
+    for trees in (
+        {"lora": lora, "lang": make_language(C, kind="vector")},
+        {"lang": make_language(C, kind="table")},
+    ):
+        np.testing.assert_array_equal(
+            run(Params(base, **trees, lora_scale=2.0), inputs=inputs), plain
+        )
 
 
 @pytest.mark.parametrize("tree", ["lora", "lang", "expand"])
 def test_what_would_never_be_applied_is_refused(params, inputs, tree):
     with pytest.raises(ValueError, match=rf"{tree} holds .*'q_proj'"):
-        run(params.replace(**{tree: getattr(params, tree) | {"q_proj": params.base["layers"]}}), inputs=inputs)
+        run(
+            params.replace(**{tree: getattr(params, tree) | {"q_proj": params.base["layers"]}}),
+            inputs=inputs,
+        )
 
 
 def test_language_embeddings_go_to_the_tokens_of_their_language(base, inputs):
@@ -91,9 +117,13 @@ def test_language_embeddings_go_to_the_tokens_of_their_language(base, inputs):
     vector, table = rng.standard_normal((2, 32)), rng.standard_normal((2, C.vocab_size, 32))
     plain = embed(Params(base), C, inputs.tokens, inputs.langs, jnp.float32)
     np.testing.assert_allclose(plain, np.asarray(base["embed"])[inputs.tokens] * 32**0.5, rtol=1e-6)
-    by_vector = embed(Params(base, lang={"vector": vector}), C, inputs.tokens, inputs.langs, jnp.float32)
+    by_vector = embed(
+        Params(base, lang={"vector": vector}), C, inputs.tokens, inputs.langs, jnp.float32
+    )
     np.testing.assert_allclose(by_vector - plain, vector[inputs.langs], atol=1e-5)
-    by_table = embed(Params(base, lang={"table": table}), C, inputs.tokens, inputs.langs, jnp.float32)
+    by_table = embed(
+        Params(base, lang={"table": table}), C, inputs.tokens, inputs.langs, jnp.float32
+    )
     np.testing.assert_allclose(by_table - plain, table[inputs.langs, inputs.tokens], atol=1e-5)
     assert set(np.unique(inputs.langs)) == {0, 1}
 
@@ -105,7 +135,9 @@ def test_packed_documents_equal_each_alone(params, inputs):
         alone = Inputs(*(np.asarray(x)[row : row + 1, at] for x in (inputs.tokens, inputs.positions)),
                        np.ones((1, at.size), np.int32), np.asarray(inputs.langs)[row : row + 1, at])  # fmt: skip
         padded = jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, 40 - at.size))), alone)
-        np.testing.assert_allclose(run(params, inputs=padded)[0, : at.size], packed[row, at], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            run(params, inputs=padded)[0, : at.size], packed[row, at], rtol=1e-4, atol=1e-4
+        )
         assert at.size > 2
 
 
@@ -118,7 +150,9 @@ def test_later_tokens_change_nothing_before_them(params, inputs):
 
 
 @pytest.mark.parametrize("is_expanded", [False, True])
-def test_every_remat_policy_gives_the_same_value_and_gradient_in_less_memory(params, inputs, make_blocks, is_expanded):
+def test_every_remat_policy_gives_the_same_value_and_gradient_in_less_memory(
+    params, inputs, make_blocks, is_expanded
+):
     trees = {"lora": params.lora} | ({"expand": make_blocks(params.base)} if is_expanded else {})
 
     def loss(trees, remat):
@@ -131,7 +165,9 @@ def test_every_remat_policy_gives_the_same_value_and_gradient_in_less_memory(par
     for remat in KEPT:
         again, gradient = compiled[remat](trees)
         np.testing.assert_allclose(again, plain, rtol=1e-6, err_msg=remat)
-        for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(plain_gradient), strict=True):
+        for one, other in zip(
+            jax.tree.leaves(gradient), jax.tree.leaves(plain_gradient), strict=True
+        ):
             np.testing.assert_allclose(one, other, atol=2e-6 * np.abs(other).max(), err_msg=remat)
     used = [c.memory_analysis().temp_size_in_bytes for c in compiled.values()]
     flops = [c.cost_analysis()["flops"] for c in compiled.values()]
@@ -140,7 +176,9 @@ def test_every_remat_policy_gives_the_same_value_and_gradient_in_less_memory(par
 
 
 def test_an_unknown_remat_policy_is_refused_before_anything_is_compiled(params, inputs):
-    with pytest.raises(ValueError, match=r"'gate'.* none, gate_up, all_but_down, full; nearest: 'gate_up'"):
+    with pytest.raises(
+        ValueError, match=r"'gate'.* none, gate_up, all_but_down, full; nearest: 'gate_up'"
+    ):
         forward(params, C, inputs, dtype=jnp.float32, remat="gate")
 
 
@@ -149,30 +187,41 @@ def test_an_added_layer_costs_the_memory_of_a_layer(make_blocks, make_batch):
     config = dataclasses.replace(C, layer_kinds=C.layer_kinds[:1] * 30)
     inputs = Inputs.of(make_batch(config, rows=1, length=16))
     params = Params(abstract_base(config, jnp.float32))
-    expand = jax.eval_shape(lambda: make_blocks(jax.tree.map(lambda x: jnp.zeros(x.shape), params.base)))
+    expand = jax.eval_shape(
+        lambda: make_blocks(jax.tree.map(lambda x: jnp.zeros(x.shape), params.base))
+    )
     stack = sum(leaf.size * 4 for leaf in jax.tree.leaves(params.base["layers"]))
 
     def loss(expand, params):
-        return jnp.sum(forward(params.replace(expand=expand), config, inputs, dtype=jnp.float32, remat="full"))
+        return jnp.sum(
+            forward(params.replace(expand=expand), config, inputs, dtype=jnp.float32, remat="full")
+        )
 
-    used = jax.jit(jax.grad(loss)).lower(expand, params).compile().memory_analysis().temp_size_in_bytes
+    used = (
+        jax.jit(jax.grad(loss)).lower(expand, params).compile().memory_analysis().temp_size_in_bytes
+    )
     assert used < 0.3 * stack
 
 
 def test_dropout_is_off_unless_asked_and_follows_its_key(params, inputs):
     key, other = jax.random.split(jax.random.key(0))
     dropped = functools.partial(run, params, inputs=inputs, dropout=0.5)
-    np.testing.assert_array_equal(run(params, inputs=inputs, dropout_key=key), run(params, inputs=inputs))
+    np.testing.assert_array_equal(
+        run(params, inputs=inputs, dropout_key=key), run(params, inputs=inputs)
+    )
     np.testing.assert_array_equal(dropped(dropout_key=key), dropped(dropout_key=key))
     assert np.abs(dropped(dropout_key=key) - dropped(dropout_key=other)).max() > 0.01
     np.testing.assert_array_equal(  # it falls on adapters alone
-        run(Params(params.base), inputs=inputs, dropout=0.5, dropout_key=key), run(Params(params.base), inputs=inputs)
+        run(Params(params.base), inputs=inputs, dropout=0.5, dropout_key=key),
+        run(Params(params.base), inputs=inputs),
     )
 
 
 def test_bfloat16_stays_near_float32_and_never_promotes(params, inputs):
     with jax.numpy_dtype_promotion("strict"):
-        half = jax.jit(functools.partial(forward, config=C, dtype=jnp.bfloat16))(params, inputs=inputs)
+        half = jax.jit(functools.partial(forward, config=C, dtype=jnp.bfloat16))(
+            params, inputs=inputs
+        )
         logits = project_logits(params.base, half)
     assert half.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
     full = np.asarray(run(params, inputs=inputs))
@@ -182,7 +231,9 @@ def test_bfloat16_stays_near_float32_and_never_promotes(params, inputs):
 
 def test_logits_go_through_the_tied_head(base):
     hidden = np.random.default_rng(0).standard_normal((3, C.d_model)).astype(np.float32)
-    np.testing.assert_allclose(project_logits(base, hidden), hidden @ np.asarray(base["embed"]).T, atol=1e-4)
+    np.testing.assert_allclose(
+        project_logits(base, hidden), hidden @ np.asarray(base["embed"]).T, atol=1e-4
+    )
 
 
 def test_layers_are_compiled_once_however_deep():
@@ -192,7 +243,9 @@ def test_layers_are_compiled_once_however_deep():
         config = dataclasses.replace(C, layer_kinds=C.layer_kinds[:1] * depth)
         ints = jax.ShapeDtypeStruct((1, 8), jnp.int32)
         lower = jax.jit(functools.partial(forward, config=config, dtype=jnp.float32)).lower
-        lowered = lower(Params(abstract_base(config, jnp.float32)), inputs=Inputs(ints, ints, ints, ints))
+        lowered = lower(
+            Params(abstract_base(config, jnp.float32)), inputs=Inputs(ints, ints, ints, ints)
+        )
         return len(lowered.as_text().splitlines())
 
     assert abs(n_lines(48) - n_lines(3)) < 5

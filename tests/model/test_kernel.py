@@ -23,7 +23,7 @@ HEADS, KEY_HEADS = 4, 2
 def make_inputs(t, head=16, rows=2, dtype=jnp.float32, branches=False):
     """Packed rows: documents of many lengths, padding at the end of all but the first row."""
     rng = np.random.default_rng(0)
-    normal = lambda n: jnp.asarray(rng.standard_normal((rows, t, n, head)), dtype)  # noqa: E731
+    normal = lambda n: jnp.asarray(rng.standard_normal((rows, t, n, head)), dtype)
     positions, segments = np.zeros((2, rows, t), np.int32)
     for b in range(rows):
         start, segment = 0, 1
@@ -53,7 +53,7 @@ def value_and_gradient(attend, q, k, v, seen):
 
 
 def assert_equals_the_whole_mask(attend, q, k, v, seen, window, tolerance=2e-6):
-    masked = lambda q, k, v: attention.attend(q, k, v, attention.visible(seen, seen, window))  # noqa: E731
+    masked = lambda q, k, v: attention.attend(q, k, v, attention.visible(seen, seen, window))
     found, expected = (value_and_gradient(f, q, k, v, seen) for f in (attend, masked))
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype
@@ -70,12 +70,16 @@ def small_blocks(monkeypatch):
 @pytest.mark.parametrize("t", [64, 61, 7])
 def test_blocks_equal_the_whole_mask(small_blocks, t, window):
     q, k, v, seen = make_inputs(t)
-    assert_equals_the_whole_mask(lambda q, k, v: blocked.attend_blocks(q, k, v, seen, window), q, k, v, seen, window)
+    assert_equals_the_whole_mask(
+        lambda q, k, v: blocked.attend_blocks(q, k, v, seen, window), q, k, v, seen, window
+    )
 
 
 def test_blocks_of_branches_see_their_trunk_however_far_it_is(small_blocks):
     q, k, v, seen = make_inputs(63, branches=True)
-    assert_equals_the_whole_mask(lambda q, k, v: blocked.attend_blocks(q, k, v, seen, 12), q, k, v, seen, 12)
+    assert_equals_the_whole_mask(
+        lambda q, k, v: blocked.attend_blocks(q, k, v, seen, 12), q, k, v, seen, 12
+    )
 
 
 @pytest.mark.parametrize("is_local", [True, False])
@@ -95,7 +99,11 @@ def test_a_local_layer_costs_its_window_and_no_mask_is_whole(small_blocks):
     for span in (window, None):
         attend = functools.partial(blocked.attend_blocks, seen=seen, window=span)
         forward = jax.jit(attend).lower(q, k, v).compile()
-        both = jax.jit(jax.grad(lambda *x: attend(*x).sum(), argnums=(0, 1, 2))).lower(q, k, v).compile()
+        both = (
+            jax.jit(jax.grad(lambda *x: attend(*x).sum(), argnums=(0, 1, 2)))
+            .lower(q, k, v)
+            .compile()
+        )
         scores = blocked.n_scores(t, span)
         assert read_program(forward.as_text()).flops == 2 * scores * by_score
         assert read_program(both.as_text()).flops <= 7 * scores * by_score
@@ -103,13 +111,15 @@ def test_a_local_layer_costs_its_window_and_no_mask_is_whole(small_blocks):
     assert blocked.n_scores(t, window) == t * 32 and blocked.n_scores(t, None) == t * t * 5 // 8
 
 
-@pytest.mark.parametrize(("shape", "n"), [(None, 1), (MeshShape(2, 1, 2), 4), (MeshShape(1, 4, 1), 4)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "n"), [(None, 1), (MeshShape(2, 1, 2), 4), (MeshShape(1, 4, 1), 4)], ids=str
+)
 @pytest.mark.parametrize("window", [None, 100])
 def test_the_fused_kernel_equals_the_whole_mask(monkeypatch, shape, n, window):
     """Interpreted, alone and under a mesh of rows and heads."""
     monkeypatch.setattr(splash, "_BLOCKS", (128,))
     q, k, v, seen = make_inputs(384, head=128, rows=4 if shape == MeshShape(1, 4, 1) else 2)
-    attend = lambda q, k, v: splash.attend_splash(q, k, v, seen, window, interpret=True)  # noqa: E731
+    attend = lambda q, k, v: splash.attend_splash(q, k, v, seen, window, interpret=True)
     if shape is None:
         return assert_equals_the_whole_mask(attend, q, k, v, seen, window)
     with jax.set_mesh(make_mesh(shape, jax.devices()[:n])):
@@ -120,7 +130,11 @@ def test_the_kernels_products_are_found_by_the_names_they_have_in_a_program():
     """As in the jaxpr: forward 2, and backward forward again, 3 and 4."""
     q, k, v, seen = make_inputs(256, head=128)
     attend = functools.partial(splash.attend_splash, seen=seen, window=None, interpret=True)
-    found = str(jax.make_jaxpr(lambda q, k, v, ct: jax.vjp(attend, q, k, v)[1](ct))(q, k, v, jnp.zeros((2, 256, HEADS * 128))))
+    found = str(
+        jax.make_jaxpr(lambda q, k, v, ct: jax.vjp(attend, q, k, v)[1](ct))(
+            q, k, v, jnp.zeros((2, 256, HEADS * 128))
+        )
+    )
     names = set(re.findall(r"splash_\w+", found))
     assert sorted(splash.n_products(name) for name in names if splash.n_products(name)) == [2, 3, 4]
     assert splash.n_products("fusion.12") is None
@@ -129,7 +143,13 @@ def test_the_kernels_products_are_found_by_the_names_they_have_in_a_program():
 @pytest.fixture
 def whole_model(make_base, make_adapters):
     """whole_model(attention, remat) -> (hidden, gradient in the adapters) of two layers, one of each kind, on (2, 1, 2) devices."""
-    config = dataclasses.replace(preset("tiny"), layer_kinds=("local", "global"), head_dim=128, sliding_window=100, vocab_size=64)
+    config = dataclasses.replace(
+        preset("tiny"),
+        layer_kinds=("local", "global"),
+        head_dim=128,
+        sliding_window=100,
+        vocab_size=64,
+    )
     base, seen = make_base(config), make_inputs(256)[3]
     params = Params(base, lora=make_adapters(base, targets=("q", "down")), lora_scale=0.5)
     tokens = jnp.asarray(np.random.default_rng(1).integers(0, 64, seen.positions.shape), jnp.int32)
@@ -140,7 +160,14 @@ def whole_model(make_base, make_adapters):
         placed = jax.device_put(params, shard_tree(params, mesh))
 
         def loss(lora):
-            hidden = forward(placed.replace(lora=lora), config, inputs, dtype=jnp.float32, remat=remat, attention=attention)
+            hidden = forward(
+                placed.replace(lora=lora),
+                config,
+                inputs,
+                dtype=jnp.float32,
+                remat=remat,
+                attention=attention,
+            )
             return jnp.sum(jnp.sin(hidden) * (seen.segments > 0)[..., None])
 
         with jax.set_mesh(mesh):
@@ -163,9 +190,19 @@ def test_a_whole_model_learns_the_same_by_every_kernel(monkeypatch, whole_model,
 
 def test_the_kernel_is_chosen_by_platform_and_shape():
     choose = functools.partial(kernel.choose, head_dim=256)
-    assert [choose("auto", t=t, platform="cpu") for t in (24, 1024, 1025, 8192)] == ["plain", "plain", "blocked", "blocked"]
+    assert [choose("auto", t=t, platform="cpu") for t in (24, 1024, 1025, 8192)] == [
+        "plain",
+        "plain",
+        "blocked",
+        "blocked",
+    ]
     assert [choose("auto", t=t, platform="gpu") for t in (1024, 2048)] == ["plain", "blocked"]
-    assert [choose("auto", t=t, platform="tpu") for t in (384, 512, 2048, 2049)] == ["plain", "splash", "splash", "blocked"]
+    assert [choose("auto", t=t, platform="tpu") for t in (384, 512, 2048, 2049)] == [
+        "plain",
+        "splash",
+        "splash",
+        "blocked",
+    ]
     assert choose("auto", t=2048, platform="tpu", has_branches=True) == "blocked"
     assert kernel.choose("auto", t=2048, head_dim=80, platform="tpu") == "blocked"
     for name in kernel.KERNELS:
@@ -175,7 +212,10 @@ def test_the_kernel_is_chosen_by_platform_and_shape():
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        (dict(name="flash"), "attention is 'flash'; expected one of auto, plain, blocked, splash; nearest: 'splash'"),
+        (
+            dict(name="flash"),
+            "attention is 'flash'; expected one of auto, plain, blocked, splash; nearest: 'splash'",
+        ),
         (dict(platform="cpu"), "'splash', but it is for TPUs, and this is cpu; use 'auto'"),
         (dict(t=2000), "a multiple of 128 tokens a row, and there are 2000"),
         (dict(head_dim=80), "head size that is a multiple of 128, and this model's is 80"),

@@ -22,10 +22,15 @@ from medkor_jax.model.params import (
 def test_base_has_the_documented_shapes():
     c = preset("tiny")
     n, d, f, q, kv = 7, 32, 64, 4 * 16, 2 * 16
-    assert {path: leaf.shape for path, leaf in leaf_paths(abstract_base(c, jnp.bfloat16)).items()} == {
+    assert {
+        path: leaf.shape for path, leaf in leaf_paths(abstract_base(c, jnp.bfloat16)).items()
+    } == {
         "embed": (512, d),
         "final_norm": (d,),
-        **{f"layers/{name}_norm": (n, d) for name in ("pre_attn", "post_attn", "pre_ffw", "post_ffw")},
+        **{
+            f"layers/{name}_norm": (n, d)
+            for name in ("pre_attn", "post_attn", "pre_ffw", "post_ffw")
+        },
         "layers/q_norm": (n, 16),
         "layers/k_norm": (n, 16),
         "layers/q": (n, d, q),
@@ -36,7 +41,9 @@ def test_base_has_the_documented_shapes():
         "layers/up": (n, d, f),
         "layers/down": (n, f, d),
     }
-    assert {leaf.dtype for leaf in jax.tree.leaves(abstract_base(c, jnp.bfloat16))} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(abstract_base(c, jnp.bfloat16))} == {
+        jnp.dtype("bfloat16")
+    }
 
 
 def test_plan_marks_the_sixth_layer_global():
@@ -52,7 +59,11 @@ def test_added_layers_have_the_kind_of_their_source_and_move_no_other():
     base = abstract_base(config, jnp.float32)
 
     def kinds(front, back):
-        expand = jax.eval_shape(lambda: make_expansion(jax.tree.map(lambda x: jnp.zeros(x.shape), base), front=front, back=back))
+        expand = jax.eval_shape(
+            lambda: make_expansion(
+                jax.tree.map(lambda x: jnp.zeros(x.shape), base), front=front, back=back
+            )
+        )
         return layer_kinds(Params(base, expand=expand), config)
 
     assert layer_kinds(Params(base), config) == (GLOBAL, LOCAL, LOCAL)
@@ -62,11 +73,16 @@ def test_added_layers_have_the_kind_of_their_source_and_move_no_other():
 
 
 def test_edge_blocks_come_unstacked_in_order():
-    expand = {"back": {"q": jnp.arange(6.0).reshape(2, 3, 1), "q_norm": jnp.arange(2.0).reshape(2, 1)}}
+    expand = {
+        "back": {"q": jnp.arange(6.0).reshape(2, 3, 1), "q_norm": jnp.arange(2.0).reshape(2, 1)}
+    }
     params = Params({}, expand=expand)
     assert edge_blocks(params, FRONT) == [] == edge_blocks(Params({}), BACK)
     first, second = edge_blocks(params, BACK)
-    assert (first["q"].tolist(), second["q"].tolist()) == ([[0.0], [1.0], [2.0]], [[3.0], [4.0], [5.0]])
+    assert (first["q"].tolist(), second["q"].tolist()) == (
+        [[0.0], [1.0], [2.0]],
+        [[3.0], [4.0], [5.0]],
+    )
     assert (first["q_norm"].tolist(), second["q_norm"].tolist()) == ([0.0], [1.0])
 
 

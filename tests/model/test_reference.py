@@ -17,7 +17,13 @@ transformers = pytest.importorskip("transformers")
 SIZES = dict(vocab_size=199, hidden_size=32, intermediate_size=48, head_dim=16, max_position_embeddings=256,
              num_attention_heads=4, num_key_value_heads=2, query_pre_attn_scalar=16)  # fmt: skip
 ROPE = {"sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}
-ODD_KINDS = ["full_attention", "sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+ODD_KINDS = [
+    "full_attention",
+    "sliding_attention",
+    "sliding_attention",
+    "full_attention",
+    "sliding_attention",
+]
 
 CASES = {
     "published pattern, linear scaling on global layers": dict(
@@ -60,7 +66,9 @@ def test_logits_equal_the_reference(case, tmp_path):
     weights = open_weights(str(tmp_path))
     base = weights.load(jnp.float32, None)
     positions = np.tile(np.arange(40, dtype=np.int32), (2, 1))
-    inputs = Inputs(tokens.astype(np.int32), positions, np.ones_like(positions), np.zeros_like(positions))
+    inputs = Inputs(
+        tokens.astype(np.int32), positions, np.ones_like(positions), np.zeros_like(positions)
+    )
     run = jax.jit(functools.partial(forward, config=weights.config, dtype=jnp.float32))
     logits = np.asarray(project_logits(base, run(Params(base), inputs=inputs)))
 

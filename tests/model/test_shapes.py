@@ -9,7 +9,12 @@ from medkor_jax.train.losses import gather_positions
 
 
 def arrays(b=2, t=3, n=4, k=2, h=8, s=3):
-    return jnp.zeros((b, t, n, h)), jnp.zeros((b, s, k, h)), jnp.zeros((b, s, k, h)), jnp.ones((b, t, s), bool)
+    return (
+        jnp.zeros((b, t, n, h)),
+        jnp.zeros((b, s, k, h)),
+        jnp.zeros((b, s, k, h)),
+        jnp.ones((b, t, s), bool),
+    )
 
 
 def test_what_fits_is_let_through():

@@ -78,7 +78,13 @@ def test_a_slice_of_tpus_on_gke(cluster, monkeypatch):
     from jax._src.clusters import cloud_tpu_cluster
 
     monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
-    monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", lambda key: ("", "404"))  # a pod of GKE has none of a TPU VM
-    monkeypatch.setattr(cloud_tpu_cluster.BaseTpuCluster, "wait_for_coordinator", classmethod(lambda *_: None))
-    place = cluster({"TPU_WORKER_HOSTNAMES": "w-0.svc,w-1.svc", "TPU_WORKER_ID": "1", "TPU_SKIP_MDS_QUERY": "1"})
+    monkeypatch.setattr(
+        cloud_tpu_cluster, "get_metadata", lambda key: ("", "404")
+    )  # a pod of GKE has none of a TPU VM
+    monkeypatch.setattr(
+        cloud_tpu_cluster.BaseTpuCluster, "wait_for_coordinator", classmethod(lambda *_: None)
+    )
+    place = cluster(
+        {"TPU_WORKER_HOSTNAMES": "w-0.svc,w-1.svc", "TPU_WORKER_ID": "1", "TPU_SKIP_MDS_QUERY": "1"}
+    )
     assert (place.coordinator, place.processes, place.process_id) == (f"w-0.svc:{PORT}", 2, 1)

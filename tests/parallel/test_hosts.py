@@ -33,9 +33,23 @@ def start(quick, tiny_base_dir, tmp_path_factory):
     """
     cache, begun = tmp_path_factory.mktemp("cache"), []
 
-    def make(run_dir, *overrides, mesh=PAIR, devices=2, processes=2, strike=None, after=0.0, each=None, command=()):
+    def make(
+        run_dir,
+        *overrides,
+        mesh=PAIR,
+        devices=2,
+        processes=2,
+        strike=None,
+        after=0.0,
+        each=None,
+        command=(),
+    ):
         sizes = [f"--config.mesh.{axis}={n}" for axis, n in zip(("data", "fsdp", "tensor"), mesh)]
-        place = {"MEDKOR_COORDINATOR": f"localhost:{free_port()}", "MEDKOR_PROCESSES": str(processes)} if processes > 1 else {}
+        place = (
+            {"MEDKOR_COORDINATOR": f"localhost:{free_port()}", "MEDKOR_PROCESSES": str(processes)}
+            if processes > 1
+            else {}
+        )
         several, whole = [], command or ("run", "--config", str(CONFIG), *sizes)
         for process in range(processes):
             environment = os.environ | quick | place | {
@@ -44,9 +58,13 @@ def start(quick, tiny_base_dir, tmp_path_factory):
                 "PYTHONPATH": str(HERE.parents[1]),
                 "STRIKE": (strike or {}).get(process, ""), "STRIKE_AFTER": str(after), "MEDKOR_WAIT_S": "120",
             } | (each or {}).get(process, {})  # fmt: skip
-            log = open(f"{run_dir}.{len(begun)}.log", "w+")  # noqa: SIM115
+            log = open(f"{run_dir}.{len(begun)}.log", "w+")
             one = subprocess.Popen(
-                [sys.executable, "-m", "medkor_jax.cli", *whole, *overrides], env=environment, stdout=log, stderr=subprocess.STDOUT, text=True
+                [sys.executable, "-m", "medkor_jax.cli", *whole, *overrides],
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
             one.log = log
             several.append(one)
@@ -72,8 +90,16 @@ def trees_of(run_dir):
     for place in sorted([*run_dir.glob("phase*/adapters"), *run_dir.glob("bases/*/tree")]):
         stored = stored_shapes(place)
         name = "base" if place.name == "tree" else place.parent.name
-        found |= {f"{name}/{path}": np.asarray(leaf) for path, leaf in leaf_paths(restore_tree(place, abstract_like(stored, shard_tree(stored, mesh)))).items()}
-    words = {path.parent.name: json.loads(path.read_text())["judgement"]["words"] for path in run_dir.glob("phase*/verdict.json")}
+        found |= {
+            f"{name}/{path}": np.asarray(leaf)
+            for path, leaf in leaf_paths(
+                restore_tree(place, abstract_like(stored, shard_tree(stored, mesh)))
+            ).items()
+        }
+    words = {
+        path.parent.name: json.loads(path.read_text())["judgement"]["words"]
+        for path in run_dir.glob("phase*/verdict.json")
+    }
     return found, words
 
 
@@ -87,8 +113,13 @@ def require_same(run_dir, expected, bound=2e-4):
         largest = max(np.abs(value).max(), 1e-3)
         np.testing.assert_allclose(found[path], value, rtol=0, atol=bound * largest, err_msg=path)
         phase = path.split("/")[0]
-        worst[phase] = max(worst.get(phase, 0.0), float(np.abs(found[path] - value).max() / largest))
-    print("largest difference, against the largest value of its leaf:", {phase: f"{one:.1e}" for phase, one in worst.items()})
+        worst[phase] = max(
+            worst.get(phase, 0.0), float(np.abs(found[path] - value).max() / largest)
+        )
+    print(
+        "largest difference, against the largest value of its leaf:",
+        {phase: f"{one:.1e}" for phase, one in worst.items()},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +148,9 @@ def test_two_processes_give_what_one_gives(start, alone, tmp_path):
     rows = [row["step"] for row in read_metrics(tmp_path / "run/phase3/train")]
     assert rows == [1, 2, 3]  # written once
     assert not list(tmp_path.glob("run/.hosts-*"))
-    model = open_model(tmp_path / "run")  # by one process, which digests whole what two digested in pieces
+    model = open_model(
+        tmp_path / "run"
+    )  # by one process, which digests whole what two digested in pieces
     assert model.load(np.float32, make_mesh(MeshShape(data=1), jax.devices()[:1])).expand
 
 
@@ -144,7 +177,9 @@ def test_each_layout_goes_on_where_another_stood(start, one_phase, tmp_path, fir
     _goes_on(start, one_phase, tmp_path, first, second)
 
 
-@pytest.mark.parametrize(("first", "second"), [("two processes", "one device"), ("fsdp 2, tensor 2", "two processes")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("two processes", "one device"), ("fsdp 2, tensor 2", "two processes")]
+)
 def test_a_checkpoint_of_one_layout_goes_on_in_another(start, one_phase, tmp_path, first, second):
     _goes_on(start, one_phase, tmp_path, first, second)
 
@@ -152,7 +187,14 @@ def test_a_checkpoint_of_one_layout_goes_on_in_another(start, one_phase, tmp_pat
 def _goes_on(start, one_phase, tmp_path, first, second):
     """SIGTERM after step 2 of phase 0 saves step 2 or 3 with the data cursor; the other layout ends with the same trees."""
     run, layout = tmp_path / "run", LAYOUTS[first]
-    codes, logs = ended(start(run, "--config.run=('phase0',)", strike={layout["processes"] - 1: "phase0/train, step 2=SIGTERM"}, **layout))
+    codes, logs = ended(
+        start(
+            run,
+            "--config.run=('phase0',)",
+            strike={layout["processes"] - 1: "phase0/train, step 2=SIGTERM"},
+            **layout,
+        )
+    )
     assert set(codes) == {143}, logs
     codes, logs = ended(start(run, "--config.run=('phase0',)", **LAYOUTS[second]))
     assert set(codes) == {0}, logs
@@ -175,15 +217,24 @@ slow = pytest.mark.slow
         pytest.param(1, "phase0, concluding", 0.0, marks=slow),
     ],
 )
-def test_one_is_killed_and_the_other_says_so_and_the_pair_goes_on(start, one_phase, tmp_path, killed, where, after):
+def test_one_is_killed_and_the_other_says_so_and_the_pair_goes_on(
+    start, one_phase, tmp_path, killed, where, after
+):
     run = tmp_path / "run"
-    processes = start(run, "--config.run=('phase0',)", strike={killed: f"{where}=SIGKILL"}, after=after)
+    processes = start(
+        run, "--config.run=('phase0',)", strike={killed: f"{where}=SIGKILL"}, after=after
+    )
     assert processes[killed].wait(timeout=600) == -signal.SIGKILL
     began = time.monotonic()
     codes, logs = ended(processes, limit=60)
     assert codes[1 - killed] == 1 and time.monotonic() - began < 60
-    assert f"process {killed} of 2 (host " in logs[1 - killed] and "ended without a word" in logs[1 - killed], logs[1 - killed][-2000:]
-    assert "Check failure stack trace" not in logs[1 - killed] and "Traceback" not in logs[1 - killed]
+    assert (
+        f"process {killed} of 2 (host " in logs[1 - killed]
+        and "ended without a word" in logs[1 - killed]
+    ), logs[1 - killed][-2000:]
+    assert (
+        "Check failure stack trace" not in logs[1 - killed] and "Traceback" not in logs[1 - killed]
+    )
     codes, logs = ended(start(run, "--config.run=('phase0',)"))
     assert codes == [0, 0], logs
     require_same(run, one_phase)
@@ -192,10 +243,14 @@ def test_one_is_killed_and_the_other_says_so_and_the_pair_goes_on(start, one_pha
 @pytest.mark.parametrize("told", [pytest.param(0, marks=slow), 1])
 def test_sigterm_to_one_saves_and_ends_both_with_the_same_step(start, one_phase, tmp_path, told):
     run = tmp_path / "run"
-    codes, logs = ended(start(run, "--config.run=('phase0',)", strike={told: "phase0/train, step 1=SIGTERM"}))
+    codes, logs = ended(
+        start(run, "--config.run=('phase0',)", strike={told: "phase0/train, step 1=SIGTERM"})
+    )
     assert codes == [143, 143], logs
     said = [log[log.index("phase0/train stopped at step") :].split(",")[0] for log in logs]
-    assert said[0] == said[1] and max(int(p.name) for p in (run / "phase0/train/checkpoints").iterdir()) == int(said[0].split()[4])
+    assert said[0] == said[1] and max(
+        int(p.name) for p in (run / "phase0/train/checkpoints").iterdir()
+    ) == int(said[0].split()[4])
     codes, logs = ended(start(run, "--config.run=('phase0',)"))
     assert codes == [0, 0], logs
     require_same(run, one_phase)
@@ -211,30 +266,95 @@ def test_sigterm_between_stages_ends_both_and_nothing_is_lost(start, one_phase, 
 
 
 def test_an_exam_by_two_processes_is_answered_and_written_once(start, tiny_base_dir, tmp_path):
-    asked = ("eval", "--weights", str(tiny_base_dir), "--exam", "embedded", "--language", "en", "--limit", "12", "--mode", "reason", "--max-new-tokens", "5")
-    codes, logs = ended(start(tmp_path / "two", "--out", str(tmp_path / "two.jsonl"), command=asked))
+    asked = (
+        "eval",
+        "--weights",
+        str(tiny_base_dir),
+        "--exam",
+        "embedded",
+        "--language",
+        "en",
+        "--limit",
+        "12",
+        "--mode",
+        "reason",
+        "--max-new-tokens",
+        "5",
+    )
+    codes, logs = ended(
+        start(tmp_path / "two", "--out", str(tmp_path / "two.jsonl"), command=asked)
+    )
     assert codes == [0, 0], logs
-    codes, alone = ended(start(tmp_path / "one", "--out", str(tmp_path / "one.jsonl"), command=asked, processes=1, devices=1))
+    codes, alone = ended(
+        start(
+            tmp_path / "one",
+            "--out",
+            str(tmp_path / "one.jsonl"),
+            command=asked,
+            processes=1,
+            devices=1,
+        )
+    )
     assert codes == [0], alone
-    assert (tmp_path / "two.jsonl").read_text() == (tmp_path / "one.jsonl").read_text() and len((tmp_path / "two.jsonl").read_text().splitlines()) >= 12
+    assert (tmp_path / "two.jsonl").read_text() == (tmp_path / "one.jsonl").read_text() and len(
+        (tmp_path / "two.jsonl").read_text().splitlines()
+    ) >= 12
     assert "of 12" in logs[0] and "of 12" not in logs[1]
 
 
 def test_a_translation_by_two_processes_is_written_once(start, tiny_base_dir, tmp_path):
     """A random model translates nothing, which is said; what it wrote stands in the work file, a line a question."""
-    asked = ("data", "translate", "--weights", str(tiny_base_dir), "--exam", "embedded", "--split", "valid", "--to", "en", "--limit", "6", "--batch-size", "4", "--max-new-tokens", "4")
-    codes, logs = ended(start(tmp_path / "two", "--out", str(tmp_path / "two.jsonl"), command=asked))
-    assert codes == [1, 1] and all("none of the 6 translated questions passes" in log for log in logs), logs
-    codes, alone = ended(start(tmp_path / "one", "--out", str(tmp_path / "one.jsonl"), command=asked, processes=1, devices=1))
+    asked = (
+        "data",
+        "translate",
+        "--weights",
+        str(tiny_base_dir),
+        "--exam",
+        "embedded",
+        "--split",
+        "valid",
+        "--to",
+        "en",
+        "--limit",
+        "6",
+        "--batch-size",
+        "4",
+        "--max-new-tokens",
+        "4",
+    )
+    codes, logs = ended(
+        start(tmp_path / "two", "--out", str(tmp_path / "two.jsonl"), command=asked)
+    )
+    assert codes == [1, 1] and all(
+        "none of the 6 translated questions passes" in log for log in logs
+    ), logs
+    codes, alone = ended(
+        start(
+            tmp_path / "one",
+            "--out",
+            str(tmp_path / "one.jsonl"),
+            command=asked,
+            processes=1,
+            devices=1,
+        )
+    )
     assert codes == [1], alone
     written = [(tmp_path / f"{name}.jsonl.work.jsonl").read_text() for name in ("two", "one")]
     assert written[0] == written[1] and len(written[0].splitlines()) == 7
 
 
 def test_one_that_fails_is_named_with_its_error_by_all(start, one_phase, tmp_path):
-    codes, logs = ended(start(tmp_path / "run", "--config.run=('phase0',)", strike={1: "phase0/train, step 2=RAISE"}))
+    codes, logs = ended(
+        start(
+            tmp_path / "run", "--config.run=('phase0',)", strike={1: "phase0/train, step 2=RAISE"}
+        )
+    )
     assert codes == [1, 1]
-    assert "medkor: process 1 of 2 (host " in logs[0] and "failed at phase0/train, step 2: ValueError: struck down. So process 0 of 2 ends too" in logs[0], logs[0][-2000:]
+    assert (
+        "medkor: process 1 of 2 (host " in logs[0]
+        and "failed at phase0/train, step 2: ValueError: struck down. So process 0 of 2 ends too"
+        in logs[0]
+    ), logs[0][-2000:]
     assert logs[1].rstrip().endswith("): struck down")
 
 
@@ -245,23 +365,43 @@ def test_what_fails_on_all_is_said_in_its_own_words(start, tmp_path):
 
 
 def test_hosts_that_do_not_share_the_run_directory_are_told_at_the_start(start, tmp_path):
-    codes, logs = ended(start(tmp_path / "run", "--config.run=('phase0',)", each={1: {"RUN_DIR": str(tmp_path / "elsewhere")}}))
+    codes, logs = ended(
+        start(
+            tmp_path / "run",
+            "--config.run=('phase0',)",
+            each={1: {"RUN_DIR": str(tmp_path / "elsewhere")}},
+        )
+    )
     assert codes == [2, 2]
-    assert "is not shared (process 1 (" in logs[0] and "does not see what process 0 wrote" in logs[0]
+    assert (
+        "is not shared (process 1 (" in logs[0] and "does not see what process 0 wrote" in logs[0]
+    )
     assert not (tmp_path / "run/phase0").exists()
 
 
 def test_a_run_directory_that_cannot_be_is_said_by_preflight_on_both(start, tmp_path):
     """What process 0 alone stumbles over reaches the other as itself, and the two stay together."""
     (tmp_path / "run").write_text("a file")
-    codes, logs = ended(start(tmp_path / "run", command=("preflight", "--config", str(CONFIG), "--config.mesh.fsdp=2")))
+    codes, logs = ended(
+        start(
+            tmp_path / "run", command=("preflight", "--config", str(CONFIG), "--config.mesh.fsdp=2")
+        )
+    )
     assert codes == [1, 1], logs
-    assert any("run directory" in line and "FAILS" in line and "File exists" in line for line in logs[0].splitlines()), logs[0][-2000:]
-    assert "no longer do the same" not in logs[0] + logs[1] and "this run would not get through" in logs[0]
+    assert any(
+        "run directory" in line and "FAILS" in line and "File exists" in line
+        for line in logs[0].splitlines()
+    ), logs[0][-2000:]
+    assert (
+        "no longer do the same" not in logs[0] + logs[1]
+        and "this run would not get through" in logs[0]
+    )
 
 
 def test_hosts_with_different_settings_are_told_at_the_start(start, tmp_path):
-    codes, logs = ended(start(tmp_path / "run", "--config.run=('phase0',)", each={1: {"SEED": "1"}}))
+    codes, logs = ended(
+        start(tmp_path / "run", "--config.run=('phase0',)", each={1: {"SEED": "1"}})
+    )
     assert codes == [2, 2]
     assert "config is not the same on all hosts" in logs[0] and "process 1 (" in logs[0]
     assert not (tmp_path / "run/phase0").exists()

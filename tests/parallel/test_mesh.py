@@ -31,14 +31,26 @@ MESH = make_mesh(MeshShape(1, 2, 2), jax.devices())
 
 @pytest.mark.parametrize(
     ("shape", "n_devices", "sizes"),
-    [(MeshShape(), 4, (4, 1, 1)), (MeshShape(2, -1, 2), 8, (2, 2, 2)), (MeshShape(1, 2, 2), 4, (1, 2, 2))],
+    [
+        (MeshShape(), 4, (4, 1, 1)),
+        (MeshShape(2, -1, 2), 8, (2, 2, 2)),
+        (MeshShape(1, 2, 2), 4, (1, 2, 2)),
+    ],
 )
 def test_one_axis_takes_the_devices_that_remain(shape, n_devices, sizes):
     assert shape.resolve(n_devices) == sizes
 
 
 @pytest.mark.parametrize(
-    "shape", [MeshShape(-1, -1), MeshShape(0), MeshShape(3), MeshShape(-1, 3), MeshShape(2, 1, 1), MeshShape(-1, 8)]
+    "shape",
+    [
+        MeshShape(-1, -1),
+        MeshShape(0),
+        MeshShape(3),
+        MeshShape(-1, 3),
+        MeshShape(2, 1, 1),
+        MeshShape(-1, 8),
+    ],
 )
 def test_a_mesh_that_does_not_use_every_device_is_refused(shape):
     with pytest.raises(ValueError, match="mesh"):
@@ -54,7 +66,9 @@ def _every_leaf():
         lang |= jax.eval_shape(functools.partial(make_language, preset("tiny"), kind=kind))
     params = Params(base, lora=lora, lang=lang, expand=jax.eval_shape(make_expansion, base))
     trainable, frozen = split(params, ("lora", "lang", "expand"))
-    optimizer = make_optimizer((OptimizerRule("all", ".*", 1.0),), Schedule(10, 0, 0.1, 1.0), trainable)
+    optimizer = make_optimizer(
+        (OptimizerRule("all", ".*", 1.0),), Schedule(10, 0, 0.1, 1.0), trainable
+    )
     return leaf_paths((frozen, jax.eval_shape(functools.partial(make_state, optimizer), trainable)))
 
 
@@ -99,7 +113,10 @@ def test_where_leaves_lie(path, shape, spec):
     assert spec_of(path, shape, MESH) == spec
 
 
-@pytest.mark.parametrize(("path", "shape"), [("lora/qq/a", (7, 32, 4)), ("base/layers/router", (7, 32, 4)), ("base/q", (32, 64))])
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [("lora/qq/a", (7, 32, 4)), ("base/layers/router", (7, 32, 4)), ("base/q", (32, 64))],
+)
 def test_a_leaf_without_a_decision_is_refused_by_name(path, shape):
     with pytest.raises(ValueError, match=path):
         spec_of(path, shape, MESH)
@@ -123,7 +140,9 @@ def test_activations_stay_on_the_batch_axes_of_the_mesh_in_force():
 
 def test_batch_size_must_divide_evenly():
     check_batch(16, 4, MESH)
-    with pytest.raises(ValueError, match="batch_size 12 is not a multiple of 8 = data 1 x fsdp 2 x microbatches 4"):
+    with pytest.raises(
+        ValueError, match="batch_size 12 is not a multiple of 8 = data 1 x fsdp 2 x microbatches 4"
+    ):
         check_batch(12, 4, MESH)
 
 

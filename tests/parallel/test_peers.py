@@ -32,7 +32,14 @@ class Group:
         place = Place(f"localhost:{free_port()}", n, 0)
         self.places = [Place(place.coordinator, n, i) for i in range(n)]
         with concurrent.futures.ThreadPoolExecutor(n) as pool:
-            self.all = list(pool.map(lambda p: Peers(p, time_limit_s=limit, end=lambda code, p=p: self._end(p.process_id, code)), self.places))
+            self.all = list(
+                pool.map(
+                    lambda p: Peers(
+                        p, time_limit_s=limit, end=lambda code, p=p: self._end(p.process_id, code)
+                    ),
+                    self.places,
+                )
+            )
 
     def _end(self, process, code):
         with self._arrived:
@@ -60,7 +67,9 @@ def group():
 def test_an_exchange_gives_all_values_to_all(group):
     for number in range(20):
         values = [[i, number] for i in range(3)]
-        assert group.each(lambda p, v=values: p.exchange("x", v[p.place.process_id])) == [values] * 3
+        assert (
+            group.each(lambda p, v=values: p.exchange("x", v[p.place.process_id])) == [values] * 3
+        )
 
 
 def test_an_exchange_waits_for_the_last(group):
@@ -73,7 +82,9 @@ def test_an_exchange_waits_for_the_last(group):
 
 def test_processes_that_do_different_things_are_ended_and_told_where(group, capsys):
     with concurrent.futures.ThreadPoolExecutor(3):
-        for p, name in zip(group.all, ("phase0/model.json", "phase0/model.json", "phase1/model.json")):
+        for p, name in zip(
+            group.all, ("phase0/model.json", "phase0/model.json", "phase1/model.json")
+        ):
             threading.Thread(target=p.exchange, args=(name, None), daemon=True).start()
         assert group.wait_for_ends(3) == [(0, 1), (1, 1), (2, 1)]
     assert "process 2 is at 'phase1/model.json'" in capsys.readouterr().err
@@ -84,7 +95,9 @@ def test_one_that_fails_ends_the_others_with_its_words_and_code(group, capsys):
     group.all[2].fail("failed at phase0/train, step 8: ValueError: bad row", 3)
     assert group.wait_for_ends(2) == [(0, 3), (1, 3)]
     said = capsys.readouterr().err
-    assert "process 2 of 3" in said and "failed at phase0/train, step 8: ValueError: bad row" in said
+    assert (
+        "process 2 of 3" in said and "failed at phase0/train, step 8: ValueError: bad row" in said
+    )
     assert "process 0 of 3 ends too, at phase0/train, step 7" in said
 
 
@@ -102,7 +115,10 @@ def test_one_that_vanishes_ends_the_others(group, gone, capsys):
             connection.shutdown(socket.SHUT_RDWR)
     group.all[gone]._socket.shutdown(socket.SHUT_RDWR)
     assert {process for process, _ in group.wait_for_ends(2)} == {0, 1, 2} - {gone}
-    assert f"process {gone} of 3 (host {group.all[1].hosts[gone]}) ended without a word" in capsys.readouterr().err
+    assert (
+        f"process {gone} of 3 (host {group.all[1].hosts[gone]}) ended without a word"
+        in capsys.readouterr().err
+    )
 
 
 def test_one_that_is_silent_too_long_is_gone(monkeypatch):
@@ -141,7 +157,10 @@ def test_who_did_not_come_is_named():
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(Peers, place, time_limit_s=1.5) for place in places]
         for one in asked:
-            with pytest.raises(ClusterError, match=r"2 of 4 processes did not come to localhost:\d+ within 1.5 s: 1, 3\. Came: 0 \(.*\), 2 "):
+            with pytest.raises(
+                ClusterError,
+                match=r"2 of 4 processes did not come to localhost:\d+ within 1.5 s: 1, 3\. Came: 0 \(.*\), 2 ",
+            ):
                 one.result(timeout=30)
 
 
@@ -150,11 +169,20 @@ def test_where_process_0_does_not_come_the_others_say_so():
         Peers(Place(f"localhost:{free_port()}", 2, 1), time_limit_s=1.0)
 
 
-@pytest.mark.parametrize(("ids", "n", "words"), [((0, 1, 1), (3, 3, 3), "two processes say that they are process 1"), ((0, 1), (2, 3), "one of 3 processes, process 0 as one of 2")])
+@pytest.mark.parametrize(
+    ("ids", "n", "words"),
+    [
+        ((0, 1, 1), (3, 3, 3), "two processes say that they are process 1"),
+        ((0, 1), (2, 3), "one of 3 processes, process 0 as one of 2"),
+    ],
+)
 def test_an_id_given_twice_and_another_number_of_processes_are_named(ids, n, words):
     port = free_port()
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        asked = [pool.submit(Peers, Place(f"localhost:{port}", total, i), time_limit_s=10) for i, total in zip(ids, n)]
+        asked = [
+            pool.submit(Peers, Place(f"localhost:{port}", total, i), time_limit_s=10)
+            for i, total in zip(ids, n)
+        ]
         for one in asked:
             with pytest.raises(ClusterError, match=words):
                 one.result(timeout=30)
@@ -166,7 +194,10 @@ def test_a_stranger_at_the_door_is_not_let_in():
         first = pool.submit(Peers, Place(f"localhost:{port}", 2, 0), time_limit_s=20)
         for said in (b"GET / HTTP/1.1\r\n\r\n", json.dumps({"kind": "bye"}).encode() + b"\n"):
             while True:
-                with contextlib.suppress(OSError), socket.create_connection(("localhost", port + 1), timeout=5) as stranger:
+                with (
+                    contextlib.suppress(OSError),
+                    socket.create_connection(("localhost", port + 1), timeout=5) as stranger,
+                ):
                     stranger.sendall(said)
                     break
         second = pool.submit(Peers, Place(f"localhost:{port}", 2, 1), time_limit_s=20)

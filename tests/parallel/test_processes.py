@@ -51,4 +51,6 @@ def test_two_processes_of_two_devices_equal_one_of_four(quick, tmp_path):
         assert expected["loss"][1] < expected["loss"][0]
         for name in set(expected) - {"loss"}:
             assert np.abs(expected[name]).max() > 1e-3, name
-            np.testing.assert_allclose(found[name], expected[name], atol=1e-4 * np.abs(expected[name]).max(), err_msg=name)
+            np.testing.assert_allclose(
+                found[name], expected[name], atol=1e-4 * np.abs(expected[name]).max(), err_msg=name
+            )

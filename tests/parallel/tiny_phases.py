@@ -21,13 +21,34 @@ PHASES = ("phase0", "phase1", "phase2", "phase3", "phase4b", "phase5c", "phase5d
 def get_config():
     if os.environ.get("OWN_PROCESS"):
         _change_this_process()
-    text = {code: {"text": dict(kind="text", path="embedded", language=code, subset="train", limit=40)} for code in ("en", "ko")}
+    text = {
+        code: {"text": dict(kind="text", path="embedded", language=code, subset="train", limit=40)}
+        for code in ("en", "ko")
+    }
     # Rates at which rounding does not grow: Adam turns a gradient of nearly 0 into a whole step of either sign.
-    rules = {tree: dict(pattern=f"{tree}/.*", learning_rate=rate) for tree, rate in dict(lora=1e-3, lang=1e-3, expand=1e-4).items()}
+    rules = {
+        tree: dict(pattern=f"{tree}/.*", learning_rate=rate)
+        for tree, rate in dict(lora=1e-3, lang=1e-3, expand=1e-4).items()
+    }
     stage = dict(steps=3, batch_size=4, seq_len=64, warmup_steps=0, save_every=2, rules=rules)
-    gate = dict(reading="absolute", threshold=1.0, on_failure="continue", rounds=1, allow_chance=True)
-    common, lora, trees = dict(exam="english", gate=gate), dict(rank=2, alpha=4.0, targets=("q", "down")), ("lora", "lang", "expand")
-    held = dict(gate=gate, remedy=dict(data=text["en"], trees=("lora", "lang"), next_token_weight=0.0, retention=dict(weight=1.0, layers=2, positions=4), **stage))
+    gate = dict(
+        reading="absolute", threshold=1.0, on_failure="continue", rounds=1, allow_chance=True
+    )
+    common, lora, trees = (
+        dict(exam="english", gate=gate),
+        dict(rank=2, alpha=4.0, targets=("q", "down")),
+        ("lora", "lang", "expand"),
+    )
+    held = dict(
+        gate=gate,
+        remedy=dict(
+            data=text["en"],
+            trees=("lora", "lang"),
+            next_token_weight=0.0,
+            retention=dict(weight=1.0, layers=2, positions=4),
+            **stage,
+        ),
+    )
     pairs = dict(kind="translation", path="embedded")
     return ConfigDict(dict(
         mesh=dict(data=-1, fsdp=1, tensor=1), run_dir=os.environ["RUN_DIR"], weights=os.environ["WEIGHTS"], run=PHASES, phases=PHASES, dtype="float32", param_dtype="float32", seed=int(os.environ.get("SEED", "0")), log_every=1,
@@ -54,13 +75,20 @@ def get_config():
 
 def _change_this_process():
     _strike()
-    gather.GATHER_BYTES = 4096  # so that leaves of this model go in pieces, as those of a large one do
+    gather.GATHER_BYTES = (
+        4096  # so that leaves of this model go in pieces, as those of a large one do
+    )
     Reward.score = _by_length
 
 
 def _by_length(self, text, question, **_):
     """A random model earns nothing by its letters: it is paid by the length of what it wrote."""
-    return Earned({"answer": float(len(text) % 3), "letter": 0.0, "format": 0.0, "length": 0.0}, False, False, False)
+    return Earned(
+        {"answer": float(len(text) % 3), "letter": 0.0, "format": 0.0, "length": 0.0},
+        False,
+        False,
+        False,
+    )
 
 
 def _strike():
@@ -72,6 +100,10 @@ def _strike():
         if place == where and name == "RAISE":
             raise ValueError("struck down")
         if place == where:
-            threading.Timer(float(os.environ.get("STRIKE_AFTER", "0")), os.kill, (os.getpid(), signal.Signals[name])).start()
+            threading.Timer(
+                float(os.environ.get("STRIKE_AFTER", "0")),
+                os.kill,
+                (os.getpid(), signal.Signals[name]),
+            ).start()
 
     hosts.at = at

@@ -1,6 +1,6 @@
 """Trains two steps of the tiny model on all devices of all processes, and saves losses and trees as .npz.
 
-    python two_steps.py OUT.npz PORT N_PROCESSES PROCESS          # one process of several; 4 devices in all
+python two_steps.py OUT.npz PORT N_PROCESSES PROCESS          # one process of several; 4 devices in all
 """
 
 import functools
@@ -53,17 +53,23 @@ def train(shape) -> dict:
             state, metrics = step(state, frozen, Params(base), place_batch(batch, mesh))
             losses.append(float(metrics["loss"]))
         gather = functools.partial(multihost_utils.process_allgather, tiled=True)
-        return {"loss": np.array(losses)} | {path: np.asarray(gather(leaf)) for path, leaf in leaf_paths(state.trainable).items()}
+        return {"loss": np.array(losses)} | {
+            path: np.asarray(gather(leaf)) for path, leaf in leaf_paths(state.trainable).items()
+        }
 
 
 def main(out: str, port: str, n_processes: str, process: str) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={4 // int(n_processes)}"
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={4 // int(n_processes)}"
+    )
     import jax
     import numpy as np
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"localhost:{port}", int(n_processes), int(process), initialization_timeout=200)
+    jax.distributed.initialize(
+        f"localhost:{port}", int(n_processes), int(process), initialization_timeout=200
+    )
     from medkor_jax.parallel.mesh import MeshShape
 
     assert jax.device_count() == 4 and jax.process_count() == int(n_processes)

@@ -21,7 +21,16 @@ from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.stage import Stage
 from medkor_jax.train.step import step_spec
 
-PROGRAM = Program(STEP, Trees(LoraSettings()), ("lora",), step_spec(Stage(), ComputeSettings("float32", "none")), 8, 64, 64, "float32")
+PROGRAM = Program(
+    STEP,
+    Trees(LoraSettings()),
+    ("lora",),
+    step_spec(Stage(), ComputeSettings("float32", "none")),
+    8,
+    64,
+    64,
+    "float32",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -33,13 +42,18 @@ def started(lowered, topology):
     return Started(PROGRAM, preset("tiny"), lowered, topology, {}, 1.0, None, 1.0)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU compiler: pip install libtpu")
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="needs libtpu, the TPU compiler: pip install libtpu",
+)
 def test_a_program_too_large_for_the_chip_is_said_to_need_what_it_needs():
     """18 GiB go in and come out of a chip of 15.75."""
     topology = parse_topology("v5e:1x1")
     compiling.prepare(topology)
     with machine(topology, MeshShape()) as mesh:
-        x = jax.ShapeDtypeStruct((9 * 16, 4096, 4096), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+        x = jax.ShapeDtypeStruct(
+            (9 * 16, 4096, 4096), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec())
+        )
         found = finish(started(jax.jit(lambda x: x * 2).lower(x), topology))
     assert not found.fits and "15.75GiB" in found.refused
     assert found.memory["total"] / GIB == pytest.approx(18, abs=0.1)
@@ -57,7 +71,7 @@ def test_a_program_is_compiled_once_and_again_when_it_changes(monkeypatch):
     topology, compiled = parse_topology("cpu:1"), []
     compile_ = compiling._compile
     monkeypatch.setattr(compiling, "_compile", lambda one: compiled.append(one) or compile_(one))
-    lower = lambda n: jax.jit(lambda x: x @ x * n).lower(jax.ShapeDtypeStruct((8, 8), jnp.float32))  # noqa: E731
+    lower = lambda n: jax.jit(lambda x: x @ x * n).lower(jax.ShapeDtypeStruct((8, 8), jnp.float32))
     first, again, other = (finish(started(lower(n), topology)) for n in (2, 2, 3))
     assert len(compiled) == 2
     assert dataclasses.replace(first, seconds=0.0) == dataclasses.replace(again, seconds=0.0)
@@ -65,13 +79,22 @@ def test_a_program_is_compiled_once_and_again_when_it_changes(monkeypatch):
 
 
 def test_what_is_kept_comes_back_whole_and_a_damaged_file_is_none(tmp_path):
-    cost = Cost(1.5, 2.5, {("while.1", "7"): Collective("all-gather", 8.0, 6.0, 0.0, 4, 34.0)}, (Kernel("tpu_custom_call", "a/b", ((2, 3),), 2.0),))
+    cost = Cost(
+        1.5,
+        2.5,
+        {("while.1", "7"): Collective("all-gather", 8.0, 6.0, 0.0, 4, 34.0)},
+        (Kernel("tpu_custom_call", "a/b", ((2, 3),), 2.0),),
+    )
     said = {"memory": {"total": 3.0}, "cost": cost, "refused": ""}
     key = kept.key_of("text", "v5e:4x4", None)
     assert kept.read(key) is None and key != kept.key_of("text", "v5e:4x8", None)
     kept.write(key, said)
     back = kept.read(key)
-    assert back["memory"] == said["memory"] and back["cost"].collectives == cost.collectives and back["cost"] == cost
+    assert (
+        back["memory"] == said["memory"]
+        and back["cost"].collectives == cost.collectives
+        and back["cost"] == cost
+    )
     (file,) = (tmp_path / "plan").glob("*.json")
     file.write_text(file.read_text()[:40])
     assert kept.read(key) is None

@@ -30,12 +30,29 @@ from medkor_jax.train.step import step_spec
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 V5E = parse_topology("v5e:4x4")
-TEXT = Program(STEP, Trees(LoraSettings(rank=2)), ("lora",), step_spec(Stage(), ComputeSettings()), 16, 64, 64, "bfloat16")
+TEXT = Program(
+    STEP,
+    Trees(LoraSettings(rank=2)),
+    ("lora",),
+    step_spec(Stage(), ComputeSettings()),
+    16,
+    64,
+    64,
+    "bfloat16",
+)
 
 
 def found(gib=1.0, flops=0.0, main=0.0, wire=0.0, refused=""):
     collectives = {("1",): Collective("all-gather", wire, wire, 0.0, 16)} if wire else {}
-    return Found({"total": gib * GIB, "temporary": 0.0}, Cost(flops, main, collectives), 1.0, "compiled", 0.0, 15.75 * GIB, refused)
+    return Found(
+        {"total": gib * GIB, "temporary": 0.0},
+        Cost(flops, main, collectives),
+        1.0,
+        "compiled",
+        0.0,
+        15.75 * GIB,
+        refused,
+    )
 
 
 @pytest.mark.parametrize("cost, wall, seconds", [
@@ -52,20 +69,33 @@ def test_hours_tokens_and_money_follow_from_the_bounds():
     cost = StageCost(stage, (found(flops=197e12), found(main=819e9 / 4)), V5E)
     plan = Plan("m", V5E, MeshShape(), (cost,), price=1.5)
     assert cost.seconds_per_update == pytest.approx(2.0) and plan.hours == pytest.approx(2.0)
-    assert cost.tokens_per_day == pytest.approx(1000 * 86400 / 2) and plan.money == pytest.approx(2 * 16 * 1.5)
+    assert cost.tokens_per_day == pytest.approx(1000 * 86400 / 2) and plan.money == pytest.approx(
+        2 * 16 * 1.5
+    )
 
 
 def test_what_the_compiler_refused_does_not_fit_and_is_in_the_table():
     stage = PlannedStage("phase0/train", 1, 1, (PlannedRun(TEXT, 1.0),))
-    plan = Plan("m", V5E, MeshShape(), (StageCost(stage, (found(refused="Used 20G of 15.75G hbm"),), V5E),), change="remat='full'")
-    assert not plan.fits and not Plan("m", V5E, MeshShape(), (StageCost(stage, (found(gib=16),), V5E),)).fits
+    plan = Plan(
+        "m",
+        V5E,
+        MeshShape(),
+        (StageCost(stage, (found(refused="Used 20G of 15.75G hbm"),), V5E),),
+        change="remat='full'",
+    )
+    assert (
+        not plan.fits
+        and not Plan("m", V5E, MeshShape(), (StageCost(stage, (found(gib=16),), V5E),)).fits
+    )
     table = report.table(plan)
     assert "Used 20G" in table and "It fits with remat='full'." in table
 
 
 def small(gib, name="gpu:4x80GB"):
     topology = parse_topology(name)
-    return dataclasses.replace(topology, chip=dataclasses.replace(topology.chip, memory_bytes=gib * GIB))
+    return dataclasses.replace(
+        topology, chip=dataclasses.replace(topology.chip, memory_bytes=gib * GIB)
+    )
 
 
 def test_the_first_change_that_fits_is_found_by_trying():
@@ -73,17 +103,28 @@ def test_the_first_change_that_fits_is_found_by_trying():
     from medkor_jax.plan.compiling import machine
     from medkor_jax.plan.measuring import measure
 
-    config, shape = dataclasses.replace(preset("tiny"), sliding_window=512), MeshShape(data=1, fsdp=4)
+    config, shape = (
+        dataclasses.replace(preset("tiny"), sliding_window=512),
+        MeshShape(data=1, fsdp=4),
+    )
     program = dataclasses.replace(TEXT, length=256, rows=32)
-    changed = lambda **spec: dataclasses.replace(program, spec=dataclasses.replace(program.spec, **spec))  # noqa: E731
+    changed = lambda **spec: dataclasses.replace(
+        program, spec=dataclasses.replace(program.spec, **spec)
+    )
     with machine(small(1), shape) as mesh:
-        need = lambda program: measure(program, config, mesh, small(1)).memory["total"] / GIB  # noqa: E731
+        need = lambda program: measure(program, config, mesh, small(1)).memory["total"] / GIB
         full, four = need(changed(remat="full")), need(changed(remat="full", microbatches=4))
         assert four < full < need(program)
     said = []
-    change, tried = search.first_that_fits([program], shape, config, small(1.001 * four), said.append)
+    change, tried = search.first_that_fits(
+        [program], shape, config, small(1.001 * four), said.append
+    )
     assert change.remat == "full" and change.microbatches == 4 and change.rows == 1
-    assert len(tried) == len(said) >= 3 and tried[-1].endswith("fits") and all("needs" in why for why in tried[:-1])
+    assert (
+        len(tried) == len(said) >= 3
+        and tried[-1].endswith("fits")
+        and all("needs" in why for why in tried[:-1])
+    )
 
 
 def test_changes_keep_every_device_and_microbatch_whole():
@@ -96,12 +137,19 @@ def test_changes_keep_every_device_and_microbatch_whole():
 def test_a_fused_attention_is_counted_by_hand_and_another_kernel_is_named():
     """By hand: of 1,024 tokens in blocks of 512, three of four blocks are computed; 8 query heads of 256, 4 of keys; 34 layers."""
     program, config = dataclasses.replace(TEXT, length=1024), preset("gemma3-4b")
-    forward = Kernel("tpu_custom_call", "jit(step)/while/body/splash_mha_fwd", ((512, 128), (2, 8, 1024, 256)), times=34.0)
+    forward = Kernel(
+        "tpu_custom_call",
+        "jit(step)/while/body/splash_mha_fwd",
+        ((512, 128), (2, 8, 1024, 256)),
+        times=34.0,
+    )
     scores = 3 * 512 * 512
     assert kernel_flops(forward, program, config) == 34 * 2 * 2 * 8 * 2 * scores * 256
     keys = dataclasses.replace(forward, where="a/splash_mha_dkv", shapes=((2, 4, 1024, 256),))
     assert kernel_flops(keys, program, config) == 2 * kernel_flops(forward, program, config)
-    long = dataclasses.replace(program, length=2048)  # of 4 x 4 blocks 10 are causal, 9 of them within a window of 1,024
+    long = dataclasses.replace(
+        program, length=2048
+    )  # of 4 x 4 blocks 10 are causal, 9 of them within a window of 1,024
     for grid, blocks in (((1, 4, 4), 10), ((1, 4, 3), 9)):
         kernel = dataclasses.replace(forward, shapes=((8, 2048, 256),), grid=grid, times=1.0)
         assert kernel_flops(kernel, long, config) == 2 * 2 * 8 * 256 * blocks * 512 * 512
@@ -116,24 +164,52 @@ def test_a_machines_file_is_every_phase_with_its_choices(file):
     assert [phase.name for phase in recipe.phases] == [phase.name for phase in phases.phases]
     for own, plain in zip(recipe.phases, phases.phases):
         for stage, written in ((own.train, plain.train), (own.remedy, plain.remedy)):
-            assert dataclasses.replace(stage, microbatches=1) == dataclasses.replace(written, microbatches=1)
+            assert dataclasses.replace(stage, microbatches=1) == dataclasses.replace(
+                written, microbatches=1
+            )
             assert not stage.steps or stage.batch_size % (data * fsdp * stage.microbatches) == 0
-    assert [phase.name for phase in load_recipe(f"{file}:phase2").phases] == ["phase0", "phase1", "phase2"]
+    assert [phase.name for phase in load_recipe(f"{file}:phase2").phases] == [
+        "phase0",
+        "phase1",
+        "phase2",
+    ]
 
 
 @pytest.mark.parametrize("name", ["medgemma_4b_gpu80", "medgemma_27b_8gpu80"])
 def test_the_gpu_files_fit_by_arithmetic(name, quick):
     """The last phase has the longest model, its samples and all that decodes. In a process of its own, with as many devices."""
     path = os.pathsep.join([str(CONFIGS.parent), os.environ.get("PYTHONPATH", "")])
-    arguments = [sys.executable, "-m", "medkor_jax.cli", "plan", "--config", CONFIGS / f"{name}.py", "--config.run=('phase5d_exam',)", "--json"]
-    done = subprocess.run(arguments, env=os.environ | quick | {"PYTHONPATH": path}, capture_output=True, text=True)
+    arguments = [
+        sys.executable,
+        "-m",
+        "medkor_jax.cli",
+        "plan",
+        "--config",
+        CONFIGS / f"{name}.py",
+        "--config.run=('phase5d_exam',)",
+        "--json",
+    ]
+    done = subprocess.run(
+        arguments, env=os.environ | quick | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     plan = json.loads(done.stdout)
-    assert plan["fits"] and {one["how"] for stage in plan["stages"] for one in stage["programs"]} == {"by arithmetic"}
+    assert plan["fits"] and {
+        one["how"] for stage in plan["stages"] for one in stage["programs"]
+    } == {"by arithmetic"}
 
 
 def test_the_command_prints_a_table_or_json_and_says_by_its_code_whether_it_fits(capsys):
-    asked = ["plan", "--config", str(CONFIGS / "pipeline.py"), "--config.run=('phase0',)", "--topology", "gpu:4x80GB", "--model", "tiny"]
+    asked = [
+        "plan",
+        "--config",
+        str(CONFIGS / "pipeline.py"),
+        "--config.run=('phase0',)",
+        "--topology",
+        "gpu:4x80GB",
+        "--model",
+        "tiny",
+    ]
     asked += ["--price", "gpu=2"]
     assert cli.main([*asked, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -148,20 +224,28 @@ def test_the_command_prints_a_table_or_json_and_says_by_its_code_whether_it_fits
 def test_without_a_machine_or_with_a_price_that_is_none_it_says_what_to_write():
     with pytest.raises(ConfigError, match="--topology"):
         plan_config(str(CONFIGS / "pipeline.py"), [])
-    assert read_prices("v5e=1.2,gpu=2.5") == {"v5e": 1.2, "gpu": 2.5} and read_prices("3") == {"": 3.0} and read_prices("") == {}
+    assert (
+        read_prices("v5e=1.2,gpu=2.5") == {"v5e": 1.2, "gpu": 2.5}
+        and read_prices("3") == {"": 3.0}
+        and read_prices("") == {}
+    )
     for wrong in ("v5e", "v9=1", "-1", "gpu=nan"):
         with pytest.raises(ValueError, match="expected"):
             read_prices(wrong)
 
 
 def test_published_ids_have_sizes_and_others_are_asked_for():
-    assert config_of("google/medgemma-27b-text-it").n_layers == 62 and config_of("random:tiny") == preset("tiny")
+    assert config_of("google/medgemma-27b-text-it").n_layers == 62 and config_of(
+        "random:tiny"
+    ) == preset("tiny")
     with pytest.raises(ValueError, match="--model"):
         config_of("someone/else")
 
 
 def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_compiled():
-    recipe = load_recipe(str(CONFIGS / "pipeline.py"), ["--config.run=('phase0',)", "--config.phase0.batch_size=6"])
+    recipe = load_recipe(
+        str(CONFIGS / "pipeline.py"), ["--config.run=('phase0',)", "--config.phase0.batch_size=6"]
+    )
     with pytest.raises(ValueError, match="not a multiple of"):
         make_plan(recipe, "tiny", preset("tiny"), parse_topology("gpu:4x80GB"))
 
@@ -169,13 +253,20 @@ def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_compiled()
 def test_auto_takes_the_fewest_devices_that_fit_and_the_least_money(monkeypatch):
     """Two rows fit each of these but the last, over which they cannot be divided."""
     monkeypatch.setattr(auto, "AUTO", ("gpu:1x80GB", "gpu:1x16GB", "gpu:2x16GB", "gpu:4x16GB"))
-    recipe = load_recipe(str(CONFIGS / "pipeline.py"), ["--config.run=('phase0',)", "--config.phase0.batch_size=2"])
+    recipe = load_recipe(
+        str(CONFIGS / "pipeline.py"), ["--config.run=('phase0',)", "--config.phase0.batch_size=2"]
+    )
     choice = auto.choose(recipe, "tiny", preset("tiny"), prices={"gpu": 1.0}, say=print)
     assert choice.smallest.topology.name == "gpu:1x16GB" and choice.fits
     by_name = {one.topology.name: one for one in choice.candidates}
     assert by_name["gpu:4x16GB"].plan is None and "cannot be divided" in by_name["gpu:4x16GB"].how
     money = {name: one.plan.money for name, one in by_name.items() if one.plan}
     assert choice.cheapest.topology.name == min(money, key=money.get)
-    assert "Smallest: gpu:1x16GB." in report.table(choice) and report.to_json(choice)["smallest"] == "gpu:1x16GB"
-    none = auto.choose(recipe, "27b", dataclasses.replace(preset("tiny"), d_ff=400_000_000), prices={}, say=print)
+    assert (
+        "Smallest: gpu:1x16GB." in report.table(choice)
+        and report.to_json(choice)["smallest"] == "gpu:1x16GB"
+    )
+    none = auto.choose(
+        recipe, "27b", dataclasses.replace(preset("tiny"), d_ff=400_000_000), prices={}, say=print
+    )
     assert none.smallest is None and "Nothing here fits." in report.table(none)

@@ -39,7 +39,10 @@ def test_what_the_tpu_made_of_an_einsum_has_the_einsums_flops(name):
     assert flops(line, *operands) == wanted
 
 
-@pytest.mark.parametrize("stride, low, high, dilate_left, dilate_right", list(itertools.product((1, 2), (0, 2), (0, 1), (1, 3), (1, 2))))
+@pytest.mark.parametrize(
+    "stride, low, high, dilate_left, dilate_right",
+    list(itertools.product((1, 2), (0, 2), (0, 1), (1, 3), (1, 2))),
+)
 def test_a_window_counts_the_pairs_that_meet_an_input(stride, low, high, dilate_left, dilate_right):
     n_in, n_kernel = 5, 3
     holed = (n_in - 1) * dilate_left + 1
@@ -48,7 +51,9 @@ def test_a_window_counts_the_pairs_that_meet_an_input(stride, low, high, dilate_
         pytest.skip("the window is wider than the input")
     real = [i % dilate_left == 0 for i in range(holed)]
     padded = [False] * low + real + [False] * high
-    pairs = sum(padded[o * stride + k * dilate_right] for o in range(n_out) for k in range(n_kernel))
+    pairs = sum(
+        padded[o * stride + k * dilate_right] for o in range(n_out) for k in range(n_kernel)
+    )
     window = f"size={n_kernel} stride={stride} pad={low}_{high} lhs_dilate={dilate_left} rhs_dilate={dilate_right}"
     line = f"ROOT %c = f32[4,{n_out},6]{{2,1,0}} convolution(%a, %b), window={{{window}}}, dim_labels=b0f_0io->b0f"
     assert flops(line, (4, n_in, 7), (n_kernel, 7, 6)) == 2 * 4 * 7 * 6 * pairs

@@ -13,7 +13,10 @@ D = 32
 
 
 def text_of(function, *shapes):
-    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) if isinstance(shape, tuple) else shape for shape in shapes]
+    arguments = [
+        jax.ShapeDtypeStruct(shape, jnp.float32) if isinstance(shape, tuple) else shape
+        for shape in shapes
+    ]
     return jax.jit(function).lower(*arguments).compile().as_text()
 
 
@@ -33,7 +36,10 @@ def test_a_scan_counts_as_often_as_it_runs_and_one_within_another_so_often_again
 
 
 def test_what_no_output_needs_is_not_counted():
-    assert read_program(text_of(lambda x, w: (x @ w, (x @ w.T) @ w)[0], (8, D), (D, D))).flops == 2 * 8 * D * D
+    assert (
+        read_program(text_of(lambda x, w: (x @ w, (x @ w.T) @ w)[0], (8, D), (D, D))).flops
+        == 2 * 8 * D * D
+    )
 
 
 def test_a_conditional_counts_its_costliest_branch_or_as_often_as_it_is_taken():
@@ -45,7 +51,9 @@ def test_a_conditional_counts_its_costliest_branch_or_as_often_as_it_is_taken():
 
     text = text_of(drawn, (8, D), (D, D), (10,))
     assert read_program(text).flops == 10 * 2 * 2 * 8 * D * D
-    assert read_program(text, costly_share=0.25).flops == pytest.approx(0.25 * 10 * 2 * 2 * 8 * D * D)
+    assert read_program(text, costly_share=0.25).flops == pytest.approx(
+        0.25 * 10 * 2 * 2 * 8 * D * D
+    )
 
 
 def test_a_loop_without_an_end_needs_to_be_told():
@@ -60,7 +68,7 @@ def test_a_loop_without_an_end_needs_to_be_told():
 
 def test_a_gather_in_a_loop_counts_each_turn_and_a_sum_over_devices_twice_its_bytes():
     mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(AxisType.Auto,))
-    lay = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))  # noqa: E731
+    lay = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
 
     def layers(x, weights):
         def body(x, w):
@@ -86,7 +94,11 @@ def test_main_memory_is_what_goes_in_and_comes_out():
 
 
 def test_of_stacked_weights_a_turn_reads_its_slice():
-    text = text_of(lambda x, ws: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, ws)[0], (8, 256), (50, 256, 256))
+    text = text_of(
+        lambda x, ws: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, ws)[0],
+        (8, 256),
+        (50, 256, 256),
+    )
     assert 50 * 4 * 256 * 256 < read_program(text).main_bytes < 4 * 50 * 4 * 256 * 256
 
 

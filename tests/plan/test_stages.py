@@ -25,14 +25,19 @@ CONFIG = preset("tiny")
 
 @pytest.fixture(scope="module")
 def stages():
-    return {stage.name: stage for stage in planned_stages(load_recipe(str(CONFIGS / "pipeline.py")), CONFIG)}
+    return {
+        stage.name: stage
+        for stage in planned_stages(load_recipe(str(CONFIGS / "pipeline.py")), CONFIG)
+    }
 
 
 def test_every_training_stage_and_every_remedy_is_planned(stages):
     trained = ("phase0", "phase2", "phase3", "phase4a_text", "phase4b_translation")
     trained += ("phase5a_text", "phase5b_translation", "phase5c_reasoning", "phase5d_exam")
     remedied = ("phase1", *trained[1:])
-    assert sorted(stages) == sorted([f"{name}/train" for name in trained] + [f"{name}/remedy" for name in remedied])
+    assert sorted(stages) == sorted(
+        [f"{name}/train" for name in trained] + [f"{name}/remedy" for name in remedied]
+    )
 
 
 def test_stages_that_differ_in_steps_alone_share_their_program(stages):
@@ -46,14 +51,25 @@ def test_trees_are_added_as_the_phases_add_them_and_a_merge_takes_lora_away(stag
     assert trees["phase0/train"] == Trees(LoraSettings())
     assert trees["phase2/train"].lang == "vector" and not any(trees["phase2/train"].expand)
     assert trees["phase5d_exam/train"] == Trees(LoraSettings(), "vector", (1, 1))
-    assert stages["phase3/remedy"].runs[0].program.reference == Trees(LoraSettings())  # phase1's model, remedied
+    assert stages["phase3/remedy"].runs[0].program.reference == Trees(
+        LoraSettings()
+    )  # phase1's model, remedied
     assert stages["phase3/train"].runs[0].program.reference is None
 
 
 def test_an_update_of_grpo_reads_writes_and_scores(stages):
     runs = {run.program.kind: run for run in stages["phase5d_exam/train"].runs}
-    assert {kind: run.per_update for kind, run in runs.items()} == {STEP: 1.0, SCORE: 1.0, READ: 1.0, WRITE: 512.0}
-    assert runs[STEP].program.positions == 512 and runs[READ].program.length == 512 and runs[WRITE].program.room == 1024
+    assert {kind: run.per_update for kind, run in runs.items()} == {
+        STEP: 1.0,
+        SCORE: 1.0,
+        READ: 1.0,
+        WRITE: 512.0,
+    }
+    assert (
+        runs[STEP].program.positions == 512
+        and runs[READ].program.length == 512
+        and runs[WRITE].program.room == 1024
+    )
 
 
 def test_an_unknown_stage_shape_is_said_to_be_assumed(stages):
@@ -69,7 +85,13 @@ def test_abstract_parameters_have_the_shapes_of_real_ones(make_base):
 
     base, recipe = make_base(CONFIG), LoraSettings(rank=4)
     lora = make_lora(base, jax.random.key(0), rank=4, targets=recipe.targets)
-    real = Params(base, lora, make_language(CONFIG, kind="vector"), make_expansion(base, front=1, back=2), recipe.scale)
+    real = Params(
+        base,
+        lora,
+        make_language(CONFIG, kind="vector"),
+        make_expansion(base, front=1, back=2),
+        recipe.scale,
+    )
     planned = abstract_params(CONFIG, Trees(recipe, "vector", (1, 2)), "float32")
     assert jax.tree.structure(real) == jax.tree.structure(planned)
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), real, planned)
@@ -77,12 +99,29 @@ def test_abstract_parameters_have_the_shapes_of_real_ones(make_base):
 
 
 def test_an_abstract_batch_has_what_a_packed_one_has(make_batch):
-    program = Program(STEP, Trees(LoraSettings()), ("lora",), step_spec(Stage(), ComputeSettings("float32", "none")), 8, 24, 10, "float32")
+    program = Program(
+        STEP,
+        Trees(LoraSettings()),
+        ("lora",),
+        step_spec(Stage(), ComputeSettings("float32", "none")),
+        8,
+        24,
+        10,
+        "float32",
+    )
     real = {name: (rows.shape, jnp.dtype(rows.dtype)) for name, rows in make_batch(CONFIG).items()}
     assert {name: (rows.shape, rows.dtype) for name, rows in _batch(program).items()} == real
     sampled = Stage(reward=RewardSettings("grpo", policy=PolicyLoss(kl_weight=0.1)))
-    grpo = dataclasses.replace(program, spec=step_spec(sampled, ComputeSettings()), with_reference_nats=True)
-    assert set(_batch(grpo)) == {*real, "advantages", "behaviour_nats", "importance", "reference_nats"}
+    grpo = dataclasses.replace(
+        program, spec=step_spec(sampled, ComputeSettings()), with_reference_nats=True
+    )
+    assert set(_batch(grpo)) == {
+        *real,
+        "advantages",
+        "behaviour_nats",
+        "importance",
+        "reference_nats",
+    }
 
 
 def test_a_decoder_hands_on_the_state_that_is_planned(make_base):
@@ -98,8 +137,14 @@ def test_a_decoder_hands_on_the_state_that_is_planned(make_base):
     with jax.set_mesh(make_mesh(MeshShape(data=1, fsdp=2, tensor=2))):
         routing = Routing.constant(CONFIG.vocab_size)
         prompt = pad_prompts([[2, 5, 6]] * 4, routing, seeds=np.arange(4))
-        state, *_ = decode._start(Params(make_base(CONFIG)), prompt, routing, settings=settings, size=64)
+        state, *_ = decode._start(
+            Params(make_base(CONFIG)), prompt, routing, settings=settings, size=64
+        )
         planned = lay_state(jax.eval_shape(lambda: state), jax.sharding.get_mesh())
-    for (path, real), wanted in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(planned)):
+    for (path, real), wanted in zip(
+        jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(planned)
+    ):
         assert (real.shape, real.dtype) == (wanted.shape, wanted.dtype), path
-        assert real.sharding.shard_shape(real.shape) == wanted.sharding.shard_shape(wanted.shape), path
+        assert real.sharding.shard_shape(real.shape) == wanted.sharding.shard_shape(wanted.shape), (
+            path
+        )

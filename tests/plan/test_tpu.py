@@ -22,14 +22,30 @@ from medkor_jax.train.step import step_spec
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU compiler: pip install libtpu"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None,
+        reason="needs libtpu, the TPU compiler: pip install libtpu",
+    ),
 ]
 
 CONFIG = preset("gemma3-4b")
 TREES = Trees(LoraSettings(), "vector", (1, 1))
-TEXT = Program(STEP, TREES, ("lora", "lang", "expand"), step_spec(Stage(), ComputeSettings()), 16, 1024, 1024, "bfloat16")
-GRPO = dataclasses.replace(TEXT, spec=step_spec(Stage(reward=RewardSettings("grpo")), ComputeSettings()), positions=128)
-RETENTION = step_spec(Stage(next_token_weight=0.0, retention=Retention(weight=1.0)), ComputeSettings())
+TEXT = Program(
+    STEP,
+    TREES,
+    ("lora", "lang", "expand"),
+    step_spec(Stage(), ComputeSettings()),
+    16,
+    1024,
+    1024,
+    "bfloat16",
+)
+GRPO = dataclasses.replace(
+    TEXT, spec=step_spec(Stage(reward=RewardSettings("grpo")), ComputeSettings()), positions=128
+)
+RETENTION = step_spec(
+    Stage(next_token_weight=0.0, retention=Retention(weight=1.0)), ComputeSettings()
+)
 PROGRAMS = {
     "text": TEXT,
     "each layer": dataclasses.replace(TEXT, spec=RETENTION, reference=Trees()),
@@ -44,7 +60,9 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDKOR_CACHE", str(tmp_path))
 
 
-@pytest.mark.parametrize("shape", [MeshShape(data=-1), MeshShape(data=1, fsdp=-1)], ids=["whole", "sharded"])
+@pytest.mark.parametrize(
+    "shape", [MeshShape(data=-1), MeshShape(data=1, fsdp=-1)], ids=["whole", "sharded"]
+)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_4b_fits_eight_v5e_chips(name, shape):
     """16 rows of 1,024 tokens with everything a late phase has: text, each-layer, GRPO, and decoding."""
@@ -53,9 +71,21 @@ def test_4b_fits_eight_v5e_chips(name, shape):
     with machine(topology, shape) as mesh:
         found = compile_program(program, CONFIG, mesh, topology)
         open_trips = 1.0 if program.kind == WRITE else None
-        work = jaxpr_work(traceable(program, CONFIG, mesh).jaxpr(), open_trips=open_trips, costly_share=costly_share(program, CONFIG))
-    print(name, {part: round(n / GIB, 2) for part, n in found.memory.items()}, found.cost.flops / found.hand, found.cost.wire_bytes)
+        work = jaxpr_work(
+            traceable(program, CONFIG, mesh).jaxpr(),
+            open_trips=open_trips,
+            costly_share=costly_share(program, CONFIG),
+        )
+    print(
+        name,
+        {part: round(n / GIB, 2) for part, n in found.memory.items()},
+        found.cost.flops / found.hand,
+        found.cost.wire_bytes,
+    )
     assert found.fits, found.refused or found.memory
     assert found.cost.flops == pytest.approx(work.flops / mesh.size, rel=0.01)
-    parts = sum(found.memory.get(part, 0.0) for part in ("weights", "adapters", "optimizer", "batch", "cache"))
+    parts = sum(
+        found.memory.get(part, 0.0)
+        for part in ("weights", "adapters", "optimizer", "batch", "cache")
+    )
     assert found.memory["arguments"] == pytest.approx(parts, rel=0.02)

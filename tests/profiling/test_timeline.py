@@ -53,10 +53,19 @@ def _varint(n):
 
 
 def test_programs_are_read_off_the_wire():
-    dot = _field(1, b"dot.3") + _field(2, b"dot") + _field(7, _field(2, b"jit(f)/attention/dot_general"))
+    dot = (
+        _field(1, b"dot.3")
+        + _field(2, b"dot")
+        + _field(7, _field(2, b"jit(f)/attention/dot_general"))
+    )
     fused = _field(5, 70_000) + _field(2, dot)
     fusion = _field(1, b"fusion.1") + _field(2, b"fusion") + _field(38, _varint(70_000))  # packed
-    call = _field(1, b"gemm.1") + _field(2, b"custom-call") + _field(28, b"__cublas$gemm") + _field(38, 70_000)
+    call = (
+        _field(1, b"gemm.1")
+        + _field(2, b"custom-call")
+        + _field(28, b"__cublas$gemm")
+        + _field(38, 70_000)
+    )
     module = _field(3, fused) + _field(3, _field(5, 2) + _field(2, fusion) + _field(2, call))
     metadata = _field(2, b"jit_f(6)") + _field(5, _field(1, 1) + _field(6, _field(1, module)))
     plane = _field(2, b"/host:metadata") + _field(4, _field(1, 6) + _field(2, metadata))

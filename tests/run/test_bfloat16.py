@@ -19,8 +19,13 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
 def make_config(run_dir, weights):
-    text = {code: {"text": dict(kind="text", path="embedded", language=code, subset="train", limit=40)} for code in ("en", "ko")}
-    rates = dict(lora=1e-3, lang=5e-2, expand=1e-3)  # two steps of less would leave language vectors below a unit of bfloat16
+    text = {
+        code: {"text": dict(kind="text", path="embedded", language=code, subset="train", limit=40)}
+        for code in ("en", "ko")
+    }
+    rates = dict(
+        lora=1e-3, lang=5e-2, expand=1e-3
+    )  # two steps of less would leave language vectors below a unit of bfloat16
     rules = {tree: dict(pattern=f"{tree}/.*", learning_rate=rate) for tree, rate in rates.items()}
     stage = dict(steps=2, batch_size=4, seq_len=64, warmup_steps=0, rules=rules)
     gate = dict(reading="absolute", threshold=1.0, on_failure="continue", allow_chance=True)
@@ -53,16 +58,27 @@ def make_config(run_dir, weights):
     )  # fmt: skip
 
 
-def test_all_phases_in_bfloat16_end_in_an_export_that_keeps_them(tiny_base_dir, tmp_path, monkeypatch):
-    def score(self, text, question, **_):  # a random model earns nothing: pay it by the length of what it wrote
-        return Earned({"answer": float(len(text) % 3), "letter": 0.0, "format": 0.0, "length": 0.0}, False, False, False)
+def test_all_phases_in_bfloat16_end_in_an_export_that_keeps_them(
+    tiny_base_dir, tmp_path, monkeypatch
+):
+    def score(
+        self, text, question, **_
+    ):  # a random model earns nothing: pay it by the length of what it wrote
+        return Earned(
+            {"answer": float(len(text) % 3), "letter": 0.0, "format": 0.0, "length": 0.0},
+            False,
+            False,
+            False,
+        )
 
     monkeypatch.setattr(Reward, "score", score)
     recipe = make_recipe(make_config(tmp_path / "run", tiny_base_dir))
     pipeline.Run(recipe).all()
     for phase in recipe.phases:
         assert read_verdict(tmp_path / "run" / phase.name / "verdict.json")["waiver"]
-        assert all(row["loss"] is not None for row in read_metrics(tmp_path / "run" / phase.name / "train"))
+        assert all(
+            row["loss"] is not None for row in read_metrics(tmp_path / "run" / phase.name / "train")
+        )
     model = open_model(tmp_path / "run")
     assert model.directory.name == "phase5d" and model.base.stored_dtype == "bfloat16"
     (base,) = (tmp_path / "run/bases").iterdir()
@@ -74,12 +90,29 @@ def test_all_phases_in_bfloat16_end_in_an_export_that_keeps_them(tiny_base_dir, 
         export_hf(model, tmp_path / dtype, dtype=dtype)
     kept = json.loads((tmp_path / "bfloat16" / EXPORT_RECORD).read_text())["rounding"]
     assert list(kept) == ["LoRA", "language embeddings", "added layers", "everything"]
-    assert all(one["effect"] > 0 and abs(one["lost"]) < 0.1 for name, one in kept.items() if name != "everything"), kept
+    assert all(
+        one["effect"] > 0 and abs(one["lost"]) < 0.1
+        for name, one in kept.items()
+        if name != "everything"
+    ), kept
 
 
 @pytest.mark.slow
 def test_the_quick_starts_phase_0_merges_on_the_real_model_in_bfloat16(tmp_path):
-    changes = ["dtype='bfloat16'", "param_dtype='bfloat16'", f"run_dir='{tmp_path / 'run'}'", "phase0.steps=2"]
-    recipe = load_recipe(f"{CONFIGS / 'quickstart.py'}:phase0", [f"--config.{change}" for change in changes])
+    changes = [
+        "dtype='bfloat16'",
+        "param_dtype='bfloat16'",
+        f"run_dir='{tmp_path / 'run'}'",
+        "phase0.steps=2",
+    ]
+    recipe = load_recipe(
+        f"{CONFIGS / 'quickstart.py'}:phase0", [f"--config.{change}" for change in changes]
+    )
     pipeline.Run(recipe).all()
-    assert open_model(tmp_path / "run/phase0").load(jnp.bfloat16, pipeline.make_mesh(recipe.mesh)).base["embed"].dtype == jnp.bfloat16
+    assert (
+        open_model(tmp_path / "run/phase0")
+        .load(jnp.bfloat16, pipeline.make_mesh(recipe.mesh))
+        .base["embed"]
+        .dtype
+        == jnp.bfloat16
+    )

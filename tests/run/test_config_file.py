@@ -1,6 +1,7 @@
 """Every config that ships builds a recipe, and overrides are checked."""
 
 import ast
+import itertools
 import pathlib
 
 import pytest
@@ -9,10 +10,11 @@ from configs import phases
 from medkor_jax.run.config_file import load_config, load_recipe, make_recipe
 from medkor_jax.run.defaults import plain
 from medkor_jax.run.phases import ConfigError
-import itertools
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-RUNNABLE = sorted(p.name for p in CONFIGS.glob("*.py") if p.name not in ("__init__.py", "common.py", "phases.py"))
+RUNNABLE = sorted(
+    p.name for p in CONFIGS.glob("*.py") if p.name not in ("__init__.py", "common.py", "phases.py")
+)
 ORDER = (
     "phase0", "phase1", "phase2", "phase3", "phase4a_text", "phase4b_translation", "phase5a_text", "phase5b_translation",
     "phase5c_reasoning", "phase5d_exam",
@@ -22,14 +24,26 @@ QUICKSTART = str(CONFIGS / "quickstart.py")
 
 
 def test_the_configs_are_found():
-    assert {"phase0.py", "phase1.py", "phase2.py", "phase3.py", "pipeline.py", "quickstart.py", "rewarded.py"} <= set(RUNNABLE)
+    assert {
+        "phase0.py",
+        "phase1.py",
+        "phase2.py",
+        "phase3.py",
+        "pipeline.py",
+        "quickstart.py",
+        "rewarded.py",
+    } <= set(RUNNABLE)
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_every_config_builds_a_recipe(name):
     recipe = load_recipe(str(CONFIGS / name))
     defined = tuple(phase.name for phase in recipe.phases)
-    assert recipe.run == (tuple(n for n in defined if n.startswith(name[:-3])) if name.startswith("phase") else defined)
+    assert recipe.run == (
+        tuple(n for n in defined if n.startswith(name[:-3]))
+        if name.startswith("phase")
+        else defined
+    )
     start = SHEET.index(defined[0])
     assert defined == SHEET[start : start + len(defined)]
 
@@ -38,7 +52,9 @@ def test_the_quick_start_goes_on_with_the_same_first_phases():
     first, whole = load_recipe(f"{QUICKSTART}:phase3"), load_recipe(QUICKSTART)
     assert whole.run == ORDER and whole.run_dir == first.run_dir
     assert whole.phases[:4] == first.phases
-    with pytest.raises(ConfigError, match="'phase9' is no phase to run up to; the phases are phase0"):
+    with pytest.raises(
+        ConfigError, match="'phase9' is no phase to run up to; the phases are phase0"
+    ):
         load_recipe(f"{QUICKSTART}:phase9")
 
 
@@ -51,7 +67,10 @@ def test_the_order_of_the_phases_is_the_one_the_method_names():
     assert (phases["phase3"].after, phases["phase3"].train.trees) == ("phase2", ("lora", "lang"))
     for name in ("phase2", "phase3"):
         assert phases[name].gate.threshold == 0.97 and phases[name].gate.on_failure == "retain"
-        assert phases[name].remedy.retention.weight == 1.0 and phases[name].remedy.next_token_weight == 0.0
+        assert (
+            phases[name].remedy.retention.weight == 1.0
+            and phases[name].remedy.next_token_weight == 0.0
+        )
         assert {source.language for source in phases[name].remedy.data} == {"en"}
 
 
@@ -59,11 +78,18 @@ def test_phases_4_and_5_are_in_the_order_of_the_method_and_each_holds_english():
     phases = load_recipe(str(CONFIGS / "pipeline.py")).phases
     for before, phase in itertools.pairwise(phases[3:]):
         assert phase.after == before.name
-        assert (phase.gate.on_failure, phase.gate.threshold, phase.remedy.retention.weight) == ("retain", 0.97, 1.0)
+        assert (phase.gate.on_failure, phase.gate.threshold, phase.remedy.retention.weight) == (
+            "retain",
+            0.97,
+            1.0,
+        )
         assert phase.remedy.trees == phase.train.trees
     by_name = {phase.name: phase for phase in phases}
     assert by_name["phase4a_text"].train.trees == ("lora", "lang")
-    assert (by_name["phase4b_translation"].expand.front, by_name["phase4b_translation"].expand.back) == (1, 1)
+    assert (
+        by_name["phase4b_translation"].expand.front,
+        by_name["phase4b_translation"].expand.back,
+    ) == (1, 1)
     assert all(phase.train.trees == ("lora", "lang", "expand") for phase in phases[5:])
     for name in ("phase4b_translation", "phase5b_translation"):
         assert by_name[name].translations and by_name[name].train.data[0].kind == "translation"
@@ -72,7 +98,10 @@ def test_phases_4_and_5_are_in_the_order_of_the_method_and_each_holds_english():
 
 
 def test_overrides_reach_nested_keys():
-    recipe = load_recipe(QUICKSTART, ["--config.phase3.steps=7", "--config.phase3.gate.threshold=0.9", "--config.seed=5"])
+    recipe = load_recipe(
+        QUICKSTART,
+        ["--config.phase3.steps=7", "--config.phase3.gate.threshold=0.9", "--config.seed=5"],
+    )
     third = recipe.phases[3]
     assert (third.train.steps, third.gate.threshold, recipe.seed) == (7, 0.9, 5)
     assert recipe.phases[2].train.steps == load_recipe(QUICKSTART).phases[2].train.steps != 7
@@ -80,8 +109,13 @@ def test_overrides_reach_nested_keys():
 
 def test_a_config_file_that_still_says_true_or_false_is_told_the_names(tmp_path):
     file = tmp_path / "old.py"
-    file.write_text("from configs import quickstart\ndef get_config():\n    c = quickstart.get_config()\n    c.remat = True\n    return c\n")
-    with pytest.raises(ConfigError, match='remat is a name now: "full" for what was True, "none" for what was False$'):
+    file.write_text(
+        "from configs import quickstart\ndef get_config():\n    c = quickstart.get_config()\n    c.remat = True\n    return c\n"
+    )
+    with pytest.raises(
+        ConfigError,
+        match='remat is a name now: "full" for what was True, "none" for what was False$',
+    ):
         load_recipe(str(file))
 
 
@@ -95,15 +129,24 @@ def test_overriding_one_load_leaves_the_next_alone():
     [
         ("--config.phase3.stepz=7", "stepz"),
         ("--config.weigths=x", "config.weigths is not a key; nearest: 'weights'"),
-        ("--config.phase3.groups.lora.learning_rate=1.0", "config.phase3.groups is not a key; groups is rules now"),
+        (
+            "--config.phase3.groups.lora.learning_rate=1.0",
+            "config.phase3.groups is not a key; groups is rules now",
+        ),
         ("--config.watch.english.limit=3", "config.watch is not a key; watch is held_out now"),
         ("--config.phase3.gate.requires.korean-loss.watch=x", "watch is held_out now"),
-        ("--config.phase5d_exam.reward.kl_weight=1.0", "reward.kl_weight is reward.policy.kl_weight now"),
+        (
+            "--config.phase5d_exam.reward.kl_weight=1.0",
+            "reward.kl_weight is reward.policy.kl_weight now",
+        ),
         ("--config.phase3.steps=many", "steps"),
         ("--config.phase3.gate.reading=exact", "reading is 'exact'"),
         ("--conf.phase3.steps=7", "not understood: --conf.phase3.steps=7"),
         ("phase3.steps=7", "overrides read --config.phase3.steps=100"),
-        ("--config.remat=gates", "remat is 'gates'; expected one of none, gate_up, all_but_down, full; nearest: 'gate_up'"),
+        (
+            "--config.remat=gates",
+            "remat is 'gates'; expected one of none, gate_up, all_but_down, full; nearest: 'gate_up'",
+        ),
         ("--config.remat=True", 'use "full"'),
         ("--config.remat=False", 'use "none"'),
     ],
@@ -124,26 +167,41 @@ def test_a_missing_file_names_its_neighbour():
         ("raise ValueError('no such data')", "no such data"),
         ("c.phase3.stepz = 4", "'stepz' is not a key; nearest: 'steps'$"),
         ("c.phase3.steps = 'many'", "'steps'"),
-        ("c.phase5d_exam.reward.max_refills = 0", "'max_refills' is not a key; reward.max_refills is reward.rollout.max_refills now"),
+        (
+            "c.phase5d_exam.reward.max_refills = 0",
+            "'max_refills' is not a key; reward.max_refills is reward.rollout.max_refills now",
+        ),
         ("c.phase3.groups.lora.learning_rate = 1.0", "'groups' is not a key; groups is rules now"),
         ("c.phase3.groups = {}", "config.phase3.groups is not a key of Phase; groups is rules now"),
-        ("c.exams.english.sauce = dict(limit=5)", "config.exams.english.sauce is not a key of Exam; nearest: 'source'"),
+        (
+            "c.exams.english.sauce = dict(limit=5)",
+            "config.exams.english.sauce is not a key of Exam; nearest: 'source'",
+        ),
     ],
 )
 def test_a_file_that_builds_no_config_is_a_config_error(tmp_path, line, words):
     text = "from configs import pipeline\ndef get_config():\n    c = pipeline.get_config()\n    {}\n    return c\n"
-    (tmp_path / "broken.py").write_text(text.format(f"with c.unlocked(): {line}" if "sauce" in line or "{}" in line else line))
+    (tmp_path / "broken.py").write_text(
+        text.format(f"with c.unlocked(): {line}" if "sauce" in line or "{}" in line else line)
+    )
     with pytest.raises(ConfigError, match=words):
         load_recipe(str(tmp_path / "broken.py"))
 
 
 def test_a_key_that_a_file_leaves_out_can_be_overridden():
     """Sources, exams and conditions are written short; none of their keys is out of reach for it."""
-    changes = ("exams.korean.source.limit=5", "phase3.data.korean-text.weight=2.5", "phase3.gate.requires.korean-kept.threshold=0.5")
+    changes = (
+        "exams.korean.source.limit=5",
+        "phase3.data.korean-text.weight=2.5",
+        "phase3.gate.requires.korean-kept.threshold=0.5",
+    )
     recipe = load_recipe(str(CONFIGS / "pipeline.py"), [f"--config.{change}" for change in changes])
     phase = next(phase for phase in recipe.phases if phase.name == "phase3")
     assert recipe.exam("korean").source.limit == 5
-    assert {source.name: source.weight for source in phase.train.data} == {"korean-exam-train": 1.0, "korean-text": 2.5}
+    assert {source.name: source.weight for source in phase.train.data} == {
+        "korean-exam-train": 1.0,
+        "korean-text": 2.5,
+    }
     assert {asked.name: asked.threshold for asked in phase.gate.requires}["korean-kept"] == 0.5
 
 
@@ -161,8 +219,14 @@ def test_no_config_imports_another_that_imports_it():
     """Imports in functions count."""
     imports = {}
     for file in CONFIGS.glob("*.py"):
-        nodes = [n for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, ast.ImportFrom)]
-        among = [n.module.removeprefix("configs").strip(".") for n in nodes if n.module.split(".")[0] == "configs"]
+        nodes = [
+            n for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, ast.ImportFrom)
+        ]
+        among = [
+            n.module.removeprefix("configs").strip(".")
+            for n in nodes
+            if n.module.split(".")[0] == "configs"
+        ]
         among += [a.name for n in nodes if n.module == "configs" for a in n.names]
         imports[file.stem] = set(filter(None, among))
     done = set()

@@ -12,7 +12,13 @@ from medkor_jax.run import course, pipeline
 def test_a_phase_that_merged_holds_its_new_base_alone(monkeypatch):
     """The old one is as large as the model: what is measured after a merge, and trained after it, must not share memory with it."""
     phase = types.SimpleNamespace(
-        name="phase0", title="", merge=True, lora=None, train=None, changes_model=True, gate=types.SimpleNamespace(has_remedy=False)
+        name="phase0",
+        title="",
+        merge=True,
+        lora=None,
+        train=None,
+        changes_model=True,
+        gate=types.SimpleNamespace(has_remedy=False),
     )
     old_base, held = [], []
 
@@ -36,8 +42,12 @@ def test_a_phase_that_merged_holds_its_new_base_alone(monkeypatch):
     monkeypatch.setattr(pipeline.Run, "_choose", choose)
     monkeypatch.setattr(pipeline.Run, "_reference", lambda *_: None)
     monkeypatch.setattr(pipeline.Run, "_train", lambda self, course, *_: course.loaded)
-    monkeypatch.setattr(pipeline.Run, "_merge", lambda self, phase, loaded: model(loaded.params.base["embed"] + 1))
-    monkeypatch.setattr(course.Course, "judge", lambda self, what: types.SimpleNamespace(passed=True))
+    monkeypatch.setattr(
+        pipeline.Run, "_merge", lambda self, phase, loaded: model(loaded.params.base["embed"] + 1)
+    )
+    monkeypatch.setattr(
+        course.Course, "judge", lambda self, what: types.SimpleNamespace(passed=True)
+    )
     monkeypatch.setattr(pipeline, "add_trees", lambda loaded, *_, **__: loaded)
     for name in ("note", "say", "conclude"):
         monkeypatch.setattr(pipeline, name, lambda *_, **__: None)

@@ -22,7 +22,9 @@ PHASE = dict(
 
 
 def exam(split, limit, **more):
-    return dict(source=dict(path="embedded", split=split, language="en", limit=limit), batch_size=8, **more)
+    return dict(
+        source=dict(path="embedded", split=split, language="en", limit=limit), batch_size=8, **more
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +60,22 @@ def test_the_finished_model_sits_it_once_and_every_look_is_counted(config, capsy
     again = config | dict(seed=1, final=config["final"] | dict(twin=exam("test", 12, mode="cloze")))
     directory, record = run(again)
     ((_, sat),) = record.items()
-    assert [look["exam"] for look in sat["looks"]] == ["last", "last", "twin"] and len({look["model"] for look in sat["looks"]}) == 2
+    assert [look["exam"] for look in sat["looks"]] == ["last", "last", "twin"] and len(
+        {look["model"] for look in sat["looks"]}
+    ) == 2
     table = closing_table(directory, ["phase0"])
-    assert "final exam last" in table and "final exam twin" in table and table.count("looked at 3 times in this run") == 2
+    assert (
+        "final exam last" in table
+        and "final exam twin" in table
+        and table.count("looked at 3 times in this run") == 2
+    )
 
 
 def test_what_is_trained_on_may_not_be_a_final_exam(config, tmp_path):
     asked = embedded.questions("test", "en")[3]
-    row = dict(question=asked.question, **dict(zip("ABCDE", asked.options)), answer=asked.answer + 1)
+    row = dict(
+        question=asked.question, **dict(zip("ABCDE", asked.options)), answer=asked.answer + 1
+    )
     (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
     data = TEXT | {"mine": dict(kind="exam", path=str(tmp_path / "train.jsonl"), language="en")}
     with pytest.raises(LeakError, match=r"mine:.* ~ last:embedded/test"):

@@ -46,16 +46,25 @@ def recipe_of(kept, monkeypatch):
 def test_it_is_opened_and_answers_as_it_did(kept):
     model = open_model(str(kept / "run"))
     assert model.name.endswith("phase5d")
-    report = evaluate_file(str(kept / "run"), "embedded", language="en", split="valid", limit=20, mode="letter")
-    stored = (kept / "run" / "phase5d" / "answers" / "english-after.jsonl").read_text(encoding="utf-8")
+    report = evaluate_file(
+        str(kept / "run"), "embedded", language="en", split="valid", limit=20, mode="letter"
+    )
+    stored = (kept / "run" / "phase5d" / "answers" / "english-after.jsonl").read_text(
+        encoding="utf-8"
+    )
     report.write(kept / "again.jsonl")
-    letters = [[row["predicted"] for row in map(json.loads, text.splitlines()) if "predicted" in row] for text in (stored, (kept / "again.jsonl").read_text())]
+    letters = [
+        [row["predicted"] for row in map(json.loads, text.splitlines()) if "predicted" in row]
+        for text in (stored, (kept / "again.jsonl").read_text())
+    ]
     assert len(letters[0]) == 20 and letters[0] == letters[1]
 
 
 def test_the_same_command_finds_it_done(kept, tmp_path, recipe_of, monkeypatch, capsys):
     shutil.copytree(kept / "run", tmp_path / "run")
-    monkeypatch.setattr(pipeline, "run_stage", lambda *_: pytest.fail("a finished phase is trained again"))
+    monkeypatch.setattr(
+        pipeline, "run_stage", lambda *_: pytest.fail("a finished phase is trained again")
+    )
     pipeline.Run(recipe_of(tmp_path / "run")).all()
     said = capsys.readouterr().out
     assert said.count("done before") == 7 and "judged again" not in said
@@ -71,7 +80,10 @@ def test_a_stage_that_was_stopped_is_gone_on_with(kept, tmp_path, recipe_of, cap
     pipeline.Run(recipe_of(run, f"--config.run={phases}")).all()
     assert "phase5c/train: 1 steps" in capsys.readouterr().out
     mesh = make_mesh(MeshShape())
-    ours, theirs = (open_model(str(directory / "phase5c")).load(np.float32, mesh) for directory in (run, kept / "run"))
+    ours, theirs = (
+        open_model(str(directory / "phase5c")).load(np.float32, mesh)
+        for directory in (run, kept / "run")
+    )
     for name in ("lora", "lang", "expand"):
         _assert_close(getattr(ours, name), getattr(theirs, name))
 

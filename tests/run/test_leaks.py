@@ -22,7 +22,14 @@ TEXT = dict(en=dict(kind="text", path="embedded", language="en", subset="train",
 
 
 def stage(data):
-    return dict(data=data, steps=1, batch_size=4, seq_len=64, warmup_steps=0, rules=dict(lora=dict(pattern="lora/.*", learning_rate=0.01)))
+    return dict(
+        data=data,
+        steps=1,
+        batch_size=4,
+        seq_len=64,
+        warmup_steps=0,
+        rules=dict(lora=dict(pattern="lora/.*", learning_rate=0.01)),
+    )
 
 
 def make_config(run_dir, weights, data, **more):
@@ -35,7 +42,12 @@ def make_config(run_dir, weights, data, **more):
 
 def judged_row(at=3, **more):
     asked = embedded.questions("valid", "en")[at]
-    return dict(question=asked.question, **dict(zip("ABCDE", asked.options)), answer="ABCDE"[asked.answer], **more)
+    return dict(
+        question=asked.question,
+        **dict(zip("ABCDE", asked.options)),
+        answer="ABCDE"[asked.answer],
+        **more,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +76,9 @@ def merged(read, tmp_path_factory):
 def weights_of(kind, read, merged, tmp_path):
     if kind == "exported":
         export_hf(open_model(read / "run"), tmp_path / "exported", dtype="float32")
-        shutil.copy(read / "mine.jsonl", tmp_path)  # an export does not say on which machine its data lay
+        shutil.copy(
+            read / "mine.jsonl", tmp_path
+        )  # an export does not say on which machine its data lay
     return {
         "run": read / "run", "phase": read / "run/phase0", "run of a run": merged, "merged base": next((merged / "bases").iterdir()),
         "exported": tmp_path / "exported",
@@ -77,40 +91,66 @@ def test_weights_bring_what_they_have_read(kind, read, merged, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert [one.source.name for one in open_model(weights).read] == ["en", "mine"]
     recipe = make_recipe(make_config(tmp_path / "next", weights, TEXT))
-    with pytest.raises(LeakError, match=rf"1 documents .*\n.*mine@{weights}:.* ~ english:embedded/valid"):
+    with pytest.raises(
+        LeakError, match=rf"1 documents .*\n.*mine@{weights}:.* ~ english:embedded/valid"
+    ):
         pipeline.Run(recipe).all()
     assert [leak.trained_source for leak in check_recipe(recipe).leaks] == [f"mine@{weights}"]
-    allowed = make_recipe(make_config(tmp_path / "next", weights, TEXT, allow_leaks=(f"mine@{weights} ~ english",)))
+    allowed = make_recipe(
+        make_config(tmp_path / "next", weights, TEXT, allow_leaks=(f"mine@{weights} ~ english",))
+    )
     assert Corpora(False).refuse_leaks(allowed) is None
 
 
 @pytest.mark.parametrize("change", ["gone", "changed"])
-def test_what_cannot_be_compared_any_more_is_refused_by_name_and_can_be_accepted(change, read, tmp_path):
+def test_what_cannot_be_compared_any_more_is_refused_by_name_and_can_be_accepted(
+    change, read, tmp_path
+):
     run = shutil.copytree(read, tmp_path / "first") / "run"
     mine = read / "mine.jsonl"
     kept = mine.read_text("utf-8")
     try:
-        mine.unlink() if change == "gone" else mine.write_text(kept + kept.replace("?", " or not?"), "utf-8")
+        mine.unlink() if change == "gone" else mine.write_text(
+            kept + kept.replace("?", " or not?"), "utf-8"
+        )
         recipe = make_recipe(make_config(tmp_path / "next", run, TEXT))
-        with pytest.raises(LeakError, match=rf"mine@{run}: {mine}, which phase0/train was trained on, is not there or not what it was"):
+        with pytest.raises(
+            LeakError,
+            match=rf"mine@{run}: {mine}, which phase0/train was trained on, is not there or not what it was",
+        ):
             pipeline.Run(recipe).all()
         assert not check_recipe(recipe).is_clean
-        accepted = make_recipe(make_config(tmp_path / "next", run, TEXT, allow_leaks=(f"mine@{run} ~ *",)))
+        accepted = make_recipe(
+            make_config(tmp_path / "next", run, TEXT, allow_leaks=(f"mine@{run} ~ *",))
+        )
         assert Corpora(False).refuse_leaks(accepted) is None
     finally:
         mine.write_text(kept, "utf-8")
 
 
 def test_eval_says_what_its_weights_were_trained_on(read, tmp_path, capsys):
-    (tmp_path / "exam.jsonl").write_text("".join(json.dumps(judged_row(at)) + "\n" for at in (2, 3, 4)), "utf-8")
-    ask = ["eval", "--weights", str(read / "run"), "--exam", str(tmp_path / "exam.jsonl"), "--out", str(tmp_path / "out.json")]
+    (tmp_path / "exam.jsonl").write_text(
+        "".join(json.dumps(judged_row(at)) + "\n" for at in (2, 3, 4)), "utf-8"
+    )
+    ask = [
+        "eval",
+        "--weights",
+        str(read / "run"),
+        "--exam",
+        str(tmp_path / "exam.jsonl"),
+        "--out",
+        str(tmp_path / "out.json"),
+    ]
     assert cli.main(ask) == 0
     assert f"ALARM: {read / 'run'} was trained on 1 of these 3" in capsys.readouterr().out
     assert '"questions": 1' in (tmp_path / "out.json").read_text("utf-8")
 
 
 def rows(n, words):
-    return "".join(json.dumps(dict(question=f"Question {i}: {words}?", A="yes", B="no", answer="A")) + "\n" for i in range(n))
+    return "".join(
+        json.dumps(dict(question=f"Question {i}: {words}?", A="yes", B="no", answer="A")) + "\n"
+        for i in range(n)
+    )
 
 
 REFUSED = {
@@ -125,7 +165,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("where", ["train", "remedy"])
 @pytest.mark.parametrize("case", REFUSED)
-def test_data_check_refuses_what_run_refuses_and_in_the_same_words(case, where, tiny_base_dir, tmp_path):
+def test_data_check_refuses_what_run_refuses_and_in_the_same_words(
+    case, where, tiny_base_dir, tmp_path
+):
     settings, lines, error = REFUSED[case]
     settings = dict(settings)
     (tmp_path / "mine.jsonl").write_text(lines, "utf-8")
@@ -142,9 +184,17 @@ def test_data_check_refuses_what_run_refuses_and_in_the_same_words(case, where, 
     with pytest.raises(error) as refused:
         pipeline.Run(recipe).all()
     report = check_recipe(recipe)
-    said = [*report.obstacles, *(str(bad) for source in report.sources for bad in source.bad), *(leak.key for leak in report.leaks)]
+    said = [
+        *report.obstacles,
+        *(str(bad) for source in report.sources for bad in source.bad),
+        *(leak.key for leak in report.leaks),
+    ]
     assert not report.is_clean and len(said) >= 1
-    told = [str(bad) for bad in refused.value.bad] if isinstance(refused.value, BadDataError) else [leak.key for leak in report.leaks]
+    told = (
+        [str(bad) for bad in refused.value.bad]
+        if isinstance(refused.value, BadDataError)
+        else [leak.key for leak in report.leaks]
+    )
     assert all(any(words in line for line in said) for words in told) and told
     assert not (tmp_path / "run" / "phase0" / "train").exists()
 

@@ -80,7 +80,9 @@ def config(finished, tiny_base_dir, files):
 def state(config, phase="phase2"):
     """Returns what a run of this config would make of the phase, and the words it would say."""
     recipe = make_recipe(config)
-    lineage = Lineage(recipe, Corpora(recipe.drop_bad, recipe.reasoning), pipeline.pathlib.Path(recipe.run_dir))
+    lineage = Lineage(
+        recipe, Corpora(recipe.drop_bad, recipe.reasoning), pipeline.pathlib.Path(recipe.run_dir)
+    )
     try:
         found = lineage.finished(next(p for p in recipe.phases if p.name == phase))
     except Stale as error:
@@ -124,63 +126,126 @@ TABLE = {
         "licence": ("CC BY 4.0", DONE), "fields": None, "limit": (20, STALE), "skip": None, "answers_from": None,
     },
 }  # fmt: skip
-PLACES = {Recipe: (), Phase: ("phase2",), Stage: ("phase2",), Exam: ("exams", "english"), Source: ("phase2", "data", "text")}
-CASES = [(kind, name, *row) for kind, fields in TABLE.items() for name, row in fields.items() if row and row[1]]
+PLACES = {
+    Recipe: (),
+    Phase: ("phase2",),
+    Stage: ("phase2",),
+    Exam: ("exams", "english"),
+    Source: ("phase2", "data", "text"),
+}
+CASES = [
+    (kind, name, *row)
+    for kind, fields in TABLE.items()
+    for name, row in fields.items()
+    if row and row[1]
+]
 
 
 def test_every_key_has_a_row_here_and_a_role():
     for kind, rows in TABLE.items():
-        fields, settings = {field.name for field in dataclasses.fields(kind)}, {
-            field.name for field in dataclasses.fields(kind) if hasattr(field.default, "is_on")
-        }  # each key of these is changed by `test_lineage_whole`
-        assert fields - settings <= set(rows), f"{kind.__name__}: say in TABLE what a change of {fields - set(rows)} should do"
-        assert fields - settings <= set(ROLES[kind.__name__]) <= fields, f"say in roles.ROLES what {fields - set(ROLES[kind.__name__])} decides"
+        fields, settings = (
+            {field.name for field in dataclasses.fields(kind)},
+            {field.name for field in dataclasses.fields(kind) if hasattr(field.default, "is_on")},
+        )  # each key of these is changed by `test_lineage_whole`
+        assert fields - settings <= set(rows), (
+            f"{kind.__name__}: say in TABLE what a change of {fields - set(rows)} should do"
+        )
+        assert fields - settings <= set(ROLES[kind.__name__]) <= fields, (
+            f"say in roles.ROLES what {fields - set(ROLES[kind.__name__])} decides"
+        )
 
 
-@pytest.mark.parametrize("kind, name, value, expected", CASES, ids=[f"{kind.__name__}.{name}" for kind, name, *_ in CASES])
+@pytest.mark.parametrize(
+    "kind, name, value, expected",
+    CASES,
+    ids=[f"{kind.__name__}.{name}" for kind, name, *_ in CASES],
+)
 def test_a_changed_key_is_noticed_or_rightly_ignored(kind, name, value, expected, config):
     config = copy.deepcopy(config)
     place = config
     for key in PLACES[kind]:
         place = place[key]
-    place[name] = place[name] | value if isinstance(value, dict) and isinstance(place.get(name), dict) and name != "data" and value else value
+    place[name] = (
+        place[name] | value
+        if isinstance(value, dict)
+        and isinstance(place.get(name), dict)
+        and name != "data"
+        and value
+        else value
+    )
     # what judges every phase is asked of the first: the later ones wait for it
-    found, words = state(config, "phase0" if expected == JUDGED and kind in (Recipe, Exam) else "phase2")
+    found, words = state(
+        config, "phase0" if expected == JUDGED and kind in (Recipe, Exam) else "phase2"
+    )
     assert found == expected, words
     if expected == STALE:
-        assert "--restart phase2" in words or "--restart phase0" in words or "--restart phase1" in words
+        assert (
+            "--restart phase2" in words
+            or "--restart phase0" in words
+            or "--restart phase1" in words
+        )
 
 
-@pytest.mark.parametrize("name, expected", [("exam.jsonl", JUDGED), ("train.jsonl", STALE), ("watch.jsonl", JUDGED)])
+@pytest.mark.parametrize(
+    "name, expected", [("exam.jsonl", JUDGED), ("train.jsonl", STALE), ("watch.jsonl", JUDGED)]
+)
 @pytest.mark.parametrize("row", [0, 1, -1], ids=["first", "second", "last"])
-def test_any_row_of_any_file_counts(name, expected, row, config, files, tmp_path, tiny_base_dir, finished):
+def test_any_row_of_any_file_counts(
+    name, expected, row, config, files, tmp_path, tiny_base_dir, finished
+):
     data = shutil.copytree(files, tmp_path / "data")
     assert state(make_config(finished, tiny_base_dir, data))[0] == DONE  # moved, and the same
     lines = (data / name).read_text().splitlines(keepends=True)
     key = "question" if name == "exam.jsonl" else "text"
-    lines[row] = json.dumps(json.loads(lines[row]) | {key: "Something quite different is said here, at some length?"}) + "\n"
+    lines[row] = (
+        json.dumps(
+            json.loads(lines[row])
+            | {key: "Something quite different is said here, at some length?"}
+        )
+        + "\n"
+    )
     (data / name).write_text("".join(lines))
     found, words = state(make_config(finished, tiny_base_dir, data), "phase0")
     assert found == expected, words
     if expected == STALE:
-        assert "data.text was 40 rows of kind text, digest" in state(make_config(finished, tiny_base_dir, data), "phase0")[1]
+        assert (
+            "data.text was 40 rows of kind text, digest"
+            in state(make_config(finished, tiny_base_dir, data), "phase0")[1]
+        )
         assert "--accept-changed" in state(make_config(finished, tiny_base_dir, data), "phase0")[1]
 
 
-def test_another_exam_is_asked_anew_and_nothing_is_trained(finished, files, tiny_base_dir, tmp_path, monkeypatch):
+def test_another_exam_is_asked_anew_and_nothing_is_trained(
+    finished, files, tiny_base_dir, tmp_path, monkeypatch
+):
     """The gate once judged stored answers to the old questions, over the new file's digest."""
-    run_dir, data = shutil.copytree(finished, tmp_path / "run"), shutil.copytree(files, tmp_path / "data")
-    other = [dict(question=q.question, **dict(zip("ABCDE", q.options)), answer="ABCDE"[q.answer]) for q in embedded.questions("valid", "en")[30:54]]
+    run_dir, data = (
+        shutil.copytree(finished, tmp_path / "run"),
+        shutil.copytree(files, tmp_path / "data"),
+    )
+    other = [
+        dict(question=q.question, **dict(zip("ABCDE", q.options)), answer="ABCDE"[q.answer])
+        for q in embedded.questions("valid", "en")[30:54]
+    ]
     (data / "exam.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other))
     monkeypatch.setattr(pipeline, "run_stage", lambda *_: pytest.fail("a stage was trained"))
     pipeline.Run(make_recipe(make_config(run_dir, tiny_base_dir, data))).all()
     for phase in PHASES:
         summary = json.loads((run_dir / phase / "summary.json").read_text())
-        answers = [json.loads(line) for line in (run_dir / phase / summary["after"]["answers"]["english"]).read_text().splitlines()]
+        answers = [
+            json.loads(line)
+            for line in (run_dir / phase / summary["after"]["answers"]["english"])
+            .read_text()
+            .splitlines()
+        ]
         assert [a["key"] for a in answers] == [row["answer"] for row in other]
         verdict = read_verdict(run_dir / phase / "verdict.json")
-        assert [look["of"] for look in verdict["earlier_looks"]] == [look["of"] for look in read_verdict(finished / phase / "verdict.json")["looks"]]
-    assert [state(make_config(run_dir, tiny_base_dir, data), phase)[0] for phase in PHASES] == [DONE] * 3
+        assert [look["of"] for look in verdict["earlier_looks"]] == [
+            look["of"] for look in read_verdict(finished / phase / "verdict.json")["looks"]
+        ]
+    assert [state(make_config(run_dir, tiny_base_dir, data), phase)[0] for phase in PHASES] == [
+        DONE
+    ] * 3
 
 
 def test_a_reward_of_a_users_own_counts_by_its_source(config, tmp_path):
@@ -191,14 +256,24 @@ def test_a_reward_of_a_users_own_counts_by_its_source(config, tmp_path):
     (tmp_path / "other.py").write_text(text.replace("1.0", "0.5"))
 
     def facts(file, **part):
-        parts = dict(answer=dict(weight=1.0), brevity=dict(function=f"{tmp_path / file}:brevity", weight=0.1, bound=9.0) | part)
+        parts = dict(
+            answer=dict(weight=1.0),
+            brevity=dict(function=f"{tmp_path / file}:brevity", weight=0.1, bound=9.0) | part,
+        )
         data = dict(exam=dict(kind="exam", path="embedded", language="en", limit=8))
         reward = dict(algorithm="grpo", rollout=dict(group_size=4, max_new_tokens=8), parts=parts)
-        recipe = make_recipe(config | {"phase2": config["phase2"] | dict(data=data, reward=reward, seq_len=128)})
-        return facts_of(recipe, Corpora(recipe.drop_bad, recipe.reasoning), recipe.phases[2]).trained
+        recipe = make_recipe(
+            config | {"phase2": config["phase2"] | dict(data=data, reward=reward, seq_len=128)}
+        )
+        return facts_of(
+            recipe, Corpora(recipe.drop_bad, recipe.reasoning), recipe.phases[2]
+        ).trained
 
     mine = facts("mine.py")
-    assert mine["train.reward.parts.brevity.function"] == "brevity" and mine["train.reward.parts.brevity.weight"] == 0.1
+    assert (
+        mine["train.reward.parts.brevity.function"] == "brevity"
+        and mine["train.reward.parts.brevity.weight"] == 0.1
+    )
     assert facts("moved.py") == mine
     changed = {name for name, value in facts("other.py").items() if mine[name] != value}
     assert changed == {"train.reward.parts.brevity.source"}
@@ -212,12 +287,19 @@ def test_a_phase_that_was_redone_makes_all_after_it_stale(finished, files, tiny_
     recipe = make_recipe(config | {"run": ("phase0", "phase1")})
     restart(recipe, ["phase1"])
     pipeline.Run(recipe).all()
-    with pytest.raises(Stale, match="phase2 was made from another phase1 than the present one. Run it anew with --restart phase2"):
+    with pytest.raises(
+        Stale,
+        match="phase2 was made from another phase1 than the present one. Run it anew with --restart phase2",
+    ):
         pipeline.Run(make_recipe(config | {"run": ("phase2",)})).all()
-    assert open_model(run_dir).name.endswith("phase1")  # the old phase2 is not this run's model any more
+    assert open_model(run_dir).name.endswith(
+        "phase1"
+    )  # the old phase2 is not this run's model any more
 
 
-def test_a_restart_of_phase_0_that_comes_to_the_same_leaves_the_rest_standing(finished, files, tiny_base_dir, tmp_path):
+def test_a_restart_of_phase_0_that_comes_to_the_same_leaves_the_rest_standing(
+    finished, files, tiny_base_dir, tmp_path
+):
     run_dir = shutil.copytree(finished, tmp_path / "run")
     config = make_config(run_dir, tiny_base_dir, files)
     config["phase0"] = config["phase0"] | {"title": "another title"}
@@ -229,7 +311,9 @@ def test_a_restart_of_phase_0_that_comes_to_the_same_leaves_the_rest_standing(fi
     assert len(list((run_dir / "bases").iterdir())) == 1
 
 
-def test_what_changed_can_be_accepted_and_stays_on_record(finished, files, tiny_base_dir, tmp_path, monkeypatch):
+def test_what_changed_can_be_accepted_and_stays_on_record(
+    finished, files, tiny_base_dir, tmp_path, monkeypatch
+):
     run_dir = shutil.copytree(finished, tmp_path / "run")
     config = make_config(run_dir, tiny_base_dir, files)
     config["phase2"] = config["phase2"] | {"clip_norm": 2.0}
@@ -239,14 +323,20 @@ def test_what_changed_can_be_accepted_and_stays_on_record(finished, files, tiny_
     pipeline.Run(make_recipe(config), accept_changed=True).all()
     pipeline.Run(make_recipe(config)).all()  # said once, held for ever
     record = json.loads((run_dir / "phase2/record.json").read_text())
-    assert record["trained"]["train.clip_norm"] == 1.0 and record["accepted"] == {"train.clip_norm": 2.0}
+    assert record["trained"]["train.clip_norm"] == 1.0 and record["accepted"] == {
+        "train.clip_norm": 2.0
+    }
     config["phase2"]["clip_norm"] = 3.0
     with pytest.raises(Stale, match="is 3.0"):
         pipeline.Run(make_recipe(config)).all()
 
 
-@pytest.mark.parametrize("name", ["record.json", "model.json", "verdict.json", "measured-after.json"])
-def test_a_changed_record_is_noticed(name, finished, files, tiny_base_dir, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "name", ["record.json", "model.json", "verdict.json", "measured-after.json"]
+)
+def test_a_changed_record_is_noticed(
+    name, finished, files, tiny_base_dir, tmp_path, monkeypatch, capsys
+):
     run_dir = shutil.copytree(finished, tmp_path / "run")
     path = run_dir / "phase2" / name
     text = path.read_text()
@@ -257,7 +347,10 @@ def test_a_changed_record_is_noticed(name, finished, files, tiny_base_dir, tmp_p
     if name == "measured-after.json":
         pipeline.Run(make_recipe(config)).all()  # nothing asks for it: the phase is done
         return
-    with pytest.raises((GateClosed, WeightsError), match=f"{name}.*(was changed after it was written|is not a whole verdict)"):
+    with pytest.raises(
+        (GateClosed, WeightsError),
+        match=f"{name}.*(was changed after it was written|is not a whole verdict)",
+    ):
         pipeline.Run(make_recipe(config)).all()
 
 
@@ -266,27 +359,46 @@ def test_a_run_is_its_furthest_open_phase_and_says_what_it_leaves_out(finished, 
     assert open_model(run_dir).digest == open_model(run_dir / "phase2").digest
     capsys.readouterr()
     ledger = json.loads((run_dir / "ledger.json").read_text())
-    (run_dir / "ledger.json").write_text(json.dumps([*ledger, ledger[2], ledger[3]]))  # phase1 was looked at last
-    assert open_model(run_dir).digest == open_model(run_dir / "phase2").digest and not capsys.readouterr().err
+    (run_dir / "ledger.json").write_text(
+        json.dumps([*ledger, ledger[2], ledger[3]])
+    )  # phase1 was looked at last
+    assert (
+        open_model(run_dir).digest == open_model(run_dir / "phase2").digest
+        and not capsys.readouterr().err
+    )
     # phase2's waiver is gone: its gate is closed
     from medkor_jax.eval import verdict
 
-    verdict._store(run_dir / "phase2/verdict.json", read_verdict(run_dir / "phase2/verdict.json") | {"waiver": None})
+    verdict._store(
+        run_dir / "phase2/verdict.json",
+        read_verdict(run_dir / "phase2/verdict.json") | {"waiver": None},
+    )
     assert open_model(run_dir).digest == open_model(run_dir / "phase1").digest
     said = capsys.readouterr().err
-    assert "taken as phase1, its furthest open phase; left out: phase2" in said and "did not pass" in said
-    assert open_model(run_dir / "phase2").directory.name == "phase2" and "did not pass" in capsys.readouterr().err
+    assert (
+        "taken as phase1, its furthest open phase; left out: phase2" in said
+        and "did not pass" in said
+    )
+    assert (
+        open_model(run_dir / "phase2").directory.name == "phase2"
+        and "did not pass" in capsys.readouterr().err
+    )
     waive(run_dir / "phase2/verdict.json", "by hand")
     assert open_model(run_dir).directory.name == "phase2"
     # and moved, it is the same run
     shutil.move(run_dir, tmp_path / "elsewhere")
     model = open_model(tmp_path / "elsewhere")
-    assert model.load(jnp.float32, make_mesh(MeshShape())).lora and str(tmp_path / "elsewhere") in str(model.base.name)
+    assert model.load(jnp.float32, make_mesh(MeshShape())).lora and str(
+        tmp_path / "elsewhere"
+    ) in str(model.base.name)
 
 
 def test_a_run_without_an_open_phase_says_so(tmp_path, finished):
     (tmp_path / "ledger.json").write_text(json.dumps([{"phase": "phase0", "event": "started"}]))
-    with pytest.raises(WeightsError, match="no open phase .phase0: it has not finished.*name the directory of a phase"):
+    with pytest.raises(
+        WeightsError,
+        match="no open phase .phase0: it has not finished.*name the directory of a phase",
+    ):
         open_model(tmp_path)
 
 
@@ -294,5 +406,7 @@ def test_adapters_put_in_by_hand_are_not_the_phase(finished, files, tiny_base_di
     run_dir = shutil.copytree(finished, tmp_path / "run")
     model = open_model(run_dir / "phase2")
     params = model.load(jnp.float32, make_mesh(MeshShape()))
-    save_model(run_dir / "phase2", params.replace(lang={"vector": params.lang["vector"] + 1}), model.base)
+    save_model(
+        run_dir / "phase2", params.replace(lang={"vector": params.lang["vector"] + 1}), model.base
+    )
     assert state(make_config(run_dir, tiny_base_dir, files))[0] == STALE

@@ -30,7 +30,9 @@ PARTS = dict(answer=dict(weight=1.0), letter=dict(weight=0.1), length=dict(weigh
 def rich_recipe():
     """Every class of a recipe in force somewhere: what is switched off decides nothing."""
     own = dict(lora=dict(weight_decay=0.1), lang=dict(optimizer="sgd", momentum=0.5), expand={})
-    rules = {tree: dict(pattern=f"{tree}/.*", learning_rate=0.01, **more) for tree, more in own.items()}
+    rules = {
+        tree: dict(pattern=f"{tree}/.*", learning_rate=0.01, **more) for tree, more in own.items()
+    }
     stage = dict(steps=2, batch_size=4, seq_len=64, warmup_steps=0, rules=rules)
     condition = dict(metric="probability", threshold=0.5, reading="relative")
     gate = dict(
@@ -92,20 +94,32 @@ def mutants(value):
     for field in dataclasses.fields(value):
         inner = getattr(value, field.name)
         if dataclasses.is_dataclass(inner):
-            yield from ((name, make and (lambda f=field.name, m=make: dataclasses.replace(value, **{f: m()}))) for name, make in mutants(inner))
+            yield from (
+                (
+                    name,
+                    make and (lambda f=field.name, m=make: dataclasses.replace(value, **{f: m()})),
+                )
+                for name, make in mutants(inner)
+            )
         elif isinstance(inner, tuple) and inner and dataclasses.is_dataclass(inner[0]):
             for i, one in enumerate(inner):
                 yield from ((name, make and (lambda f=field.name, m=make, at=i, all_=inner: dataclasses.replace(
                     value, **{f: (*all_[:at], m(), *all_[at + 1 :])}))) for name, make in mutants(one))  # fmt: skip
         elif kind not in ROLES:
             for other in others(field.name, inner):
-                yield f"{kind}.{field.name}", lambda f=field.name, o=other: dataclasses.replace(value, **{f: o})
+                yield (
+                    f"{kind}.{field.name}",
+                    lambda f=field.name, o=other: dataclasses.replace(value, **{f: o}),
+                )
             yield f"{kind}.{field.name}", None  # seen, whether or not it has another value
 
 
 def facts(recipe):
     corpora = Corpora(False, recipe.reasoning)
-    return [(dict(f.trained), dict(f.judged)) for f in (facts_of(recipe, corpora, phase) for phase in recipe.phases)]
+    return [
+        (dict(f.trained), dict(f.judged))
+        for f in (facts_of(recipe, corpora, phase) for phase in recipe.phases)
+    ]
 
 
 def test_every_other_key_of_a_recipe_is_in_what_decides_a_phase():
@@ -121,8 +135,12 @@ def test_every_other_key_of_a_recipe_is_in_what_decides_a_phase():
         found[name].append(facts(recipe) != before)
     unseen = {name for name, noticed in found.items() if not noticed}
     ignored = {name for name, noticed in found.items() if noticed and not any(noticed)}
-    assert unseen == set(NO_OTHER), "give other values in WORDS, or say in NO_OTHER why there is none"
-    assert ignored == DECIDES_NOTHING, "these keys are in no record: a change of them would go unnoticed"
+    assert unseen == set(NO_OTHER), (
+        "give other values in WORDS, or say in NO_OTHER why there is none"
+    )
+    assert ignored == DECIDES_NOTHING, (
+        "these keys are in no record: a change of them would go unnoticed"
+    )
     classes = {name.split(".")[0] for name in found}
     assert classes >= {
         "Gate", "Condition", "LoraSettings", "LanguageSettings", "ExpansionSettings", "Retention", "RewardSettings", "RewardPart", "RolloutSettings",
@@ -184,24 +202,35 @@ def test_every_file_of_a_run_is_noticed_when_it_is_damaged_or_is_not_read(finish
     for number, name in enumerate(files_of(finished)):
         path = finished / name
         kept = path.read_bytes()
-        is_held = any(name.match(pattern) for pattern in HELD) and not (name.parts[0] == "base" and name.match("carried/*"))
-        for damage in ("one bit", "cut", "gone") if is_held else (("one bit", "cut", "gone")[number % 3],):
+        is_held = any(name.match(pattern) for pattern in HELD) and not (
+            name.parts[0] == "base" and name.match("carried/*")
+        )
+        for damage in (
+            ("one bit", "cut", "gone") if is_held else (("one bit", "cut", "gone")[number % 3],)
+        ):
             at = len(kept) // 2
             if damage == "gone":
                 path.unlink()
             else:
-                path.write_bytes(kept[:at] + (bytes([kept[at] ^ 1]) + kept[at + 1 :] if damage == "one bit" and kept else b""))
+                path.write_bytes(
+                    kept[:at]
+                    + (
+                        bytes([kept[at] ^ 1]) + kept[at + 1 :]
+                        if damage == "one bit" and kept
+                        else b""
+                    )
+                )
             try:
                 found = "the same" if use(finished) == good else "ANOTHER MODEL"
             except (WeightsError, GateClosed, FileNotFoundError, ValueError) as error:
                 found = f"refused: {type(error).__name__}"
                 n_refused += 1
-            except Exception as error:  # noqa: BLE001  (the table is about which)
+            except Exception as error:
                 found = f"TRACEBACK: {type(error).__name__}: {error}"[:200]
             finally:
                 path.write_bytes(kept)
             is_right = found == "the same" or found.startswith("refused")
-            if not is_right or found == "the same" and is_held:
+            if not is_right or (found == "the same" and is_held):
                 wrong.append(f"{name}, {damage}: {found}")
     assert use(finished) == good
     assert not wrong, "\n".join(wrong)

@@ -92,7 +92,10 @@ def test_every_stage_says_of_itself_what_it_says_now(kept, recipe, corpora):
         said = upgraded_stage(stored)
         wanted = now | {"trainable": stored["trainable"]}
         # what a later version added, and is switched off, is None
-        assert {key: said.get(key) for key in wanted} == wanted and set(said) <= set(wanted), (name, which)
+        assert {key: said.get(key) for key in wanted} == wanted and set(said) <= set(wanted), (
+            name,
+            which,
+        )
         assert upgraded_stage(now) == now
 
 

@@ -11,7 +11,12 @@ from medkor_jax.run.config_file import make_recipe
 from medkor_jax.run.phases import ConfigError, Exam, Phase, Recipe
 
 TEXT = {"kind": "text", "path": "embedded", "language": "en"}
-STAGE = {"steps": 3, "trees": ("lora",), "data": {"text": TEXT}, "rules": {"lora": {"pattern": "lora/.*", "learning_rate": 1}}}
+STAGE = {
+    "steps": 3,
+    "trees": ("lora",),
+    "data": {"text": TEXT},
+    "rules": {"lora": {"pattern": "lora/.*", "learning_rate": 1}},
+}
 CONFIG = {
     "run_dir": "runs/x", "weights": "embedded", "run": ("phase0", "phase1"),
     "phases": ("phase0", "phase1", "phase9"),
@@ -34,13 +39,21 @@ def with_key(path, value):
 
 def test_a_config_becomes_phases_in_order_with_their_stages():
     recipe = make_recipe(CONFIG)
-    assert [phase.name for phase in recipe.phases] == ["phase0", "phase1"] == [phase.name for phase in recipe.in_force]
+    assert (
+        [phase.name for phase in recipe.phases]
+        == ["phase0", "phase1"]
+        == [phase.name for phase in recipe.in_force]
+    )
     first, second = recipe.phases
     assert (first.train.steps, first.train.trees, first.lora.scale) == (3, ("lora",), 2.0)
     assert second.train.steps == 0 and second.lora.rank == 0
     assert [(source.name, source.kind) for source in first.train.data] == [("text", "text")]
-    assert first.train.rules[0].learning_rate == 1.0 and isinstance(first.train.rules[0].learning_rate, float)
-    assert recipe.exam("english").source.name == "english" and isinstance(recipe.exam("english"), Exam)
+    assert first.train.rules[0].learning_rate == 1.0 and isinstance(
+        first.train.rules[0].learning_rate, float
+    )
+    assert recipe.exam("english").source.name == "english" and isinstance(
+        recipe.exam("english"), Exam
+    )
 
 
 def test_only_rules_of_trees_that_train_are_in_force():
@@ -52,7 +65,9 @@ def test_only_rules_of_trees_that_train_are_in_force():
 def test_the_order_is_the_one_that_phases_states_and_not_that_of_names():
     """`phase10` sorts before `phase9`; a reference is looked for among the phases before."""
     config = {key: value for key, value in CONFIG.items() if not key.startswith("phase")}
-    config |= {name: CONFIG["phase1"] | {"after": ""} for name in ("phase10", "phase2", "last", "phase9")}
+    config |= {
+        name: CONFIG["phase1"] | {"after": ""} for name in ("phase10", "phase2", "last", "phase9")
+    }
     order = ("phase2", "phase9", "phase10", "last")
     config["phase9"] = config["phase9"] | {"is_reference": True}
     recipe = make_recipe(config | {"phases": order, "run": ("phase9", "phase10")})
@@ -61,7 +76,10 @@ def test_the_order_is_the_one_that_phases_states_and_not_that_of_names():
     assert recipe.reference_of(recipe.phases[0]) is None
     assert recipe.reference_of(recipe.phases[2]).name == "phase9"
     assert tuple(phase.name for phase in make_recipe(config | {"run": order}).phases) == order
-    with pytest.raises(ConfigError, match="config.last is no key, nor a phase that `phases` names .phase2, phase9, phase10."):
+    with pytest.raises(
+        ConfigError,
+        match="config.last is no key, nor a phase that `phases` names .phase2, phase9, phase10.",
+    ):
         make_recipe(config | {"phases": order[:-1], "run": ("phase2",)})
 
 
@@ -77,7 +95,16 @@ def test_an_entry_of_none_is_left_out():
         ("phase0.batchsize", 4, r"phase0.*batchsize .* nearest: 'batch_size'"),
         ("phase0.stepps", 4, r"config\.phase0\.stepps .*nearest: 'steps'"),
         ("exams.english.shots", 2, r"asks for 2 shots and names no fewshot"),
-        ("exams.english", {"mode": "reason", "shots": 2, "fewshot": TEXT | {"name": "f"}, "source": {"path": "embedded"}}, "asked without any: set shots to 0"),
+        (
+            "exams.english",
+            {
+                "mode": "reason",
+                "shots": 2,
+                "fewshot": TEXT | {"name": "f"},
+                "source": {"path": "embedded"},
+            },
+            "asked without any: set shots to 0",
+        ),
         ("exams.english.max_new_tokens", 0, "max_new_tokens is 0; it must be >= 1"),
         ("phase0.gate.treshold", 0.9, r"phase0\.gate\.treshold .* nearest: 'threshold'"),
         ("phase0.data.text.licens", "x", r"data\.text\.licens .* nearest: 'licence'"),
@@ -133,7 +160,12 @@ def test_a_missing_key_is_named():
 
 
 ROLLOUT = {"group_size": 4, "max_new_tokens": 32}
-GRPO = {"algorithm": "grpo", "rollout": ROLLOUT, "policy": {"kl_weight": 0.1}, "parts": {"answer": {"weight": 2}, "letter": {"weight": 1}}}
+GRPO = {
+    "algorithm": "grpo",
+    "rollout": ROLLOUT,
+    "policy": {"kl_weight": 0.1},
+    "parts": {"answer": {"weight": 2}, "letter": {"weight": 1}},
+}
 EXAM = {"exam": {"kind": "exam", "path": "embedded", "language": "ko"}}
 
 
@@ -146,9 +178,17 @@ def with_reward(**changes):
 
 def test_a_reward_becomes_rollouts_and_a_policy():
     reward = make_recipe(with_reward()).phases[0].train.reward
-    assert (reward.algorithm, reward.rollout.group_size, reward.rollout.max_new_tokens) == ("grpo", 4, 32)
+    assert (reward.algorithm, reward.rollout.group_size, reward.rollout.max_new_tokens) == (
+        "grpo",
+        4,
+        32,
+    )
     assert {part.name: part.weight for part in reward.parts} == {"answer": 2.0, "letter": 1.0}
-    assert (reward.policy.kl_weight, reward.policy.clip_low, reward.policy.clip_high) == (0.1, 0.2, 0.28)
+    assert (reward.policy.kl_weight, reward.policy.clip_low, reward.policy.clip_high) == (
+        0.1,
+        0.2,
+        0.28,
+    )
     assert reward.is_on and reward.has_policy_loss
     rft = make_recipe(with_reward(reward=GRPO | {"algorithm": "rft"})).phases[0].train.reward
     assert rft.is_on and not rft.has_policy_loss
@@ -159,11 +199,23 @@ def test_a_reward_becomes_rollouts_and_a_policy():
 @pytest.mark.parametrize(
     "changes, words",
     [
-        (dict(reward=GRPO | {"algorithm": "ppo"}), r"config.phase0.reward.*'ppo'; expected grpo or rft"),
-        (dict(reward=GRPO | {"parts": {"answer": {"weight": 0.3}, "letter": {"weight": 0.3}}}), r"Raise answer"),
+        (
+            dict(reward=GRPO | {"algorithm": "ppo"}),
+            r"config.phase0.reward.*'ppo'; expected grpo or rft",
+        ),
+        (
+            dict(reward=GRPO | {"parts": {"answer": {"weight": 0.3}, "letter": {"weight": 0.3}}}),
+            r"Raise answer",
+        ),
         (dict(reward=GRPO | {"rollout": {"groupsize": 3}}), r"nearest: 'group_size'"),
-        (dict(reward=GRPO | {"group_size": 3}), r"reward.group_size is not a key .*; reward.group_size is reward.rollout.group_size now"),
-        (dict(reward=GRPO | {"length_penalty": 0.1}), r"reward.length_penalty is reward.parts.length.weight .below 0. now"),
+        (
+            dict(reward=GRPO | {"group_size": 3}),
+            r"reward.group_size is not a key .*; reward.group_size is reward.rollout.group_size now",
+        ),
+        (
+            dict(reward=GRPO | {"length_penalty": 0.1}),
+            r"reward.length_penalty is reward.parts.length.weight .below 0. now",
+        ),
         (dict(groups={}), r"config.phase0.groups is not a key .*; groups is rules now"),
         (dict(reward=GRPO | {"policy": {"clip_low": 2.0}}), r"clip_low"),
         (dict(batch_size=6), r"6 is not a multiple of group_size 4"),
@@ -180,7 +232,12 @@ def test_a_reward_that_does_not_fit_its_stage_is_refused(changes, words):
 
 def test_a_phase_alone_has_working_defaults():
     phase = Phase("phase0", exam="english")
-    assert (phase.train.steps, phase.remedy.steps, phase.lora.rank, phase.language.kind) == (0, 0, 0, "")
+    assert (phase.train.steps, phase.remedy.steps, phase.lora.rank, phase.language.kind) == (
+        0,
+        0,
+        0,
+        "",
+    )
 
 
 def numbers(kind, path=()):
@@ -190,7 +247,9 @@ def numbers(kind, path=()):
         hint, rules = hints[field.name], ()
         if typing.get_origin(hint) is typing.Annotated:
             hint, *rules = typing.get_args(hint)
-        inner = next((a for a in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(a)), None)
+        inner = next(
+            (a for a in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(a)), None
+        )
         if inner is not None:
             yield from numbers(inner, (*path, field.name))
         elif hint in (int, float):
@@ -213,7 +272,17 @@ def test_every_number_has_a_range_that_is_checked_when_the_config_is_read(path, 
             make_recipe(config_with(path, wrong))
 
 
-ENTRY = {"exams": "english", "final": "last", "requires": "korean", "held_out": "text", "rules": "lora", "data": "text", "validation": "text", "translations": "text", "parts": "answer"}
+ENTRY = {
+    "exams": "english",
+    "final": "last",
+    "requires": "korean",
+    "held_out": "text",
+    "rules": "lora",
+    "data": "text",
+    "validation": "text",
+    "translations": "text",
+    "parts": "answer",
+}
 
 
 def config_with(path, value):
@@ -226,13 +295,29 @@ def config_with(path, value):
     config = copy.deepcopy(CONFIG | {"phase1": None, "run": ("phase0",)})
     place = config
     for key in steps[:-1]:
-        fresh = {"last": {"source": dict(path="embedded")}, "korean": {"exam": "english"}, "text": TEXT, "lora": rule if "rules" in steps else {}, "fewshot": dict(TEXT, kind="exam", name="few"), "answer": {"weight": 1.0}}
+        fresh = {
+            "last": {"source": dict(path="embedded")},
+            "korean": {"exam": "english"},
+            "text": TEXT,
+            "lora": rule if "rules" in steps else {},
+            "fewshot": dict(TEXT, kind="exam", name="few"),
+            "answer": {"weight": 1.0},
+        }
         place = place.setdefault(key, dict(fresh.get(key, {})))
     place[steps[-1]] = value
     return config
 
 
-@pytest.mark.parametrize("wrong, words", [(True, 'use "full"'), (False, 'use "none"'), ("some", "expected one of none, "), (None, "is None; expected"), (3, "is 3; exp")])
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (True, 'use "full"'),
+        (False, 'use "none"'),
+        ("some", "expected one of none, "),
+        (None, "is None; expected"),
+        (3, "is 3; exp"),
+    ],
+)
 def test_remat_is_one_of_its_names(wrong, words):
     with pytest.raises(ConfigError, match=f"^config: remat .*{words}"):
         make_recipe(config_with(("remat",), wrong))
@@ -240,11 +325,24 @@ def test_remat_is_one_of_its_names(wrong, words):
 
 @pytest.mark.parametrize("wrong", ["flash", True, None, 3])
 def test_attention_is_one_of_its_names(wrong):
-    with pytest.raises(ConfigError, match=f"^config: attention is {wrong!r}; expected one of auto, plain, blocked, splash; nearest: "):
+    with pytest.raises(
+        ConfigError,
+        match=f"^config: attention is {wrong!r}; expected one of auto, plain, blocked, splash; nearest: ",
+    ):
         make_recipe(config_with(("attention",), wrong))
 
 
-@pytest.mark.parametrize("path, value", [("run", "phase0"), ("phase0.trees", "lora"), ("phase0.data", "x.jsonl"), ("phase0.gate", 3), ("exams", ["x"]), ("phase0", 1)])
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        ("run", "phase0"),
+        ("phase0.trees", "lora"),
+        ("phase0.data", "x.jsonl"),
+        ("phase0.gate", 3),
+        ("exams", ["x"]),
+        ("phase0", 1),
+    ],
+)
 def test_what_is_no_list_or_mapping_is_refused_by_name(path, value):
     with pytest.raises(ConfigError, match=f"{path.split('.')[-1]} is .*; expected"):
         make_recipe(config_with(path.split("."), value))

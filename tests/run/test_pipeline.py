@@ -95,12 +95,17 @@ def examined(monkeypatch):
     class Examined:
         right = staticmethod(lambda loaded: 30)
 
-    monkeypatch.setattr(pipeline.Measurer, "examine", lambda self, model, name: report_of(Examined.right(model)))
+    monkeypatch.setattr(
+        pipeline.Measurer, "examine", lambda self, model, name: report_of(Examined.right(model))
+    )
     return Examined
 
 
 def report_of(right):
-    answers = (Answer(str(i), "A", "A" if i < right else "B", i < right, "", "english", None, "en", 5) for i in range(40))
+    answers = (
+        Answer(str(i), "A", "A" if i < right else "B", i < right, "", "english", None, "en", 5)
+        for i in range(40)
+    )
     return Report("letter", 0, "english", "valid", tuple(answers))
 
 
@@ -109,7 +114,10 @@ def run(config):
 
 
 def rows(directory):
-    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("metrics.jsonl"))}
+    return {
+        str(p.relative_to(directory)): p.read_bytes()
+        for p in sorted(directory.rglob("metrics.jsonl"))
+    }
 
 
 def test_every_phase_leaves_its_steps_summary_and_verdict(finished):
@@ -118,14 +126,19 @@ def test_every_phase_leaves_its_steps_summary_and_verdict(finished):
         verdict = read_verdict(finished / name / "verdict.json")
         assert verdict["passed"] is False and "continue" in verdict["waiver"]["reason"]
         summary = json.loads((finished / name / "summary.json").read_text())
-        assert verdict["digests"]["weights"] == summary["model"] == open_model(finished / name).digest
+        assert (
+            verdict["digests"]["weights"] == summary["model"] == open_model(finished / name).digest
+        )
         assert summary["before"]["digest"] != summary["after"]["digest"] == summary["model"]
         answers = Report.read(finished / name / summary["after"]["answers"]["english"])
         assert len(answers.answers) == 40
         assert summary["after"]["watch"]["english"]["tokens"] >= 64
     digests = [open_model(finished / name).digest for name in PHASES]
     assert len(set(digests)) == 4
-    starts = [json.loads((finished / name / "summary.json").read_text())["upstream"] for name in PHASES[1:]]
+    starts = [
+        json.loads((finished / name / "summary.json").read_text())["upstream"]
+        for name in PHASES[1:]
+    ]
     assert starts == [[digest] for digest in digests[:-1]]
     events = [(entry["phase"], entry["event"]) for entry in read_ledger(finished)]
     assert events == [(name, event) for name in PHASES for event in ("started", "finished")]
@@ -135,12 +148,19 @@ def test_each_phase_changes_what_it_trains_and_nothing_else(finished, tiny_base_
     mesh = make_mesh(MeshShape())
     p = {name: open_model(finished / name).load(jnp.float32, mesh) for name in PHASES}
     start = open_model(tiny_base_dir).load(jnp.float32, mesh)
-    digest = lambda name, tree: digest_tree(getattr(p[name], tree))  # noqa: E731
+    digest = lambda name, tree: digest_tree(getattr(p[name], tree))
     assert digest("phase0", "base") != digest_tree(start.base) and not p["phase0"].lora
-    assert digest("phase0", "base") == digest("phase1", "base") == digest("phase2", "base") == digest("phase3", "base")
+    assert (
+        digest("phase0", "base")
+        == digest("phase1", "base")
+        == digest("phase2", "base")
+        == digest("phase3", "base")
+    )
     assert set(p["phase1"].lora) == {"q", "down"} and not p["phase1"].lang
     assert digest("phase1", "lora") == digest("phase2", "lora") != digest("phase3", "lora")
-    assert jax.tree.leaves(p["phase2"].lang) and digest("phase2", "lang") != digest("phase3", "lang")
+    assert jax.tree.leaves(p["phase2"].lang) and digest("phase2", "lang") != digest(
+        "phase3", "lang"
+    )
 
 
 def test_the_merge_says_what_it_was_made_of_and_how_near_it_came(finished, tiny_base_dir):
@@ -156,36 +176,56 @@ def test_the_merge_says_what_it_was_made_of_and_how_near_it_came(finished, tiny_
 @pytest.mark.parametrize(
     "wrong, words",
     [
-        (lambda base, lora, scale: base | {"final_norm": base["final_norm"] + 0.1}, "The merge is wrong, not rounded"),
-        (lambda base, lora, scale: merge(base, lora, scale=scale / 2), "takes (4|5)[0-9].[0-9]% of its effect"),
+        (
+            lambda base, lora, scale: base | {"final_norm": base["final_norm"] + 0.1},
+            "The merge is wrong, not rounded",
+        ),
+        (
+            lambda base, lora, scale: merge(base, lora, scale=scale / 2),
+            "takes (4|5)[0-9].[0-9]% of its effect",
+        ),
         (lambda base, lora, scale: merge(base, lora, scale=2 * scale), "at most 10% may be lost"),
         (lambda base, lora, scale: base, "takes 100.0% of its effect"),
     ],
     ids=["something else changed", "half the scale", "twice the scale", "not merged at all"],
 )
-def test_a_merge_that_is_not_the_adapter_is_refused_and_what_was_trained_is_kept(wrong, words, tiny_base_dir, tmp_path, monkeypatch):
+def test_a_merge_that_is_not_the_adapter_is_refused_and_what_was_trained_is_kept(
+    wrong, words, tiny_base_dir, tmp_path, monkeypatch
+):
     config = make_config(tmp_path / "run", tiny_base_dir) | {"run": ("phase0",)}
     monkeypatch.setattr(trees, "merge", wrong)
     with pytest.raises(FloatingPointError, match=words):
         run(config)
-    assert not (tmp_path / "run/bases").exists() and not (tmp_path / "run/phase0/verdict.json").exists()
+    assert (
+        not (tmp_path / "run/bases").exists()
+        and not (tmp_path / "run/phase0/verdict.json").exists()
+    )
     monkeypatch.undo()
     monkeypatch.setattr(loop, "_steps", lambda *_: pytest.fail("it was trained again"))
     run(config)  # resumes from the checkpoint of what was trained
     assert open_model(tmp_path / "run/phase0").base.digest
 
 
-def test_an_adapter_that_learnt_nothing_merges_without_a_division_by_zero(tiny_base_dir, tmp_path, stages):
+def test_an_adapter_that_learnt_nothing_merges_without_a_division_by_zero(
+    tiny_base_dir, tmp_path, stages
+):
     run(make_config(tmp_path / "run", tiny_base_dir) | {"run": ("phase0",)})
     (base,) = (tmp_path / "run/bases").iterdir()
-    assert json.loads((base / "lineage.json").read_text())["rounding"] == dict(lost=0.0, noise=0.0, effect=0.0, error=0.0)
+    assert json.loads((base / "lineage.json").read_text())["rounding"] == dict(
+        lost=0.0, noise=0.0, effect=0.0, error=0.0
+    )
 
 
 def test_the_same_command_again_trains_nothing(config, run_dir, stages):
     before = rows(run_dir)
     ledger = read_ledger(run_dir)
     run(config)
-    assert not stages and rows(run_dir) == before and len(before) == 4 and read_ledger(run_dir) == ledger
+    assert (
+        not stages
+        and rows(run_dir) == before
+        and len(before) == 4
+        and read_ledger(run_dir) == ledger
+    )
 
 
 def test_a_restarted_phase_is_moved_aside_and_runs_anew(config, run_dir):
@@ -199,7 +239,10 @@ def test_a_restarted_phase_is_moved_aside_and_runs_anew(config, run_dir):
     run(config)
     now = rows(run_dir)
     assert all(now[name] == before[name] for name in before if "phase3" not in name)
-    losses = [[row["loss"] for row in read_metrics(place / "train")] for place in (aside, run_dir / "phase3")]
+    losses = [
+        [row["loss"] for row in read_metrics(place / "train")]
+        for place in (aside, run_dir / "phase3")
+    ]
     assert losses[0] == losses[1]
     assert restart(recipe, ["phase3"]) == [run_dir / "phase3.before-2"]
 
@@ -220,7 +263,11 @@ def spoil_waiver(run_dir):
 
 @pytest.mark.parametrize(
     "spoil, words",
-    [(spoil_missing, "does not exist"), (spoil_numbers, "was changed after"), (spoil_waiver, "did not pass")],
+    [
+        (spoil_missing, "does not exist"),
+        (spoil_numbers, "was changed after"),
+        (spoil_waiver, "did not pass"),
+    ],
     ids=["missing", "edited", "failed"],
 )
 def test_a_phase_does_not_start_behind_a_verdict_that_is(spoil, words, config, run_dir, stages):
@@ -233,7 +280,10 @@ def test_a_phase_does_not_start_behind_a_verdict_that_is(spoil, words, config, r
 
 def test_another_config_of_the_phase_before_closes_its_gate(config, run_dir, stages):
     config["phase2"] = config["phase2"] | {"dropout": 0.5}
-    with pytest.raises(Stale, match=r"phase2 was trained otherwise: train.dropout was 0.0, is 0.5. Run it anew with --restart phase2 --restart phase3, or keep it"):
+    with pytest.raises(
+        Stale,
+        match=r"phase2 was trained otherwise: train.dropout was 0.0, is 0.5. Run it anew with --restart phase2 --restart phase3, or keep it",
+    ):
         run(config | {"run": ("phase3",)})
     assert not stages
 
@@ -241,8 +291,12 @@ def test_another_config_of_the_phase_before_closes_its_gate(config, run_dir, sta
 def test_other_questions_close_the_gate(config, run_dir, stages):
     asked = pipeline.Run(make_recipe(config | {"run": ("phase3",)}))
     exam = asked.recipe.exam("english").source
-    asked.corpora._loaded["load_questions", exam] = Loaded(embedded.questions("valid", "en")[1:41], [])
-    with pytest.raises(Stale, match="phase0 was judged by something else .exams.english.*judged again, not trained"):
+    asked.corpora._loaded["load_questions", exam] = Loaded(
+        embedded.questions("valid", "en")[1:41], []
+    )
+    with pytest.raises(
+        Stale, match="phase0 was judged by something else .exams.english.*judged again, not trained"
+    ):
         asked.all()
     assert not stages
 
@@ -250,7 +304,11 @@ def test_other_questions_close_the_gate(config, run_dir, stages):
 def test_weights_changed_on_disk_close_the_next_phase(config, run_dir, stages):
     model = open_model(run_dir / "phase2")
     params = model.load(jnp.float32, make_mesh(MeshShape()))
-    save_model(run_dir / "phase2", params.replace(lora=jax.tree.map(lambda x: x + 1e-3, params.lora)), model.base)
+    save_model(
+        run_dir / "phase2",
+        params.replace(lora=jax.tree.map(lambda x: x + 1e-3, params.lora)),
+        model.base,
+    )
     with pytest.raises(Stale, match="phase2: its weights on disk are not those it left"):
         run(config | {"run": ("phase3",)})
     (base,) = (run_dir / "bases").iterdir()
@@ -266,7 +324,9 @@ def test_a_phase_that_starts_from_nothing_known_is_a_config_error(config, stages
         run(config)
 
 
-def test_lora_of_another_rank_than_the_model_holds_is_a_config_error(config, run_dir, stages, examined):
+def test_lora_of_another_rank_than_the_model_holds_is_a_config_error(
+    config, run_dir, stages, examined
+):
     config["phase3"] = config["phase3"] | {"lora": LORA | {"rank": 3}}
     shutil.rmtree(run_dir / "phase3")
     with pytest.raises(ConfigError, match="asks for LoRA rank 3.*Make them the same"):
@@ -276,7 +336,9 @@ def test_lora_of_another_rank_than_the_model_holds_is_a_config_error(config, run
 
 def test_a_question_that_judges_may_not_be_trained_on(config, run_dir, tmp_path, stages):
     asked = embedded.questions("valid", "en")[3]
-    row = dict(question=asked.question, **dict(zip("ABCDE", asked.options)), answer=asked.answer + 1)
+    row = dict(
+        question=asked.question, **dict(zip("ABCDE", asked.options)), answer=asked.answer + 1
+    )
     (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
     data = TEXT | {"mine": dict(kind="exam", path=str(tmp_path / "train.jsonl"), language="en")}
     config["phase3"] = config["phase3"] | {"data": data}
@@ -308,7 +370,9 @@ def test_phase_1_takes_the_smallest_that_passes_else_the_best(
     candidates = (str(larger_base_dir), str(tiny_base_dir))
     config["phase1"] = dict(candidates=candidates, exam="english", gate=gate, is_reference=True)
     n_small = open_model(tiny_base_dir).config.n_params
-    examined.right = staticmethod(lambda loaded: small if loaded.config.n_params == n_small else large)
+    examined.right = staticmethod(
+        lambda loaded: small if loaded.config.n_params == n_small else large
+    )
     run(config | {"run": ("phase1",)})
     chosen = {"small": tiny_base_dir, "large": larger_base_dir}[expected]
     assert open_model(tmp_path / "run/phase1").digest == open_model(chosen).digest
@@ -318,27 +382,43 @@ def test_phase_1_takes_the_smallest_that_passes_else_the_best(
 
 
 def remedied(config, rounds=2):
-    remedy = STAGE | dict(trees=("lang",), next_token_weight=0.0, retention=dict(weight=1.0, layers=2, positions=4))
+    remedy = STAGE | dict(
+        trees=("lang",), next_token_weight=0.0, retention=dict(weight=1.0, layers=2, positions=4)
+    )
     gate = dict(reading="relative", threshold=0.6, on_failure="retain", rounds=rounds)
     config["phase2"] = config["phase2"] | {"gate": gate, "remedy": remedy}
     return config | {"run": ("phase2", "phase3")}
 
 
-def test_a_closed_gate_trains_retention_for_its_rounds_and_stops_the_run(config, run_dir, stages, examined, monkeypatch):
+def test_a_closed_gate_trains_retention_for_its_rounds_and_stops_the_run(
+    config, run_dir, stages, examined, monkeypatch
+):
     monkeypatch.setattr(pipeline.Run, "_reference", lambda *_: Evidence({"english": report_of(30)}))
     examined.right = staticmethod(lambda loaded: 0)
     shutil.rmtree(run_dir / "phase2")
     with pytest.raises(GateClosed, match="No later phase may start"):
         run(remedied(config))
-    assert [plan.name for plan, _, _ in stages] == ["phase2/train", "phase2/remedy1", "phase2/remedy2"]
+    assert [plan.name for plan, _, _ in stages] == [
+        "phase2/train",
+        "phase2/remedy1",
+        "phase2/remedy2",
+    ]
     (_, _, no_reference), *remedies = stages
     assert no_reference is None
     # retention holds to phase 1's model: the base as it stands, with phase 1's own LoRA and no language vectors
     first = open_model(run_dir / "phase1").load(jnp.float32, make_mesh(MeshShape()))
     for plan, params, reference in remedies:
-        assert plan.spec.terms == (plan.stage.retention,) and plan.stage.retention.weight == 1.0 and plan.stage.trees == ("lang",)
-        assert reference.base["embed"] is params.base["embed"] and not reference.lang and params.lang
-        assert digest_tree(reference.lora) == digest_tree(first.lora) and reference.lora_scale == 2.0
+        assert (
+            plan.spec.terms == (plan.stage.retention,)
+            and plan.stage.retention.weight == 1.0
+            and plan.stage.trees == ("lang",)
+        )
+        assert (
+            reference.base["embed"] is params.base["embed"] and not reference.lang and params.lang
+        )
+        assert (
+            digest_tree(reference.lora) == digest_tree(first.lora) and reference.lora_scale == 2.0
+        )
     verdict = read_verdict(run_dir / "phase2/verdict.json")
     assert not verdict["passed"] and verdict["waiver"] is None
     assert json.loads((run_dir / "phase2/summary.json").read_text())["rounds"] == 2
@@ -362,10 +442,14 @@ def test_the_rounds_end_when_the_gate_opens(config, run_dir, stages, examined, m
     assert [(look["of"], look["passed"], look["looks"]) for look in verdict["looks"]] == [
         ("after training", False, 4), ("after remedy round 1", True, 4),
     ]  # fmt: skip
-    assert verdict["reference_account"].startswith("The reference is the model that phase1 left, measured once at its end")
+    assert verdict["reference_account"].startswith(
+        "The reference is the model that phase1 left, measured once at its end"
+    )
 
 
-def test_a_later_gate_compares_with_what_phase_1_left(config, run_dir, stages, examined, monkeypatch):
+def test_a_later_gate_compares_with_what_phase_1_left(
+    config, run_dir, stages, examined, monkeypatch
+):
     shutil.rmtree(run_dir / "phase2")
     references, true_judge = [], course.judge_all
 
@@ -375,7 +459,9 @@ def test_a_later_gate_compares_with_what_phase_1_left(config, run_dir, stages, e
 
     monkeypatch.setattr(course, "judge_all", judge_all)
     run(config | {"run": ("phase2",)})
-    assert [a.id for a in references[0].answers] == [q.id for q in embedded.questions("valid", "en")[:40]]
+    assert [a.id for a in references[0].answers] == [
+        q.id for q in embedded.questions("valid", "en")[:40]
+    ]
     summary = json.loads((run_dir / "phase1/summary.json").read_text())
     assert references == [Report.read(run_dir / "phase1" / summary["after"]["answers"]["english"])]
 

@@ -21,21 +21,50 @@ def make_report():
 
 def measured(loss, right, chrf=None, both=None, **more):
     def score(accuracy):
-        return {"group": "all", "accuracy": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.1, "n": 40}
+        return {
+            "group": "all",
+            "accuracy": accuracy,
+            "low": accuracy - 0.1,
+            "high": accuracy + 0.1,
+            "n": 40,
+        }
 
     exams = {"english": {"scores": [score(right)], "mode": "cloze", "split": "valid"}}
     if both is not None:
-        exams["reasoned"] = {"scores": [score(0.5)], "mode": "reason", "split": "valid", "reasoning": {"both": both}}
+        exams["reasoned"] = {
+            "scores": [score(0.5)],
+            "mode": "reason",
+            "split": "valid",
+            "reasoning": {"both": both},
+        }
     pairs = {}
     if chrf is not None:
-        one = {"direction": "en-ko", "metric": "chrf", "score": chrf, "low": chrf - 1, "high": chrf + 1, "n": 8}
+        one = {
+            "direction": "en-ko",
+            "metric": "chrf",
+            "score": chrf,
+            "low": chrf - 1,
+            "high": chrf + 1,
+            "n": 8,
+        }
         pairs = {"pairs": {"scores": [one]}}
-    return {"watch": {"korean": {"nats": loss, "tokens": 10}}, "exams": exams, "translations": pairs}
+    return {
+        "watch": {"korean": {"nats": loss, "tokens": 10}},
+        "exams": exams,
+        "translations": pairs,
+    }
 
 
 def write(run_dir, name, before, after):
     (run_dir / name).mkdir()
-    summary = {"phase": name, "title": f"title of {name}", "seconds": 12.3, "rounds": 1, "before": before, "after": after}
+    summary = {
+        "phase": name,
+        "title": f"title of {name}",
+        "seconds": 12.3,
+        "rounds": 1,
+        "before": before,
+        "after": after,
+    }
     (run_dir / name / "summary.json").write_text(json.dumps(summary))
 
 
@@ -52,27 +81,56 @@ def test_every_number_is_shown_before_and_after(tmp_path):
     assert lines.count("verdict: missing or damaged") == 2
     assert "korean loss 5.000 -> 4.500 (lower than before)" in lines
     assert "english exam 60.0% -> 55.0% [45.0%, 65.0%] of 40 (cloze, valid)" in lines
-    assert "reasoned exam 50.0% (before phase5) -> 50.0% [40.0%, 60.0%] of 40 (reason, valid)" in lines  # not put to the first phase
+    assert (
+        "reasoned exam 50.0% (before phase5) -> 50.0% [40.0%, 60.0%] of 40 (reason, valid)" in lines
+    )  # not put to the first phase
 
 
 def test_conditions_looks_and_final_exams_are_shown(tmp_path, make_report):
     write(tmp_path, "phase5", measured(4.0, 0.5), measured(4.5, 0.55))
     report = make_report("A" * 90 + "B" * 60)
-    gate = Gate(threshold=0.9, on_failure="retain", requires=(Condition("korean-loss", held_out="korean", rise_nats=0.05),))
+    gate = Gate(
+        threshold=0.9,
+        on_failure="retain",
+        requires=(Condition("korean-loss", held_out="korean", rise_nats=0.05),),
+    )
     start, worse = (Evidence({"english": report}, {"korean": loss}) for loss in (3.16, 3.9))
-    looks = [("after training", judge_all(gate, "english", worse, start, start)), ("after remedy round 1", judge_all(gate, "english", start, start, start))]
+    looks = [
+        ("after training", judge_all(gate, "english", worse, start, start)),
+        ("after remedy round 1", judge_all(gate, "english", start, start, start)),
+    ]
     digests = dict(weights="w", data="d", config="c")
     look = {"exam": "last", "phase": "phase5", "report": measured(0, 0.7)["exams"]["english"]}
     (tmp_path / "final.json").write_text(json.dumps({"digest": {"n": 40, "looks": [look, look]}}))
     for n in (1, 2):
-        write_verdict(tmp_path / "phase5/verdict.json", phase="phase5", gate=gate, looks=looks[:n], report=report, reference=None, digests=digests)
+        write_verdict(
+            tmp_path / "phase5/verdict.json",
+            phase="phase5",
+            gate=gate,
+            looks=looks[:n],
+            report=report,
+            reference=None,
+            digests=digests,
+        )
         table = closing_table(tmp_path, ["phase5"])
         if n == 1:
-            assert "CLOSED. The gate stays closed by 1 of 2 conditions: korean-loss: 3.900 nats" in table
-            assert "\n    holds  english: 60.0% (90 of 150) against" in table and "\n    CLOSED korean-loss: 3.900 nats a token" in table
-    assert "PASSED. The gate opens, all 2 conditions hold" in table and "\n    holds  korean-loss: 3.160" in table
+            assert (
+                "CLOSED. The gate stays closed by 1 of 2 conditions: korean-loss: 3.900 nats"
+                in table
+            )
+            assert (
+                "\n    holds  english: 60.0% (90 of 150) against" in table
+                and "\n    CLOSED korean-loss: 3.900 nats a token" in table
+            )
+    assert (
+        "PASSED. The gate opens, all 2 conditions hold" in table
+        and "\n    holds  korean-loss: 3.160" in table
+    )
     assert "looks: after training closed, after remedy round 1 opened" in table
-    assert "final exam last 70.0% [60.0%, 80.0%] of 40 (cloze, valid), put to phase5's model; its questions were looked at twice in this run" in table
+    assert (
+        "final exam last 70.0% [60.0%, 80.0%] of 40 (cloze, valid), put to phase5's model; its questions were looked at twice in this run"
+        in table
+    )
 
 
 def test_a_run_without_a_finished_phase_says_so(tmp_path):

@@ -32,7 +32,9 @@ def letters():
 
 @pytest.fixture(scope="session")
 def letter_config():
-    return dataclasses.replace(preset("tiny"), vocab_size=len(PIECES), layer_kinds=("local", "global"))
+    return dataclasses.replace(
+        preset("tiny"), vocab_size=len(PIECES), layer_kinds=("local", "global")
+    )
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,9 @@ RULES = (OptimizerRule("lora", "lora/.*", 0.02), OptimizerRule("lang", "lang/.*"
 # no refills: they would compile the decoder for fewer rows, and an empty batch is tried again anyway
 ROLLOUT = RolloutSettings(group_size=8, max_new_tokens=3, max_refills=0, patience=20)
 SETTINGS = RewardSettings("grpo", make_parts(answer=1.0, letter=0.4, format=0.2), ROLLOUT)
-RFT = dataclasses.replace(SETTINGS, algorithm="rft", parts=make_parts(answer=1.0, letter=0.4, format=0.0))
+RFT = dataclasses.replace(
+    SETTINGS, algorithm="rft", parts=make_parts(answer=1.0, letter=0.4, format=0.0)
+)
 PLAIN = ComputeSettings("float32", "none")
 STEPS = 24
 
@@ -80,14 +82,18 @@ def run(letter_config, letter_params, letters, one_device):
     def run(plan, mesh=one_device, params=letter_params):
         with jax.set_mesh(mesh):
             params = jax.device_put(params, shard_tree(params, mesh))
-            return loop.run_stage(plan, LoadedModel(params, None, letter_config, letters), None, mesh).params
+            return loop.run_stage(
+                plan, LoadedModel(params, None, letter_config, letters), None, mesh
+            ).params
 
     return run
 
 
 def make_plan(quiz, directory):
     reward = dataclasses.replace(
-        SETTINGS, policy=PolicyLoss(kl_weight=0.1), rollout=dataclasses.replace(ROLLOUT, updates_per_batch=2)
+        SETTINGS,
+        policy=PolicyLoss(kl_weight=0.1),
+        rollout=dataclasses.replace(ROLLOUT, updates_per_batch=2),
     )
     stage = Stage(
         steps=5, trees=("lora", "lang"), data=tuple(source for source, _ in quiz), rules=RULES, warmup_steps=0,
@@ -114,18 +120,35 @@ TIMES = ("tokens_per_second", "step_seconds", "rollout/seconds")
 
 
 def untimed(rows):
-    return [{name: value for name, value in row.items() if name not in TIMES and "rate" not in name} for row in rows]
+    return [
+        {name: value for name, value in row.items() if name not in TIMES and "rate" not in name}
+        for row in rows
+    ]
 
 
 def test_the_loop_logs_what_is_to_be_watched(uninterrupted):
     _, rows = uninterrupted
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
-    for name in ("reward", "reward_answer", "reward_letter", "reward_format", "dead_groups", "refills", "new_tokens", "unparsed"):
+    for name in (
+        "reward",
+        "reward_answer",
+        "reward_letter",
+        "reward_format",
+        "dead_groups",
+        "refills",
+        "new_tokens",
+        "unparsed",
+    ):
         assert all(f"rollout/{name}" in row for row in rows)
     first, second = rows[:2]  # two updates on the same samples
     assert first["rollout/reward"] == second["rollout/reward"]
-    assert first["policy/highest_ratio"] == pytest.approx(1, abs=1e-5) and second["policy/highest_ratio"] > 1.001
-    assert abs(first["policy/kl_reference"]) < 1e-9 < second["policy/kl_reference"]  # the reference is the start
+    assert (
+        first["policy/highest_ratio"] == pytest.approx(1, abs=1e-5)
+        and second["policy/highest_ratio"] > 1.001
+    )
+    assert (
+        abs(first["policy/kl_reference"]) < 1e-9 < second["policy/kl_reference"]
+    )  # the reference is the start
     assert rows[2]["policy/kl_behaviour"] < 1e-9 < rows[2]["policy/kl_reference"]
 
 
@@ -135,7 +158,10 @@ def power_cut():
 
 @pytest.mark.parametrize(
     "n, deed, error, stands_at",
-    [(3, lambda: os.kill(os.getpid(), signal.SIGTERM), loop.StoppedEarly, 3), (4, power_cut, OSError, 2)],
+    [
+        (3, lambda: os.kill(os.getpid(), signal.SIGTERM), loop.StoppedEarly, 3),
+        (4, power_cut, OSError, 2),
+    ],
     ids=["SIGTERM between two updates of a batch", "killed at step 4, saved at 2"],
 )
 def test_interrupted_and_resumed_gives_the_bits_of_one_that_never_stopped(
@@ -165,7 +191,10 @@ def test_four_devices_do_as_one(run, quiz, uninterrupted, tmp_path):
     trained = run(plan, make_mesh(MeshShape(data=2, fsdp=2), jax.devices()))
     expected, rows = uninterrupted
     for one, other in zip(untimed(read_metrics(plan.directory)), untimed(rows), strict=True):
-        told = [{k: v for k, v in row.items() if "rollout" in k and k not in TIMES} for row in (one, other)]
+        told = [
+            {k: v for k, v in row.items() if "rollout" in k and k not in TIMES}
+            for row in (one, other)
+        ]
         assert told[0] == pytest.approx(told[1], rel=1e-5)
         for name in one:
             assert one[name] == pytest.approx(other[name], rel=2e-3, abs=2e-5), name
@@ -178,7 +207,9 @@ def test_a_reward_made_constant_stops_readably_with_its_state_saved(run, quiz, t
     plan = make_plan(quiz, tmp_path)
     rollout = dataclasses.replace(plan.stage.reward.rollout, patience=3)
     plan = with_reward(plan, rollout=rollout, parts=make_parts(answer=0.0, letter=0.0, format=0.2))
-    with pytest.raises(NothingToLearn, match="stopped before step 1 of 5, its state saved: .*mean 0; .*supervised"):
+    with pytest.raises(
+        NothingToLearn, match="stopped before step 1 of 5, its state saved: .*mean 0; .*supervised"
+    ):
         run(plan)
     assert capsys.readouterr().out.count("ALARM") == 3
     assert [int(p.name) for p in (plan.directory / "checkpoints").iterdir()] == [0]

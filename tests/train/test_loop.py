@@ -43,7 +43,10 @@ def model(tiny_base_dir):
 @pytest.fixture(scope="module")
 def params(model, mesh):
     params = model.load(jnp.float32, mesh)
-    return params.replace(lora=make_lora(params.base, jax.random.key(0), rank=2, targets=("q", "down")), lora_scale=2.0)
+    return params.replace(
+        lora=make_lora(params.base, jax.random.key(0), rank=2, targets=("q", "down")),
+        lora_scale=2.0,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +80,9 @@ def staged(plan, **changes):
 def run(params, model, mesh):
     def run(plan, params=params):
         with jax.set_mesh(mesh):
-            return loop.run_stage(plan, LoadedModel(params, model.base, model.config, model.tokenizer), None, mesh).params
+            return loop.run_stage(
+                plan, LoadedModel(params, model.base, model.config, model.tokenizer), None, mesh
+            ).params
 
     return run
 
@@ -121,7 +126,10 @@ def power_cut():
 
 @pytest.mark.parametrize(
     "n, deed, error, stands_at",
-    [(3, lambda: os.kill(os.getpid(), signal.SIGTERM), loop.StoppedEarly, 3), (6, power_cut, OSError, 4)],
+    [
+        (3, lambda: os.kill(os.getpid(), signal.SIGTERM), loop.StoppedEarly, 3),
+        (6, power_cut, OSError, 4),
+    ],
     ids=["SIGTERM during step 3", "killed at step 6, saved at 4"],
 )
 def test_an_interrupted_stage_gives_the_bits_of_one_that_never_stopped(
@@ -167,8 +175,14 @@ def test_other_settings_on_the_same_directory_are_refused(run, plan, disturb):
     with contextlib.suppress(OSError):
         run(plan)
     rules = (OptimizerRule("lora", "lora/.*", 0.02),)
-    others = {name: dataclasses.replace(plan, **{name: value}) for name, value in (("upstream", "another"), ("seed", 4))}
-    others |= {name: staged(plan, **{name: value}) for name, value in (("seq_len", 32), ("steps", STEPS + 1), ("rules", rules))}
+    others = {
+        name: dataclasses.replace(plan, **{name: value})
+        for name, value in (("upstream", "another"), ("seed", 4))
+    }
+    others |= {
+        name: staged(plan, **{name: value})
+        for name, value in (("seq_len", 32), ("steps", STEPS + 1), ("rules", rules))
+    }
     for name, other in others.items():
         with pytest.raises(ValueError, match=f"other settings.*{name}.*--restart"):
             run(other)
@@ -192,13 +206,22 @@ def test_best_takes_the_checkpoint_of_lowest_validation_loss(run, plan, corpus, 
         return {"nats": next(nats), "tokens": 1.0}
 
     monkeypatch.setattr(loop, "text_loss", measured)
-    best = run(dataclasses.replace(staged(plan, validation=plan.stage.data, validate_every=2, save_every=100, take="best"), validation=corpus))
+    best = run(
+        dataclasses.replace(
+            staged(plan, validation=plan.stage.data, validate_every=2, save_every=100, take="best"),
+            validation=corpus,
+        )
+    )
     assert len(set(seen)) == 3
     assert digest_tree(best.lora) == seen[1]
-    assert [r["validation_nats"] for r in read_metrics(plan.directory) if "validation_nats" in r] == [3.0, 1.0, 2.0]
+    assert [
+        r["validation_nats"] for r in read_metrics(plan.directory) if "validation_nats" in r
+    ] == [3.0, 1.0, 2.0]
 
 
-def test_text_loss_is_a_mean_over_predicted_tokens_and_stops_at_its_bound(params, model, mesh, corpus):
+def test_text_loss_is_a_mean_over_predicted_tokens_and_stops_at_its_bound(
+    params, model, mesh, corpus
+):
     def measure(limit, shift=0.0):
         shifted = params.replace(base=params.base | {"embed": params.base["embed"] * (1 + shift)})
         loaded = LoadedModel(shifted, model.base, model.config, model.tokenizer)
@@ -208,7 +231,9 @@ def test_text_loss_is_a_mean_over_predicted_tokens_and_stops_at_its_bound(params
         some, whole = measure(64), measure(0)
         blank = measure(0, shift=-1.0)  # no embedding, no logits: every token is equally likely
     assert 64 <= some["tokens"] <= 4 * 64 < whole["tokens"]
-    lengths = sum(len(ids) for ids in model.tokenizer.encode_batch([e.parts[0][0] for e in corpus[0][1]]))
+    lengths = sum(
+        len(ids) for ids in model.tokenizer.encode_batch([e.parts[0][0] for e in corpus[0][1]])
+    )
     assert lengths <= whole["tokens"] <= lengths + 2 * len(corpus[0][1])
     assert blank["nats"] == pytest.approx(math.log(model.config.vocab_size), rel=1e-5)
 
@@ -229,7 +254,11 @@ def test_how_memory_is_saved_may_change_under_a_stage(run, plan, disturb):
     disturb(6, power_cut)
     with contextlib.suppress(OSError):
         run(plan)
-    run(dataclasses.replace(plan, compute=dataclasses.replace(plan.compute, remat="full", chunk=128)))
+    run(
+        dataclasses.replace(
+            plan, compute=dataclasses.replace(plan.compute, remat="full", chunk=128)
+        )
+    )
 
 
 def test_a_damaged_checkpoint_is_never_trained_on(run, plan, disturb, uninterrupted):
@@ -243,9 +272,17 @@ def test_a_damaged_checkpoint_is_never_trained_on(run, plan, disturb, uninterrup
     stage, whole = plan.directory, plan.directory.with_name("whole")
     shutil.copytree(stage, whole)
     expected, rng, found = digest_tree(uninterrupted[0].lora), random.Random(0), set()
-    files = sorted(p.relative_to(whole) for p in (whole / "checkpoints").rglob("*") if p.is_file() and p.stat().st_size)
+    files = sorted(
+        p.relative_to(whole)
+        for p in (whole / "checkpoints").rglob("*")
+        if p.is_file() and p.stat().st_size
+    )
     # the arrays, and the cursor beside them, are what training would go on from
-    payload = [f for f in files if "/d/" in f.as_posix() or "cursor" in f.as_posix() and f.name == "metadata"]
+    payload = [
+        f
+        for f in files
+        if "/d/" in f.as_posix() or ("cursor" in f.as_posix() and f.name == "metadata")
+    ]
     assert len(payload) >= 2
     for trial in range(24):
         shutil.rmtree(stage)

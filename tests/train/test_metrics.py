@@ -21,7 +21,11 @@ def test_what_is_not_finite_is_null_so_that_the_file_stays_json(tmp_path):
     log.write(1, {"loss": math.nan, "layers": [math.inf, 1.0]})
     log.close()
     text = (tmp_path / "metrics.jsonl").read_text()
-    assert json.loads(text, parse_constant=lambda name: 1 / 0) == {"step": 1, "loss": None, "layers": [None, 1.0]}
+    assert json.loads(text, parse_constant=lambda name: 1 / 0) == {
+        "step": 1,
+        "loss": None,
+        "layers": [None, 1.0],
+    }
 
 
 def test_resuming_drops_later_steps_their_notes_and_a_half_line(tmp_path):
@@ -36,7 +40,11 @@ def test_resuming_drops_later_steps_their_notes_and_a_half_line(tmp_path):
     again = MetricsLog(tmp_path, 2)
     again.write(3, {"loss": 9.0})
     again.close()
-    assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 9.0)]
+    assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 9.0),
+    ]
     assert '"at_step": 3' not in (tmp_path / "metrics.jsonl").read_text()
 
 

@@ -30,7 +30,9 @@ def test_each_part_is_earned_by_itself(text, earned):
     result = score(text)
     assert tuple(result.parts.values()) == (*earned, 0.0) and tuple(result.parts) == tuple(PARTS)
     assert result.total == pytest.approx(sum(earned))
-    assert (result.is_right, result.is_parsed, result.has_format) == tuple(part > 0 for part in earned)
+    assert (result.is_right, result.is_parsed, result.has_format) == tuple(
+        part > 0 for part in earned
+    )
 
 
 def test_what_was_cut_off_earns_nothing_even_if_it_reads_right():
@@ -40,15 +42,22 @@ def test_what_was_cut_off_earns_nothing_even_if_it_reads_right():
 
 def test_the_tags_are_those_of_the_format():
     reward = Reward(form=ReasoningFormat("[", "]"))
-    assert score("[because] C", reward).has_format and not score("<R> because <R/> C", reward).has_format
+    assert (
+        score("[because] C", reward).has_format
+        and not score("<R> because <R/> C", reward).has_format
+    )
 
 
 @pytest.mark.parametrize("n_tokens, taken", [(8, 0.0), (12, 0.15), (16, 0.3), (99, 0.3)])
 def test_length_costs_little_by_little_up_to_twice_the_bound(n_tokens, taken):
     reward = Reward((*make_parts(answer=1.0), RewardPart("length", -0.3, bound=8)))
     for is_finished in (True, False):
-        assert score("C", reward, n_tokens=n_tokens, is_finished=is_finished).parts["length"] == pytest.approx(-taken)
-    assert score("C", Reward(make_parts(answer=1.0, length=-0.3)), n_tokens=99).parts["length"] == 0.0  # no bound
+        assert score("C", reward, n_tokens=n_tokens, is_finished=is_finished).parts[
+            "length"
+        ] == pytest.approx(-taken)
+    assert (
+        score("C", Reward(make_parts(answer=1.0, length=-0.3)), n_tokens=99).parts["length"] == 0.0
+    )  # no bound
 
 
 def test_the_best_is_what_a_right_answer_in_form_earns():
@@ -90,17 +99,31 @@ def own(tmp_path):
     (tmp_path / "mine.py").write_text(BREVITY)
 
     def own(name, weight=0.2, file="mine.py"):
-        return Reward((*make_parts(answer=1.0), RewardPart("mine", weight, bound=20.0, function=f"{tmp_path / file}:{name}")))
+        return Reward(
+            (
+                *make_parts(answer=1.0),
+                RewardPart("mine", weight, bound=20.0, function=f"{tmp_path / file}:{name}"),
+            )
+        )
 
     return own
 
 
 def test_a_users_own_part_is_earned_beside_the_others(own):
-    assert score("C", own("brevity"), n_tokens=5).parts == {"answer": 1.0, "mine": pytest.approx(0.2 * 0.75)}
+    assert score("C", own("brevity"), n_tokens=5).parts == {
+        "answer": 1.0,
+        "mine": pytest.approx(0.2 * 0.75),
+    }
     assert score("B", own("brevity"), n_tokens=40).total == 0.0
-    assert score("C", own("brevity"), n_tokens=5, is_finished=False).total == 0.0  # what was cut off earns nothing
-    assert score("C", own("brevity", -0.2), n_tokens=5, is_finished=False).total == pytest.approx(-0.15)  # and loses all the same
-    assert best(own("brevity").parts) == pytest.approx(1.2) and best(own("brevity", -0.2).parts) == 1.0
+    assert (
+        score("C", own("brevity"), n_tokens=5, is_finished=False).total == 0.0
+    )  # what was cut off earns nothing
+    assert score("C", own("brevity", -0.2), n_tokens=5, is_finished=False).total == pytest.approx(
+        -0.15
+    )  # and loses all the same
+    assert (
+        best(own("brevity").parts) == pytest.approx(1.2) and best(own("brevity", -0.2).parts) == 1.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,10 +157,15 @@ def test_a_users_own_part_has_a_name_of_its_own_and_counts_against_the_answer(ow
 def test_the_order_in_which_a_config_names_parts_counts_for_nothing():
     """Not even for the last bit of a sum."""
     weights = dict(answer=1.0, letter=0.1, format=0.3)
-    one, other = (RewardSettings("grpo", make_parts(**dict(order))) for order in (weights.items(), reversed(weights.items())))
+    one, other = (
+        RewardSettings("grpo", make_parts(**dict(order)))
+        for order in (weights.items(), reversed(weights.items()))
+    )
     assert one == other and [part.name for part in other.parts] == ["answer", "letter", "format"]
     assert (1.0 + 0.1) + 0.3 != (0.3 + 0.1) + 1.0
-    totals = {score(" <R> because <R/> C", Reward(settings.parts)).total for settings in (one, other)}
+    totals = {
+        score(" <R> because <R/> C", Reward(settings.parts)).total for settings in (one, other)
+    }
     assert totals == {(1.0 + 0.1) + 0.3}
 
 

@@ -21,7 +21,9 @@ from medkor_jax.train.rollout import Rollouts
 
 EOS = 1
 SETTINGS = RewardSettings(
-    "grpo", make_parts(answer=1.0, letter=0.4, format=0.2), RolloutSettings(group_size=4, max_new_tokens=3, max_refills=2)
+    "grpo",
+    make_parts(answer=1.0, letter=0.4, format=0.2),
+    RolloutSettings(group_size=4, max_new_tokens=3, max_refills=2),
 )
 RIGHT, WRONG = "right", "wrong"
 
@@ -29,7 +31,9 @@ RIGHT, WRONG = "right", "wrong"
 def changed_to(settings, **changes):
     """`settings` with other fields, of its own or of its rollout."""
     own = {name: changes.pop(name) for name in ("algorithm", "parts") if name in changes}
-    return dataclasses.replace(settings, rollout=dataclasses.replace(settings.rollout, **changes), **own)
+    return dataclasses.replace(
+        settings, rollout=dataclasses.replace(settings.rollout, **changes), **own
+    )
 
 
 class Told:
@@ -60,7 +64,9 @@ class Told:
         return answers
 
     def nats(self, params, batch):
-        return np.where(batch["loss_weights"] > 0, batch["targets"] + 0.1 * params, 0).astype(np.float32)
+        return np.where(batch["loss_weights"] > 0, batch["targets"] + 0.1 * params, 0).astype(
+            np.float32
+        )
 
     reference_nats = None
 
@@ -72,7 +78,9 @@ def one_right(group, sample):
 @pytest.fixture
 def make(letters, quiz):
     def make(settings=SETTINGS, sources=quiz, **changed):
-        return Rollouts(sources, letters, settings, **dict(batch_size=8, seq_len=48, seed=5) | changed)
+        return Rollouts(
+            sources, letters, settings, **dict(batch_size=8, seq_len=48, seed=5) | changed
+        )
 
     return make
 
@@ -82,7 +90,9 @@ def test_options_move_and_the_key_moves_with_them():
     orders = set()
     for seed in range(200):
         shuffled = shuffle_options(question, np.random.default_rng(seed))
-        assert shuffled.options[shuffled.answer] == "d" and sorted(shuffled.options) == list("abcde")
+        assert shuffled.options[shuffled.answer] == "d" and sorted(shuffled.options) == list(
+            "abcde"
+        )
         orders.add(shuffled.options)
     assert len(orders) > 90  # of 120
     assert shuffled.question == "Which?" and question.options == tuple("abcde")
@@ -93,9 +103,16 @@ def test_options_that_speak_of_each_other_are_asked_in_their_order(letters, caps
     moved = Question("m", "exam", None, "en", "m", ("x", "y", "z"), 2)
     for seed in range(20):
         assert shuffle_options(kept, np.random.default_rng(seed)) == kept
-    assert len({shuffle_options(moved, np.random.default_rng(seed)).options for seed in range(20)}) > 3
-    Rollouts([(Source("exam", "exam", "e"), [kept, moved])], letters, SETTINGS, batch_size=8, seq_len=96)
-    assert "exam: 1 of 2 questions are asked with their options in the order of the file" in capsys.readouterr().out
+    assert (
+        len({shuffle_options(moved, np.random.default_rng(seed)).options for seed in range(20)}) > 3
+    )
+    Rollouts(
+        [(Source("exam", "exam", "e"), [kept, moved])], letters, SETTINGS, batch_size=8, seq_len=96
+    )
+    assert (
+        "exam: 1 of 2 questions are asked with their options in the order of the file"
+        in capsys.readouterr().out
+    )
     Rollouts([(Source("exam", "exam", "e"), [moved])], letters, SETTINGS, batch_size=8, seq_len=96)
     assert "order of the file" not in capsys.readouterr().out
 
@@ -104,7 +121,9 @@ def test_options_that_speak_of_each_other_are_asked_in_their_order(letters, caps
 def test_advantages_are_those_of_the_group(std_normalised):
     rewards = np.array([1.4, 0.4, 0.4, 0.0])
     found = advantages(rewards, std_normalised=std_normalised)
-    expected = (rewards - 0.55) / (np.sqrt(np.mean((rewards - 0.55) ** 2)) + 1e-4 if std_normalised else 1)
+    expected = (rewards - 0.55) / (
+        np.sqrt(np.mean((rewards - 0.55) ** 2)) + 1e-4 if std_normalised else 1
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert found.dtype == np.float32 and abs(found.sum()) < 1e-6
     assert advantages(np.full(4, 1.3), std_normalised=std_normalised) is None
@@ -114,20 +133,28 @@ def test_a_batch_holds_each_sample_with_its_advantage_and_the_behaviours_nats(ma
     actor = Told(letters, one_right)
     batch, watched = make().next(7, actor)
     ((prompts, seeds, languages),) = actor.calls
-    assert len(prompts) == len(set(seeds)) == 8 and prompts[0] == prompts[3] != prompts[4] and set(languages) == {0}
+    assert (
+        len(prompts) == len(set(seeds)) == 8
+        and prompts[0] == prompts[3] != prompts[4]
+        and set(languages) == {0}
+    )
     for b, prompt in enumerate(prompts):
         n = len(prompt)
         row = batch["tokens"][b]
         assert list(row[:n]) == prompt and row[n + 1] == EOS and not row[n + 2 :].any()
         assert list(batch["segment_ids"][b]) == [1] * (n + 2) + [0] * (48 - n - 2)
         assert list(batch["positions"][b, : n + 2]) == list(range(n + 2))
-        assert list(batch["loss_positions"][b, :2]) == [n - 1, n] and list(batch["targets"][b, :2]) == list(row[n : n + 2])
+        assert list(batch["loss_positions"][b, :2]) == [n - 1, n] and list(
+            batch["targets"][b, :2]
+        ) == list(row[n : n + 2])
         assert list(batch["loss_weights"][b]) == [1, 1, 0]
         is_right = b % 4 == b // 4
         above = np.array([1.4, 0.4, 0.4, 0.4]) - 0.65
         expected = above[0 if is_right else 1] / (above.std() + 1e-4)
         np.testing.assert_allclose(batch["advantages"][b], [expected, expected, 0], rtol=1e-5)
-        np.testing.assert_allclose(batch["behaviour_nats"][b], [row[n] + 0.7, EOS + 0.7, 0], rtol=1e-6)
+        np.testing.assert_allclose(
+            batch["behaviour_nats"][b], [row[n] + 0.7, EOS + 0.7, 0], rtol=1e-6
+        )
     assert "reference_nats" not in batch
     told = {"reward": 0.65, "right": 0.25, "reward_answer": 0.25, "reward_letter": 0.4, "reward_format": 0.0, "unparsed": 0.0,
             "unfinished": 0.0, "dead_groups": 0.0, "refills": 0, "rows": 8, "new_tokens": 2.0, "groups": 2}  # fmt: skip
@@ -139,13 +166,21 @@ def test_a_prompt_asks_the_question_as_the_exam_does(make, letters, quiz):
     actor = Told(letters, one_right)
     make().next(0, actor)
     question = quiz[0][1][0]
-    forms = [dataclasses.replace(question, question="?" * n, options=o) for n in range(4) for o in (("x", "y"), ("y", "x"))]
+    forms = [
+        dataclasses.replace(question, question="?" * n, options=o)
+        for n in range(4)
+        for o in (("x", "y"), ("y", "x"))
+    ]
     asked = {tuple(letters.encode(reasoning_prompt(form))) for form in forms}
-    assert all(prompt[0] == letters.bos_id and tuple(prompt[1:]) in asked for prompt in actor.prompts)
+    assert all(
+        prompt[0] == letters.bos_id and tuple(prompt[1:]) in asked for prompt in actor.prompts
+    )
 
 
 def test_each_epoch_asks_every_question_once_and_options_are_shuffled_for_each_visit(make, letters):
-    actor = Told(letters, lambda group, sample: RIGHT if group % 5 == 0 else one_right(group, sample))  # refills, too
+    actor = Told(
+        letters, lambda group, sample: RIGHT if group % 5 == 0 else one_right(group, sample)
+    )  # refills, too
     rollouts = make()
     for _ in range(20):  # two questions each, and more where one is dead
         rollouts.next(0, actor)
@@ -161,10 +196,16 @@ def test_dead_groups_are_dropped_and_other_questions_asked(make, letters):
     dead = {0: RIGHT, 1: WRONG, 2: "??"}
     actor = Told(letters, lambda group, sample: dead.get(group) or one_right(group, sample))
     batch, watched = make().next(0, actor)
-    assert [len(prompts) // 4 for prompts, *_ in actor.calls] == [2, 2, 1]  # two dead, one of two dead, alive
+    assert [len(prompts) // 4 for prompts, *_ in actor.calls] == [
+        2,
+        2,
+        1,
+    ]  # two dead, one of two dead, alive
     assert list(batch["tokens"][0][: len(actor.prompts[3])]) == actor.prompts[3]
     assert list(batch["tokens"][4][: len(actor.prompts[4])]) == actor.prompts[4]
-    assert watched["rollout/dead_groups"] == pytest.approx(3 / 5) and watched["rollout/refills"] == 2
+    assert (
+        watched["rollout/dead_groups"] == pytest.approx(3 / 5) and watched["rollout/refills"] == 2
+    )
     assert watched["rollout/right"] == pytest.approx((4 + 2) / 20)  # over all that was sampled
     seeds = [seed for _, seeds, _ in actor.calls for seed in seeds]
     assert len(set(seeds)) == len(seeds) == 20
@@ -175,7 +216,10 @@ def test_rows_that_stay_empty_are_padding(make, letters, capsys):
     rollouts = make(batch_size=12)
     batch, watched = rollouts.next(0, actor)
     assert [len(prompts) // 4 for prompts, *_ in actor.calls] == [3, 2, 2]
-    assert watched["rollout/rows"] == 4 and (batch["loss_weights"].sum(axis=1) > 0).tolist() == [True] * 4 + [False] * 8
+    assert (
+        watched["rollout/rows"] == 4
+        and (batch["loss_weights"].sum(axis=1) > 0).tolist() == [True] * 4 + [False] * 8
+    )
     for name in ("advantages", "behaviour_nats", "segment_ids", "tokens"):
         assert not batch[name][4:].any()
     assert "only 4 of 12 rows" in capsys.readouterr().out
@@ -184,7 +228,10 @@ def test_rows_that_stay_empty_are_padding(make, letters, capsys):
 def test_what_is_cut_off_is_not_right_and_stays_in_the_loss(make, letters):
     actor = Told(letters, lambda group, sample: "xxA..." if sample else RIGHT)
     batch, watched = make().next(0, actor)
-    assert watched["rollout/right"] == 0.25 and watched["rollout/unfinished"] == watched["rollout/unparsed"] == 0.75
+    assert (
+        watched["rollout/right"] == 0.25
+        and watched["rollout/unfinished"] == watched["rollout/unparsed"] == 0.75
+    )
     assert batch["loss_weights"][1].tolist() == [1, 1, 1] and batch["advantages"][1, 0] < 0
 
 
@@ -198,7 +245,9 @@ def test_what_is_cut_off_is_not_right_and_stays_in_the_loss(make, letters):
         (lambda g, s: " " * (s % 2) + RIGHT, {"algorithm": "rft"}, "none earned all of the reward"),
     ],
 )  # fmt: skip
-def test_a_reward_that_never_differs_says_so_and_stops(answers, changed, words, make, letters, capsys):
+def test_a_reward_that_never_differs_says_so_and_stops(
+    answers, changed, words, make, letters, capsys
+):
     rollouts = make(changed_to(SETTINGS, **changed))
     actor = Told(letters, answers)
     before = rollouts.get_state()
@@ -213,13 +262,21 @@ def test_a_reward_that_never_differs_says_so_and_stops(answers, changed, words, 
 def group_of(letters, *texts, answer=0):
     question = Question("q", "exam", None, "en", "?", ("x", "y"), answer)
     samples = [Sample((*letters.encode(text), EOS), text, True) for text in texts]
-    earned = [Reward(SETTINGS.parts).score(s.text, question, n_tokens=2, is_finished=True) for s in samples]
+    earned = [
+        Reward(SETTINGS.parts).score(s.text, question, n_tokens=2, is_finished=True)
+        for s in samples
+    ]
     return Group(question, [2], samples, earned)
 
 
 @pytest.mark.parametrize(
     "texts, words",
-    [(("A", "A "), "too easy"), (("B", "B "), "too hard"), (("A", "B"), "Raise group_size"), (("x", "x "), "cold start")],
+    [
+        (("A", "A "), "too easy"),
+        (("B", "B "), "too hard"),
+        (("A", "B"), "Raise group_size"),
+        (("x", "x "), "cold start"),
+    ],
 )
 def test_the_likely_cause_is_named(texts, words, letters):
     assert words in explain([group_of(letters, *texts)], SETTINGS, ReasoningFormat())
@@ -228,19 +285,27 @@ def test_the_likely_cause_is_named(texts, words, letters):
 def test_one_empty_batch_is_an_alarm_and_not_the_end(make, letters, capsys):
     actor = Told(letters, lambda group, sample: RIGHT if group < 6 else one_right(group, sample))
     batch, watched = make().next(0, actor)
-    assert batch["loss_weights"].any() and watched["rollout/groups"] == 8 and watched["rollout/dead_groups"] == 0.75
+    assert (
+        batch["loss_weights"].any()
+        and watched["rollout/groups"] == 8
+        and watched["rollout/dead_groups"] == 0.75
+    )
     assert "1 of 3 times" in capsys.readouterr().out
 
 
 def test_rft_keeps_what_earned_everything_once_and_nothing_else(letters, make):
-    settings = changed_to(SETTINGS, algorithm="rft", parts=make_parts(answer=1.0, letter=0.4, format=0.0))
+    settings = changed_to(
+        SETTINGS, algorithm="rft", parts=make_parts(answer=1.0, letter=0.4, format=0.0)
+    )
     group = group_of(letters, "A", "A", " A", "B", "x A", "")
     assert [sample.text for _, sample, _ in taught(group, settings)] == ["A", " A"]
     with_form = dataclasses.replace(settings, parts=SETTINGS.parts)
     assert not list(taught(group, with_form))  # right, but not in the format
     batch, watched = make(settings).next(0, Told(letters, one_right))
     assert "advantages" not in batch and "behaviour_nats" not in batch
-    assert watched["rollout/rows"] == (batch["loss_weights"].sum(axis=1) > 0).sum() == 5  # one a group: 2 groups, then 2 for
+    assert (
+        watched["rollout/rows"] == (batch["loss_weights"].sum(axis=1) > 0).sum() == 5
+    )  # one a group: 2 groups, then 2 for
     # the 6 rows that lack, then 1 for 4
     assert all(letters.decode(batch["targets"][b][:1]) in ("A", "B") for b in range(5))
 
@@ -318,13 +383,24 @@ def test_settings_that_cannot_work_are_refused(settings, shape, words, make):
 def test_importance_is_the_true_ratio_truncated():
     from medkor_jax.train.importance import importance
 
-    batch = {"loss_weights": np.array([[0, 1, 1], [1, 1, 0]], np.float32), "behaviour_nats": np.array([[0, 1.0, 2.0], [3.0, 1.0, 0]], np.float32)}
-    samples = [Sample((5, 6), "", True, (1.0, 2.0 + np.log(1.5))), Sample((7, 8), "", True, (3.0 + np.log(4.0), 1.0 - np.log(2.0)))]
+    batch = {
+        "loss_weights": np.array([[0, 1, 1], [1, 1, 0]], np.float32),
+        "behaviour_nats": np.array([[0, 1.0, 2.0], [3.0, 1.0, 0]], np.float32),
+    }
+    samples = [
+        Sample((5, 6), "", True, (1.0, 2.0 + np.log(1.5))),
+        Sample((7, 8), "", True, (3.0 + np.log(4.0), 1.0 - np.log(2.0))),
+    ]
     weights, gap = importance(batch, samples, 2.0)
     np.testing.assert_allclose(weights, [[1, 1, 1.5], [2, 0.5, 1]], rtol=1e-5)
     assert gap["rollout/sampler_ratio"] == pytest.approx((1 + 1.5 + 4 + 0.5) / 4, rel=1e-5)
-    assert gap["rollout/highest_sampler_ratio"] == pytest.approx(4, rel=1e-5) and gap["rollout/truncated"] == 0.25
-    assert gap["rollout/sampler_gap_nats"] == pytest.approx((np.log(1.5) + np.log(4) + np.log(2)) / 4, rel=1e-5)
+    assert (
+        gap["rollout/highest_sampler_ratio"] == pytest.approx(4, rel=1e-5)
+        and gap["rollout/truncated"] == 0.25
+    )
+    assert gap["rollout/sampler_gap_nats"] == pytest.approx(
+        (np.log(1.5) + np.log(4) + np.log(2)) / 4, rel=1e-5
+    )
     assert (importance(batch, samples, 0.0)[0] == 1).all()
 
 
@@ -343,25 +419,35 @@ def test_the_decoder_says_how_likely_its_tokens_were(dtype, tiny_base_dir):
     questions = embedded.questions("train", "en")[:8]
     source = Source("quiz", "exam", "embedded", language="en")
     settings = changed_to(SETTINGS, group_size=4, temperature=0.7, max_new_tokens=12)
-    rollouts = Rollouts([(source, questions)], model.tokenizer, settings, batch_size=8, seq_len=128, seed=3)
+    rollouts = Rollouts(
+        [(source, questions)], model.tokenizer, settings, batch_size=8, seq_len=128, seed=3
+    )
     with jax.set_mesh(mesh):
         loaded = load(model, dtype, mesh)
         params = loaded.params
         # What may not be written must not be likely either, or the two differ by its share.
-        writable = np.pad(model.tokenizer.is_writable, (0, model.config.vocab_size - model.tokenizer.vocab_size))
+        writable = np.pad(
+            model.tokenizer.is_writable, (0, model.config.vocab_size - model.tokenizer.vocab_size)
+        )
         head = jnp.where(jnp.asarray(writable)[:, None], params.base["embed"], 0)
         params = params.replace(base=params.base | {"head": head})
         spec = step_spec(Stage(reward=settings), ComputeSettings(dtype, "none"))
         actor = Actor(loaded, spec, mesh, temperature=0.7, max_new_tokens=12)
         prompts = [rollouts._prompt(question) for question in questions]
         samples = actor.sample(params, prompts, list(range(8)), [0] * 8)
-        asked = [dataclasses.replace(Group(q, p, [s], []), earned=[]) for q, p, s in zip(questions, prompts, samples)]
+        asked = [
+            dataclasses.replace(Group(q, p, [s], []), earned=[])
+            for q, p, s in zip(questions, prompts, samples)
+        ]
         batch = rollouts.arrays([(group, group.samples[0]) for group in asked])
         batch["behaviour_nats"] = actor.nats(params, batch)
     _, gap = importance_of(batch, samples)
     assert all(len(sample.nats) == len(sample.tokens) for sample in samples)
     bound = {"float32": 1e-4, "bfloat16": 0.05}[dtype]
-    assert gap["rollout/sampler_gap_nats"] < bound and abs(gap["rollout/highest_sampler_ratio"] - 1) < 4 * bound
+    assert (
+        gap["rollout/sampler_gap_nats"] < bound
+        and abs(gap["rollout/highest_sampler_ratio"] - 1) < 4 * bound
+    )
     # weights that have moved between the two are seen for what they are
     moved = params.replace(base=params.base | {"final_norm": params.base["final_norm"] + 0.3})
     with jax.set_mesh(mesh):

@@ -19,10 +19,14 @@ from medkor_jax.train.step import StepSpec, make_evaluation, make_state, make_st
 from medkor_jax.train.trainable import OptimizerRule, Schedule, make_optimizer, split
 
 C = preset("tiny")
-SGD = optax.sgd(1.0)  # its update is the gradient itself, so runs compare without Adam blowing up rounding
+SGD = optax.sgd(
+    1.0
+)  # its update is the gradient itself, so runs compare without Adam blowing up rounding
 PLAIN = ComputeSettings("float32", "none", chunk=20)
 TEXT = step_spec(Stage(), PLAIN)
-BOTH = step_spec(Stage(next_token_weight=0.5, retention=Retention(weight=2.0, layers=3, positions=4)), PLAIN)
+BOTH = step_spec(
+    Stage(next_token_weight=0.5, retention=Retention(weight=2.0, layers=3, positions=4)), PLAIN
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,9 @@ def expanded(params, make_blocks):
 
 @pytest.fixture(scope="module")
 def reference(params, make_adapters):
-    return Params(params.base, lora=make_adapters(params.base, seed=1, rank=2, targets=("v",)), lora_scale=1.5)
+    return Params(
+        params.base, lora=make_adapters(params.base, seed=1, rank=2, targets=("v",)), lora_scale=1.5
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +62,26 @@ def run(params, reference, batch):
 
     steps = {}
 
-    def run(spec, shape=MeshShape(), n_devices=1, n_steps=1, optimizer=SGD, first_step=0, model=params):
+    def run(
+        spec, shape=MeshShape(), n_devices=1, n_steps=1, optimizer=SGD, first_step=0, model=params
+    ):
         mesh = make_mesh(shape, jax.devices()[:n_devices])
         trainable, frozen = split(model, tuple(trees_of(model)))
         with jax.set_mesh(mesh), jax.numpy_dtype_promotion("strict"):
-            state = make_state(optimizer, jax.tree.map(jnp.array, trainable)).replace(step=jnp.int32(first_step))
+            state = make_state(optimizer, jax.tree.map(jnp.array, trainable)).replace(
+                step=jnp.int32(first_step)
+            )
             shardings = shard_tree(state, mesh)
-            step = steps.setdefault((spec, shape, optimizer, tuple(trainable)), make_step(C, spec, optimizer, shardings))
-            state, frozen = jax.device_put(state, shardings), jax.device_put(frozen, shard_tree(frozen, mesh))
-            held = jax.device_put(reference, shard_tree(reference, mesh)) if spec.retention else None
+            step = steps.setdefault(
+                (spec, shape, optimizer, tuple(trainable)), make_step(C, spec, optimizer, shardings)
+            )
+            state, frozen = (
+                jax.device_put(state, shardings),
+                jax.device_put(frozen, shard_tree(frozen, mesh)),
+            )
+            held = (
+                jax.device_put(reference, shard_tree(reference, mesh)) if spec.retention else None
+            )
             if held:
                 held = held.replace(base=frozen.base)
             metrics = []
@@ -83,7 +100,9 @@ def changed_to(spec, **changes):
 
 
 def trees_of(params):
-    return {name: getattr(params, name) for name in ("lora", "lang", "expand") if getattr(params, name)}
+    return {
+        name: getattr(params, name) for name in ("lora", "lang", "expand") if getattr(params, name)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +120,13 @@ def assert_same(one, other, params):
     (state, metrics, _), (other_state, other_metrics, _) = one, other
     assert metrics[0].keys() == other_metrics[0].keys()
     for name in metrics[0]:
-        np.testing.assert_allclose(metrics[0][name], other_metrics[0][name], rtol=2e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            metrics[0][name], other_metrics[0][name], rtol=2e-5, atol=1e-6, err_msg=name
+        )
     before = trees_of(params)
-    for x, y, start in zip(*map(jax.tree.leaves, (state.trainable, other_state.trainable, before)), strict=True):
+    for x, y, start in zip(
+        *map(jax.tree.leaves, (state.trainable, other_state.trainable, before)), strict=True
+    ):
         gradient = np.abs(y - start).max()
         assert gradient > 1e-4
         np.testing.assert_allclose(x, y, atol=1e-4 * gradient + 2e-7)
@@ -131,15 +154,21 @@ def test_the_same_step_however_it_is_cut(run, whole, params, changed, shape, n_d
     ],
     ids=["4 microbatches, all_but_down", "fsdp x tensor, 2 microbatches"],
 )
-def test_added_layers_learn_the_same_however_the_step_is_cut(run, whole_expanded, expanded, changed, shape, n_devices):
+def test_added_layers_learn_the_same_however_the_step_is_cut(
+    run, whole_expanded, expanded, changed, shape, n_devices
+):
     drawn = np.isfinite(whole_expanded[1][0]["layer_kl_nats"])
     assert drawn.shape == (C.n_layers + 1,) and drawn.sum() == BOTH.retention.layers
-    assert_same(run(changed_to(BOTH, **changed), shape, n_devices, model=expanded), whole_expanded, expanded)
+    assert_same(
+        run(changed_to(BOTH, **changed), shape, n_devices, model=expanded), whole_expanded, expanded
+    )
 
 
 def test_loss_is_the_sum_over_loss_tokens_by_their_number(whole, params, batch):
     """Against whole logits in NumPy; rows carry 1 to 10 losses, so means of rows would differ."""
-    hidden = jax.jit(functools.partial(forward, config=C, dtype=jnp.float32))(params, inputs=Inputs.of(batch))
+    hidden = jax.jit(functools.partial(forward, config=C, dtype=jnp.float32))(
+        params, inputs=Inputs.of(batch)
+    )
     logits = np.asarray(project_logits(params.base, hidden), np.float64)
     logits = np.take_along_axis(logits, batch["loss_positions"][..., None], axis=1)
     log_z = np.log(np.exp(logits).sum(-1))
@@ -148,7 +177,9 @@ def test_loss_is_the_sum_over_loss_tokens_by_their_number(whole, params, batch):
     metrics = whole[1][0]
     assert metrics["next_token_nats"] == pytest.approx(expected, rel=1e-5)
     assert metrics["loss_tokens"] == batch["loss_weights"].sum()
-    assert metrics["loss"] == pytest.approx(0.5 * metrics["next_token_nats"] + 2.0 * metrics["retention_nats"], rel=1e-5)
+    assert metrics["loss"] == pytest.approx(
+        0.5 * metrics["next_token_nats"] + 2.0 * metrics["retention_nats"], rel=1e-5
+    )
     sums = make_evaluation(C, PLAIN)(params, batch)
     assert float(sums.loss / sums.weight) == pytest.approx(expected, rel=1e-5)
 
@@ -168,7 +199,9 @@ def test_the_update_is_the_gradient_of_that_loss(run, params, batch):
     loss, gradient = jax.jit(jax.value_and_grad(naive))(before)
     assert metrics[0]["loss"] == pytest.approx(float(loss), rel=1e-5)
     assert metrics[0]["grad_norm"] == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-4)
-    for old, new, expected in zip(*map(jax.tree.leaves, (before, state.trainable, gradient)), strict=True):
+    for old, new, expected in zip(
+        *map(jax.tree.leaves, (before, state.trainable, gradient)), strict=True
+    ):
         np.testing.assert_allclose(old - new, expected, atol=1e-4 * np.abs(expected).max() + 2e-7)
 
 
@@ -195,7 +228,9 @@ def make_adam(params):
     optimizer = make_optimizer(groups, Schedule(10, 2, 0.1, 1.0), trees_of(params))
 
     def update(*args):
-        with jax.numpy_dtype_promotion("standard"):  # optax's Adam raises a float to an int32; the rest stays strict
+        with jax.numpy_dtype_promotion(
+            "standard"
+        ):  # optax's Adam raises a float to an int32; the rest stays strict
             return optimizer.update(*args)
 
     return optax.GradientTransformation(optimizer.init, update)
@@ -209,8 +244,12 @@ def test_training_learns_compiles_once_and_leaves_the_base_alone(run, params, ad
         TEXT, MeshShape(data=1, fsdp=2, tensor=2), 4, n_steps=3,
         optimizer=make_adam(model) if is_expanded else adam, model=model,
     )  # fmt: skip
-    for old, new in zip(*map(jax.tree.leaves, (model.expand, state.trainable.get("expand", {}))), strict=True):
-        assert np.abs(new - old).max() > 1e-5  # the norms in the first step, the rest as soon as those have moved
+    for old, new in zip(
+        *map(jax.tree.leaves, (model.expand, state.trainable.get("expand", {}))), strict=True
+    ):
+        assert (
+            np.abs(new - old).max() > 1e-5
+        )  # the norms in the first step, the rest as soon as those have moved
     assert step._cache_size() == 1
     assert metrics[2]["loss"] < metrics[0]["loss"] - 0.1 and state.step == 3
     assert [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params.base)] == before
@@ -221,40 +260,62 @@ def test_a_step_lowers_from_shapes_alone_and_returns_what_learns_in_place(params
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
     abstract = jax.eval_shape(lambda: params.replace(base={}))
     base = abstract_base(C, jnp.bfloat16)
-    abstract = abstract.replace(base=base, expand=jax.eval_shape(functools.partial(make_expansion, front=2), base))
+    abstract = abstract.replace(
+        base=base, expand=jax.eval_shape(functools.partial(make_expansion, front=2), base)
+    )
     trainable, frozen = split(abstract, ("lora", "lang", "expand"))
     adam = make_adam(abstract)
-    i32, f32 = (functools.partial(jax.ShapeDtypeStruct, dtype=dtype) for dtype in (jnp.int32, jnp.float32))
+    i32, f32 = (
+        functools.partial(jax.ShapeDtypeStruct, dtype=dtype) for dtype in (jnp.int32, jnp.float32)
+    )
     batch = {name: i32((8, 24)) for name in ("tokens", "positions", "segment_ids", "langs")}
     batch |= {"loss_positions": i32((8, 5)), "targets": i32((8, 5)), "loss_weights": f32((8, 5))}
     with jax.set_mesh(mesh), jax.numpy_dtype_promotion("strict"):
         state = jax.eval_shape(functools.partial(make_state, adam), trainable)
-        spec = step_spec(Stage(retention=Retention(weight=1.0), microbatches=2, dropout=0.1), ComputeSettings())
-        lowered = make_step(C, spec, adam, shard_tree(state, mesh)).lower(state, frozen, Params(frozen.base), batch)
+        spec = step_spec(
+            Stage(retention=Retention(weight=1.0), microbatches=2, dropout=0.1), ComputeSettings()
+        )
+        lowered = make_step(C, spec, adam, shard_tree(state, mesh)).lower(
+            state, frozen, Params(frozen.base), batch
+        )
         out_state, metrics = lowered.out_info
     as_shapes = functools.partial(jax.tree.map, lambda x: (x.shape, x.dtype))
     assert as_shapes(out_state) == as_shapes(state)
-    assert {leaf.dtype for leaf in jax.tree.leaves((out_state.trainable, metrics))} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves((out_state.trainable, metrics))} == {
+        jnp.dtype("float32")
+    }
     memory = lowered.compile().memory_analysis()
-    n_bytes = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
+    n_bytes = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     state_bytes = n_bytes(state)
     assert memory.alias_size_in_bytes == state_bytes
-    table = 16 * len(jax.tree.leaves(lowered.out_info))  # a pointer an output, and the metrics themselves
+    table = 16 * len(
+        jax.tree.leaves(lowered.out_info)
+    )  # a pointer an output, and the metrics themselves
     assert state_bytes <= memory.output_size_in_bytes < state_bytes + table
-    given = state_bytes + n_bytes(frozen) + n_bytes(batch)  # the base once, though the reference stands on it too
-    assert given <= memory.argument_size_in_bytes < given + 64 * len(jax.tree.leaves((state, frozen, batch)))
+    given = (
+        state_bytes + n_bytes(frozen) + n_bytes(batch)
+    )  # the base once, though the reference stands on it too
+    assert (
+        given
+        <= memory.argument_size_in_bytes
+        < given + 64 * len(jax.tree.leaves((state, frozen, batch)))
+    )
 
 
 def test_a_donated_state_is_gone(params):
     trainable, frozen = split(params, ("lang",))
     optimizer = optax.sgd(1.0)
     state = make_state(optimizer, jax.tree.map(jnp.array, trainable))
-    batch = {name: np.zeros((2, 4), np.int32) for name in ("tokens", "positions", "segment_ids", "langs")}
+    batch = {
+        name: np.zeros((2, 4), np.int32) for name in ("tokens", "positions", "segment_ids", "langs")
+    }
     batch |= {"loss_positions": np.zeros((2, 1), np.int32), "targets": np.ones((2, 1), np.int32)}
     batch["loss_weights"] = np.ones((2, 1), np.float32)
     make_step(C, TEXT, optimizer)(state, frozen, None, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.trainable))
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(frozen) if isinstance(leaf, jax.Array))
+    assert not any(
+        leaf.is_deleted() for leaf in jax.tree.leaves(frozen) if isinstance(leaf, jax.Array)
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,24 @@ import numpy as np
 import pytest
 
 from medkor_jax.model.params import Params, leaf_paths
-from medkor_jax.train.trainable import OptimizerRule, Schedule, assign_rules, count, join, learning_rate, make_optimizer, split
+from medkor_jax.train.trainable import (
+    OptimizerRule,
+    Schedule,
+    assign_rules,
+    count,
+    join,
+    learning_rate,
+    make_optimizer,
+    split,
+)
 
 LORA = {"q": {"a": jnp.ones((2, 4, 3)), "b": jnp.ones((2, 3, 4))}}
 LANG = {"vector": jnp.ones((2, 4))}
 PARAMS = Params({"embed": jnp.ones((5, 4))}, lora=LORA, lang=LANG, lora_scale=0.25)
-LORA_RULE, LANG_RULE = OptimizerRule("lora", r"lora/.*", 1e-2), OptimizerRule("lang", r"lang/.*", 1e-3)
+LORA_RULE, LANG_RULE = (
+    OptimizerRule("lora", r"lora/.*", 1e-2),
+    OptimizerRule("lang", r"lang/.*", 1e-3),
+)
 
 
 def test_split_and_join_are_inverse_and_split_empties_what_trains():
@@ -20,7 +32,11 @@ def test_split_and_join_are_inverse_and_split_empties_what_trains():
 
 @pytest.mark.parametrize(
     ("trees", "named"),
-    [(("base",), "'base' cannot train"), (("lora", "expand"), "'expand' is empty"), ((), "no tree")],
+    [
+        (("base",), "'base' cannot train"),
+        (("lora", "expand"), "'expand' is empty"),
+        ((), "no tree"),
+    ],
 )
 def test_what_cannot_train_is_refused(trees, named):
     with pytest.raises(ValueError, match=named):
@@ -28,7 +44,11 @@ def test_what_cannot_train_is_refused(trees, named):
 
 
 def test_each_leaf_gets_the_name_of_its_one_rule():
-    rules = (OptimizerRule("a", r"lora/\w+/a", 1.0), OptimizerRule("b", r"lora/\w+/b", 1.0), LANG_RULE)
+    rules = (
+        OptimizerRule("a", r"lora/\w+/a", 1.0),
+        OptimizerRule("b", r"lora/\w+/b", 1.0),
+        LANG_RULE,
+    )
     labels = assign_rules(rules, {"lora": LORA, "lang": LANG})
     assert leaf_paths(labels) == {"lora/q/a": "a", "lora/q/b": "b", "lang/vector": "lang"}
 
@@ -39,7 +59,10 @@ def test_each_leaf_gets_the_name_of_its_one_rule():
         ((LORA_RULE,), "lang/vector: no rule"),
         ((LORA_RULE, LANG_RULE, OptimizerRule("b", r".*/b", 1.0)), "lora/q/b: lora and b"),
         ((LORA_RULE, LANG_RULE, OptimizerRule("idle", r"expand/.*", 1.0)), "'idle'"),
-        ((LORA_RULE, OptimizerRule("lang", r"lang", 1.0)), "lang/vector: no rule"),  # the whole path must match
+        (
+            (LORA_RULE, OptimizerRule("lang", r"lang", 1.0)),
+            "lang/vector: no rule",
+        ),  # the whole path must match
         ((LORA_RULE, OptimizerRule("lora", r"lang/.*", 1.0)), "share the name 'lora'"),
     ],
 )
@@ -51,23 +74,35 @@ def test_rules_must_cover_each_leaf_exactly_once(rules, named):
 def test_frozen_trees_have_no_optimizer_state():
     trainable, _ = split(PARAMS, ("lang",))
     state = make_optimizer((LANG_RULE,), Schedule(10, 0, 0.1, 1.0), trainable).init(trainable)
-    assert sorted(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) == [8, 8]  # two moments of [2, 4]
+    assert sorted(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) == [
+        8,
+        8,
+    ]  # two moments of [2, 4]
 
 
 def test_each_rule_has_its_own_rate_and_decay():
     trainable = {"lora": LORA, "lang": LANG}
     rules = (LORA_RULE, OptimizerRule("lang", r"lang/.*", 1e-3, weight_decay=0.5))
     optimizer = make_optimizer(rules, Schedule(10, 0, 0.1, 1e9), trainable)
-    update, _ = optimizer.update(jax.tree.map(jnp.ones_like, trainable), optimizer.init(trainable), trainable)
-    np.testing.assert_allclose(update["lora"]["q"]["a"], -1e-2, rtol=1e-5)  # Adam's first step has size 1
+    update, _ = optimizer.update(
+        jax.tree.map(jnp.ones_like, trainable), optimizer.init(trainable), trainable
+    )
+    np.testing.assert_allclose(
+        update["lora"]["q"]["a"], -1e-2, rtol=1e-5
+    )  # Adam's first step has size 1
     np.testing.assert_allclose(update["lang"]["vector"], -1e-3 * (1 + 0.5), rtol=1e-5)
 
 
 def test_norms_of_added_layers_do_not_decay():
-    trainable = {"expand": {"back": {"q": jnp.ones((1, 4, 4)), "post_attn_norm": -jnp.ones((1, 4))}}, "lang": LANG}
+    trainable = {
+        "expand": {"back": {"q": jnp.ones((1, 4, 4)), "post_attn_norm": -jnp.ones((1, 4))}},
+        "lang": LANG,
+    }
     rules = (OptimizerRule("expand", r"expand/.*", 1e-2, weight_decay=0.5), LANG_RULE)
     optimizer = make_optimizer(rules, Schedule(10, 0, 0.1, 1.0), trainable)
-    update, _ = optimizer.update(jax.tree.map(jnp.zeros_like, trainable), optimizer.init(trainable), trainable)
+    update, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, trainable), optimizer.init(trainable), trainable
+    )
     np.testing.assert_allclose(update["expand"]["back"]["q"], -1e-2 * 0.5, rtol=1e-5)
     assert not update["expand"]["back"]["post_attn_norm"].any()
 
@@ -77,7 +112,9 @@ def test_the_global_norm_over_all_rules_is_clipped_before_adam():
     trainable = {"lora": {"q": {"a": jnp.zeros(1)}}, "lang": {"vector": jnp.zeros(1)}}
 
     def second_step(first, clip_norm):
-        optimizer = make_optimizer((LORA_RULE, LANG_RULE), Schedule(10, 0, 0.1, clip_norm), trainable)
+        optimizer = make_optimizer(
+            (LORA_RULE, LANG_RULE), Schedule(10, 0, 0.1, clip_norm), trainable
+        )
         gradients = [jax.tree.map(lambda _, g=g: jnp.full(1, g), trainable) for g in (first, 0.01)]
         state = optimizer.init(trainable)
         for gradient in gradients:
@@ -97,7 +134,10 @@ def test_the_global_norm_over_all_rules_is_clipped_before_adam():
         (Schedule(4, 0, 0.5, 1.0), {0: 1.0, 2: 0.75, 4: 0.5}),
         (Schedule(4, 1, 0.0, 1.0), {0: 1.0, 1: 1.0, 4: 0.0}),
         (Schedule(1, 100, 0.1, 1.0), {0: 1.0}),  # a one-step stage learns at the full rate
-        (Schedule(3, 100, 0.1, 1.0), {0: 0.5, 1: 1.0, 2: 1.0}),  # a warm-up longer than the stage ends inside it
+        (
+            Schedule(3, 100, 0.1, 1.0),
+            {0: 0.5, 1: 1.0, 2: 1.0},
+        ),  # a warm-up longer than the stage ends inside it
     ],
 )
 def test_learning_rate_values(schedule, expected):
@@ -114,7 +154,9 @@ def test_a_rule_names_its_optimizer_and_that_one_is_used():
     trainable = {"lora": {"q": {"a": jnp.zeros(1)}}}
 
     def moved(**numbers):
-        optimizer = make_optimizer((OptimizerRule("lora", ".*", 0.1, **numbers),), Schedule(3, 0, 1.0, 1e9), trainable)
+        optimizer = make_optimizer(
+            (OptimizerRule("lora", ".*", 0.1, **numbers),), Schedule(3, 0, 1.0, 1e9), trainable
+        )
         state, at = optimizer.init(trainable), trainable
         for _ in range(3):
             update, state = optimizer.update(jax.tree.map(jnp.ones_like, at), state, at)
@@ -131,7 +173,10 @@ def test_a_rule_names_its_optimizer_and_that_one_is_used():
     [
         (dict(optimizer="adam"), "'adam'; expected adamw or sgd; nearest: 'adamw'"),
         (dict(momentum=0.9), "momentum is 0.9, which adamw does not read"),
-        (dict(optimizer="sgd", weight_decay=0.1), "weight_decay is 0.1, which sgd does not read .it reads momentum"),
+        (
+            dict(optimizer="sgd", weight_decay=0.1),
+            "weight_decay is 0.1, which sgd does not read .it reads momentum",
+        ),
         (dict(optimizer="sgd", b2=0.99), "b2 is 0.99"),
     ],
 )

@@ -16,4 +16,15 @@ from medkor_jax.data.embedded.table import SPLITS, Fact, Relation, facts, relati
 from medkor_jax.data.embedded.telling import pairs, texts
 from medkor_jax.data.language import LANGUAGES
 
-__all__ = ["LANGUAGES", "SPLITS", "Fact", "Relation", "facts", "pairs", "questions", "reasonings", "relations", "texts"]
+__all__ = [
+    "LANGUAGES",
+    "SPLITS",
+    "Fact",
+    "Relation",
+    "facts",
+    "pairs",
+    "questions",
+    "reasonings",
+    "relations",
+    "texts",
+]

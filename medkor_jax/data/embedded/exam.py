@@ -20,7 +20,16 @@ import dataclasses
 import functools
 import random
 
-from medkor_jax.data.embedded.table import SPLITS, Fact, Template, check_name, facts, facts_of, fill, relations
+from medkor_jax.data.embedded.table import (
+    SPLITS,
+    Fact,
+    Template,
+    check_name,
+    facts,
+    facts_of,
+    fill,
+    relations,
+)
 from medkor_jax.data.language import LANGUAGES
 from medkor_jax.data.question import Question
 from medkor_jax.data.rows import EMBEDDED
@@ -28,10 +37,14 @@ from medkor_jax.data.rows import EMBEDDED
 N_OPTIONS = 5  # of every question
 _FRAMES: tuple[Template, ...] = (
     ("{others} {right} So the answer is {option}.", "{others} {right} 따라서 정답은 {option}이다."),
-    ("Compare the options. {others} {right} The answer is therefore {option}.",
-     "보기를 비교한다. {others} {right} 그러므로 정답은 {option}이다."),
-    ("{right} The other options belong elsewhere. {others} The answer is {option}.",
-     "{right} 나머지 보기는 다른 것에 해당한다. {others} 정답은 {option}이다."),
+    (
+        "Compare the options. {others} {right} The answer is therefore {option}.",
+        "보기를 비교한다. {others} {right} 그러므로 정답은 {option}이다.",
+    ),
+    (
+        "{right} The other options belong elsewhere. {others} The answer is {option}.",
+        "{right} 나머지 보기는 다른 것에 해당한다. {others} 정답은 {option}이다.",
+    ),
 )
 
 
@@ -84,8 +97,12 @@ def _drafts(split: str) -> tuple[_Draft, ...]:
         rng = random.Random(name)
         options = _wrong_options(fact, inverse, rng)
         options.insert(key, fact)
-        drafts.append(_Draft(name, fact, inverse, template, tuple(options), key, rng.choice(_FRAMES)))
-    random.Random(f"embedded/{split}/order").shuffle(drafts)   # any first part of an exam covers all relations
+        drafts.append(
+            _Draft(name, fact, inverse, template, tuple(options), key, rng.choice(_FRAMES))
+        )
+    random.Random(f"embedded/{split}/order").shuffle(
+        drafts
+    )  # any first part of an exam covers all relations
     return tuple(drafts)
 
 
@@ -115,7 +132,9 @@ def _wrong_options(fact: Fact, inverse: bool, rng: random.Random) -> list[Fact]:
     """
     related = facts_of(fact.relation)
     rng.shuffle(related)
-    related.sort(key=lambda other: (other.split == "train") != (fact.split == "train"))   # stable: own side first
+    related.sort(
+        key=lambda other: (other.split == "train") != (fact.split == "train")
+    )  # stable: own side first
     chosen: list[Fact] = []
     for other in related:
         wrong = not other.allows(fact.en[1]) if inverse else not fact.allows(other.en[1])
@@ -123,7 +142,9 @@ def _wrong_options(fact: Fact, inverse: bool, rng: random.Random) -> list[Fact]:
         if wrong and new:
             chosen.append(other)
     if len(chosen) < N_OPTIONS - 1:
-        raise ValueError(f"{fact.id} has {len(chosen)} wrong options; expected 4 or more: add facts to {fact.relation!r}")
+        raise ValueError(
+            f"{fact.id} has {len(chosen)} wrong options; expected 4 or more: add facts to {fact.relation!r}"
+        )
     chosen = chosen[: N_OPTIONS - 1]
     rng.shuffle(chosen)
     return chosen
@@ -140,9 +161,15 @@ def _balanced_keys(count: int, split: str) -> list[int]:
 def _render(draft: _Draft, language: str, *, reasoned: bool) -> Question:
     options = tuple(_option(fact, draft.inverse, language) for fact in draft.options)
     return Question(
-        id=draft.id, exam=EMBEDDED, year=None, language=language,
-        question=fill(draft.template, draft.fact, language), options=options, answer=draft.key,
-        rationale=_rationale(draft, language) if reasoned else "", fact=draft.fact.id,
+        id=draft.id,
+        exam=EMBEDDED,
+        year=None,
+        language=language,
+        question=fill(draft.template, draft.fact, language),
+        options=options,
+        answer=draft.key,
+        rationale=_rationale(draft, language) if reasoned else "",
+        fact=draft.fact.id,
     )
 
 
@@ -152,7 +179,11 @@ def _option(fact: Fact, inverse: bool, language: str) -> str:
 
 def _rationale(draft: _Draft, language: str) -> str:
     statement = relations()[draft.fact.relation].statements[0]
-    others = " ".join(fill(statement, fact, language) for fact in draft.options if fact is not draft.fact)
+    others = " ".join(
+        fill(statement, fact, language) for fact in draft.options if fact is not draft.fact
+    )
     return draft.frame[LANGUAGES.index(language)].format(
-        others=others, right=fill(statement, draft.fact, language), option=_option(draft.fact, draft.inverse, language)
+        others=others,
+        right=fill(statement, draft.fact, language),
+        option=_option(draft.fact, draft.inverse, language),
     )

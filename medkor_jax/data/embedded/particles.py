@@ -14,8 +14,15 @@ import re
 MARKS = re.compile(r"(은/는|이/가|을/를|과/와|으로/로)(?![가-힣])")
 
 _FIRST_HANGUL, _FINALS, _RIEUL = ord("가"), 28, 8
-_NO_FINAL, _OTHER_FINAL = 0, 1   # any final consonant but ㄹ counts alike
-_DIGIT_FINALS = {"0": _OTHER_FINAL, "1": _RIEUL, "3": _OTHER_FINAL, "6": _OTHER_FINAL, "7": _RIEUL, "8": _RIEUL}
+_NO_FINAL, _OTHER_FINAL = 0, 1  # any final consonant but ㄹ counts alike
+_DIGIT_FINALS = {
+    "0": _OTHER_FINAL,
+    "1": _RIEUL,
+    "3": _OTHER_FINAL,
+    "6": _OTHER_FINAL,
+    "7": _RIEUL,
+    "8": _RIEUL,
+}
 _CAPITAL_FINALS = {"L": _RIEUL, "M": _OTHER_FINAL, "N": _OTHER_FINAL, "R": _RIEUL}
 _LOWER_FINALS = {"l": _RIEUL, "m": _OTHER_FINAL, "n": _OTHER_FINAL}
 
@@ -43,7 +50,7 @@ def particle(word: str, pair: str) -> str:
     """Returns the form of `pair` that follows `word`: particle("간", "은/는") is "은"."""
     with_final, without_final = pair.split("/")
     final = final_consonant(word)
-    if pair == "으로/로" and final == _RIEUL:   # 물로, 알로: ㄹ takes 로
+    if pair == "으로/로" and final == _RIEUL:  # 물로, 알로: ㄹ takes 로
         return without_final
     return with_final if final else without_final
 

@@ -21,7 +21,7 @@ from medkor_jax.data.language import LANGUAGES
 
 SPLITS = ("train", "valid", "test")
 
-Template = tuple[str, str]   # English, Korean; {s} is the subject and {a} the answer
+Template = tuple[str, str]  # English, Korean; {s} is the subject and {a} the answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,14 @@ def facts() -> tuple[Fact, ...]:
     """Returns the table in file order, the facts of a relation together."""
     rows = [json.loads(line) for line in _read("facts.jsonl").splitlines()]
     return tuple(
-        Fact(row["id"], row["split"], tuple(row["en"]), tuple(row["ko"]), frozenset(row.get("also", ()))) for row in rows
+        Fact(
+            row["id"],
+            row["split"],
+            tuple(row["en"]),
+            tuple(row["ko"]),
+            frozenset(row.get("also", ())),
+        )
+        for row in rows
     )
 
 
@@ -72,7 +79,10 @@ def facts() -> tuple[Fact, ...]:
 def relations() -> dict[str, Relation]:
     """Returns the relations by name, in file order."""
     return {
-        name: Relation(tuple(row["title"]), *(tuple(map(tuple, row[kind])) for kind in ("statements", "forward", "inverse")))
+        name: Relation(
+            tuple(row["title"]),
+            *(tuple(map(tuple, row[kind])) for kind in ("statements", "forward", "inverse")),
+        )
         for name, row in json.loads(_read("relations.json")).items()
     }
 
@@ -87,7 +97,9 @@ def fill(template: Template, fact: Fact, language: str) -> str:
 
     A first word that is a symbol, like t(9;22), keeps its case.
     """
-    text = template[LANGUAGES.index(language)].format(s=fact.subject(language), a=fact.answer(language))
+    text = template[LANGUAGES.index(language)].format(
+        s=fact.subject(language), a=fact.answer(language)
+    )
     if language == "ko":
         return settle_particles(text)
     return text[0].upper() + text[1:] if re.match("[a-z]{2}", text) else text
@@ -96,7 +108,9 @@ def fill(template: Template, fact: Fact, language: str) -> str:
 def check_name(kind: str, name: str, known: tuple[str, ...]) -> None:
     """Raises: ValueError if `name` is not among the `known` ones of its `kind`."""
     if name not in known:
-        raise ValueError(f"the embedded exam has no {kind} {name!r}; expected one of {', '.join(known)}")
+        raise ValueError(
+            f"the embedded exam has no {kind} {name!r}; expected one of {', '.join(known)}"
+        )
 
 
 def _read(name: str) -> str:

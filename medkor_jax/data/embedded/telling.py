@@ -11,7 +11,15 @@ from __future__ import annotations
 
 import random
 
-from medkor_jax.data.embedded.table import SPLITS, Fact, check_name, facts, facts_of, fill, relations
+from medkor_jax.data.embedded.table import (
+    SPLITS,
+    Fact,
+    check_name,
+    facts,
+    facts_of,
+    fill,
+    relations,
+)
 from medkor_jax.data.language import LANGUAGES
 
 FACTS_PER_PARAGRAPH = 4
@@ -59,10 +67,21 @@ def _paragraphs(language: str, split: str) -> list[tuple[str, str]]:
     for name, relation in relations().items():
         told = [fact for fact in facts_of(name) if split in ("all", fact.split)]
         title = relation.title[LANGUAGES.index(language)]
-        for direction, template in (("forward", relation.statements[0]), ("inverse", relation.statements[-1])):
+        for direction, template in (
+            ("forward", relation.statements[0]),
+            ("inverse", relation.statements[-1]),
+        ):
             random.Random(f"embedded/paragraphs/{name}/{direction}").shuffle(told)
             for start in range(0, len(told), FACTS_PER_PARAGRAPH):
-                sentences = [fill(template, fact, language) for fact in told[start : start + FACTS_PER_PARAGRAPH]]
+                sentences = [
+                    fill(template, fact, language)
+                    for fact in told[start : start + FACTS_PER_PARAGRAPH]
+                ]
                 number = start // FACTS_PER_PARAGRAPH
-                paragraphs.append((f"embedded/{language}/{name}/{split}/{direction}/{number}", " ".join([title, *sentences])))
+                paragraphs.append(
+                    (
+                        f"embedded/{language}/{name}/{split}/{direction}/{number}",
+                        " ".join([title, *sentences]),
+                    )
+                )
     return paragraphs
