@@ -1,7 +1,9 @@
 """`medkor eval`: any weights, any exam or pairs of sentences, one report.
 
-report = evaluate_file("embedded", "doctor/valid.csv", mode="harness", fewshot="doctor/fewshot.csv", n_shots=5)
-report = evaluate_pairs("runs/quickstart", "embedded", split="test")
+    report = evaluate_file("embedded", "doctor/valid.csv", mode="harness", fewshot="doctor/fewshot.csv", n_shots=5)
+    report = evaluate_pairs("runs/quickstart", "embedded", split="test")
+
+It neither trains nor changes what it asks.
 """
 
 from __future__ import annotations
@@ -10,34 +12,26 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import math
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, add_tags, whole
+from medkor_jax.commands.scorer import open_scorer, shown
 from medkor_jax.data.leakage import find_leaks
 from medkor_jax.data.pairs import Pair, load_pairs
 from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat
-from medkor_jax.data.rows import EMBEDDED, Loaded, Source
+from medkor_jax.data.rows import EMBEDDED, Source
 from medkor_jax.data.sources import load_questions
 from medkor_jax.eval.exam import MAX_REASONING_TOKENS, READ_VERSION, contexts_digest, evaluate
 from medkor_jax.eval.report import Report
-from medkor_jax.eval.scorer import ModelScorer
 from medkor_jax.eval.translation import MAX_TRANSLATION_TOKENS, evaluate_translation
 from medkor_jax.eval.translation_report import TranslationReport
-from medkor_jax.io.loaded_model import load
 from medkor_jax.io.models import Model
-from medkor_jax.model.dtypes import slow_here
-from medkor_jax.parallel import hosts
 from medkor_jax.parallel.hosts import say
-from medkor_jax.parallel.mesh import MeshShape, make_mesh, one_device
 from medkor_jax.run.corpora import describe_leak, documents_read
 from medkor_jax.run.named_model import open_model
 
@@ -51,7 +45,6 @@ SPLITS = (
     "fewshot",
 )  # words in a file's name that say which it is
 
-_WEIGHTS_SHARE = 0.6  # of a device, that whole weights may take beside prompts and caches
 _KEYS = "what number keys count from, if the exam does not tell"
 _LONGEST = "reason mode (default 512) and --pairs (default 256): longest answer"
 
@@ -139,25 +132,14 @@ def evaluate_file(
     BadDataError, WeightsError.
     """
 
-    def questions(
-        path: str, split: str, limit: int, answers_from: int | None = None
-    ) -> list[Question]:
-        source = Source(
-            path,
-            "exam",
-            path,
-            split=split,
-            subset=subset,
-            language=language,
-            limit=limit,
-            answers_from=answers_from,
-        )
+    def questions(path: str, split: str, **rest: int | None) -> list[Question]:
+        source = Source(path, "exam", path, split=split, subset=subset, language=language, **rest)
         return shown(source.name, load_questions(source, drop_bad=drop_bad))
 
     if mode == "reason" and n_shots:
         raise ValueError(f"{n_shots} shots are asked for; reason mode is asked without any")
-    asked = questions(exam, split, limit, answers_from)
-    shots = _shots(fewshot, n_shots, lambda path: questions(path, "fewshot", 0))
+    asked = questions(exam, split, limit=limit, answers_from=answers_from)
+    shots = _shots(fewshot, n_shots, lambda path: questions(path, "fewshot"))
     model = open_model(weights)
     seen = seen_in_training(model, weights, exam, asked)
     with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
@@ -172,19 +154,17 @@ def evaluate_file(
             max_new_tokens=max_new_tokens,
             form=form,
         )
-    return dataclasses.replace(
-        report,
-        made_by={
-            "weights": model.name,
-            "weights_digest": model.digest,
-            "dtype": dtype,
-            "limit": limit,
-            "fewshot": fewshot if shots else None,
-            "prompts": contexts_digest(asked, mode, shots),
-            "read_version": READ_VERSION,
-            "seen_in_training": seen,
-        },
-    )
+    made_by = {
+        "weights": model.name,
+        "weights_digest": model.digest,
+        "dtype": dtype,
+        "limit": limit,
+        "fewshot": fewshot if shots else None,
+        "prompts": contexts_digest(asked, mode, shots),
+        "read_version": READ_VERSION,
+        "seen_in_training": seen,
+    }
+    return dataclasses.replace(report, made_by=made_by)
 
 
 def _shots(fewshot: str | None, n: int, read: Callable[[str], list[Question]]) -> list[Question]:
@@ -272,37 +252,3 @@ def evaluate_pairs(
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
         )
-
-
-@contextlib.contextmanager
-def open_scorer(
-    model: Model, *, dtype: str, batch_size: int, adapters: bool = True
-) -> Iterator[ModelScorer]:
-    """Gives the model, loaded onto all devices (one of a lone CPU), as exams ask for it; adapters=False: its base alone."""
-    if not adapters:
-        model = dataclasses.replace(model, directory=None, lora_scale=1.0, adapters_digest="")
-    mesh = asking_mesh(model, dtype)
-    if words := slow_here(dtype, "--dtype float32"):
-        say(words)
-    with jax.set_mesh(mesh):
-        yield ModelScorer(
-            load(model, dtype, mesh), dtype=jnp.dtype(dtype), mesh=mesh, batch_size=batch_size
-        )
-
-
-def asking_mesh(model: Model, dtype: str) -> jax.sharding.Mesh:
-    """Returns a mesh of all devices: each holds the whole model where that leaves it room, else they share it."""
-    if jax.default_backend() == "cpu" and hosts.n_processes() == 1:
-        return one_device()
-    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
-    is_shared = model.config.n_params * jnp.dtype(dtype).itemsize > _WEIGHTS_SHARE * memory
-    return make_mesh(MeshShape(data=1, fsdp=-1) if is_shared else MeshShape())
-
-
-def shown(name: str, loaded: Loaded) -> list:
-    """Returns the rows; prints those left out, and what was noted on reading."""
-    for note in loaded.notes:
-        say(f"{name}: {note}")
-    for row in loaded.bad:
-        say(f"left out: {row}")
-    return list(loaded.rows)

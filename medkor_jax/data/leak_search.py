@@ -22,7 +22,6 @@ from medkor_jax.data.likeness import (
     QUESTION_CANDIDATE,
     TEXT_CANDIDATE,
     Form,
-    Index,
     form_of,
     letters,
     text_form,
@@ -30,6 +29,7 @@ from medkor_jax.data.likeness import (
 from medkor_jax.data.pairs import Pair, both_ways, pair_of
 from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Example
+from medkor_jax.data.runs import Index
 from medkor_jax.data.sieve import Block, Rule, Sieve, rules_of
 from medkor_jax.data.translation_leaks import Translations
 

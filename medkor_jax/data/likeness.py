@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import unicodedata
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,10 +19,10 @@ from medkor_jax.data.cells import count_hangul
 from medkor_jax.data.contents import sha256_of
 from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Example
+from medkor_jax.data.runs import overlap_of, runs_of
 
 Document = Example | Question
 
-SHINGLE = 5  # letters in a run
 NEAR_JACCARD = 0.8  # shared runs over all runs of two stems, or of two questions with their options
 NEAR_STEM_OF_WHOLE = 0.5  # least Jaccard of the stems where the options are alike: sets of options recur by themselves
 NEAR_CONTAINED = 0.9  # share of the judged document's runs that a text has
@@ -33,7 +32,6 @@ INSIDE_STEM = 20  # letters: a shorter stem may stand in a text by chance
 INSIDE_WHOLE = (
     60  # letters of stem and options: with fewer, all of them may stand in a text by chance
 )
-_SAMPLE_RUNS = 64
 # Least share of the sampled runs for a pair to be compared on all of them, where it needs 0.5 (of all runs of
 # both: 2/3 of each) or 0.9. A sample of 64 strays by 0.06 at most (one standard deviation).
 QUESTION_CANDIDATE = 0.42
@@ -214,8 +212,8 @@ def _form(
 ) -> Form:
     asked = asked_form(raw)
     stem, options = asked.replace("?", ""), tuple(sorted(map(normalise, raw_options)))
-    runs = _runs(stem)
-    whole_runs = _runs(stem + "".join(options)) if is_question else runs
+    runs = runs_of(stem)
+    whole_runs = runs_of(stem + "".join(options)) if is_question else runs
     return Form(
         source, id, raw, raw_options, asked, stem, options, answer, runs, whole_runs, is_question
     )
@@ -241,14 +239,14 @@ def _match_questions(ours: Form, theirs: Form) -> tuple[str, str, float] | None:
             not same_options or ours.raw_options == theirs.raw_options
         )
         return "exact" if is_exact else "normalised", "whole" if same_options else "stem", 1.0
-    stem = _overlap(ours.runs, theirs.runs)
+    stem = overlap_of(ours.runs, theirs.runs)
     is_long = letters(theirs.stem) >= LONG_STEM
     if (
         stem.jaccard >= NEAR_STEM_OF_WHOLE
         and ours.answer == theirs.answer
         and (is_long or _digits(ours) == _digits(theirs))
     ):
-        whole = _overlap(ours.whole_runs, theirs.whole_runs)
+        whole = overlap_of(ours.whole_runs, theirs.whole_runs)
         if whole.jaccard >= NEAR_JACCARD and whole.smaller >= NEAR_MIN_RUNS:
             return "near", "whole", whole.jaccard
     if is_long and stem.jaccard >= NEAR_JACCARD:
@@ -271,7 +269,7 @@ def match_inside(ours: Form, theirs: Form) -> tuple[str, str, float] | None:
         and (is_asked or (is_told and is_there))
     ):
         return "exact" if theirs.raw_stem in ours.raw_stem else "normalised", which, 1.0
-    overlap = _overlap(ours.runs, theirs.runs)
+    overlap = overlap_of(ours.runs, theirs.runs)
     if is_told and overlap.contained >= NEAR_CONTAINED and overlap.smaller >= NEAR_MIN_RUNS:
         return "near", which, overlap.contained
     return None
@@ -283,7 +281,7 @@ def _match_texts(ours: Form, theirs: Form) -> tuple[str, str, float] | None:
         letters(theirs.stem) >= INSIDE_STEM and theirs.stem in ours.stem
     ):
         return "exact" if theirs.raw_stem in ours.raw_stem else "normalised", "text", 1.0
-    overlap = _overlap(ours.runs, theirs.runs)
+    overlap = overlap_of(ours.runs, theirs.runs)
     if overlap.contained >= NEAR_CONTAINED and overlap.smaller >= NEAR_MIN_RUNS:
         return "near", "text", overlap.contained
     return None
@@ -291,81 +289,3 @@ def _match_texts(ours: Form, theirs: Form) -> tuple[str, str, float] | None:
 
 def _digits(form: Form) -> list[str]:
     return re.findall(r"\d", form.stem)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Overlap:
-    """How many runs of letters two documents share: as counts, and as shares of all runs or of theirs."""
-
-    jaccard: float
-    contained: float
-    smaller: int  # runs of the smaller of the two
-
-
-def _overlap(ours: np.ndarray, theirs: np.ndarray) -> _Overlap:
-    shared = len(np.intersect1d(ours, theirs, assume_unique=True))
-    return _Overlap(
-        shared / (len(ours) + len(theirs) - shared),
-        shared / len(theirs),
-        min(len(ours), len(theirs)),
-    )
-
-
-def sampled_runs(runs: np.ndarray) -> np.ndarray:
-    """Returns the runs of smallest hash. runs: sorted."""
-    return runs[:_SAMPLE_RUNS]
-
-
-class Index:
-    """A sample of the runs of each judged document, and which documents hold each.
-
-    The sample is the _SAMPLE_RUNS runs of smallest hash: a random one, and all runs of a short document. It
-    keeps the work on long documents bounded; `match` then decides on all the runs.
-    """
-
-    def __init__(self, documents: Sequence[np.ndarray], least_shares: Sequence[float]):
-        samples = [sampled_runs(runs) for runs in documents]
-        self._sizes = np.array([len(sample) for sample in samples])
-        self._least = self._sizes * np.array(least_shares)
-        runs, owners = np.concatenate(samples), np.repeat(np.arange(len(samples)), self._sizes)
-        order = np.argsort(runs, kind="stable")
-        self._runs, starts = np.unique(runs[order], return_index=True)
-        self._starts = np.append(starts, len(runs))
-        self._owners = owners[order]
-
-    def candidates(self, documents: Sequence[np.ndarray]) -> np.ndarray:
-        """Returns the pairs [n, 2] of (one of ours, one of theirs) that may share enough of the runs of theirs."""
-        runs = np.concatenate(documents)
-        owners = np.repeat(np.arange(len(documents)), [len(document) for document in documents])
-        at = np.minimum(np.searchsorted(self._runs, runs), len(self._runs) - 1)
-        known = self._runs[at] == runs
-        at, owners = at[known], owners[known]
-        counts = self._starts[at + 1] - self._starts[at]
-        # Each run of ours meets all its owners: positions start, start + 1, ... of `_owners`, laid end to end.
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        theirs = self._owners[np.repeat(self._starts[at], counts) + within]
-        pairs = np.repeat(owners, counts) * len(self._sizes) + theirs
-        shared = np.bincount(pairs, minlength=len(documents) * len(self._sizes)).reshape(
-            len(documents), -1
-        )
-        return np.argwhere(shared >= self._least)
-
-
-def _runs(text: str) -> np.ndarray:
-    """Returns the distinct runs of SHINGLE letters, hashed and sorted, uint64; a shorter text is one run."""
-    return np.unique(hashed_runs(text))
-
-
-def hashed_runs(text: str) -> np.ndarray:
-    """Returns the hash of each run of SHINGLE letters in turn, uint64; a shorter text is one run."""
-    units = np.frombuffer(text.ljust(SHINGLE, "\0").encode("utf-32-le"), np.uint32).astype(
-        np.uint64
-    )
-    count = len(units) - SHINGLE + 1
-    hashed = np.zeros(count, np.uint64)
-    for i in range(SHINGLE):
-        hashed = (hashed ^ units[i : i + count]) * np.uint64(0x9E3779B97F4A7C15)
-        hashed ^= hashed >> np.uint64(
-            29
-        )  # spreads the high bits, so that order by hash is random order
-    return hashed

@@ -26,15 +26,9 @@ from typing import Any
 import numpy as np
 
 from medkor_jax.data.language import HANGUL_RANGES, LANGUAGES
-from medkor_jax.data.likeness import (
-    NEAR_CONTAINED,
-    NEAR_MIN_RUNS,
-    SHINGLE,
-    Form,
-    hashed_runs,
-    sampled_runs,
-)
+from medkor_jax.data.likeness import NEAR_CONTAINED, NEAR_MIN_RUNS, Form
 from medkor_jax.data.rows import Example
+from medkor_jax.data.runs import SHINGLE, hashed_runs, sampled_runs
 
 SAMPLE = 512  # texts that tell which runs are rare
 _TABLE_BITS = 21

@@ -1,7 +1,9 @@
 r"""One row's continuation on the host: what it wrote, and where it stopped.
 
-row = Row(tokenizer.decode, ("\n\n",), stop_ids=(1,))
-row.take(tokens);  row.finish;  row.completion()
+    row = Row(tokenizer.decode, ("\n\n",), stop_ids=(1,))
+    row.take(tokens);  row.finish;  row.completion()
+
+What it does not do: choose tokens (`decode`).
 """
 
 from __future__ import annotations

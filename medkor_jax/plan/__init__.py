@@ -1,4 +1,6 @@
 """What a config costs on a machine, before it is paid for: `medkor plan`.
 
-planner.make_plan(recipe, name, config, topology)        # compiles every stage for chips that are not there
+    planner.make_plan(recipe, name, config, topology)        # compiles every stage for chips that are not there
+
+It opens no weights and needs no device.
 """

@@ -1,6 +1,8 @@
 """`medkor plan`: a config and a machine in, a table out.
 
-plan_config("configs/pipeline.py", [], topology="v5e:4x4", model="medgemma-4b")
+    plan_config("configs/pipeline.py", [], topology="v5e:4x4", model="medgemma-4b")
+
+What it does not do: compile (`compiling`) or print (`report`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """A program measured on a machine in the best way there is: compiled, or by arithmetic where no compiler is at hand.
 
-found = measure(program, config, mesh, topology)
-founds = measure_all(programs, config, mesh, topology, say)       # two at a time: a compiler uses one core
+    found = measure(program, config, mesh, topology)
+    founds = measure_all(programs, config, mesh, topology, say)       # two at a time: a compiler uses one core
+
+What it does not do: say what a stage is made of (`stages`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """A plan as a table for people and as JSON for programs.
 
-print(table(plan));  json.dumps(to_json(plan))
+    print(table(plan));  json.dumps(to_json(plan))
+
+What it does not do: find anything out.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Every source of a run, loaded once, and the check that nothing it judges by is trained on.
 
-corpora = Corpora(drop_bad=False)
-corpora.refuse_leaks(recipe)                    # raises LeakError with what to write if it is known
-corpora.examples(stage.data)                    # [(source, documents)] for the loop
+    corpora = Corpora(drop_bad=False)
+    corpora.refuse_leaks(recipe)                    # raises LeakError with what to write if it is known
+    corpora.examples(stage.data)                    # [(source, documents)] for the loop
+
+What it does not do: read rows (`data.sources`), or make batches of them (`data.batches`).
 """
 
 from __future__ import annotations

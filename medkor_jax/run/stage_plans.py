@@ -1,6 +1,8 @@
 """A stage of the recipe with everything it needs resolved: its data loaded, its numbers and its seed.
 
-plan = stage_plan(recipe, corpora, phase, phase.train, "train")        # what `train.loop` runs
+    plan = stage_plan(recipe, corpora, phase, phase.train, "train")        # what `train.loop` runs
+
+What it does not do: train (`train.loop`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """The closing table of a run, read from the files its phases left.
 
-print(closing_table(run_dir, ["phase0", "phase1"]))
+    print(closing_table(run_dir, ["phase0", "phase1"]))
+
+What it does not do: measure, or decide anything.
 """
 
 from __future__ import annotations

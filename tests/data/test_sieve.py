@@ -16,6 +16,7 @@ from medkor_jax.data.likeness import (
 )
 from medkor_jax.data.question import Question, prompt
 from medkor_jax.data.rows import Example
+from medkor_jax.data.runs import SHINGLE
 from medkor_jax.data.sieve import Block, Sieve, _keys_of, _Letters, rules_of
 
 ODD = [
@@ -52,7 +53,7 @@ def test_letters_are_those_of_the_normalised_texts():
 def test_equal_runs_have_equal_keys_and_others_hardly_ever():
     words = normalise(" ".join(t for _, t in embedded.texts("en")))
     keys = _keys_of(np.frombuffer(words.encode("utf-32-le"), np.uint32))
-    runs = [words[i : i + likeness.SHINGLE] for i in range(len(words) - likeness.SHINGLE + 1)]
+    runs = [words[i : i + SHINGLE] for i in range(len(words) - SHINGLE + 1)]
     by_run = dict(zip(runs, keys))
     assert (
         all(by_run[run] == key for run, key in zip(runs, keys))

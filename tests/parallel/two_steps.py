@@ -1,6 +1,8 @@
 """Trains two steps of the tiny model on all devices of all processes, and saves losses and trees as .npz.
 
-python two_steps.py OUT.npz PORT N_PROCESSES PROCESS          # one process of several; 4 devices in all
+    python two_steps.py OUT.npz PORT N_PROCESSES PROCESS          # one process of several; 4 devices in all
+
+The test beside it compares what two such runs saved.
 """
 
 import functools
