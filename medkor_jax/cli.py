@@ -178,7 +178,7 @@ def _set_up_libraries() -> None:
 
     from medkor_jax.data.contents import cache_directory
 
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
 
 

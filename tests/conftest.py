@@ -1,14 +1,35 @@
-"""Four fake CPU devices, strict dtypes, and the optional real data that stands beside a checkout."""
+"""Four fake CPU devices, one cache of compiled programs for all processes of these tests, and the optional real data that
+stands beside a checkout."""
 
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a test may not depend on what a user's cache holds
+# Compiling takes most of these tests' time, and tiny models run at once however they were compiled: no LLVM passes, and
+# plain loops instead of the fusion emitters' (2 s instead of 7 for a training step). The HLO is that of every other run.
+QUICKLY = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4 {QUICKLY}"
 
 import pathlib
+import shutil
 import sys
+import tempfile
 
 import pytest
+
+from .shapes import check_shapes
+
+check_shapes()
+IS_FIRST = "PYTEST_XDIST_WORKER" not in os.environ
+if IS_FIRST:  # a cache of its own: a test may not depend on what a user's holds; workers and what tests start inherit it
+    os.environ |= {
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="medkor-tests-xla-"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+
+
+def pytest_unconfigure():
+    if IS_FIRST:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -17,6 +38,12 @@ def drop_compiled_programs():
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
+
+
+@pytest.fixture(scope="session")
+def quick() -> dict[str, str]:
+    """The variables with which a process that a test starts compiles as this one does, and finds what is compiled."""
+    return {name: os.environ[name] for name in os.environ if name.startswith("JAX_") and "CACHE" in name} | {"XLA_FLAGS": QUICKLY}
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +86,7 @@ def make_adapters():
     def make(base, seed=0, rank=3, targets=ADAPTABLE):
         rng = np.random.default_rng(seed + 100)
         shapes = {name: base["layers"][name].shape for name in targets}
-        normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+        normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
         return {name: {"a": normal(n, i, rank) * i**-0.5, "b": 0.3 * normal(n, rank, o)} for name, (n, i, o) in shapes.items()}
 
     return make
@@ -173,7 +200,12 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow (minutes)")
 
 
+# Begun first where workers share the files: what begins last should not be what takes longest.
+LONG = ("parallel/test_hosts.py", "train/test_step.py", "run/test_pipeline.py", "bench/test_best.py", "train/test_retention.py")
+
+
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
     if not config.getoption("--slow"):
         for item in items:
             if "slow" in item.keywords:

@@ -209,7 +209,7 @@ def test_every_verb_is_one_file_with_its_arguments_and_what_it_does():
     assert doors == {verb.module for verb in cli.VERBS.values()}
     for name, verb in cli.VERBS.items():
         module = importlib.import_module(f"medkor_jax.commands.{verb.module}")
-        assert list(inspect.signature(module.run).parameters)[0] == "arguments"
+        assert next(iter(inspect.signature(module.run).parameters)) == "arguments"
         assert module.__doc__.startswith(f"`medkor {name}`: ")
 
 

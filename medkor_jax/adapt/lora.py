@@ -97,4 +97,4 @@ def merge(base: Tree, lora: Tree, *, scale: float) -> Tree:
 
 @functools.partial(jax.jit, static_argnames="scale")
 def _merge_matrix(w: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
-    return jax.lax.map(lambda wab: merged_matrix(*wab, scale), (w, a, b))
+    return jax.lax.map(lambda wab: merged_matrix(wab[0], wab[1], wab[2], scale), (w, a, b))

@@ -1,7 +1,7 @@
 """Our side: the very step, decoder and sampler that the phases run, on one device or all of them, weights by name.
 
     ours = Ours(weights="embedded", dtype="float32")
-    ours.prepare_training(documents, batch_size=4, seq_len=512, rank=16)
+    ours.prepare_training(documents, batch_size=4, seq_len=512, rank=16, bos_id=2)
     ours.step()
 
 Documents are packed; logits exist only at positions that carry loss. Batches are laid out and placed before the
@@ -96,7 +96,7 @@ class Ours:
     def prepare_rollout(self, prompts: list[list[int]], max_new_tokens: int, rank: int) -> None:
         """The sampler of GRPO as `train.rollout` uses it, but for text: what is drawn is not read, and nothing ends early."""
         config, v = self._weights.config, self._weights.config.vocab_size
-        no_text = types.SimpleNamespace(stop_ids=(), vocab_size=v, is_writable=np.ones(v, bool), decode=lambda ids: "")
+        no_text: Any = types.SimpleNamespace(stop_ids=(), vocab_size=v, is_writable=np.ones(v, bool), decode=lambda ids: "")
         self._params, self._prompts, self._n_drawn = self._load(rank), prompts, 0
         self._max_new_tokens = max_new_tokens
         stage = Stage(reward=RewardSettings("grpo"))

@@ -1,7 +1,7 @@
 """Their side: transformers with PEFT on torch, as its users run it. Imports torch; nothing else of ours does but io.reference.
 
     peer = Peer(model="cache/bench/0a1b", dtype="float32")         # or "random:gemma3-4b", device="cuda"
-    peer.prepare_training(documents, batch_size=4, seq_len=512, rank=16, bos_id=2)
+    peer.prepare_training(documents, batch_size=4, seq_len=512, rank=16, bos_id=2, rows_at_once=1)
 
 Its natural best on a CPU: sdpa attention, as many threads as there are CPUs, no gradient checkpointing, the
 library's own loss (`labels=`), documents sorted by length and right-padded to the longest of their part, gradients

@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import re
 import sys
-from typing import Callable, Sequence
+from typing import cast, Callable, Sequence
 
 import jax
 import numpy as np
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     if arguments.exam:
         names = ("split", "subset", "language")
         where = {name: getattr(arguments, name) for name in names}
-        question = exam_question(arguments.exam, arguments.row, **where)
+        question: Question | str = exam_question(arguments.exam, arguments.row, **where)
     else:
         given = sys.stdin.read() if arguments.question is None else arguments.question
         question = typed_question(given)
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     )
     print()
     if asked.probabilities:
-        print(answer_table(question, asked, has_key=bool(arguments.exam)))
+        print(answer_table(cast("Question", question), asked, has_key=bool(arguments.exam)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ def ask(
         loaded = load(model, dtype, mesh)
         scorer = ModelScorer(loaded, dtype=dtype, mesh=mesh, batch_size=1)
         if mode == "letter":
-            report = evaluate(scorer, [question], mode="letter", batch_size=1)
+            report = evaluate(scorer, [cast("Question", question)], mode="letter", batch_size=1)
             return Asked("", report.answers[0].probabilities, is_closed=False)
         asked = question if isinstance(question, str) else reasoning_prompt(question)
         ids = [tokenizer.bos_id, *tokenizer.encode(asked)]

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib.metadata
 import pathlib
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +95,7 @@ def _findings(recipe: Recipe) -> Iterator[Finding]:
     yield _found("run directory", lambda: _run_directory(recipe))
     yield _found("data", lambda: _data(recipe))
     for name in recipe.outside_weights:
-        yield _found(f"weights {name}", lambda name=name: _weights(name))
+        yield _found(f"weights {name}", functools.partial(_weights, name))
     is_here = all(hosts.collect("weights are here", is_at_hand(recipe.weights)))
     model = _found("model", lambda: str(model_config(recipe).n_params))
     if not model.trouble:
@@ -107,8 +109,12 @@ def _findings(recipe: Recipe) -> Iterator[Finding]:
         corpora = Corpora(recipe.drop_bad, recipe.reasoning, say=False)
         asked = checks(recipe, corpora, made)
         for name in [name for name in asked if "/" not in name]:
-            yield _found(name, lambda name=name: (asked[name]() and _SAID) or "holds")
+            yield _found(name, functools.partial(_holds, asked[name]))
         yield _found("batches", lambda: _batches({name: check for name, check in asked.items() if "/" in name}))
+
+
+def _holds(check: Callable[[], Any]) -> str:
+    return _SAID if check() else "holds"
 
 
 def _found(what: str, look: Callable[[], str]) -> Finding:

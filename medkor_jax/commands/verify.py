@@ -172,7 +172,7 @@ def our_logits(scorer: ModelScorer, ids: list[int]) -> np.ndarray:
     return np.asarray(_logits_at(scorer.params, prompt, places, config=scorer.config))[0]
 
 
-def _compare_greedy(scorer: ModelScorer, batches: list[list[list[int]]], written: list[list[list[int]]]) -> tuple[Greedy, Greedy]:
+def _compare_greedy(scorer: ModelScorer, batches: list[list[list[int]]], written: list[list[list[int]]]) -> tuple[Greedy, ...]:
     n_same, regret = np.zeros(2, int), np.zeros(2)
     for batch, theirs in zip(batches, written, strict=True):
         completions = scorer.decoder.generate(

@@ -15,6 +15,7 @@ import functools
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from medkor_jax.data.tokenizer import Tokenizer
 
@@ -111,10 +112,9 @@ def _messages(text: str, *, system: str = "", shots: Sequence[tuple[str, str]] =
 def _renderer(template: str):
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    names = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
+    names: dict[str, Any] = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
 
     def render(messages: Sequence[Message], opens: bool) -> str:
-        options = dict(chat_template=template, add_generation_prompt=opens)
-        return render_jinja_template([list(messages)], **options, **names)[0][0]
+        return render_jinja_template([[dict(message) for message in messages]], chat_template=template, add_generation_prompt=opens, **names)[0][0]
 
     return render

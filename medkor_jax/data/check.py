@@ -12,7 +12,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -105,7 +105,7 @@ def check(
 
 def leaks_of(
     uses: Sequence[Use],
-    documents: Callable[[Use], Sequence[Trained | Judged]],
+    documents: Callable[[Use], Sequence[Any]],
     read_before: Sequence[tuple[str, Sequence[Trained]]] = (),
 ) -> list[Leak]:
     """Returns what is judged by among what is trained on, shown as an example, or was read before."""
@@ -129,7 +129,7 @@ def _describe(use: Use, loaded: Loaded[Trained | Judged], tokenizer: Tokenizer |
             lengths.append(len(encode(example, tokenizer).tokens) + 1)
     tokens = None
     if lengths:
-        median, p95 = (int(round(value)) for value in np.percentile(lengths, [50, 95]))
+        median, p95 = (round(value) for value in np.percentile(lengths, [50, 95]))
         tokens = TokenLengths(median, p95, max(lengths), sum(lengths))
     return SourceReport(use.source, use.purpose, sum(languages.values()), dict(languages), tokens, loaded.bad, loaded.notes)
 

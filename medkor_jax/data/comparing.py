@@ -41,10 +41,11 @@ def places_to_compare(search: Search, documents: Sequence[Trained]) -> np.ndarra
         return None
     if isinstance(documents, StoredExamples):
         return _kept(search, documents)
-    if len(documents) < FEW or not all(isinstance(document, Example) for document in documents):
+    examples = [document for document in documents if isinstance(document, Example)]
+    if len(documents) < FEW or len(examples) < len(documents):
         return None
-    sample = Block.of([documents[i] for i in _spread(len(documents))])
-    return np.fromiter(search.suspects(_blocks_of(documents), documents, search.sieve(sample)), np.int64)
+    sample = Block.of([examples[i] for i in _spread(len(examples))])
+    return np.fromiter(search.suspects(_blocks_of(examples), examples, search.sieve(sample)), np.int64)
 
 
 def compare_part(task: dict[str, Any]) -> list[int] | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import io
+import itertools
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -29,10 +30,11 @@ MAX_PARTS = 64  # files that are open at once
 
 def convert(source: Source, directory: pathlib.Path, read: Callable[[Source], Iterable[Example | BadRow | Note]]) -> None:
     """Writes the documents that `read` yields. Raises: BadDataError, as `read` does."""
+    notes: list[str] = []
     if cuts := _cuts(source):
         tasks = [
             {"source": dataclasses.asdict(source), "directory": str(directory), "name": f"{at:04d}", "start": start, "stop": stop}
-            for at, (start, stop) in enumerate(zip(cuts, cuts[1:]))
+            for at, (start, stop) in enumerate(itertools.pairwise(cuts))
         ]  # fmt: skip
         segments, tally = [], Tally()
         for done in workers.run_all("medkor_jax.data.converting:read_part", tasks):
@@ -42,7 +44,6 @@ def convert(source: Source, directory: pathlib.Path, read: Callable[[Source], It
             tally.add(done["tally"])
         notes = [note.text for note in tally.notes()]
     else:
-        notes: list[str] = []
         segments = [_write(source, directory, "0000", read(source), notes)]
     join_segments(directory, segments, notes)
 

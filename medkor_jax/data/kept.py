@@ -1,6 +1,6 @@
 """What was made once of data and is found again: directories in the cache, each named by all that it was made from.
 
-    place = keep("rows", key_of(source, file_digest), lambda directory: write_files(directory))
+    place = keep("rows", key_of(source, file_digest), lambda directory: convert(source, directory, read))
 
 An entry is made beside its place and renamed, so it is there whole or not at all; it lists its files with size and SHA-256,
 and one that does not hold to its list is made anew. Processes that want the same entry wait for the one that makes it

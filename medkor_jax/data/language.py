@@ -102,10 +102,10 @@ def token_languages(ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     token_class = np.where(ids < len(table), table[np.minimum(ids, len(table) - 1)], _OTHER_PIECE)
     found = _LANGUAGE[0, token_class]
     state, expected = 0, -1
-    for t in np.flatnonzero(token_class >= _FIRST_BYTE):
+    for t in np.flatnonzero(token_class >= _FIRST_BYTE).tolist():
         state = state if t == expected else 0
         found[t] = _LANGUAGE[state, token_class[t]]
-        state, expected = _NEXT_STATE[state, token_class[t]], t + 1
+        state, expected = int(_NEXT_STATE[state, token_class[t]]), t + 1
     return found
 
 

@@ -59,7 +59,8 @@ def find_too_long(
     name: str, examples: Sequence[Example], tokenizer: Tokenizer, *, seq_len: int, loss_positions: int
 ) -> dict[int, BadRow]:
     """Returns {index: why} for the examples that may not be cut and fit no row. name: of their source."""
-    found = {}
+    found: dict[int, BadRow] = {}
+    asked: Sequence[int]
     room = min(seq_len, loss_positions)
     if isinstance(examples, StoredExamples):  # what their sizes tell needs no reading
         asked = np.flatnonzero(~examples.is_splittable & (np.diff(examples.row_ends) + 2 > room)).tolist()
@@ -182,7 +183,7 @@ def derive_loss_positions(sources: Sequence[Sequence[Example]], tokenizer: Token
         sample = [encode(examples[i], tokenizer) for i in range(0, len(examples), max(1, len(examples) // _MEASURED))]
         share = sum(e.loss.sum() for e in sample) / sum(len(e.tokens) + 1 for e in sample)
         needed = max(needed, 1.25 * share * seq_len)
-        asked = range(len(examples))
+        asked: Sequence[int] = range(len(examples))
         if isinstance(examples, StoredExamples):  # what their sizes tell needs no reading
             asked = np.flatnonzero(examples.loss_bytes + 1 > needed).tolist()
         for example in map(examples.__getitem__, asked):

@@ -149,12 +149,16 @@ def convert_rows(
 
 def split_bad(items: Iterable[T | BadRow | Note]) -> tuple[list[T], list[BadRow], tuple[str, ...]]:
     """Returns the good rows, the bad ones, and the notes."""
-    good, bad, notes = [], [], []
+    good: list[T] = []
+    bad: list[BadRow] = []
+    notes: list[str] = []
     for item in items:
         if isinstance(item, Note):
             notes.append(item.text)
+        elif isinstance(item, BadRow):
+            bad.append(item)
         else:
-            (bad if isinstance(item, BadRow) else good).append(item)
+            good.append(item)
     return good, bad, tuple(notes)
 
 

@@ -21,6 +21,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,8 @@ class Sieve:
     def __init__(self, rules: Sequence[Sequence[Rule]], sample: Block) -> None:
         known = np.unique(np.concatenate([rule.keys for of_form in rules for rule in of_form] or [np.zeros(0, np.uint32)]))
         shares = self._shares(known, sample)
-        owners, runs, self._least = [], [], []
+        owners, runs = [], []
+        self._least: Any = []
         for of_form in rules:
             if of_form:
                 choices = [_choose(rule, shares[np.searchsorted(known, rule.keys)]) for rule in of_form]

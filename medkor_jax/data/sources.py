@@ -61,12 +61,12 @@ def load_examples(source: Source, *, drop_bad: bool, form: ReasoningFormat = Rea
     """
     if source.kind in OF_QUESTIONS:
         questions = load_questions(source, drop_bad=drop_bad, form=form)
-        return dataclasses.replace(questions, rows=[question_example(question, source, form) for question in questions.rows])
+        taught = [question_example(question, source, form) for question in questions.rows]
+        return rows.Loaded(taught, questions.bad, questions.notes)
     if _is_large(source):
-        good = _stored(source)
-        bad, notes = good.bad(rows.file_label(source)), good.notes
-    else:
-        good, bad, notes = rows.split_bad(_read(source))
+        stored = _stored(source)
+        return rows.settle(source, stored, stored.bad(rows.file_label(source)), stored.notes, drop_bad=drop_bad)
+    good, bad, notes = rows.split_bad(_read(source))
     return rows.settle(source, good, bad, notes, drop_bad=drop_bad)
 
 

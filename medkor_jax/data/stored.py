@@ -1,6 +1,6 @@
 """Documents that lie on disk in a form of their own, and are built when they are asked for.
 
-    writer = RowsWriter(directory, "0000"); writer.add(example); writer.close()
+    writer = RowsWriter(directory, "0000", "medquad"); writer.add(example); writer.close()
     join_segments(directory, [Segment("0000", rows=1)], notes=())
     StoredExamples(directory, "medquad")[0]             # an Example
 
@@ -15,10 +15,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -83,7 +85,7 @@ class RowsWriter:
     def close(self) -> None:
         self._flush()
         self._file.close()
-        arrays = {name: np.array(self._columns[name], kind) for name, kind in _COLUMNS.items()}
+        arrays: dict[str, Any] = {name: np.array(self._columns[name], kind) for name, kind in _COLUMNS.items()}
         np.savez(self._place.with_suffix(".npz"), **arrays)
 
     def _flush(self) -> None:
@@ -208,7 +210,7 @@ class StoredExamples(Sequence):
     def _check(self, index: int, raw: bytes) -> tuple[list[int], list[bool]]:
         parts = slice(int(self._first[index]), int(self._first[index + 1]))
         ends = [int(self.row_ends[index]), *self._ends[parts].tolist()]
-        sizes, losses = [b - a for a, b in zip(ends, ends[1:])], self._loss[parts].tolist()
+        sizes, losses = [b - a for a, b in itertools.pairwise(ends)], self._loss[parts].tolist()
         said = _row_digest(raw, sizes, losses, LANGUAGES[self._language[index]], int(self._flags[index]))
         if said != int(self._digests[index]):
             raise DamagedError(f"row {index} in {self.directory} is not what was written")

@@ -45,7 +45,7 @@ def _named(cells: Iterator[list[str] | str]) -> Iterator[Row | str | None]:
     """Yields rows under the names that the first cells are. Raises: UnreadableFile if they name nothing, or one twice."""
     header = next(cells, None)
     if not header or isinstance(header, str):
-        raise UnreadableFile(f"has no header line{': ' + header if header else ''}")
+        raise UnreadableFile(f"has no header line{f': {header}' if header else ''}")
     if any(map(_is_not_utf8, header)):
         raise UnreadableFile("has a header line that is not UTF-8; convert the file (Korean files are often CP949)")
     if twice := sorted({name for name in header if name and header.count(name) > 1}):
@@ -54,7 +54,7 @@ def _named(cells: Iterator[list[str] | str]) -> Iterator[Row | str | None]:
         if isinstance(row, list) and row and len(row) != len(header):
             yield f"{len(row)} cells, expected {len(header)} as in the header"
         else:
-            yield dict(zip(header, row)) if isinstance(row, list) and row else row or None
+            yield row if isinstance(row, str) else dict(zip(header, row)) or None
 
 
 def _cells(lines: Iterator[str], separator: str) -> Iterator[list[str] | str]:
@@ -147,7 +147,10 @@ def read_tabs(file: io.TextIOBase, tally: Tally, columns: Sequence[tuple[str, ..
         yield from _named(cells)
         return
     for row in cells:
-        yield {TEXT: "\t".join(row), CELLS: row} if isinstance(row, list) and any(map(str.strip, row)) else row or None
+        if isinstance(row, str):
+            yield row
+        else:
+            yield {TEXT: "\t".join(row), CELLS: row} if any(map(str.strip, row)) else None
 
 
 def _is_not_utf8(text: str) -> bool:

@@ -10,6 +10,7 @@ model is `tokenizer`'s.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -126,7 +127,7 @@ def _mend_user_defined(piece: ModelProto.SentencePiece) -> None:
 def _mend_order(proto: ModelProto) -> None:
     """Gives pieces scores that fall with their number, where theirs do not: the reference merges in the order of the numbers."""
     normal = [piece for piece in proto.pieces if piece.type == NORMAL and len(piece.piece) > 1]
-    if any(after.score >= before.score for before, after in zip(normal, normal[1:])):
+    if any(after.score >= before.score for before, after in itertools.pairwise(normal)):
         for i, piece in enumerate(proto.pieces):
             if piece.type == NORMAL:
                 piece.score = float(-i)

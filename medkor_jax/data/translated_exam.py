@@ -50,7 +50,7 @@ def row_of(question: Question, translated: TranslatedQuestion) -> dict[str, Any]
 def find_faults(question: Question, translated: TranslatedQuestion, to: str) -> tuple[str, ...]:
     """Returns why the translation cannot stand for the question; () if nothing is wrong that can be seen."""
     texts = {"question": (question.question, translated.question)}
-    texts |= {f"option {letter}": pair for letter, *pair in zip(LETTERS, question.options, translated.options)}
+    texts |= {f"option {letter}": pair for letter, pair in zip(LETTERS, zip(question.options, translated.options))}
     faults = [] if translated.is_whole else ["a text was cut by length"]
     if len(translated.options) != len(question.options):
         faults.append(f"{len(translated.options)} options, the original has {len(question.options)}")

@@ -79,8 +79,9 @@ def judge(
     """
     if gate.reading != "absolute" and reference is None:
         raise ValueError(f"a gate read as {gate.reading!r} compares with a reference report, and none was given")
-    looks = looks or gate.looks
-    confidence = stats.confidence_of_look(confidence or gate.confidence, looks)
+    if not isinstance(gate, Condition):
+        looks, confidence = looks or gate.looks, confidence or gate.confidence
+    confidence = stats.confidence_of_look(confidence, looks)
     mine, theirs = outcomes(report, gate.metric), None
     if reference is not None:
         theirs = outcomes(reference, gate.metric)[pairing(report, reference)]

@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import math
 import statistics
+from typing import Any
 
 import numpy as np
 
@@ -125,7 +126,8 @@ def _of_answers(
     right = random.binomial(n, level, _DRAWS)[:, None]  # the reference answers once
     also = random.binomial(right, min(both / level, 1.0), (_DRAWS, looks))
     alone = random.binomial(n - right, min(max((share - both) / (1 - level), 0.0), 1.0), (_DRAWS, looks))
-    counts = stats.PairedCounts(also, alone, right - also, n - right - alone)
+    draws: Any = (also, alone, right - also, n - right - alone)  # arrays, of which `paired_z` makes arrays
+    counts = stats.PairedCounts(*draws)
     passed = stats.paired_z(counts, bound, kept) >= _z(confidence)
     return float(passed[:, 0].mean()), float(passed.any(1).mean())
 

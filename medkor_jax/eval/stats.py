@@ -41,7 +41,7 @@ class PairedCounts:
     neither: int
 
     @classmethod
-    def of(cls, first: Sequence[bool], second: Sequence[bool]) -> PairedCounts:
+    def of(cls, first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> PairedCounts:
         """Counts the four kinds of question; `first` and `second` are in the same order of questions."""
         if len(first) != len(second) or not len(first):
             raise ValueError(
@@ -158,7 +158,7 @@ def paired_z(counts: PairedCounts, bound, kept: float = 1.0) -> np.ndarray:
     return (observed * away).sum(-1) * np.sqrt(n / variance)
 
 
-def bootstrap_mean(values: Sequence[float], confidence: float = 0.95, *, seed: int = 0) -> Interval:
+def bootstrap_mean(values: Sequence[float] | np.ndarray, confidence: float = 0.95, *, seed: int = 0) -> Interval:
     """Returns the interval of the mean of `values`, one a question, by resampling questions.
 
     Each resample's distance from the mean is measured in its own standard error, which keeps the interval honest for
@@ -167,12 +167,12 @@ def bootstrap_mean(values: Sequence[float], confidence: float = 0.95, *, seed: i
 
     Source: bootstrap-t, Efron & Tibshirani 1993, An Introduction to the Bootstrap, ch. 12.5.
     """
-    values = np.asarray(values, np.float64)
-    n, mean, spread = len(values), float(values.mean()), float(values.std())
+    found: np.ndarray = np.asarray(values, np.float64)
+    n, mean, spread = len(found), float(found.mean()), float(found.std())
     if spread == 0:
         return Interval(mean, mean)
     random, distances = np.random.default_rng(seed), []
-    squares = np.stack([values - mean, (values - mean) ** 2], axis=1)
+    squares = np.stack([found - mean, (found - mean) ** 2], axis=1)
     block = max(1, _BLOCK // n)
     for start in range(0, RESAMPLES, block):
         drawn = random.multinomial(n, np.full(n, 1 / n), size=min(block, RESAMPLES - start))
@@ -182,7 +182,7 @@ def bootstrap_mean(values: Sequence[float], confidence: float = 0.95, *, seed: i
             distances.append(np.where(own > 1e-12, shift / own, np.sign(shift) * np.inf))
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(distances), [1 - tail, tail], method="higher")
-    least, most = float(values.min()), float(values.max())
+    least, most = float(found.min()), float(found.max())
     return Interval(max(least, mean - float(low) * spread), min(most, mean - float(high) * spread))
 
 

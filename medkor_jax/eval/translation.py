@@ -40,7 +40,7 @@ def evaluate_translation(
     Raises: ValueError if there are no pairs, or one is too long for the model.
     """
     asked = [(pair, given, target) for given, target in DIRECTIONS for pair in pairs]
-    text = lambda pair, language: getattr(pair, language)  # noqa: E731
+    text = getattr  # noqa: E731
     # Longest first: neighbours pad little, and a pair that does not fit fails at once.
     order = sorted(range(len(asked)), key=lambda i: -len(text(*asked[i][:2])))
     done: dict[int, Continuation] = {}

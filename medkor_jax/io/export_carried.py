@@ -1,7 +1,7 @@
 """What an export takes over from its base beside text weights: chat templates, defaults of generation, the vision tower.
 
     check_carried(model, text_only=False)                                # before anything is written
-    write_carried(directory, model, text_only=False)
+    write_carried(directory, model, text_only=False, generation={"bos_token_id": 2})
     planned = with_tower(plan_tensors(...), model.base.carried)          # the tower's bytes as they lie in the base
 
 A multimodal base gives a multimodal export: its config with our text config inside, its tensors copied through, so that
@@ -125,7 +125,7 @@ def tokenizer_names(carried: Carried, pieces: Iterable[str], *, text_only: bool)
     for key in ("extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens"):
         value = said.get(key)
         if isinstance(value, dict):
-            kept = {name: text for name, text in value.items() if isinstance(text, str) and text in held}
+            kept: Any = {name: text for name, text in value.items() if isinstance(text, str) and text in held}
         else:
             texts = [one.get("content") if isinstance(one, dict) else one for one in value or ()]
             kept = [text for text in texts if isinstance(text, str) and text in held]

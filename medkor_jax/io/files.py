@@ -1,7 +1,7 @@
 """Small files that a reader never sees half written, and that say so when they were changed afterwards.
 
     write_atomically("runs/a/ledger.json", to_json(ledger))
-    write_sealed("runs/a/phase1/model.json", {"format": 2, ...});  read_sealed(path)        # the same, or ValueError
+    write_sealed("runs/a/phase1/model.json", {"format": 2});  read_sealed(path)        # the same, or ValueError
 
 The seal is a checksum: it finds damage and edits by hand. It is no signature.
 """

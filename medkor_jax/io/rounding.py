@@ -1,6 +1,6 @@
 """What rounding took of what a part of the model does: of an adapter that is merged, of everything that is exported.
 
-    kept = compare(effect=adapted - base, rounded=merged - base)
+    kept = compare(effect=adapted - base, rounded=merged - base, scale=rms(base))
     kept.lost, kept.noise, kept.words
 
 A part's effect e is what it changes in the logits, in float32; r is what it still changes once weights are rounded.
@@ -16,6 +16,7 @@ Logits are compared at a few positions of fixed English and Korean sentences, ea
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -97,7 +98,8 @@ class Probe:
         tokens = np.array(rows, np.int32)
         langs = np.array([routing.walk(row, 0)[0] for row in rows])
         at = np.broadcast_to(np.arange(_LENGTH, dtype=np.int32), tokens.shape)
-        self._inputs = Inputs(tokens, at, np.ones_like(tokens), langs)  # NumPy: the same on every process
+        # NumPy, the same on every process
+        self._inputs = Inputs(tokens, at, np.ones_like(tokens), langs)  # type: ignore[arg-type]
         self._config = config
 
     def logits(self, params: Params) -> np.ndarray:
@@ -142,9 +144,7 @@ def rms(logits: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(logits, dtype=np.float64)))) or 1.0
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def _logits(params: Params, inputs: Inputs, config: ModelConfig) -> jax.Array:
     hidden = forward(params, config, inputs, dtype=jnp.float32)[:, _EVERY - 1 :: _EVERY]
     return replicate(project_logits(params.base, hidden))
-
-
-_logits: Any = jax.jit(_logits, static_argnames="config")

@@ -71,7 +71,8 @@ def write_safetensors(path: pathlib.Path, tensors: Iterable[Planned], dtype: str
     Raises: ValueError if a value has another shape than planned, or holds NaN or infinity (in `dtype`).
     """
     kind, label = STORED[dtype]
-    tensors, header, end = list(tensors), {"__metadata__": {"format": "pt"}}, 0
+    tensors, end = list(tensors), 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     for tensor in tensors:
         span = [end, end := end + tensor.n_bytes(kind)]
         kept = tensor.stored[0] if tensor.stored else label

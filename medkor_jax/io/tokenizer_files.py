@@ -103,7 +103,7 @@ def _spec(directory: pathlib.Path, config: Fields) -> dict[str, Any]:
         added = in_file + [token for token in stated or () if token["content"] not in held]
         names = special_names(config, {})
     else:
-        config.refuse("tokenizer_class", " or ".join((_GEMMA, "PreTrainedTokenizerFast", "TokenizersBackend")))
+        config.refuse("tokenizer_class", f"{_GEMMA} or PreTrainedTokenizerFast or TokenizersBackend")
     held = {token["content"] for token in added}
     added += [{"content": text, **dict.fromkeys(_FLAGS, False), "special": True} for text in names if text not in held]
     return {**spec, "added_tokens": _numbered(added, vocab)}

@@ -167,7 +167,7 @@ def _from_gguf(name: str, path: pathlib.Path) -> Weights:
 
 def _from_hf(name: str, directory: pathlib.Path) -> Weights:
     source = HfSource.open(directory)
-    
+
     def digest() -> str:
         return hosts.first(f"digest of {name}", lambda: remembered(sorted(source.files), "tensors", lambda: digest_source(source)))
 
@@ -189,7 +189,10 @@ def _read_of_export(directory: pathlib.Path) -> tuple[Reading, ...]:
 
 
 def _loader(source: TensorSource) -> Callable[[Any, Tree | None], Tree]:
-    return lambda dtype, shardings=None: load_base(source, dtype=dtype, shardings=shardings)
+    def load(dtype: Any, shardings: Tree | None = None) -> Tree:
+        return load_base(source, dtype=dtype, shardings=shardings)
+
+    return load
 
 
 def _random_base(config: ModelConfig, dtype: Any, shardings: Tree | None = None) -> Tree:

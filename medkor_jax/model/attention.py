@@ -9,9 +9,14 @@ leave out what a window hides: `kernel` chooses.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from flax import struct
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 QUERY_BLOCK = 1024  # longer sequences are computed this many queries at a time: scores are [B,N,block,S]
 CAUSAL_BLOCK = 256  # shorter ones skip more keys, and make products too small to be quick
@@ -32,7 +37,7 @@ class Seen:
     branches: jax.Array | None = None
 
 
-def visible(of_queries: Seen, of_keys: Seen, window: int | None) -> jax.Array:
+def visible(of_queries: Seen, of_keys: Seen, window: int | None) -> Bool[jax.Array, "B T S"]:
     """Returns [B, T, S] bool: same document, not later, and less than `window` back (None: no limit)."""
     distance = of_queries.positions[:, :, None] - of_keys.positions[:, None, :]
     mask = (distance >= 0) & (of_queries.segments[:, :, None] == of_keys.segments[:, None, :])
@@ -42,7 +47,12 @@ def visible(of_queries: Seen, of_keys: Seen, window: int | None) -> jax.Array:
 
 
 @jax.named_scope("attention")
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+def attend(
+    q: Float[jax.Array, "B T N H"],
+    k: Float[jax.Array, "B S K H"],
+    v: Float[jax.Array, "B S K H"],
+    mask: Bool[jax.Array, "B T S"],
+) -> Float[jax.Array, "B T N*H"]:
     """Returns softmax(q k^T) v with hidden scores masked, heads joined: [B, T, N*H].
 
     q: [B, T, N, H], already scaled; k, v: [B, S, K, H]; mask: [B, T, S]. Head n reads key head n // (N/K).
@@ -97,7 +107,7 @@ def attend_forward(q, k, v, mask):
 
 def attend_backward(kept, cotangent):
     q, k, v, weights = kept
-    b, kv, x, h = q.shape
+    b, kv, _x, h = q.shape
     t = cotangent.shape[1]
     d_out = _fold_heads(cotangent.reshape(b, t, -1, h), kv)
     d_v = jnp.einsum("bkxh,bkxs->bkhs", d_out, weights)

@@ -11,11 +11,15 @@ platform; the numbers are those of `attention.attend` under the whole mask, up t
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from medkor_jax.model.attention import Seen, attend_backward, attend_forward, visible
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 BLOCK = 256  # queries at a time: scores are [B, N, BLOCK, keys]
 _STRETCHES = 4  # in so many parts of a row are the keys behind it left out: 5/8 of all scores remain
@@ -26,7 +30,13 @@ def n_scores(t: int, window: int | None) -> int:
     return sum(n * BLOCK * width for _, n, width, _ in _stretches(t + -t % BLOCK, window))
 
 
-def attend_blocks(q: jax.Array, k: jax.Array, v: jax.Array, seen: Seen, window: int | None) -> jax.Array:
+def attend_blocks(
+    q: Float[jax.Array, "B T N H"],
+    k: Float[jax.Array, "B T K H"],
+    v: Float[jax.Array, "B T K H"],
+    seen: Seen,
+    window: int | None,
+) -> Float[jax.Array, "B T N*H"]:
     """Returns softmax(q k^T) v, heads joined: [B, T, N*H]. q: [B, T, N, H], already scaled; k, v: [B, T, K, H].
 
     window None: everything before. T need not be a multiple of the block: what is added sees itself alone.

@@ -16,7 +16,7 @@ what it held lies outside the window or was never there; the caller calls `grow`
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import TYPE_CHECKING, Any, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +27,14 @@ from jax.sharding import PartitionSpec
 from medkor_jax.model.config import GLOBAL, LOCAL, ModelConfig
 from medkor_jax.parallel.mesh import BATCH_AXES
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 _EMPTY = -1  # position of a slot that holds nothing
 _HIDDEN = jnp.finfo(jnp.float32).min
 
 
-@struct.dataclass
-class Ring:
+class Ring(struct.PyTreeNode):
     """keys, values: [layers of the kind, B, K, R, H]; positions: [B, R] int32, -1 where a slot is empty."""
 
     keys: jax.Array
@@ -44,8 +46,7 @@ class Ring:
         return self.positions.shape[1]
 
 
-@struct.dataclass
-class Cache:
+class Cache(struct.PyTreeNode):
     """Both stacks, and the number of tokens written since the rings last ended with their newest token."""
 
     local: Ring
@@ -76,7 +77,7 @@ def make_layers(kinds: Sequence[str]) -> CacheLayer:
     return CacheLayer(jnp.asarray(is_local), jnp.asarray(index, jnp.int32))
 
 
-def make_cache(config: ModelConfig, kinds: Sequence[str], lengths: jax.Array, *, size: int, dtype: Any) -> Cache:
+def make_cache(config: ModelConfig, kinds: Sequence[str], lengths: Int[jax.Array, " B"], *, size: int, dtype: Any) -> Cache:
     """Returns empty rings whose slots already stand for the last tokens of prompts of `lengths` [B].
 
     kinds: of every layer that will store, added ones too (`params.layer_kinds`).
@@ -92,7 +93,9 @@ def make_cache(config: ModelConfig, kinds: Sequence[str], lengths: jax.Array, *,
     return Cache(ring(LOCAL, min(config.sliding_window, size)), ring(GLOBAL, size), jnp.zeros((), jnp.int32))
 
 
-def store_prompt(cache: Cache, layer: CacheLayer, k: jax.Array, v: jax.Array) -> Cache:
+def store_prompt(
+    cache: Cache, layer: CacheLayer, k: Float[jax.Array, "B T K H"], v: Float[jax.Array, "B T K H"]
+) -> Cache:
     """Returns the cache with a layer's keys and values [B, T, K, H] of the prompt, position t at index t."""
 
     def store(ring: Ring, is_mine: jax.Array) -> Ring:
@@ -103,7 +106,7 @@ def store_prompt(cache: Cache, layer: CacheLayer, k: jax.Array, v: jax.Array) ->
     return cache.replace(local=store(cache.local, layer.is_local), full=store(cache.full, ~layer.is_local))
 
 
-def open_slot(cache: Cache, positions: jax.Array) -> Cache:
+def open_slot(cache: Cache, positions: Int[jax.Array, " B"]) -> Cache:
     """Returns the cache ready for one token a row, at `positions` [B]; `store_token` then fills each layer."""
 
     def opened(ring: Ring) -> Ring:
@@ -114,7 +117,9 @@ def open_slot(cache: Cache, positions: jax.Array) -> Cache:
     return cache.replace(local=opened(cache.local), full=opened(cache.full), n_written=cache.n_written + 1)
 
 
-def store_token(cache: Cache, layer: CacheLayer, k: jax.Array, v: jax.Array) -> Cache:
+def store_token(
+    cache: Cache, layer: CacheLayer, k: Float[jax.Array, "B 1 K H"], v: Float[jax.Array, "B 1 K H"]
+) -> Cache:
     """Returns the cache with a layer's keys and values [B, 1, K, H] in the slot opened last."""
     rows = (jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
 
@@ -124,7 +129,7 @@ def store_token(cache: Cache, layer: CacheLayer, k: jax.Array, v: jax.Array) -> 
     return cache.replace(local=store(cache.local, layer.is_local), full=store(cache.full, ~layer.is_local))
 
 
-def make_masks(cache: Cache, positions: jax.Array) -> Masks:
+def make_masks(cache: Cache, positions: Int[jax.Array, " B"]) -> Masks:
     """Returns what the tokens at `positions` [B], just given a slot, see: every filled slot up to their own.
 
     No window is asked for: a local ring is no longer than it, so what lies beyond has been written over.
@@ -137,7 +142,9 @@ def make_masks(cache: Cache, positions: jax.Array) -> Masks:
 
 
 @jax.named_scope("attention")
-def attend_cached(cache: Cache, layer: CacheLayer, q: jax.Array, masks: Masks) -> jax.Array:
+def attend_cached(
+    cache: Cache, layer: CacheLayer, q: Float[jax.Array, "B 1 N H"], masks: Masks
+) -> Float[jax.Array, "B 1 N*H"]:
     """Returns softmax(q k^T) v over the layer's ring, heads joined: [B, 1, N*H]. q: [B, 1, N, H], scaled."""
 
     def over(ring: Ring, mask: jax.Array) -> jax.Array:

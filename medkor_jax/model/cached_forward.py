@@ -10,7 +10,8 @@ blocks, embeddings and adapters are those of `forward`; only what attention sees
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable
+import operator
+from typing import TYPE_CHECKING, Any, Callable
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +23,20 @@ from medkor_jax.model.forward import LayerInputs, edge_inputs, embed, layer_inpu
 from medkor_jax.model.layers import Adapters, Rope, make_rope, rms_norm
 from medkor_jax.model.params import SIDES, Params, layer_kinds
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 
 def read_prompt(
-    params: Params, config: ModelConfig, tokens: jax.Array, lengths: jax.Array, langs: jax.Array, *, size: int, dtype: Any
-) -> tuple[jax.Array, kv.Cache]:
+    params: Params,
+    config: ModelConfig,
+    tokens: Int[jax.Array, "B T"],
+    lengths: Int[jax.Array, " B"],
+    langs: Int[jax.Array, "B T"],
+    *,
+    size: int,
+    dtype: Any,
+) -> tuple[Float[jax.Array, "B D"], kv.Cache]:
     """Returns the final hidden state of each row's last token, [B, D], and the cache of all of them.
 
     tokens, langs: [B, T], padded on the right; lengths: [B]; size: tokens a row that the cache has room for.
@@ -44,8 +55,15 @@ def read_prompt(
 
 
 def read_token(
-    params: Params, config: ModelConfig, cache: kv.Cache, tokens: jax.Array, positions: jax.Array, langs: jax.Array, *, dtype: Any
-) -> tuple[jax.Array, kv.Cache]:
+    params: Params,
+    config: ModelConfig,
+    cache: kv.Cache,
+    tokens: Int[jax.Array, " B"],
+    positions: Int[jax.Array, " B"],
+    langs: Int[jax.Array, " B"],
+    *,
+    dtype: Any,
+) -> tuple[Float[jax.Array, "B D"], kv.Cache]:
     """Returns the final hidden state of one more token a row, [B, D], and the cache with it. All inputs [B]."""
     cache = kv.open_slot(cache, positions)
     masks = kv.make_masks(cache, positions)
@@ -88,6 +106,7 @@ def _run_layers(params: Params, config: ModelConfig, x: jax.Array, cache: kv.Cac
     carry, start = (x, cache), 0
     for stack in (*front, layer_inputs(params, config, None), *back):
         stop = start + stack.plan.is_local.shape[0]
-        carry, _ = jax.lax.scan(body, carry, (stack, jax.tree.map(lambda leaf: leaf[start:stop], places)))  # noqa: B023
+        mine = jax.tree.map(operator.itemgetter(slice(start, stop)), places)
+        carry, _ = jax.lax.scan(body, carry, (stack, mine))
         start = stop
     return carry

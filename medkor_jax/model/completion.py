@@ -1,4 +1,4 @@
-"""One row's continuation on the host: what it wrote, and where it stopped.
+r"""One row's continuation on the host: what it wrote, and where it stopped.
 
     row = Row(tokenizer.decode, ("\n\n",), stop_ids=(1,))
     row.take(tokens);  row.finish;  row.completion()

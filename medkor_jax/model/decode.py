@@ -1,4 +1,4 @@
-"""Prompts to continuations: one decoder for exams, translation, reasoning and rollouts.
+r"""Prompts to continuations: one decoder for exams, translation, reasoning and rollouts.
 
     decoder = Decoder(config, dtype=jnp.bfloat16, stop_ids=tokenizer.stop_ids, decode=tokenizer.decode,
                       routing=Routing.by_token(tokenizer.languages, config.vocab_size))
@@ -46,8 +46,7 @@ class Settings:
     with_nats: bool
 
 
-@struct.dataclass
-class State:
+class State(struct.PyTreeNode):
     """The rows after some tokens. `tokens` [B] were chosen but not read yet; they belong at `positions` [B]."""
 
     cache: kv.Cache
@@ -173,7 +172,8 @@ class Decoder:
 
 def n_compilations() -> dict[str, int]:
     """Returns how many variants of each jitted function this process holds."""
-    return {"start": _start._cache_size(), "continue": _continue._cache_size(), "grow": _grow._cache_size()}
+    jitted: dict[str, Any] = {"start": _start, "continue": _continue, "grow": _grow}
+    return {name: function._cache_size() for name, function in jitted.items()}
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "size"))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 REQUIRED: Any = object()
 """The default of a key that must be there."""
@@ -70,7 +70,7 @@ class Fields:
             return value
         return Fields(value, f"{self.where}: {key}") if isinstance(value, Mapping) else self.refuse(key, "an object")
 
-    def refuse(self, key: str, expected: str) -> Any:
+    def refuse(self, key: str, expected: str) -> NoReturn:
         raise ValueError(f"{self.where}: {key} is {shown(self.values[key])}; expected {expected}")
 
     def _get(self, key: str, default: Any, null: bool) -> Any:

@@ -13,7 +13,7 @@ the base's inside jit would copy the model.
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from typing import TYPE_CHECKING, Any, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,9 @@ from medkor_jax.model.layers import Adapters, Attend, Block, Rope, make_rope, rm
 from medkor_jax.model.params import ADAPTABLE, FRONT, LOCAL, SIDES, LayerPlan, Params, Tree, head_table, make_plan, n_edge_blocks
 from medkor_jax.model.remat import ATTENDED, policy
 from medkor_jax.parallel.mesh import platform, spread
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 @struct.dataclass
@@ -86,7 +89,9 @@ def make_view(config: ModelConfig, seen: Seen, attention: str = "auto") -> View:
     )
 
 
-def embed(params: Params, config: ModelConfig, tokens: jax.Array, langs: jax.Array, dtype: Any) -> jax.Array:
+def embed(
+    params: Params, config: ModelConfig, tokens: Int[jax.Array, "B T"], langs: Int[jax.Array, "B T"], dtype: Any
+) -> Float[jax.Array, "B T D"]:
     """Returns sqrt(D) * E[token], plus the language embedding of each token where there is one: [B, T, D].
 
     Raises: ValueError if `lang` is not what `Params` describes: under another name it would be left out.
@@ -103,9 +108,10 @@ def embed(params: Params, config: ModelConfig, tokens: jax.Array, langs: jax.Arr
 
 
 def run_block(
-    config: ModelConfig, layer: Tree, rope: Rope, attend: Attend, x: jax.Array, adapters: Adapters | None
-) -> jax.Array:
-    return spread(Block(config).apply({"params": layer}, x, rope, attend, adapters))
+    config: ModelConfig, layer: Tree, rope: Rope, attend: Attend, x: Float[jax.Array, "B T D"], adapters: Adapters | None
+) -> Float[jax.Array, "B T D"]:
+    out: Any = Block(config).apply({"params": layer}, x, rope, attend, adapters)
+    return spread(out)
 
 
 def forward(
@@ -118,7 +124,7 @@ def forward(
     attention: str = "auto",
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
-) -> jax.Array:
+) -> Float[jax.Array, "B T D"]:
     """Returns the hidden states after the final norm, [B, T, D] in `dtype`.
 
     remat: what the backward pass makes again of each layer, by the name of a policy (`model.remat`).
@@ -169,11 +175,11 @@ def run_layer(
     config: ModelConfig,
     view: View,
     layer: LayerInputs,
-    x: jax.Array,
+    x: Float[jax.Array, "B T D"],
     lora_scale: float,
     dropout: float = 0.0,
     remat: str = "none",
-) -> jax.Array:
+) -> Float[jax.Array, "B T D"]:
     """Returns the residual stream [B, T, D] after one layer of the uncached model. remat: as in `forward`."""
     is_local = layer.plan.is_local
     rope = view.rope(is_local)
@@ -189,7 +195,7 @@ def run_layer(
 
 
 @jax.named_scope("head")
-def project_logits(base: Tree, hidden: jax.Array) -> jax.Array:
+def project_logits(base: Tree, hidden: Float[jax.Array, "*rows D"]) -> Float[jax.Array, "*rows V"]:
     """Returns float32 logits [..., V] of hidden states [..., D] through the head (`head_table`)."""
     table = head_table(base).astype(hidden.dtype)
     return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)

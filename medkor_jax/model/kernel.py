@@ -15,13 +15,16 @@ them, and a head of 256 only from Hopper on.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from medkor_jax.model import blocked, splash
 from medkor_jax.model.attention import QUERY_BLOCK, Seen, causal_scores
 from medkor_jax.nearest import nearest
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 KERNELS = ("plain", "blocked", "splash")
 NAMES = ("auto", *KERNELS)
@@ -62,8 +65,14 @@ def n_scores(kernel: str, t: int, window: int | None) -> int:
 
 @jax.named_scope("attention")
 def attend_by_kind(
-    kernel: str, q: jax.Array, k: jax.Array, v: jax.Array, seen: Seen, is_local: jax.Array, window: int
-) -> jax.Array:
+    kernel: str,
+    q: Float[jax.Array, "B T N H"],
+    k: Float[jax.Array, "B T K H"],
+    v: Float[jax.Array, "B T K H"],
+    seen: Seen,
+    is_local: Bool[jax.Array, ""],
+    window: int,
+) -> Float[jax.Array, "B T N*H"]:
     """Returns attention's output [B, T, N*H] of a layer whose kind is data: one of two programs runs, not both.
 
     kernel: "blocked" or "splash". Arguments as `blocked.attend_blocks`. Only q, k, v are kept for the backward pass.

@@ -9,7 +9,7 @@ share this one block. It holds no state and knows no mesh.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Callable, Mapping
 
 import flax.linen as nn
 import jax
@@ -19,6 +19,9 @@ from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
 from medkor_jax.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 ADAPTABLE = ("q", "k", "v", "o", "gate", "up", "down")
 """The seven matrices of a block; a LoRA adapter can stand beside each."""
@@ -40,7 +43,9 @@ class Adapters:
     dropout: float = struct.field(pytree_node=False, default=0.0)
 
 
-def adapted_matmul(x: jax.Array, w: jax.Array, name: str, adapters: Adapters | None) -> jax.Array:
+def adapted_matmul(
+    x: Float[jax.Array, "B T i"], w: Float[jax.Array, "i o"], name: str, adapters: Adapters | None
+) -> Float[jax.Array, "B T o"]:
     """Returns x @ w, plus scale * (x @ A) @ B where `name` has an adapter.
 
     x: [B, T, in]; w: [in, out]. Weights are cast to x's dtype; the product accumulates as the backend does. `name` is
@@ -59,7 +64,9 @@ def adapted_matmul(x: jax.Array, w: jax.Array, name: str, adapters: Adapters | N
     return checkpoint_name(y + adapters.scale * _expand(low, pair["b"].astype(x.dtype)), name)
 
 
-def merged_matrix(w: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+def merged_matrix(
+    w: Float[jax.Array, "i o"], a: Float[jax.Array, "i R"], b: Float[jax.Array, "R o"], scale: float
+) -> Float[jax.Array, "i o"]:
     """Returns W + scale * A @ B for one layer, accumulated in float32 and rounded once to w's dtype.
 
     w: [in, out]; a: [in, R]; b: [R, out]. Source: Hu et al. 2021 (arXiv:2106.09685), eq. 3.
@@ -93,7 +100,9 @@ _expand.defvjp(_expand_forward, _expand_backward)
 _NAME_SALT = {name: i for i, name in enumerate(ADAPTABLE)}
 
 
-def rms_norm(x: jax.Array, w: jax.Array, eps: float) -> jax.Array:
+def rms_norm(
+    x: Float[jax.Array, "*rows D"], w: Float[jax.Array, " D"], eps: float
+) -> Float[jax.Array, "*rows D"]:
     """Returns (1 + w) * x / RMS(x) over the last axis, in float32, cast back to x's dtype.
 
     Source: Zhang & Sennrich 2019 (arXiv:1910.07467); the 1 + w form is Gemma's.
@@ -111,7 +120,7 @@ class Rope:
     sin: jax.Array
 
 
-def make_rope(positions: jax.Array, head_dim: int, base: float, scaling: float) -> Rope:
+def make_rope(positions: Int[jax.Array, "B T"], head_dim: int, base: float, scaling: float) -> Rope:
     """Returns the rotary tables of `positions` [B, T], each divided by `scaling` (linear interpolation).
 
     Source: Su et al. 2021 (arXiv:2104.09864); Chen et al. 2023 (arXiv:2306.15595) for the scaling.
@@ -124,7 +133,7 @@ def make_rope(positions: jax.Array, head_dim: int, base: float, scaling: float) 
     return Rope(jnp.cos(angles), jnp.sin(angles))
 
 
-def rotate(x: jax.Array, rope: Rope) -> jax.Array:
+def rotate(x: Float[jax.Array, "B T n H"], rope: Rope) -> Float[jax.Array, "B T n H"]:
     """Returns x [B, T, heads, H] with its two halves turned by the angle of each position."""
     left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = rope.cos[:, :, None, :], rope.sin[:, :, None, :]

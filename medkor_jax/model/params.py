@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,9 @@ from flax import struct
 
 from medkor_jax.model.config import GLOBAL, LOCAL, ModelConfig
 from medkor_jax.model.layers import ADAPTABLE, Block
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Tree = dict[str, Any]
 
@@ -35,8 +38,7 @@ def matrix_sizes(config: ModelConfig) -> list[tuple[int, int]]:
     return [(d, queries), (d, keys), (d, keys), (queries, d), (d, f), (d, f), (f, d)]
 
 
-@struct.dataclass
-class Params:
+class Params(struct.PyTreeNode):
     """base, lora, lang, expand as in DESIGN section 4; an empty dict is an absent tree.
 
     lora[name] = {"a": [L, in, R], "b": [L, R, out]}; `lora_scale` = alpha / rank multiplies A @ B.
@@ -105,7 +107,7 @@ def abstract_base(config: ModelConfig, dtype: Any) -> Tree:
     }
 
 
-def head_table(base: Tree) -> jax.Array:
+def head_table(base: Tree) -> Float[jax.Array, "V D"]:
     """Returns the output head [V, D]: the embedding, unless the base brought a head of its own."""
     return base.get("head", base["embed"])
 

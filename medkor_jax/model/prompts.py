@@ -25,9 +25,14 @@ MIN_BUCKET = 32
 class Automaton(Protocol):
     """token_class [V], next_state and language [S, classes], int32: see `data.language.LanguageAutomaton`."""
 
-    token_class: np.ndarray
-    next_state: np.ndarray
-    language: np.ndarray
+    @property
+    def token_class(self) -> np.ndarray: ...
+
+    @property
+    def next_state(self) -> np.ndarray: ...
+
+    @property
+    def language(self) -> np.ndarray: ...
 
 
 @struct.dataclass
@@ -106,7 +111,8 @@ def pad_prompts(
     for b, row in enumerate(prompts):
         tokens[b, : len(row)], lengths[b] = row, len(row)
         langs[b, : len(row)], states[b] = routing.walk(row, 0 if languages is None else languages[b])
-    return Prompt(tokens, langs, lengths, states, all_seeds, np.arange(n) < len(prompts))
+    # NumPy until a jitted function takes it
+    return Prompt(tokens, langs, lengths, states, all_seeds, np.arange(n) < len(prompts))  # type: ignore[arg-type]
 
 
 def pad_branches(
@@ -130,7 +136,7 @@ def pad_branches(
             positions[b, here] = np.arange(start, start + len(part))
             langs[b, here], after = routing.walk(part, state)
             state, at = state if number else after, at + len(part)
-    return Inputs(tokens, positions, segments, langs, branch_ids)
+    return Inputs(tokens, positions, segments, langs, branch_ids)  # type: ignore[arg-type]
 
 
 def bucket(n: int) -> int:

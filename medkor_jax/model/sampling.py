@@ -10,9 +10,13 @@ more than the model on a CPU.
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int, UInt
 
 _BLOCK = 64  # a draw goes over blocks of this many tokens first, then within one
 _SEARCHED = 256  # blocks in which top-p looks first
@@ -39,7 +43,9 @@ class Sampling:
 
 
 @jax.named_scope("sampling")
-def choose_tokens(logits: jax.Array, sampling: Sampling, seeds: jax.Array, step: jax.Array) -> jax.Array:
+def choose_tokens(
+    logits: Float[jax.Array, "B V"], sampling: Sampling, seeds: UInt[jax.Array, " B"], step: Int[jax.Array, ""]
+) -> Int[jax.Array, " B"]:
     """Returns [B] int32. logits: [B, V] float32; seeds: [B] uint32; step: [] int32, tokens drawn before this one."""
     if sampling.temperature == 0.0:
         return _argmax(logits)
@@ -48,7 +54,7 @@ def choose_tokens(logits: jax.Array, sampling: Sampling, seeds: jax.Array, step:
     return jax.vmap(_draw)(keys, kept)
 
 
-def restrict(logits: jax.Array, sampling: Sampling) -> jax.Array:
+def restrict(logits: Float[jax.Array, "B V"], sampling: Sampling) -> Float[jax.Array, "B V"]:
     """Returns logits / temperature with what top-k and top-p leave out at -inf: [B, V].
 
     Tokens that tie with the last one kept are kept too.

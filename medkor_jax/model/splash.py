@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import re
+from typing import TYPE_CHECKING
 
 import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
@@ -21,6 +22,9 @@ from jax.sharding import PartitionSpec
 
 from medkor_jax.model.attention import Seen
 from medkor_jax.parallel.mesh import BATCH_AXES, batch_ways, ways
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 LANES = 128  # sizes the kernel's tiles are made of
 _BLOCKS = (512, 256, 128)  # the largest that divides T; a local layer of window 1,024 then reads 3 blocks of 512 a block
@@ -54,7 +58,14 @@ def n_products(name: str) -> int | None:
     return {"fwd": 2, "dq": 3, "dkv": 4}[phase[1]] if phase else None
 
 
-def attend_splash(q: jax.Array, k: jax.Array, v: jax.Array, seen: Seen, window: int | None, interpret: bool = False) -> jax.Array:
+def attend_splash(
+    q: Float[jax.Array, "B T N H"],
+    k: Float[jax.Array, "B T K H"],
+    v: Float[jax.Array, "B T K H"],
+    seen: Seen,
+    window: int | None,
+    interpret: bool = False,
+) -> Float[jax.Array, "B T N*H"]:
     """Returns softmax(q k^T) v, heads joined: [B, T, N*H]. q: [B, T, N, H], already scaled; k, v: [B, T, K, H].
 
     Rows over the batch axes, heads over `tensor` where it divides them. window None: everything before.

@@ -38,7 +38,8 @@ def pieces(leaves: list[Any]) -> Iterator[Iterable[np.ndarray]]:
 
     Never is more than `GATHER_BYTES` of what several hosts hold on a device at once, however large a leaf is.
     """
-    waiting, size = [], 0
+    waiting: list[Any] = []
+    size = 0
     for leaf in leaves:
         if waiting and size + leaf.nbytes > GATHER_BYTES:
             yield from ((array,) for array in gather(waiting))

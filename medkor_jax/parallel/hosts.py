@@ -159,8 +159,8 @@ def stops(first_step: int, name: str) -> Iterator[Callable[[int], bool]]:
             raise Stopped(f"stopped by a signal before {name} began; what was saved is kept, and the same command goes on")
         yield may_begin
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for heard, handler in before.items():
+            signal.signal(heard, handler)
 
 
 @contextlib.contextmanager
@@ -235,7 +235,7 @@ def _fail(error: BaseException, code: int) -> None:
 def _as_raised(module: str, name: str, words: str) -> Exception:
     """Returns the exception of that name, where it is made from its words alone; else a RuntimeError of them."""
     try:
-        kind = importlib.import_module(module)
+        kind: Any = importlib.import_module(module)
         for part in name.split("."):
             kind = getattr(kind, part)
         made = kind(words)

@@ -10,6 +10,7 @@ It runs nothing that it hears, and lets in nobody who does not greet it as one o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -59,11 +60,12 @@ class Hub:
             time.sleep(0.02)
 
     def _gather(self) -> None:
-        files, deadline, n = {}, time.monotonic() + self._limit_s, self._place.processes
+        files: dict[int, Any] = {}
+        deadline, n = time.monotonic() + self._limit_s, self._place.processes
         while len(files) < n and (left := deadline - time.monotonic()) > 0:
             self._server.settimeout(left)
             try:
-                connection, (address, *_) = self._server.accept()
+                connection, (_address, *_) = self._server.accept()
             except OSError:
                 break
             connection.settimeout(10)
@@ -115,10 +117,8 @@ class Hub:
         with self._lock:
             for process in list(self._sockets):
                 if process not in self._left:
-                    try:
+                    with contextlib.suppress(OSError):  # its own reader notices
                         send(self._sockets[process], message)
-                    except OSError:
-                        pass  # its own reader notices
 
     def _beat(self) -> None:
         while not self._is_over and len(self._left) < self._place.processes:

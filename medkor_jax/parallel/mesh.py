@@ -63,7 +63,8 @@ class MeshShape:
             sizes[sizes.index(-1)] = max(n_devices // fixed, 1)
         if int(np.prod(sizes)) != n_devices:
             raise ValueError(f"mesh data x fsdp x tensor = {sizes} does not use the {n_devices} devices present")
-        return tuple(sizes)
+        data, fsdp, tensor = sizes
+        return data, fsdp, tensor
 
 
 def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
@@ -89,7 +90,7 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """
     if not shape:
         return PartitionSpec()
-    for pattern, axes in RULES:
+    for pattern, axes in RULES:  # noqa: B007  (of the rule that is found)
         if re.search(rf"(^|/){pattern}$", path):
             break
     else:
@@ -126,7 +127,7 @@ def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
     """Returns the global batch (the same on every process) laid over the mesh by rows."""
     sharding = batch_sharding(mesh)
     return {
-        name: jax.make_array_from_callback(rows.shape, sharding, lambda index, rows=rows: rows[index])
+        name: jax.make_array_from_callback(rows.shape, sharding, rows.__getitem__)
         for name, rows in batch.items()
     }
 

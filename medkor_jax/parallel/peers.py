@@ -2,7 +2,7 @@
 
     peers = Peers(place, time_limit_s=300)          # returns when all have come, or says who has not
     peers.exchange("phase0/model.json", None)       # waits until all are here; what each brought
-    peers.fail("phase0, step 7", "ValueError: ...", code=1)
+    peers.fail("ValueError: ...", code=1)           # the others end too, and say why
 
 Process 0 holds a star of TCP connections (the hub), one to every process, itself included; messages are lines of JSON. A
 connection that ends without a farewell, or is silent for `SILENCE_S`, is a process that was killed or cut off: all others
@@ -42,7 +42,8 @@ class Peers:
         self._lock = threading.Condition()
         self._answers: dict[int, list[Any]] = {}
         self._n_exchanges = 0
-        self._passed, self._stop_after, self._is_frozen = (0, 0), None, False
+        self._stop_after: tuple[int, ...] | None = None
+        self._passed, self._is_frozen = (0, 0), False
         self.is_ending = False
         self._outgoing: queue.SimpleQueue = queue.SimpleQueue()  # a signal handler may put, too
         self._hub = Hub(place, time_limit_s) if place.process_id == 0 else None

@@ -60,7 +60,7 @@ def _gathered(asked: Traceable, mesh: Mesh) -> float:
 
 
 def _collectives(program: Program, asked: Traceable, mesh: Mesh) -> dict[tuple[str, ...], Collective]:
-    found = {}
+    found: dict[tuple[str, ...], Collective] = {}
     fsdp, ways = mesh.shape["fsdp"], mesh.shape["data"] * mesh.shape["fsdp"]
     if fsdp > 1:
         whole = sum(n_bytes(leaf) for leaf in jax.tree.leaves(asked.parts["weights"])) / mesh.shape["tensor"]

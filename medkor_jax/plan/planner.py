@@ -1,6 +1,6 @@
 """Every stage of a recipe on a machine: what it needs, how long it takes at least, what would make it fit.
 
-    plan = make_plan(recipe, config, parse_topology("v5e:4x4"), price=1.2)
+    plan = make_plan(recipe, "medgemma-4b", config, parse_topology("v5e:4x4"), price=1.2)
     plan.fits, plan.stages[3].seconds, plan.money
 
 Programs that two stages share are compiled once. A stage's time is a bound from below: of each of its programs, the

@@ -31,7 +31,7 @@ def _convolution_flops(instruction: Instruction, left: Shape, right: Shape, out:
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     if not labels:
         raise ValueError(f"convolution {instruction.name!r} does not name its dimensions")
-    of_left, of_right, of_out = ({sign: size for sign, size in zip(labels[i + 1], shape.sizes)} for i, shape in enumerate((left, right, out)))
+    of_left, of_right, of_out = (dict(zip(labels[i + 1], shape.sizes)) for i, shape in enumerate((left, right, out)))
     window = _window(instruction.attribute("window"))
     groups = int(instruction.attribute("batch_group_count") or 1)
     pairs = math.prod(

@@ -117,17 +117,17 @@ class _Walk:
             key = instruction.attribute("channel_id") or instruction.name
             return Cost(collectives={(key,): sent})
         if opcode == "custom-call" and (target := KERNELS.search(instruction.attributes)):
-            where = re.search(r'op_name="([^"]*)"', instruction.attributes)
-            where = f"{where[1] if where else ''} {instruction.name}"
-            grid = re.search(r"operand_layout_constraints=\{s8\[([\d,]+)\]", instruction.attributes)
-            grid = tuple(map(int, grid[1].split(","))) if grid else ()
+            named = re.search(r'op_name="([^"]*)"', instruction.attributes)
+            where = f"{named[1] if named else ''} {instruction.name}"
+            listed = re.search(r"operand_layout_constraints=\{s8\[([\d,]+)\]", instruction.attributes)
+            grid = tuple(map(int, listed[1].split(","))) if listed else ()
             kernel = Kernel(target[1], where, tuple(shape.sizes for shape in instruction.shapes), grid=grid)
             return Cost(main_bytes=moved, kernels=(kernel,))
         return Cost(main_bytes=moved)
 
     def _loop(self, computation: Computation, loop: Instruction, in_memory: bool) -> Cost:
         body = self._of(loop.called("body"), in_memory)
-        trips = self._trips(computation, loop)
+        trips: float | None = self._trips(computation, loop)
         if trips is None:
             if self._open_trips is None:
                 if not body.has_work:
@@ -160,11 +160,11 @@ class _Walk:
             operands = list(test.operands)
         if test.opcode != "compare" or test.attribute("direction") != "LT" or not all(name in condition for name in operands):
             return None
-        counter, limit = (condition[name] for name in operands)
+        counter, end = (condition[name] for name in operands)
         if counter.opcode != "get-tuple-element":
             return None
         start = self._start_of(computation, loop, counter)
-        limit = self._constant(limit) if limit.opcode == "constant" else self._start_of(computation, loop, limit)
+        limit = self._constant(end) if end.opcode == "constant" else self._start_of(computation, loop, end)
         step = self._step_of(loop, counter)
         if start is None or limit is None or step is None:
             return None
@@ -184,7 +184,7 @@ class _Walk:
 
     def _step_of(self, loop: Instruction, counter: Instruction) -> int | None:
         """Returns what the body adds to the counter a turn."""
-        body, root = (of[loop.called("body")] for of in (self._module.computations, self._module.roots))
+        body, root = self._module.computations[loop.called("body")], self._module.roots[loop.called("body")]
         if root.opcode != "tuple":
             return None
         index = int(counter.attribute("index"))

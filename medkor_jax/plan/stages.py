@@ -10,7 +10,7 @@ tokens, prompts that leave just the room for an answer, answers of `max_new_toke
 from __future__ import annotations
 
 import dataclasses
-from typing import Iterator
+from typing import Any, Iterator
 
 from medkor_jax.adapt.lora import LoraSettings
 from medkor_jax.model.config import ModelConfig
@@ -108,7 +108,7 @@ def _stages(recipe: Recipe, phase: Phase, stage: Stage, name: str, trees: Trees,
     rollout = stage.reward.rollout if stage.reward.is_on else None
     longest = rollout.max_new_tokens if rollout else stage.seq_len
     notes = [] if stage.loss_positions or rollout else ["loss at every token (loss_positions is 0: the data would tell)"]
-    common = dict(trees=trees, trained=stage.trees, spec=spec, param_dtype=recipe.param_dtype)
+    common: dict[str, Any] = dict(trees=trees, trained=stage.trees, spec=spec, param_dtype=recipe.param_dtype)
     step = Program(
         STEP, rows=stage.batch_size, length=stage.seq_len, positions=stage.loss_positions or longest,
         reference=held if stage.retention.is_on else None,

@@ -58,7 +58,8 @@ class _Values:
 
     def __init__(self, open_trips: float | None, costly_share: float) -> None:
         self._open_trips, self._costly_share = open_trips, costly_share
-        self._numbers, self._nodes = itertools.count(), {}
+        self._numbers = itertools.count()
+        self._nodes: dict[int, _Node] = {}
         self._known: dict[Any, list[int]] = {}
 
     def fresh(self) -> int:
@@ -101,7 +102,7 @@ class _Values:
                 inputs = [self._node(("held apart", self.fresh(), i), Work(), [number], 1)[0] for i, number in enumerate(inputs)]
             return self.run(called[0], inputs)
         told = tuple(sorted((key, str(value)) for key, value in parameters.items() if not _jaxprs([value])))
-        key = (name, told, tuple(inputs), tuple(str(variable.aval) for variable in equation.outvars))
+        key: Any = (name, told, tuple(inputs), tuple(str(variable.aval) for variable in equation.outvars))
         if name in ("scan", "while", "cond"):
             key = (name, self.fresh())
         return self._node(key, work or Work(), inputs, len(equation.outvars))

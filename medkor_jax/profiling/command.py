@@ -57,7 +57,7 @@ class Profile:
         a_step = lambda seconds: 1e3 * seconds / self.steps  # noqa: E731
         waiting = max(0.0, self.seconds - self.spent.total)
         rows = [(kind, self.spent.seconds[kind]) for kind in KINDS if self.spent.seconds.get(kind)]
-        rows = sorted(rows, key=lambda row: -row[1]) + [("launching and waiting, device idle", waiting)]
+        rows = [*sorted(rows, key=lambda row: -row[1]), ("launching and waiting, device idle", waiting)]
         lines = [
             f"{self.stage} on {self.device}: {self.steps} steps of {self.shape}, {a_step(self.seconds):,.1f} ms a step by the clock, "
             f"{self.tokens * self.steps / self.seconds:,.0f} tokens/s. Apart: the first step with its compilations, {self.first_seconds:.1f} s",
@@ -177,8 +177,8 @@ def keep_out_foreign_profilers() -> None:
     advice = f"libtpu {found[0]} is installed and this jax traces with {found[1]}: "
     if _is_loaded("libtpu"):
         raise RuntimeError(advice + "it is loaded already, and a trace would end the process. Start again with JAX_PLATFORMS=cpu (or cuda,cpu)")
-    if jax.config.jax_platforms:
-        if "tpu" in jax.config.jax_platforms:
+    if platforms := jax.config.jax_platforms:  # type: ignore[attr-defined]
+        if "tpu" in platforms:
             raise RuntimeError(advice + "on this TPU, install the one that jax pins: pip install 'jax[tpu]'")
     elif _has_tpu():
         raise RuntimeError(advice + "install the one that jax pins: pip install 'jax[tpu]'")

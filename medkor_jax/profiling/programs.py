@@ -95,6 +95,7 @@ def _fields(raw: bytes) -> Iterator[tuple[int, Any]]:
     Raises: ValueError if it is none.
     """
     at = 0
+    value: int | bytes
     while at < len(raw):
         tag, at = _varint(raw, at)
         number, wire = tag >> 3, tag & 7

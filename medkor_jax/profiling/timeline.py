@@ -92,8 +92,8 @@ def share_out(events: Iterable[Event]) -> Spent:
     events = list(events)
     edges = sorted((time, is_start, i) for i, e in enumerate(events) for time, is_start in ((e.start, True), (e.end, False)))
     running: tuple[set[int], ...] = (set(), set(), set())
-    seconds: collections.Counter = collections.Counter()
-    programs: collections.Counter = collections.Counter()
+    seconds: dict[str, float] = collections.defaultdict(float)
+    programs: dict[str, float] = collections.defaultdict(float)
     remade, before = 0.0, 0.0
     for time, is_start, i in edges:
         if now := running[2] or running[1] or running[0]:

@@ -1,7 +1,7 @@
 """A config, as plain data, becomes the recipe's dataclasses; what does not fit is refused by its
 key.
 
-    build(Phase, {"name": "phase0", "exam": "english", "steps": 3, ...}, "config.phase0")
+    build(Phase, {"name": "phase0", "exam": "english", "steps": 3}, "config.phase0")
 
 What a value may be is beside its field's type: bounds (">= 0"), a function that checks it. Nothing
 is left out or

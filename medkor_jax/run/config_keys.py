@@ -17,11 +17,12 @@ import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import pathlib
 import types
 import typing
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from medkor_jax.run.phases import Phase, Recipe
 
@@ -49,7 +50,7 @@ RENAMED = {
     "reward.kl_weight": "reward.policy.kl_weight",
 }
 """What keys were called before, wherever they stand, and what they are called now."""
-BESIDE = {Phase: "train"}  # the field whose keys lie beside the class's own
+BESIDE: dict[type, str] = {Phase: "train"}  # the field whose keys lie beside the class's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Key:
 def keys_of(kind: type) -> dict[str, Key]:
     """Returns every key that a config may hold where it describes a `kind`, in the order of the
     fields."""
-    keys = {}
+    keys: dict[str, Key] = {}
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         key = _key(kind, field, hints[field.name])
@@ -93,22 +94,23 @@ def keys_of(kind: type) -> dict[str, Key]:
 
 
 def _key(owner: type, field: dataclasses.Field, hint: Any) -> Key:
-    rules, check, is_optional = (), None, False
+    rules: tuple[str, ...] = ()
+    check, is_optional = None, False
     while typing.get_origin(hint) is Annotated:
         hint, *more = typing.get_args(hint)
         rules += tuple(rule for rule in more if isinstance(rule, str))
         check = next((rule for rule in more if callable(rule)), check)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         hint, is_optional = typing.get_args(hint)[0], True
-    default = field.default if field.default_factory is REQUIRED else field.default_factory()
-    shared = dict(rules=rules, check=check, is_optional=is_optional, default=default)
+    default: Any = field.default if field.default_factory is REQUIRED else field.default_factory()
+    shared: dict[str, Any] = dict(rules=rules, check=check, is_optional=is_optional, default=default)
     if (owner, field.name) == (Recipe, "phases"):
         return Key(field.name, owner, tuple[str, ...], ())
     if dataclasses.is_dataclass(hint):
-        return Key(field.name, owner, hint, holds=hint, **shared)
+        return Key(field.name, owner, hint, holds=cast("type", hint), **shared)
     inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
     if dataclasses.is_dataclass(inner):
-        return Key(field.name, owner, hint, holds=inner, is_many=True, **shared)
+        return Key(field.name, owner, hint, holds=cast("type", inner), is_many=True, **shared)
     return Key(field.name, owner, hint, **shared)
 
 
@@ -137,12 +139,10 @@ def _meanings(kind: type) -> dict[str, str]:
         n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == kind.__name__
     ).body
     found = {}
-    for field, text in zip(body, body[1:]):
-        is_text = (
-            isinstance(text, ast.Expr)
-            and isinstance(text.value, ast.Constant)
-            and isinstance(text.value.value, str)
-        )
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
-            found[field.target.id] = " ".join(text.value.value.split())
+    for field, text in itertools.pairwise(body):
+        said = text.value if isinstance(text, ast.Expr) else None
+        if not isinstance(said, ast.Constant) or not isinstance(said.value, str):
+            continue
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            found[field.target.id] = " ".join(said.value.split())
     return found

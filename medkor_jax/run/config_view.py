@@ -42,7 +42,7 @@ class Leaf:
         return meaning_of(self.key.owner, self.key.name)
 
     def to_json(self) -> dict[str, Any]:
-        found = {"key": self.path, "meaning": self.meaning, "type": self.key.kind}
+        found: dict[str, Any] = {"key": self.path, "meaning": self.meaning, "type": self.key.kind}
         found["bounds"] = list(self.key.rules)
         if self.default is not REQUIRED:
             found["default"] = self.default
@@ -101,9 +101,9 @@ def differences(one: Mapping[str, Leaf], other: Mapping[str, Leaf]) -> list[tupl
     one has not got it."""
     found = []
     for path in dict.fromkeys([*one, *other]):
-        values = [leaves[path].value if path in leaves else REQUIRED for leaves in (one, other)]
-        if values[0] != values[1]:
-            found.append((path, *values))
+        mine, theirs = (leaves[path].value if path in leaves else REQUIRED for leaves in (one, other))
+        if mine != theirs:
+            found.append((path, mine, theirs))
     return found
 
 

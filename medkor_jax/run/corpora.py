@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from medkor_jax.data.check import FEWSHOT, JUDGED, TRAINED, Use, leaks_of, loader_of
 from medkor_jax.data.contents import content_digest
@@ -84,7 +85,8 @@ class Corpora:
         """
         trained = frozenset(_content(use.source) for use in uses_of(recipe) if use.purpose == TRAINED)
         allowed = [name.removesuffix(" ~ *") for name in recipe.allow_leaks if name.endswith(" ~ *")]
-        found, lost = [], []
+        found: list[Any] = []
+        lost: list[Any] = []
         for weights in recipe.outside_weights:
             if weights != recipe.weights and not pathlib.Path(weights).exists():
                 continue  # a candidate on the hub: too large to fetch for this, before it is put to its exam

@@ -25,7 +25,8 @@ def defaults_of(kind: type) -> dict[str, Any]:
 
 def plain(value: Any) -> dict[str, Any]:
     """Returns the config that builds `value`, a recipe or a part of one; all keys are in it."""
-    kind, found = type(value), {}
+    kind: Any = type(value)
+    found: dict[str, Any] = {}
     for name, key in keys_of(kind).items():
         holder = value if key.owner is kind else getattr(value, BESIDE[kind])
         found[name] = _plain(key, getattr(holder, name))

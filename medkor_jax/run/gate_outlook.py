@@ -36,7 +36,8 @@ def gate_outlook(recipe: Recipe, corpora: Corpora) -> str:
     for phase in recipe.in_force:
         gate = phase.gate
         lines = [f"{_FOLLOWS[gate.on_failure].format(rounds=gate.rounds)}; {_looks(phase)}"]
-        for asked in (gate, *gate.requires):
+        every: tuple[Gate | Condition, ...] = (gate, *gate.requires)
+        for asked in every:
             lines.append(f"    {_said(recipe, phase, asked)}: {_told(recipe, corpora, phase, asked)}")
         told.setdefault("\n".join(lines), []).append(phase.name)
     paragraphs = [f"  {', '.join(names)}: {text}" for text, names in told.items()]

@@ -8,6 +8,8 @@ a score that was itself chosen for being high. Whether its questions are enough 
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from medkor_jax.eval.gate import Condition, Gate
 from medkor_jax.eval.metric import metric_needs
 from medkor_jax.run.phases import Phase, Recipe
@@ -16,7 +18,8 @@ from medkor_jax.run.phases import Phase, Recipe
 def check_gates(recipe: Recipe) -> None:
     """Raises: ValueError, naming phase and condition, if something that a gate asks cannot be meant."""
     for phase in recipe.phases:
-        for asked in (phase.gate, *phase.gate.requires):
+        every: tuple[Gate | Condition, ...] = (phase.gate, *phase.gate.requires)
+        for asked in every:
             what = f"phase {phase.name!r}: " + (f"condition {asked.name!r}" if isinstance(asked, Condition) else "the gate")
             _check_is_measured(recipe, phase, asked, what)
             if compares(asked):
@@ -27,7 +30,7 @@ def compares(asked: Gate | Condition) -> bool:
     return is_of_text(asked) or asked.reading != "absolute"
 
 
-def is_of_text(asked: Gate | Condition) -> bool:
+def is_of_text(asked: Gate | Condition) -> TypeGuard[Condition]:
     return isinstance(asked, Condition) and bool(asked.held_out)
 
 

@@ -35,7 +35,8 @@ def open_model(name: str) -> Model:
             _say(f"{path}: {why}")
         return models.open_model(name)
     names = dict.fromkeys(entry["phase"] for entry in read_ledger(path))
-    open_, closed = {}, {}
+    open_: dict[str, Any] = {}
+    closed: dict[str, str] = {}
     for phase in names:
         why = _why_closed(path / phase) if (path / phase / "model.json").is_file() else "it has not finished"
         (closed if why else open_)[phase] = why

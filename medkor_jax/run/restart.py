@@ -7,6 +7,7 @@ What it does not do: run anything, or touch the merged bases, on which others ma
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ def restart(recipe: Recipe, names: Sequence[str]) -> list[pathlib.Path]:
             raise ConfigError(f"--restart {name}: no such phase in this config; nearest: {near!r}. It has {', '.join(known)}")
     moved = []
     for directory in (pathlib.Path(recipe.run_dir) / name for name in names):
-        if aside := hosts.first(f"restart {directory.name}", lambda directory=directory: _move_aside(directory)):
+        if aside := hosts.first(f"restart {directory.name}", functools.partial(_move_aside, directory)):
             moved.append(pathlib.Path(aside))
     return moved
 

@@ -1,7 +1,7 @@
 """The model as the one that answers: it samples with the decoder, and says what it thought of what it said.
 
     actor = Actor(loaded, spec, mesh, temperature=1.0, max_new_tokens=128)
-    samples = actor.sample(params, prompts, seeds)
+    samples = actor.sample(params, prompts, seeds, languages)
     nats = actor.nats(params, batch)                # [B, M], by the forward pass that the step differentiates
 
 Weights come with each call: the same arrays that train. It knows nothing of questions or rewards (`rollout`).

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax.sharding import Mesh
@@ -33,8 +33,8 @@ Draw = Callable[[State], tuple[Batch, dict[str, Any]]]
 
 def make_batches(plan: StagePlan, tokenizer: Tokenizer, language_unit: str) -> Batches | Rollouts:
     """Returns where the stage's batches come from, once its data was found to fit."""
-    stage = plan.stage
-    common = dict(
+    stage, train = plan.stage, cast("Any", plan.train)  # questions or documents, as the reward says
+    common: dict[str, Any] = dict(
         batch_size=stage.batch_size,
         seq_len=stage.seq_len,
         seed=plan.seed,
@@ -43,14 +43,14 @@ def make_batches(plan: StagePlan, tokenizer: Tokenizer, language_unit: str) -> B
     )
     if stage.reward.is_on:
         return Rollouts(
-            plan.train,
+            train,
             tokenizer,
             stage.reward,
             loss_positions=stage.loss_positions,
             form=plan.form,
             **common,
         )
-    return Batches(plan.train, tokenizer, loss_positions=stage.loss_positions or None, **common)
+    return Batches(train, tokenizer, loss_positions=stage.loss_positions or None, **common)
 
 
 def drawing(
@@ -59,9 +59,9 @@ def drawing(
     """Returns draw(state): the next batch, and what is to be logged of how it was made. loaded: as
     the stage began.
     """
-    reward = plan.stage.reward
+    reward, source = plan.stage.reward, cast("Any", batches)  # of the kind that the reward says
     if not reward.is_on:
-        return lambda state: (next(batches), {})
+        return lambda state: (next(source), {})
     actor = Actor(
         loaded,
         plan.spec,
@@ -74,7 +74,7 @@ def drawing(
     def draw(state: State) -> tuple[Batch, dict[str, Any]]:
         jax.block_until_ready(state)  # or the last update's time would be taken for the sampling's
         began = time.perf_counter()
-        batch, drawn = batches.next(join(state.trainable, frozen), actor)
+        batch, drawn = source.next(join(state.trainable, frozen), actor)
         return batch, drawn | {"rollout/seconds": time.perf_counter() - began}
 
     return draw

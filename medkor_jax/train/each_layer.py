@@ -215,7 +215,7 @@ def _compare(
         sums = jnp.sum(x.reshape(x.shape[0], k, -1) * weights[:, None], axis=(0, 2))
         return jnp.append(sums, 0.0)[slots]
 
-    sums = map(of_places, (each.nats, each.entropy, each.correct))
-    per_place = LossSums(*sums, jnp.where(is_drawn, jnp.sum(weights), 0.0))
+    nats, entropy, correct = map(of_places, (each.nats, each.entropy, each.correct))
+    per_place = LossSums(nats, entropy, correct, jnp.where(is_drawn, jnp.sum(weights), 0.0))
     total = jax.tree.map(lambda x: jnp.sum(x * compared.places), per_place)
     return LayerSums(total, per_place)

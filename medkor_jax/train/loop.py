@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +70,7 @@ def run_stage(
             state, cursor = found
             batches.set_state(cursor)
         if (start := int(state.step)) < stage.steps:
-            step = make_step(loaded.config, plan.spec, optimizer, shardings)
+            step: Any = make_step(loaded.config, plan.spec, optimizer, shardings)
             draw = drawing(plan, batches, loaded, frozen, mesh)
 
             def update(state: State, batch):

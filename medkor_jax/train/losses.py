@@ -13,12 +13,16 @@ gets a gradient: this is right only while the head is frozen, which it always is
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from medkor_jax.parallel.mesh import BATCH_AXES, batch_ways, lay, spread, ways
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 @struct.dataclass
@@ -53,10 +57,10 @@ class LossSums:
 
 
 def cross_entropy(
-    hidden: jax.Array,
-    table: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array,
+    hidden: Float[jax.Array, "B M D"],
+    table: Float[jax.Array, "V D"],
+    targets: Int[jax.Array, "B M"] | Float[jax.Array, "B M D"],
+    weights: Float[jax.Array, "B M"],
     *,
     chunk: int = 256,
     temperature: float = 1.0,
@@ -69,18 +73,24 @@ def cross_entropy(
     """
     each = token_losses(hidden, table, targets, chunk=chunk, temperature=temperature)
     weights = jax.lax.stop_gradient(weights.astype(jnp.float32))
-    return LossSums(*(jnp.sum(weights * x) for x in (each.nats, each.entropy, each.correct)), jnp.sum(weights))
+    nats, entropy, correct = (jnp.sum(weights * x) for x in (each.nats, each.entropy, each.correct))
+    return LossSums(nats, entropy, correct, jnp.sum(weights))
 
 
 @jax.named_scope("head")
 def token_losses(
-    hidden: jax.Array, table: jax.Array, targets: jax.Array, *, chunk: int = 256, temperature: float = 1.0
+    hidden: Float[jax.Array, "B M D"],
+    table: Float[jax.Array, "V D"],
+    targets: Int[jax.Array, "B M"] | Float[jax.Array, "B M D"],
+    *,
+    chunk: int = 256,
+    temperature: float = 1.0,
 ) -> TokenLosses:
     """Returns the cross entropy of every position by itself; arguments and bounds as `cross_entropy`."""
     return TokenLosses(*_token_losses(hidden, table, targets, chunk, temperature))
 
 
-def gather_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
+def gather_positions(x: Float[jax.Array, "B T D"], positions: Int[jax.Array, "B M"]) -> Float[jax.Array, "B M D"]:
     """Returns x [B, T, D] at positions [B, M]: [B, M, D]."""
     return jnp.take_along_axis(x, positions[..., None], axis=1)
 
@@ -189,7 +199,8 @@ def _against_teacher(hidden, targets, table, temperature, with_pull):
     table = lay(table, "tensor" if parts > 1 else None, None)
 
     def body(_, chunks):
-        return None, _teacher_chunk(*map(spread, chunks), table, temperature, with_pull)
+        student, teacher = map(spread, chunks)
+        return None, _teacher_chunk(student, teacher, table, temperature, with_pull)
 
     return jax.lax.scan(body, None, (hidden, targets))[1]
 

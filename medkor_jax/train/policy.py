@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,9 @@ from flax import struct
 
 from medkor_jax.train.losses import gather_positions, token_losses
 from medkor_jax.train.terms import Batch, Norms, Seen
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 _MAX_LOG_RATIO = 20.0  # e^20: far outside any clip, and far from overflow
 
@@ -112,7 +115,7 @@ class Policy:
         return means | {"policy/highest_ratio": sums.highest_ratio}
 
 
-def policy_sums(nats: jax.Array, batch: Mapping[str, jax.Array], policy: PolicyLoss) -> PolicySums:
+def policy_sums(nats: Float[jax.Array, "B M"], batch: Mapping[str, jax.Array], policy: PolicyLoss) -> PolicySums:
     """Returns the sums over a batch's tokens. Differentiable in `nats` [B, M], the loss of each sampled token.
 
     batch: loss_weights, advantages, behaviour_nats, importance and, with a KL weight, reference_nats; all [B, M] float32.

@@ -13,13 +13,16 @@ expectation. How the two models run and are compared is in `each_layer`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import jax
 import jax.numpy as jnp
 
 from medkor_jax.train.each_layer import LayerSums
 from medkor_jax.train.terms import Batch, Norms, Seen
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Retention:
         }
 
 
-def choose_layers(key: jax.Array, n_layers: int, per_step: int) -> jax.Array:
+def choose_layers(key: jax.Array, n_layers: int, per_step: int) -> Float[jax.Array, " L"]:
     """Returns [L] float32 weights: 1/k on k layers drawn without replacement, 0 elsewhere.
 
     Their sum over layer losses has the mean over all layers as its expectation. per_step 0, or at

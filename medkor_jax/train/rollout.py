@@ -125,7 +125,8 @@ class Rollouts:
             self._in_hand = {name: array_from_json(value) for name, value in held["batch"].items()}, held["watched"]
 
     def _sample_batch(self, params: Params, actor: Actor) -> tuple[Batch, dict[str, float]]:
-        settings, seen = self.settings, []
+        settings = self.settings
+        seen: list[Group] = []
         for empty in range(1, settings.patience + 1):
             tried = len(seen)
             rows, refills = self._fill(params, actor, seen)
@@ -142,7 +143,8 @@ class Rollouts:
         if len(rows) * 2 < self.batch_size and not self._warned:
             self._warned = True
             say(f"ALARM: only {len(rows)} of {self.batch_size} rows teach anything after {refills} refills; said once")
-        batch, gap = self.arrays([(group, sample) for group, sample, _ in rows]), {}
+        batch = self.arrays([(group, sample) for group, sample, _ in rows])
+        gap: dict[str, float] = {}
         if self._learning.has_policy_loss:
             advantages = np.zeros((self.batch_size, 1), np.float32)
             advantages[: len(rows), 0] = [advantage for *_, advantage in rows]
@@ -160,7 +162,7 @@ class Rollouts:
     def _fill(self, params: Params, actor: Actor, seen: list[Group]) -> tuple[list[tuple[Group, Sample, float]], int]:
         """Returns up to B (group, sample, advantage) of groups that are alive, and the refills it took; adds to `seen`."""
         rows: list[tuple[Group, Sample, float]] = []
-        for refill in range(self.settings.max_refills + 1):
+        for refill in range(self.settings.max_refills + 1):  # noqa: B007  (of the last turn)
             n_groups = -(-(self.batch_size - len(rows)) // self.settings.group_size)
             groups = self._ask(params, actor, first=len(seen), n_groups=n_groups)
             seen += groups

@@ -91,8 +91,8 @@ def make_step(
     spec: StepSpec,
     optimizer: optax.GradientTransformation,
     state_shardings: State | None = None,
-) -> Callable[[State, Params, Params | None, Batch], tuple[State, dict[str, jax.Array]]]:
-    """Returns the jitted step. It can be lowered from ShapeDtypeStructs alone.
+) -> jax.stages.Wrapped:
+    """Returns the jitted step(state, frozen, reference, batch) -> (state, metrics). It can be lowered from ShapeDtypeStructs alone.
 
     `reference` is the model retention holds to (None without it), on the same base: its own is not
     read, since a compiler counts an argument given twice as twice the memory and refuses what would
@@ -207,10 +207,10 @@ def _look(
     run through it together.
     """
     compute, held, table = spec.compute, spec.retention, head_table(params.base)
-    dropout = dict(dropout=spec.dropout, dropout_key=key if spec.dropout > 0 else None)
+    dropout: dict[str, Any] = dict(dropout=spec.dropout, dropout_key=key if spec.dropout > 0 else None)
     inputs = Inputs.of(batch)
     if held is None:
-        how = dict(dtype=jnp.dtype(compute.dtype), remat=compute.remat, attention=compute.attention)
+        how: dict[str, Any] = dict(dtype=jnp.dtype(compute.dtype), remat=compute.remat, attention=compute.attention)
         return Seen(forward(params, config, inputs, **how, **dropout), table)
     compared = Comparison(
         batch["retain_positions"],

@@ -97,7 +97,7 @@ def test_a_fresh_identity_changes_no_logit(params, batch, front, back, dtype):
     np.testing.assert_array_equal(after, before)
 
 
-@pytest.mark.parametrize("kinds", [C.layer_kinds[:6] + (GLOBAL,), (GLOBAL,) + C.layer_kinds[1:]])
+@pytest.mark.parametrize("kinds", [(*C.layer_kinds[:6], GLOBAL), (GLOBAL, *C.layer_kinds[1:])])
 @pytest.mark.parametrize(("front", "back"), SIZES)
 def test_a_copy_is_the_plain_duplicate(params, batch, kinds, front, back):
     """Against a base that has the duplicates in its stack, and a config that lists their kinds."""

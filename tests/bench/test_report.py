@@ -31,7 +31,7 @@ def test_pairs_must_be_pairs():
 def test_table_and_json_say_what_was_missed(tmp_path):
     rows = [compare("text", "tokens/s", [200.0], [100.0], at_least=1.0), compare("peak", "GiB", [3.0], [2.0], at_most=1.0)]
     report = Report({"repeats": 1}, {"machine": "two cores"}, rows, ["a note"])
-    first, _, head, text, peak, _, note = str(report).splitlines()
+    first, _, _head, text, peak, _, note = str(report).splitlines()
     assert (first, note) == ("two cores", "a note")
     assert text.split() == ["text", "tokens/s", "200", "100", "2.00", "2.00-2.00", ">=", "1", "met"]
     assert peak.split()[-4:] == ["1.50-1.50", "<=", "1", "MISSED"]

@@ -19,7 +19,7 @@ def test_rows_are_unlike_each_other_and_hold_what_real_ones_do(tmp_path):
     exam = text_source.write(tmp_path / "a.jsonl", 1)
     texts = [row.parts[0][0] for row in load_examples(Source("a", "text", str(tmp_path / "a.jsonl")), drop_bad=False).rows]
     sizes = sorted(len(text.encode()) for text in texts)
-    assert 900 < sizes[len(sizes) // 20] and sizes[-len(sizes) // 20] < 4500
+    assert sizes[len(sizes) // 20] > 900 and sizes[-len(sizes) // 20] < 4500
     lines = list(itertools.chain.from_iterable(text.split("\n") for text in texts))
     assert len(set(lines)) > 0.95 * len(lines)
     assert 0.03 < sum(map(has_hangul, texts)) / len(texts) < 0.2 and 0.1 < sum(not text.isascii() for text in texts) / len(texts) < 0.4

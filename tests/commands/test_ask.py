@@ -68,7 +68,7 @@ def test_reasoning_streams_and_letters_follow_it(tiny_base_dir):
 def test_a_closed_reasoning_ends_at_its_tag(tiny_base_dir):
     """The tag is chosen from what this model writes anyway: it ends the text, and the letters stand behind it."""
     question = embedded.questions("valid", "en")[0]
-    model, ids, new = greedy(tiny_base_dir, reasoning_prompt(question), 12)
+    model, _ids, new = greedy(tiny_base_dir, reasoning_prompt(question), 12)
     text = model.tokenizer.decode([i for i in new if i < model.tokenizer.vocab_size])
     at = next(i for i in range(1, len(text)) if text[i].isalnum() and text[i] not in text[:i])
     closing = text[at]

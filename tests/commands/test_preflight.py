@@ -134,7 +134,7 @@ def test_the_command_ends_with_1_where_something_would_fail(config, tmp_path, ca
 
 def test_the_code_that_hosts_must_have_alike_is_the_whole_package(config, monkeypatch):
     seen = {}
-    monkeypatch.setattr(preflight, "require_same", lambda what, mine: seen.setdefault(what, mine))
+    monkeypatch.setattr(preflight, "require_same", seen.setdefault)
     preflight._versions()
     package = pathlib.Path(cli.__file__).parent
     assert seen["versions"]["code"] == files_digest(package.rglob("*.py"), package)[:12]

@@ -20,7 +20,7 @@ def uses(write_jsonl):
 
 def test_report(uses, byte_tokenizer):
     report = check(uses, byte_tokenizer)
-    train, words, valid, shots = report.sources
+    train, words, _valid, _shots = report.sources
     assert (train.rows, train.languages, train.source.licence, train.purpose) == (1, {"ko": 1}, "CC BY-NC 2.0", "trained")
     assert [(bad.row, bad.reason) for bad in train.bad] == [(2, "option B is empty")] and not words.bad
     assert words.rows == 3 and words.languages == {"en": 1, "ko": 2}

@@ -98,7 +98,7 @@ def test_wrong_columns_in_a_later_part_are_the_same_sentence(large, monkeypatch,
 
 @pytest.mark.parametrize("name, text", [
     ("a.jsonl", lambda: ("\ufeff" + "".join(json.dumps({"text": words(20)}) + "\n" for _ in range(99))).encode("utf-16-le")),
-    ("a.csv", lambda: ("text\n" + "".join(f'"{words(5)}"\n' for _ in range(99))).encode()),
+    ("a.csv", ("text\n" + "".join(f'"{words(5)}"\n' for _ in range(99))).encode),
     ("a.txt", lambda: "".join(f"{words(20)}\n" for _ in range(99)).encode()),
     ("a.json", lambda: json.dumps([{"text": words(9)} for _ in range(99)]).encode()),
 ])  # fmt: skip

@@ -217,7 +217,7 @@ def test_pairs_are_the_texts_side_by_side():
         key = name.removeprefix("embedded/pair/")
         assert en == english[f"embedded/en/{key}"] and ko == korean[f"embedded/ko/{key}"]
     parts = [embedded.pairs(split) for split in embedded.SPLITS]
-    assert sorted(sum(parts, [])) == sorted(rows) and all(parts)
+    assert sorted(pair for part in parts for pair in part) == sorted(rows) and all(parts)
 
 
 def test_unknown_names_are_refused():

@@ -20,6 +20,12 @@ def test_both_directions_with_loss_on_the_target(tmp_path):
         ("s/0/en-ko", "ko", False), ("s/0/ko-en", "en", False)]
 
 
+def test_a_row_of_empty_cells_in_quotes_is_a_blank_line(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text('"One."\t"하나."\n""\t""\n"Two."\t"둘."\n', "utf-8")
+    assert [e.parts[1][0] for e in load(path)] == [" 하나.", " One.", " 둘.", " Two."]
+
+
 def test_every_form_gives_the_same_pairs(tmp_path, write_jsonl):
     expected = None
     (tmp_path / "tsv.txt").write_text("One.\t하나.\nTwo.\t둘.\n", "utf-8")

@@ -169,7 +169,7 @@ class ReasoningScorer:
 
     def __init__(self, tokenizer, questions, written):
         self.tokenizer = tokenizer
-        self.written = {tuple([tokenizer.bos_id, *tokenizer.encode(reasoning_prompt(q))]): w for q, w in zip(questions, written)}
+        self.written = {(tokenizer.bos_id, *tokenizer.encode(reasoning_prompt(q))): w for q, w in zip(questions, written)}
         self.asked = []
 
     def complete(self, prompts, *, max_new_tokens, stop):

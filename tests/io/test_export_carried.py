@@ -262,7 +262,7 @@ CHECKED = ["temperature", "top_p", "top_k", "max_length", "max_new_tokens", "num
 @pytest.mark.parametrize("key", CHECKED)
 def test_generation_defaults_without_sense_are_refused(key, bad):
     carried = Carried("base", {"generation_config.json": json.dumps(GENERATION | {key: bad}).encode()})
-    fine = {"temperature": [0.5, 10**30], "top_p": [0.5], "top_k": [0], "do_sample": [True], **dict.fromkeys(CHECKED[-3:], [0])}
+    fine = {"temperature": [0.5, 10**30], "top_p": [0.5], "top_k": [0], "do_sample": [True], **{key_0: [0] for key_0 in CHECKED[-3:]}}
     if any(bad is one or type(bad) is type(one) and bad == one for one in fine.get(key, [])):
         assert carried.generation[key] == bad
         return

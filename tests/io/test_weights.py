@@ -46,7 +46,7 @@ def test_the_digest_is_of_the_tensors_and_of_how_they_are_read(text_model, text_
     original = open_weights(str(text_directory)).digest
     assert digests["in shards"] == original
     assert len({original, digests["another rope"], digests["another scalar"]}) == 3
-    changed = {name: value for name, value in text_model.state_dict().items()}
+    changed = dict(text_model.state_dict().items())
     changed["model.norm.weight"] = changed["model.norm.weight"] + 1e-3
     text_model.save_pretrained(tmp_path / "changed", state_dict=changed)
     assert open_weights(str(tmp_path / "changed")).digest != original

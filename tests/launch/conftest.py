@@ -24,8 +24,8 @@ def ctrl_c_is_heard():
 class Place:
     """A directory with commands of its own before all others on PATH."""
 
-    def __init__(self, directory: pathlib.Path):
-        self.directory, self.bin = directory, directory / "bin"
+    def __init__(self, directory: pathlib.Path, quick: dict[str, str]):
+        self.directory, self.bin, self.quick = directory, directory / "bin", quick
         self.bin.mkdir()
         keep = ("PATH", "HOME", "TMPDIR", "LANG")
         self.env = {name: os.environ[name] for name in keep if name in os.environ} | {"EXTRAS": "none"}
@@ -40,7 +40,7 @@ class Place:
     def medkor(self) -> None:
         """Makes `medkor` this checkout's own, whatever is installed."""
         self.command("medkor", f'exec {sys.executable} -m medkor_jax.cli "$@"')
-        self.env |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+        self.env |= self.quick | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 
     def start(self, script: str, *arguments: str, cwd: pathlib.Path = ROOT, **env: str) -> subprocess.Popen:
         command = ["bash", str(ROOT / "launch" / script), *map(str, arguments)]
@@ -65,10 +65,10 @@ class Place:
 
 
 @pytest.fixture(scope="session")
-def make_place():
-    return Place
+def make_place(quick):
+    return lambda directory: Place(directory, quick)
 
 
 @pytest.fixture
-def place(tmp_path) -> Place:
-    return Place(tmp_path)
+def place(tmp_path, make_place) -> Place:
+    return make_place(tmp_path)

@@ -60,7 +60,7 @@ def test_the_stop_button_lets_it_save(notebook, tmp_path):
     assert "RuntimeError: medkor run ended with exit code 143: stopped and saved; run this cell again to go on" in err
 
 
-def execute(notebook, directory, monkeypatch, **values):
+def execute(notebook, directory, quick, monkeypatch, **values):
     nbclient = pytest.importorskip("nbclient", reason="comes with the extra `test`")
     pytest.importorskip("ipykernel", reason="comes with the extra `test`")
     cell = parameters(notebook)
@@ -75,8 +75,8 @@ def execute(notebook, directory, monkeypatch, **values):
         "JUPYTER_RUNTIME_DIR": str(directory / "runtime"), "JUPYTER_PLATFORM_DIRS": "1",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    for name in ("HF_TOKEN", "XLA_FLAGS"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XLA_FLAGS", quick["XLA_FLAGS"])
+    monkeypatch.delenv("HF_TOKEN", raising=False)
     stands = {"metadata": {"path": str(ROOT / "launch")}}
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=stands).execute()
     text = []
@@ -86,20 +86,20 @@ def execute(notebook, directory, monkeypatch, **values):
     return "".join(text)
 
 
-def test_it_runs_looks_asks_and_exports(notebook, tiny_base_dir, tmp_path, monkeypatch):
+def test_it_runs_looks_asks_and_exports(notebook, quick, tiny_base_dir, tmp_path, monkeypatch):
     run_dir, export = tmp_path / "run", tmp_path / "export"
     values = dict(weights=tiny_base_dir, run_dir=run_dir, log_every=1) | {"phase0.steps": 3}
     overrides = [f"--config.{key}={value}" for key, value in values.items()]
     told = dict(CONFIG="configs/quickstart.py:phase0", OVERRIDES=overrides, EXPORT=str(export))
-    shown = execute(notebook, tmp_path, monkeypatch, **told)
+    shown = execute(notebook, tmp_path, quick, monkeypatch, **told)
     assert f"{ROOT}, cpu, Python" in shown and "no HF_TOKEN" in shown
     assert "clean" in shown and "phase0/train: training lora" in shown, shown  # the table of the data, the run
     assert f"What the run in {run_dir} did" in shown and "<b>phase0/train</b>: loss" in shown and "<polyline points=" in shown
     assert "MB" in shown and (export / "model.safetensors").is_file() and (export / "tokenizer.json").is_file()
 
 
-def test_a_failure_stops_the_notebook_with_its_meaning(notebook, tmp_path, monkeypatch):
+def test_a_failure_stops_the_notebook_with_its_meaning(notebook, quick, tmp_path, monkeypatch):
     from nbclient.exceptions import CellExecutionError
 
     with pytest.raises(CellExecutionError, match="medkor data ended with exit code 2: the config or the command is wrong"):
-        execute(notebook, tmp_path, monkeypatch, CONFIG="configs/nowhere.py")
+        execute(notebook, tmp_path, quick, monkeypatch, CONFIG="configs/nowhere.py")

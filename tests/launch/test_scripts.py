@@ -47,7 +47,7 @@ def test_a_dry_run_names_the_config_and_hands_on_every_override_as_one_word(laun
     assert not [path for path in place.directory.iterdir() if path != place.bin]
 
 
-@pytest.mark.parametrize("launcher", ("tpu_vm.sh", "gke.sh", "sky.sh"))
+@pytest.mark.parametrize("launcher", ["tpu_vm.sh", "gke.sh", "sky.sh"])
 def test_a_config_outside_the_checkout_cannot_travel(launcher, place):
     config = place.directory / "mine.py"
     config.write_text("")

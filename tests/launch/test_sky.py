@@ -1,5 +1,6 @@
 """launch/sky.sh and launch/skypilot.yaml: names of SkyPilot's own, and what a node does with what it is given."""
 
+import itertools
 import pathlib
 import shlex
 import subprocess
@@ -30,11 +31,11 @@ def test_the_dry_run_hands_on_everything(place):
     (line,) = place.dry("sky.sh", "configs/pipeline.py", "--config.run_dir=a b", "--restart", "phase1", EXTRAS="", **env)
     words = shlex.split(line)
     assert words[:3] == ["sky", "jobs", "launch"] and words[-1] == "launch/skypilot.yaml"
-    given = dict(word.split("=", 1) for flag, word in zip(words, words[1:]) if flag == "--env")
+    given = dict(word.split("=", 1) for flag, word in itertools.pairwise(words) if flag == "--env")
     assert set(given) <= set(TASK["envs"]) and {name for name, value in TASK["envs"].items() if value is None} <= set(given)
     assert given["CONFIG"] == "configs/pipeline.py" and given["BUCKET"] == "gs://mine" and given["EXTRAS"] == "tpu,embedded"
     assert shlex.split(given["ARGUMENTS"]) == ["--config.run_dir=a b", "--restart", "phase1"]
-    flags = dict(zip(words, words[1:]))
+    flags = dict(itertools.pairwise(words))
     assert (flags["--gpus"], flags["--num-nodes"], flags["--infra"]) == ("tpu-v5litepod-16", "2", "gcp/us-central1")
     assert flags["--secret"] == "HF_TOKEN" and "hf_x" not in line and "--no-use-spot" in words
     (line,) = place.dry("sky.sh", "configs/pipeline.py", BUCKET="s3://mine", EXTRAS="")

@@ -68,7 +68,7 @@ class Slurm:
         munge = [f"--{name}={self.dir}/munge.{end}" for name, end in files.items()]
         try:
             self._daemon("munged", "--foreground", "--force", *munge)
-            self.until(lambda: (self.dir / "munge.socket").exists(), "munged")
+            self.until((self.dir / "munge.socket").exists, "munged")
             self._daemon("slurmctld", "-D")
             self._daemon("slurmd", "-D", "-N", socket.gethostname().split(".")[0])
             self.until(self.is_idle, "the node is idle")
@@ -203,7 +203,7 @@ def test_the_quick_start_really_runs(slurm, tiny_base_dir, tmp_path):
     run_dir = tmp_path / "run"
     slurm.place.medkor()
     # named one by one: what a job inherits is what its submitter had
-    env = {name: slurm.place.env[name] for name in ("PYTHONPATH", "JAX_PLATFORMS", "JAX_ENABLE_COMPILATION_CACHE")}
+    env = {name: slurm.place.env[name] for name in ("PYTHONPATH", "JAX_PLATFORMS", *slurm.place.quick)}
     overrides = [f"--config.weights={tiny_base_dir}", f"--config.run_dir={run_dir}", "--config.phase0.steps=2"]
     job = slurm.submit(CONFIG, *overrides, options=(f"--ntasks-per-node={tasks}",), **env)
     state = slurm.ended(job, 300)

@@ -72,7 +72,7 @@ def tpu(place):
 
 
 def calls(tpu):
-    return [line for line in (tpu.fake / "calls").read_text().splitlines()]
+    return list((tpu.fake / "calls").read_text().splitlines())
 
 
 def started(tpu):

@@ -26,10 +26,10 @@ PAIR = (1, 2, 2)  # a mesh over both of two processes of two devices
 
 
 @pytest.fixture(scope="module")
-def start(tiny_base_dir, tmp_path_factory):
+def start(quick, tiny_base_dir, tmp_path_factory):
     """start(run_dir, overrides, devices=.., processes=.., strike={process: "WHERE=SIGNAL"}): the processes of one run, begun.
 
-    They share a cache of compiled programs, which is what takes the time here.
+    They share the tests' cache of compiled programs; compiling is what takes the time here.
     """
     cache, begun = tmp_path_factory.mktemp("cache"), []
 
@@ -38,10 +38,10 @@ def start(tiny_base_dir, tmp_path_factory):
         place = {"MEDKOR_COORDINATOR": f"localhost:{free_port()}", "MEDKOR_PROCESSES": str(processes)} if processes > 1 else {}
         several, whole = [], command or ("run", "--config", str(CONFIG), *sizes)
         for process in range(processes):
-            environment = os.environ | place | {
+            environment = os.environ | quick | place | {
                 "MEDKOR_PROCESS_ID": str(process) if place else "", "RUN_DIR": str(run_dir), "WEIGHTS": str(tiny_base_dir), "MEDKOR_CACHE": str(cache),
-                "OWN_PROCESS": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_ENABLE_COMPILATION_CACHE": "true",
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2", "PYTHONPATH": str(HERE.parents[1]),
+                "OWN_PROCESS": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{quick['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+                "PYTHONPATH": str(HERE.parents[1]),
                 "STRIKE": (strike or {}).get(process, ""), "STRIKE_AFTER": str(after), "MEDKOR_WAIT_S": "120",
             } | (each or {}).get(process, {})  # fmt: skip
             log = open(f"{run_dir}.{len(begun)}.log", "w+")  # noqa: SIM115

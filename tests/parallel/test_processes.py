@@ -25,14 +25,14 @@ def _import_script():
     return module
 
 
-def test_two_processes_of_two_devices_equal_one_of_four(tmp_path):
+def test_two_processes_of_two_devices_equal_one_of_four(quick, tmp_path):
     """The mesh is data 2 x tensor 2, so gradients are summed across the processes."""
     out, port = tmp_path / "found.npz", str(_free_port())
     root = pathlib.Path(__file__).parents[2]
     workers = [
         subprocess.Popen(
             [sys.executable, SCRIPT, out, port, "2", str(process)],
-            env={"PATH": "", "PYTHONPATH": str(root), "HOME": str(tmp_path)},
+            env=quick | {"PATH": "", "PYTHONPATH": str(root), "HOME": str(tmp_path)},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for process in range(2)

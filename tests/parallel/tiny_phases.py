@@ -72,6 +72,6 @@ def _strike():
         if place == where and name == "RAISE":
             raise ValueError("struck down")
         if place == where:
-            threading.Timer(float(os.environ.get("STRIKE_AFTER", 0)), os.kill, (os.getpid(), signal.Signals[name])).start()
+            threading.Timer(float(os.environ.get("STRIKE_AFTER", "0")), os.kill, (os.getpid(), signal.Signals[name])).start()
 
     hosts.at = at

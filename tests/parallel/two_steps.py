@@ -58,7 +58,7 @@ def train(shape) -> dict:
 
 def main(out: str, port: str, n_processes: str, process: str) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={4 // int(n_processes)}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={4 // int(n_processes)}"
     import jax
     import numpy as np
 

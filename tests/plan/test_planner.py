@@ -113,7 +113,7 @@ def test_a_fused_attention_is_counted_by_hand_and_another_kernel_is_named():
 def test_a_machines_file_is_every_phase_with_its_choices(file):
     recipe, phases = load_recipe(str(file)), load_recipe(str(CONFIGS / "pipeline.py"))
     topology = parse_topology(recipe.topology)
-    data, fsdp, tensor = recipe.mesh.resolve(topology.n_chips)
+    data, fsdp, _tensor = recipe.mesh.resolve(topology.n_chips)
     assert [phase.name for phase in recipe.phases] == [phase.name for phase in phases.phases]
     for own, plain in zip(recipe.phases, phases.phases):
         for stage, written in ((own.train, plain.train), (own.remedy, plain.remedy)):
@@ -123,11 +123,11 @@ def test_a_machines_file_is_every_phase_with_its_choices(file):
 
 
 @pytest.mark.parametrize("name", ["medgemma_4b_gpu80", "medgemma_27b_8gpu80"])
-def test_the_gpu_files_fit_by_arithmetic(name):
+def test_the_gpu_files_fit_by_arithmetic(name, quick):
     """The last phase has the longest model, its samples and all that decodes. In a process of its own, with as many devices."""
     path = os.pathsep.join([str(CONFIGS.parent), os.environ.get("PYTHONPATH", "")])
     arguments = [sys.executable, "-m", "medkor_jax.cli", "plan", "--config", CONFIGS / f"{name}.py", "--config.run=('phase5d_exam',)", "--json"]
-    done = subprocess.run(arguments, env=os.environ | {"PYTHONPATH": path, "XLA_FLAGS": ""}, capture_output=True, text=True)
+    done = subprocess.run(arguments, env=os.environ | quick | {"PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     plan = json.loads(done.stdout)
     assert plan["fits"] and {one["how"] for stage in plan["stages"] for one in stage["programs"]} == {"by arithmetic"}

@@ -18,7 +18,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def profile(tiny_base_dir, tmp_path, *arguments):
     environment = dict(os.environ, OWN_PROCESS="1", RUN_DIR=str(tmp_path / "run"), WEIGHTS=str(tiny_base_dir), PYTHONPATH=str(ROOT))
-    environment.pop("XLA_FLAGS", None)
+    environment.pop("XLA_FLAGS", None)  # what takes the time is asked: this is compiled as a user's is
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     command_line = [sys.executable, "-m", "medkor_jax.cli", "profile", "--config", "tests/parallel/tiny_phases.py"]
     done = subprocess.run([*command_line, "--out", str(tmp_path / "out"), *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

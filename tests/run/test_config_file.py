@@ -9,6 +9,7 @@ from configs import phases
 from medkor_jax.run.config_file import load_config, load_recipe, make_recipe
 from medkor_jax.run.defaults import plain
 from medkor_jax.run.phases import ConfigError
+import itertools
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 RUNNABLE = sorted(p.name for p in CONFIGS.glob("*.py") if p.name not in ("__init__.py", "common.py", "phases.py"))
@@ -56,7 +57,7 @@ def test_the_order_of_the_phases_is_the_one_the_method_names():
 
 def test_phases_4_and_5_are_in_the_order_of_the_method_and_each_holds_english():
     phases = load_recipe(str(CONFIGS / "pipeline.py")).phases
-    for before, phase in zip(phases[3:], phases[4:]):
+    for before, phase in itertools.pairwise(phases[3:]):
         assert phase.after == before.name
         assert (phase.gate.on_failure, phase.gate.threshold, phase.remedy.retention.weight) == ("retain", 0.97, 1.0)
         assert phase.remedy.trees == phase.train.trees

@@ -149,7 +149,7 @@ def test_the_merge_says_what_it_was_made_of_and_how_near_it_came(finished, tiny_
     assert lineage["base_digest"] == open_model(tiny_base_dir).digest
     assert (lineage["rank"], lineage["scale"], lineage["targets"]) == (2, 2.0, ["down", "q"])
     kept = lineage["rounding"]
-    assert 0 < kept["effect"] and abs(kept["lost"]) < 1e-3 and kept["error"] < 1e-4
+    assert kept["effect"] > 0 and abs(kept["lost"]) < 1e-3 and kept["error"] < 1e-4
     assert len(lineage["lora_digest"]) == 64
 
 
