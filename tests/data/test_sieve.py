@@ -4,7 +4,7 @@ import random
 import numpy as np
 import pytest
 
-from medkor_jax.data import embedded, likeness
+from medkor_jax.data import embedded
 from medkor_jax.data.leak_search import Search
 from medkor_jax.data.likeness import (
     QUESTION_CANDIDATE,
@@ -16,7 +16,7 @@ from medkor_jax.data.likeness import (
 )
 from medkor_jax.data.question import Question, prompt
 from medkor_jax.data.rows import Example
-from medkor_jax.data.runs import SHINGLE
+from medkor_jax.data.runs import SHINGLE, Index
 from medkor_jax.data.sieve import Block, Sieve, _keys_of, _Letters, rules_of
 
 ODD = [
@@ -109,7 +109,7 @@ def test_whatever_matches_passes(language):
     passed, _ = Sieve(list(map(rules_of, forms, shares)), Block.of(texts[::9])).pass_through(
         Block.of(texts)
     )
-    index = likeness.Index([form.telling_runs for form in forms], shares)
+    index = Index([form.telling_runs for form in forms], shares)
     ours = [form_of("t", one) for one in texts]
     holds = {
         o for o, t in index.candidates([form.all_runs for form in ours]) if match(ours[o], forms[t])

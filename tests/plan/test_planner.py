@@ -108,12 +108,13 @@ def test_the_first_change_that_fits_is_found_by_trying():
         MeshShape(data=1, fsdp=4),
     )
     program = dataclasses.replace(TEXT, length=256, rows=32)
-    changed = lambda **spec: dataclasses.replace(
-        program, spec=dataclasses.replace(program.spec, **spec)
+    everything = dataclasses.replace(program.spec, compute=ComputeSettings(remat="full"))
+    remade = lambda **spec: dataclasses.replace(
+        program, spec=dataclasses.replace(everything, **spec)
     )
     with machine(small(1), shape) as mesh:
         need = lambda program: measure(program, config, mesh, small(1)).memory["total"] / GIB
-        full, four = need(changed(remat="full")), need(changed(remat="full", microbatches=4))
+        full, four = need(remade()), need(remade(microbatches=4))
         assert four < full < need(program)
     said = []
     change, tried = search.first_that_fits(
