@@ -213,13 +213,11 @@ def run_best(
     for, or a side does not do the work; WorkerError if one of them dies.
     """
     check_cases(cases, CASES)
-    if remat:
-        check_remat(remat)
+    check_remat(remat or "none")
     machine = describe_machine()
-    environment = {"JAX_PLATFORMS": PLATFORMS[device]} if device else {}
-    environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = (
-        "0.92"  # nothing else is on the device while ours runs
-    )
+    # nothing else is on the device while ours runs
+    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
+    environment |= {"JAX_PLATFORMS": PLATFORMS[device]} if device else {}
     found = look(model, dtype, environment, device)
     is_cpu = found["platform"] == "cpu"
     has_peer, notes = find_peer_on(found["platform"], against)
@@ -250,7 +248,6 @@ def run_best(
         *notes,
     ]
     best = Best(settings, environment)
-    report = Report(
-        dataclasses.asdict(settings), {"machine": machine, **found}, [], notes, best.steps
-    )
+    versions = {"machine": machine, **found}
+    report = Report(dataclasses.asdict(settings), versions, [], notes, best.steps)
     return run_cases(report, best, CASES, cases, out)

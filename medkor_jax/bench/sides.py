@@ -49,7 +49,10 @@ class Sides:
         """
         s = self.settings
         sides = [side for side in ways if side == "ours" or s.against]
-        firsts, times, peaks, rates = [], [], [], []
+        firsts: list[dict[str, Any]] = []
+        times: list[list[dict[str, Any]]] = []
+        peaks: list[float] = []
+        rates: list[float] = []
         with contextlib.ExitStack() as stack:
             waiting: list[Worker] = []
             for side in sides:
@@ -57,50 +60,45 @@ class Sides:
                 stack.callback(worker.close)
                 waiting.append(worker)
                 firsts.append(first)
-                if (
-                    not s.is_cpu or side == sides[-1]
-                ):  # an accelerator has room for one side at a time
-                    rounds = [[one.call(order) for one in waiting] for _ in range(s.repeats)]
-                    times += [list(answers) for answers in zip(*rounds)]
-                    peaks += [one.call("peak_memory_bytes") / GIB for one in waiting]
-                    rates += [
-                        one.call("matmul_rate")
-                        for one in waiting
-                        if one.side == "ours" and not s.peak
-                    ]
-                    for one in waiting:
-                        one.close()
+                # an accelerator has room for one side at a time
+                if not s.is_cpu or side == sides[-1]:
+                    own_times, own_peaks, own_rates = self.by_turns(waiting, order)
+                    times, peaks, rates = times + own_times, peaks + own_peaks, rates + own_rates
                     waiting = []
         if check:
             check(*firsts)
-        self.steps[case] = [
-            [{k: v for k, v in one.items() if k != "tokens"} for one in answers]
-            for answers in times
-        ]
+        without_tokens = lambda one: {k: v for k, v in one.items() if k != "tokens"}
+        self.steps[case] = [list(map(without_tokens, answers)) for answers in times]
         seconds = [[one["seconds"] for one in answers] for answers in times]
-        work = [flops / x / 1e9 for x in seconds[0]]
-        peak = s.peak or rates[0]
+        work, peak = [flops / x / 1e9 for x in seconds[0]], s.peak or rates[0]
         if len(sides) > 1:
             self.notes.append(
                 f"{case}: transformers with PEFT at {flops / statistics.median(seconds[1]) / peak:.1%} of the peak"
             )
-        return (
-            [
-                compare(
-                    case, unit, *([n_tokens / x for x in one] for one in seconds), at_least=at_least
-                ),
-                compare(
-                    f"{case}, useful work (other: peak; ratio: MFU)",
-                    "GFLOP/s",
-                    work,
-                    [peak / 1e9] * len(work),
-                    at_least=mfu,
-                ),
-                compare(f"{case}, peak memory", "GiB", *([one] for one in peaks)),
-            ],
-            firsts,
-            times,
+        speeds = ([n_tokens / x for x in one] for one in seconds)
+        useful, peaks_of_work = (
+            f"{case}, useful work (other: peak; ratio: MFU)",
+            [peak / 1e9] * len(work),
         )
+        rows = [
+            compare(case, unit, *speeds, at_least=at_least),
+            compare(useful, "GFLOP/s", work, peaks_of_work, at_least=mfu),
+            compare(f"{case}, peak memory", "GiB", *([one] for one in peaks)),
+        ]
+        return rows, firsts, times
+
+    def by_turns(self, workers: list[Worker], order: str) -> tuple[list, list, list]:
+        """Returns the timed answers of each worker, its peak memory in GiB, and our rate of products, where no peak is
+        known; the workers are closed."""
+        s = self.settings
+        rounds = [[one.call(order) for one in workers] for _ in range(s.repeats)]
+        times = [list(answers) for answers in zip(*rounds, strict=True)]
+        peaks = [one.call("peak_memory_bytes") / GIB for one in workers]
+        ours = [one for one in workers if one.side == "ours" and not s.peak]
+        rates = [one.call("matmul_rate") for one in ours]
+        for one in workers:
+            one.close()
+        return times, peaks, rates
 
     def first_that_fits(
         self, case: str, side: str, order: str, ways: list[tuple[str, dict[str, Any]]]

@@ -21,6 +21,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, whole
 from medkor_jax.commands.scorer import open_scorer, shown
@@ -158,21 +159,11 @@ def translate_exam(
         "questions": _digest(questions),
     }
     work = Work(_beside(pathlib.Path(out), "work"), settings, questions)
-    if len(work.done) < len(questions):
-        with open_scorer(model, dtype=dtype, batch_size=batch_size, adapters=adapters) as scorer:
-            return finish_exam(
-                scorer,
-                questions,
-                work,
-                to=to,
-                out=out,
-                batch_size=batch_size,
-                max_new_tokens=max_new_tokens,
-                on_progress=on_progress,
-            )
-    return finish_exam(
-        None, questions, work, to=to, out=out, batch_size=batch_size, max_new_tokens=max_new_tokens
-    )
+    how: Any = dict(to=to, out=out, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    if len(work.done) == len(questions):
+        return finish_exam(None, questions, work, **how)
+    with open_scorer(model, dtype=dtype, batch_size=batch_size, adapters=adapters) as scorer:
+        return finish_exam(scorer, questions, work, on_progress=on_progress, **how)
 
 
 def finish_exam(

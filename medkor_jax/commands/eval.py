@@ -124,15 +124,14 @@ def evaluate_file(
 ) -> Report:
     """Returns every answer of `weights` to the questions of `exam` (a file, a hub id or "embedded").
 
-    Its parameters are the options of `medkor eval`, one for one; that is why they are so many.
-    answers_from: what the numbers of the exam's keys count from (see `Source`).
+    Its parameters are the options of `medkor eval`, one for one: so they are many. answers_from: what the numbers of the exam's keys count from (see `Source`).
     max_new_tokens, form: for reason mode, how long an answer may be and between which tags it reasons.
 
     Raises: ValueError if the shots are not there, or asked for in reason mode, before the weights are loaded;
     BadDataError, WeightsError.
     """
 
-    def questions(path: str, split: str, **rest: int | None) -> list[Question]:
+    def questions(path: str, split: str, **rest: Any) -> list[Question]:
         source = Source(path, "exam", path, split=split, subset=subset, language=language, **rest)
         return shown(source.name, load_questions(source, drop_bad=drop_bad))
 

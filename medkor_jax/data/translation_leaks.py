@@ -43,32 +43,7 @@ SIZES = (
 _RARE = 2.0  # least weight of a mark that few texts have
 _TERM = re.compile(r"[A-Za-z][A-Za-z0-9]+")
 _UNITS = frozenset(
-    [
-        "mg",
-        "dl",
-        "mmhg",
-        "cm",
-        "mm",
-        "ml",
-        "min",
-        "kg",
-        "iu",
-        "meq",
-        "ug",
-        "ng",
-        "pg",
-        "fl",
-        "mol",
-        "mmol",
-        "umol",
-        "cells",
-        "mosm",
-        "hr",
-        "sec",
-        "day",
-        "ph",
-        "mcg",
-    ]
+    "mg dl mmhg cm mm ml min kg iu meq ug ng pg fl mol mmol umol cells mosm hr sec day ph mcg".split()
 )
 
 

@@ -104,25 +104,14 @@ def judge(
         found = _measure_against(gate, mine, theirs, confidence)
     n = len(mine)
     reached = found.interval.low >= found.bound - _ROUNDING and n >= MIN_QUESTIONS
-    # An absolute gate does not lean on its reference, so only the model's own score counts there.
-    compared = {
-        "the model": report,
-        "the reference": reference if gate.reading != "absolute" else None,
-    }
-    at_chance = tuple(
-        who for who, r in compared.items() if r is not None and is_at_chance(r, gate.metric)
-    )
+    at_chance = _who_is_at_chance(gate, report, reference)
     passed = reached and (not at_chance or gate.allow_chance)
     score, other = float(mine.mean()), None if theirs is None else float(theirs.mean())
-    said = found.words.format(
-        own=_shown(gate.metric, report, score),
-        other="" if other is None else _shown(gate.metric, reference, other),
-    )
-    few = (
-        f"; {n} questions are fewer than the {MIN_QUESTIONS} that can open a gate"
-        if n < MIN_QUESTIONS
-        else ""
-    )
+    shown = "" if other is None else _shown(gate.metric, reference, other)
+    said = found.words.format(own=_shown(gate.metric, report, score), other=shown)
+    few = ""
+    if n < MIN_QUESTIONS:
+        few = f"; {n} questions are fewer than the {MIN_QUESTIONS} that can open a gate"
     spent = f" ({looks} looks, each at {confidence:.2%})" if looks > 1 else ""
     counts = _counts(mine, theirs)
     return Judgement(
@@ -142,6 +131,17 @@ def judge(
         at_chance=at_chance,
         words=f"The gate {'opens' if passed else 'stays closed'}: {said}{few}{spent}{_chance_words(gate, at_chance, reached)}.",
     )
+
+
+def _who_is_at_chance(
+    gate: Gate | Condition, report: Report, reference: Report | None
+) -> tuple[str, ...]:
+    """Returns "the model" and "the reference" as far as they are. An absolute gate does not lean on its reference, so
+    only the model's own score counts there."""
+    compared = {"the model": report}
+    if reference is not None and gate.reading != "absolute":
+        compared["the reference"] = reference
+    return tuple(who for who, one in compared.items() if is_at_chance(one, gate.metric))
 
 
 class _Measured(NamedTuple):

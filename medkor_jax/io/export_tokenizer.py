@@ -83,14 +83,8 @@ def write_tokenizer(
         spec = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
         called["unk_token"] = spec["model"].get("unk_token") or "<unk>"
         spec["post_processor"] = _bos_in_front("<bos>", tokenizer.bos_id)
-        made = next(
-            (
-                raw
-                for raw in (sentencepiece, sentencepiece_of(spec))
-                if raw and _says_the_same(tokenizer, raw)
-            ),
-            None,
-        )
+        offered = (sentencepiece, sentencepiece_of(spec))
+        made = next((raw for raw in offered if raw and _says_the_same(tokenizer, raw)), None)
         if made is None:
             notes.append(
                 "no tokenizer.model: sentencepiece cannot say what tokenizer.json says here; llama.cpp converts only from it"

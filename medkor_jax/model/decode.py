@@ -82,10 +82,9 @@ class Decoder:
         with_nats: completions say how likely each token was where it was drawn, under temperature.
         check_every: tokens between two looks of the host. room: new tokens a row that the cache has room for at first.
         """
-        if check_every < 1:
-            raise ValueError(f"check_every is {check_every}; it must be at least 1 token")
-        if room < 1:
-            raise ValueError(f"room is {room}; the cache needs some for at least 1 new token")
+        for name, n in (("check_every", check_every), ("room", room)):
+            if n < 1:
+                raise ValueError(f"{name} is {n}; it must be at least 1 token")
         self.settings = Settings(
             config, jnp.dtype(dtype), sampling, tuple(stop_ids), check_every, with_nats
         )
@@ -266,9 +265,8 @@ def _continue(
     return state, replicate(emitted), replicate(nats)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "size")
-)  # a longer ring cannot reuse the memory of a shorter
+# a longer ring cannot reuse the memory of a shorter
+@functools.partial(jax.jit, static_argnames=("config", "size"))
 def _grow(state: State, *, config: ModelConfig, size: int) -> State:
     return state.replace(cache=kv.grow(state.cache, config, size=size))
 
@@ -281,9 +279,8 @@ def _choose(
     tokens = choose_tokens(logits, settings.sampling, state.seeds, state.n_new)
     nats = jnp.zeros(tokens.shape, jnp.float32)
     if settings.with_nats:
-        drawn_from = (
-            restrict(logits, settings.sampling) if settings.sampling.temperature > 0 else logits
-        )
+        is_drawn = settings.sampling.temperature > 0
+        drawn_from = restrict(logits, settings.sampling) if is_drawn else logits
         nats = (
             jax.nn.logsumexp(drawn_from, axis=-1)
             - jnp.take_along_axis(drawn_from, tokens[:, None], axis=-1)[:, 0]

@@ -37,7 +37,7 @@ from medkor_jax.train.actor import Actor, Sample
 from medkor_jax.train.groups import Group, NothingToLearn, explain, taught, watch
 from medkor_jax.train.importance import gap_alarm, importance
 from medkor_jax.train.reward_settings import RewardSettings
-from medkor_jax.train.rewards import Reward
+from medkor_jax.train.rewards import Earned, Reward
 from medkor_jax.train.sampled_rows import array_from_json, array_to_json, fill_rows
 
 
@@ -224,24 +224,20 @@ class Rollouts:
         samples = actor.sample(
             params,
             [prompt for _, prompt in asked for _ in range(size)],
-            [
-                self._draw_seed(number, sample)
-                for number in range(first, first + n_groups)
-                for sample in range(size)
-            ],
+            [self._draw_seed(first + i, sample) for i in range(n_groups) for sample in range(size)],
             [LANGUAGE_IDS[question.language] for question, _ in asked for _ in range(size)],
         )
         groups = []
         for i, (question, prompt) in enumerate(asked):
             own = samples[i * size : (i + 1) * size]
-            earned = [
-                self._reward.score(
-                    s.text, question, n_tokens=len(s.tokens), is_finished=s.is_finished
-                )
-                for s in own
-            ]
-            groups.append(Group(question, prompt, own, earned))
+            groups.append(
+                Group(question, prompt, own, [self._earned(question, one) for one in own])
+            )
         return groups
+
+    def _earned(self, question: Question, sample: Sample) -> Earned:
+        n_tokens, is_finished = len(sample.tokens), sample.is_finished
+        return self._reward.score(sample.text, question, n_tokens=n_tokens, is_finished=is_finished)
 
     def _posed(self, question: Question, number: int) -> tuple[Question, list[int]]:
         """Returns the question with its options shuffled for this visit, and its prompt; unshuffled if that has no room."""
@@ -268,17 +264,13 @@ class Rollouts:
     def _kept_questions(self, source: Source, questions: Sequence[Question]) -> list[int]:
         """Returns the indices of the questions with room for an answer, noting the others in `dropped`."""
         lengths = [len(self._prompt(question)) for question in questions]
-        self.dropped += (
-            long := [
-                BadRow(
-                    source.name,
-                    i + 1,
-                    f"{questions[i].id} has {n} tokens, with max_new_tokens more than seq_len {self.seq_len}",
-                )
-                for i, n in enumerate(lengths)
-                if n > self._room
-            ]
-        )
+        too_many = f"with max_new_tokens more than seq_len {self.seq_len}"
+        long = [
+            BadRow(source.name, i + 1, f"{questions[i].id} has {n} tokens, {too_many}")
+            for i, n in enumerate(lengths)
+            if n > self._room
+        ]
+        self.dropped += long
         if len(long) == len(questions):
             raise BadDataError(
                 long, advice=f"source {source.name!r} has {len(questions)} questions and none fits"
