@@ -20,7 +20,7 @@ from medkor_jax.data.contents import cache_directory, sha256_of
 from medkor_jax.plan.program import Cost, Kernel
 from medkor_jax.plan.traffic import Collective
 
-FORMAT = 2  # of what is read from a program's text: raised when `program` or `traffic` reads it otherwise
+FORMAT = 3  # of what is read from a program's text: raised when `program` or `traffic` reads it otherwise
 
 
 def key_of(text: str, *told: Any) -> str:

@@ -90,6 +90,19 @@ def read_program(text: str, *, open_trips: float | None = None, costly_share: fl
     return _Walk(parse(text), open_trips, costly_share).total()
 
 
+def _each_once(
+    collectives: Mapping[tuple[str, ...], Collective],
+) -> dict[tuple[str, ...], Collective]:
+    """Returns the collectives without those that go on from one of the same channel in a loop around theirs: a transfer
+    that is begun in a layer's body and ended there goes on beside the products of a loop within it."""
+    begun = {(key[:-1], key[-1]) for key in collectives}
+
+    def goes_on(loops: tuple[str, ...], channel: str) -> bool:
+        return any((loops[:depth], channel) in begun for depth in range(len(loops)))
+
+    return {key: one for key, one in collectives.items() if not goes_on(key[:-1], key[-1])}
+
+
 class _Walk:
     def __init__(self, module: Module, open_trips: float | None, costly_share: float) -> None:
         self._module, self._open_trips, self._costly_share = module, open_trips, costly_share
@@ -97,6 +110,7 @@ class _Walk:
 
     def total(self) -> Cost:
         cost = self._of(self._module.entry, True)
+        cost = dataclasses.replace(cost, collectives=_each_once(cost.collectives))
         moved = sum(one.main_bytes * one.times for one in cost.collectives.values())
         return dataclasses.replace(cost, main_bytes=cost.main_bytes + moved)
 

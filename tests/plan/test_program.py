@@ -112,3 +112,43 @@ def test_an_asynchronous_gather_of_a_tpu_program_counts_once():
     assert cost.wire_bytes == {"all-gather": 6 * 2 * 2 * 1024 * 4096 * 3 / 4}
     weights, rows = 6 * 2 * 2 * 1024 * 4096 / 4, 2 * 2048 * 1024 / 4
     assert weights + rows < cost.main_bytes < weights + 6 * rows
+
+
+WINDOWED = """HloModule jit_step, is_scheduled=true, num_partitions=4
+
+%done (p.1: (s32[], bf16[256,4096])) -> pred[] {
+  %p.1 = (s32[], bf16[256,4096]) parameter(0)
+  %at.1 = s32[] get-tuple-element(%p.1), index=0
+  %end.1 = s32[] constant(9)
+  ROOT %less.1 = pred[] compare(%at.1, %end.1), direction=LT
+}
+
+%window (p.2: (s32[], bf16[256,4096])) -> (s32[], bf16[256,4096]) {
+  %p.2 = (s32[], bf16[256,4096]) parameter(0)
+  %at.2 = s32[] get-tuple-element(%p.2), index=0
+  %x.2 = bf16[256,4096] get-tuple-element(%p.2), index=1
+  %all-gather.2 = bf16[1024,4096] all-gather(%x.2), channel_id=5, replica_groups=[1,4]<=[4], dimensions={0}
+  %collective-permute.2 = bf16[256,4096] collective-permute(%x.2), channel_id=8, source_target_pairs={{0,1},{1,0}}
+  ROOT %out.2 = (s32[], bf16[256,4096]) tuple(%at.2, %collective-permute.2)
+}
+
+%layer (p.3: (s32[], bf16[256,4096])) -> (s32[], bf16[256,4096]) {
+  %p.3 = (s32[], bf16[256,4096]) parameter(0)
+  %x.3 = bf16[256,4096] get-tuple-element(%p.3), index=1
+  %all-gather.3 = bf16[1024,4096] all-gather(%x.3), channel_id=5, replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %while.3 = (s32[], bf16[256,4096]) while(%p.3), condition=%done, body=%window, backend_config={"known_trip_count":{"n":"4"}}
+}
+
+ENTRY %main (p.4: (s32[], bf16[256,4096])) -> (s32[], bf16[256,4096]) {
+  %p.4 = (s32[], bf16[256,4096]) parameter(0)
+  ROOT %while.4 = (s32[], bf16[256,4096]) while(%p.4), condition=%done, body=%layer, backend_config={"known_trip_count":{"n":"6"}}
+}
+"""
+
+
+def test_a_gather_that_goes_on_in_a_loop_within_its_layer_counts_once_a_layer():
+    """As libtpu writes an each-layer step on v5e:4x4: begun and ended in a layer's body, beside the products of a
+    windowed loop of four turns there; what that loop itself sends counts each turn."""
+    part = 2 * 256 * 4096
+    sent = read_program(WINDOWED).wire_bytes
+    assert sent == {"all-gather": 6 * 3 * part, "collective-permute": 6 * 4 * part}
