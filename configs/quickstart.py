@@ -157,5 +157,5 @@ def set_late_phases(config):
     p.data, p.steps = {"exam-train": dict(kind="exam", language="ko", **OURS)}, 2
     shape(p, lora=1e-4, lang=1e-4, batch_size=8, seq_len=256)
     p.reward.rollout.group_size, p.reward.rollout.max_new_tokens = 4, 160
-    p.reward.rollout.max_refills = 0  # a refill of fewer rows compiles anew
+    p.reward.rollout.max_refills = 0  # a refill of fewer rows compiles again
     hold(p, late=True, form=common.form(threshold=0.5), **loss)

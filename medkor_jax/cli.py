@@ -37,7 +37,7 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "run": Verb("run", "run the phases a config names, going on where the run stood", TOGETHER),
+    "run": Verb("run", "run the phases a config names, resuming where the run stopped", TOGETHER),
     "eval": Verb(
         "eval", "put an exam, or pairs of sentences to translate, to any weights", TOGETHER
     ),

@@ -3,7 +3,7 @@
     python -m medkor_jax.bench.text_source /tmp/su/text.jsonl --megabytes 2000
     python -m medkor_jax.bench.startup /tmp/su/text.jsonl --cache /tmp/su/cache
 
-Each start is `medkor run` anew: it trains on the source, an exam judges, leaks are refused. The model is a random one of seven
+Each start is `medkor run` again: it trains on the source, an exam judges, leaks are refused. The model is a random one of seven
 layers with the embedded tokenizer (so that the time is that of the data), or `--weights embedded`. Time counts from the start of
 the interpreter to the line that the first step writes. Memory is the resident size of all processes together, looked at ten
 times a second; CPU seconds are those of all of them, which say more where the machine is busy. The operating system may hold

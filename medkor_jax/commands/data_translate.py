@@ -6,7 +6,7 @@
 Question and options are translated one by one, a question of several lines line by line, each asked as
 translation is taught (`data.pairs`); the key is carried over, and a text without a word of the other
 language (a number, a drug's Latin name) is kept. What the model wrote goes to OUT.work.jsonl, some questions at a
-time, so that a killed run goes on where it stood and ends with the same file. A row is kept only if it passes
+time, so that a killed run resumes where it stopped and ends with the same file. A row is kept only if it passes
 `data.translated_exam.find_faults`; the others, with the reasons, are in OUT.failed.jsonl.
 
 What it does not do: translate rationales, repair a row, or judge meaning. Text that passes can still be wrong:

@@ -1,4 +1,4 @@
-"""`medkor run`: the phases a config names, from where the run stood.
+"""`medkor run`: the phases a config names, resuming where the run stopped.
 
     medkor run --config configs/quickstart.py --config.phase3.steps=100
 
@@ -17,7 +17,7 @@ from medkor_jax.run import pipeline
 from medkor_jax.run.config_file import load_recipe
 from medkor_jax.run.restart import restart
 
-_RESTART = "move this phase's directory aside and run it anew"
+_RESTART = "move this phase's directory aside and run it again"
 _ACCEPT = (
     "keep finished phases although data or settings they were trained with have changed; recorded"
 )

@@ -65,7 +65,7 @@ class Work:
             raise ValueError(
                 f"{self._path} was begun with other settings: {'; '.join(differing)}. "
                 "Use those, name another --out, or "
-                "move the file away to begin anew"
+                "move the file away to begin again"
             )
 
 

@@ -4,7 +4,7 @@
     for batch in batches:                          # dict of arrays, see PackedRows.arrays
         cursor = batches.get_state()               # small JSON: set_state(cursor) goes on with the next batch
 
-`grain` gives the order: each source shuffled anew in every epoch and repeated, the sources mixed by
+`grain` gives the order: each source shuffled again in every epoch and repeated, the sources mixed by
 weight, and any place in that order found at once, so a cursor is a number. Documents that do not fit
 the batch wait for the next one, while later and shorter ones may still fill its rows. All processes build
 the same global batch from the same seed, whatever their number. What it does not do: put arrays on devices.
@@ -192,7 +192,7 @@ def check_cursor(state: dict[str, Any], settings: dict[str, Any]) -> None:
         raise ValueError(
             "this cursor belongs to other batches: "
             + "; ".join(differing)
-            + ". Restore those settings, or start the stage anew"
+            + ". Restore those settings, or start the stage again"
         )
 
 

@@ -92,7 +92,7 @@ def check(
 ) -> DataReport:
     """Returns what is in each source, and what is judged by but also trained on or shown as an example.
 
-    allowed: leaks that the config names, see `leakage.unexcused`. load: how a source is read; by default anew, see `loader_of`.
+    allowed: leaks that the config names, see `leakage.unexcused`. load: how a source is read; by default again, see `loader_of`.
     read_before: what the weights were trained on already.
     """
     reports, loaded_of = [], {}

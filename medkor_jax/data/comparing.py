@@ -4,7 +4,7 @@
 
 Of stored rows (`stored`) that is found once by several processes and kept in the cache under the contents of both sides and the
 code that compares; where nothing changed, a start compares nothing. What is kept are the places of documents in which something is
-found: what a leak is called, and what the config excuses, is decided anew every time. Small sources are compared whole, middling
+found: what a leak is called, and what the config excuses, is decided again every time. Small sources are compared whole, middling
 ones sieved here.
 """
 

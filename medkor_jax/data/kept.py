@@ -3,7 +3,7 @@
     place = keep("rows", key_of(source, file_digest), lambda directory: convert(source, directory, read))
 
 An entry is made beside its place and renamed, so it is there whole or not at all; it lists its files with size and SHA-256,
-and one that does not hold to its list is made anew. Processes that want the same entry wait for the one that makes it
+and one that does not hold to its list is made again. Processes that want the same entry wait for the one that makes it
 (a file lock: also over a file system that several hosts share, where that has locks). A key holds the code of this package too
 (`code_digest`), so what older code made is never taken for the present one's. Nothing is ever deleted but what is damaged: to
 clean, delete the directory.
@@ -63,7 +63,7 @@ def keep(kind: str, key: str, make: Callable[[pathlib.Path], None]) -> pathlib.P
 
 
 def discard(place: pathlib.Path) -> None:
-    """Takes an entry away that was found to be damaged, so that it is made anew."""
+    """Takes an entry away that was found to be damaged, so that it is made again."""
     (place / LIST).unlink(missing_ok=True)
 
 

@@ -132,7 +132,7 @@ def join_segments(
 class StoredExamples(Sequence):
     """The documents of a directory that `join_segments` has finished.
 
-    name: of their source. digest: of all they say. remake: returns the directory made anew, for one that is found to be damaged.
+    name: of their source. digest: of all they say. remake: returns the directory made again, for one that is found to be damaged.
     """
 
     def __init__(
@@ -206,9 +206,9 @@ class StoredExamples(Sequence):
             return self._read(index)
 
     def repair(self) -> None:
-        """Makes the directory anew. Raises: DamagedError if that gives other documents, or cannot be."""
+        """Makes the directory again. Raises: DamagedError if that gives other documents, or cannot be."""
         if self._remake is None:
-            raise DamagedError(f"{self.directory} is damaged; delete it, and it is made anew")
+            raise DamagedError(f"{self.directory} is damaged; delete it, and it is made again")
         content = self.digest
         self._open(self._remake())
         if self.digest != content:

@@ -119,7 +119,7 @@ def read_verdict(path: str | os.PathLike) -> dict[str, Any]:
     if verdict.get("format") != FORMAT:
         raise GateClosed(
             f"{path} has format {verdict.get('format')!r}, this program reads {FORMAT}: before format 2 a gate took no account "
-            "of how often its questions were looked at. Judge the phase anew (medkor run --restart PHASE), or go on with the "
+            "of how often its questions were looked at. Judge the phase again (medkor run --restart PHASE), or go on with the "
             "version that wrote it"
         )
     return verdict

@@ -119,7 +119,7 @@ class _Header:
             end = t.offset + int(np.prod(t.shape[:-1], dtype=np.int64)) * t.row_bytes
             if end > len(self.buffer):
                 raise WeightsError(
-                    f"{self.path} is cut short: {name} ends at byte {end}, the file at {len(self.buffer)}; get it anew"
+                    f"{self.path} is cut short: {name} ends at byte {end}, the file at {len(self.buffer)}; get it again"
                 )
         return metadata, tensors
 
@@ -139,7 +139,7 @@ class _Header:
             found.append(buffer[at + 8 : at + 8 + length].decode())
             at += 8 + length
         if at > len(buffer):
-            raise WeightsError(f"{self.path} is cut short within its header; get it anew")
+            raise WeightsError(f"{self.path} is cut short within its header; get it again")
         self.at = at
         return found
 

@@ -78,7 +78,7 @@ def read_safetensors_header(path: pathlib.Path) -> dict[str, SafeTensor]:
     if data + expected != size:
         what = "cut short" if data + expected > size else "longer than its header says"
         raise WeightsError(
-            f"{path} is {what}: {size} bytes, its header promises {data + expected}; get it anew"
+            f"{path} is {what}: {size} bytes, its header promises {data + expected}; get it again"
         )
     return {
         name: SafeTensor(path, dtype, shape, data + a, b - a)

@@ -179,7 +179,7 @@ def _read_finite(source: TensorSource, key: LeafKey, first: int, n_rows: int) ->
     rows = source.read_rows(key, first, first + n_rows)
     if not np.isfinite(rows).all():
         raise WeightsError(
-            f"{source.describe(key)} holds NaN or infinity in rows {first} to {first + n_rows}; get it anew"
+            f"{source.describe(key)} holds NaN or infinity in rows {first} to {first + n_rows}; get it again"
         )
     return rows
 

@@ -4,7 +4,7 @@
 
 A checkpoint says what its tokenizer is in up to five files, and they may disagree. `tokenizer.json` goes before
 `tokenizer.model`. The class that `tokenizer_config.json` names decides what of it counts: Gemma's own builds all but the
-vocabulary and its merges anew, the general one takes the file as it stands. Tokens are added by all of the files.
+vocabulary and its merges again, the general one takes the file as it stands. Tokens are added by all of the files.
 Where that reading cannot be followed, the checkpoint is refused with the file and the key that stand in the way.
 
 Does not read slow or remote tokenizers. Chat templates are `io.carried`'s business.

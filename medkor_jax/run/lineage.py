@@ -221,7 +221,7 @@ class Lineage:
             if self._stands_on(p, phase.name) and (self._directory / p.name).exists()
         ]
         restart = " ".join(f"--restart {name}" for name in (phase.name, *later))
-        return f"Run it anew with {restart}" + (
+        return f"Run it again with {restart}" + (
             ", or keep it with --accept-changed" if accept else ""
         )
 

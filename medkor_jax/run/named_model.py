@@ -114,11 +114,11 @@ def read_record(directory: pathlib.Path, needs_verdict: bool = True) -> dict[str
         record = read_sealed(directory / "record.json")
     except ValueError as error:
         raise GateClosed(
-            f"{error}; put it back, or run the phase anew with --restart {directory.name}"
+            f"{error}; put it back, or run the phase again with --restart {directory.name}"
         ) from error
     if record.get("format") not in range(1, RECORD_FORMAT + 1):
         raise GateClosed(
-            f"{directory}/record.json has format {record.get('format')!r}, this program reads 1 to {RECORD_FORMAT}; run the phase anew"
+            f"{directory}/record.json has format {record.get('format')!r}, this program reads 1 to {RECORD_FORMAT}; run the phase again"
         )
     if needs_verdict and read_verdict(directory / "verdict.json")["digests"].get(
         "record"

@@ -5,7 +5,7 @@
 One phase, as a batch of decisions: open the upstream model (refused unless its verdict passed and still
 matches) -> choose among candidates -> add trees -> measure -> train -> merge -> judge -> remedy while the
 gate stays closed -> save -> verdict. Every step of it is on disk before the next begins, so the same
-command goes on where a killed run stood, and does nothing twice.
+command resumes where a killed run stopped, and does nothing twice.
 
 Which phases there are, and what they train on, is data (`phases.Recipe`).
 """

@@ -18,7 +18,7 @@ from medkor_jax.run.phases import ConfigError, Recipe
 
 
 def restart(recipe: Recipe, names: Sequence[str]) -> list[pathlib.Path]:
-    """Moves the phases' directories aside, so that they run anew; returns where they are now. Nothing is deleted, and the
+    """Moves the phases' directories aside, so that they run again; returns where they are now. Nothing is deleted, and the
     merged bases stay: whatever stands on them goes on to.
 
     Raises: ConfigError, before anything is moved, for a name that is no phase of the config.

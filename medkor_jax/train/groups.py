@@ -1,7 +1,7 @@
 """Groups of samples of one question: what they earned, what they teach, and why they may teach nothing.
 
     rows = list(taught(group, settings))            # (group, sample, advantage); none from a dead group
-    watch(groups, settings, n_rows=len(rows), refills=0)["rollout/dead_groups"]
+    rollout_metrics(groups, settings, n_rows=len(rows), refills=0)["rollout/dead_groups"]
 
 It neither samples nor makes batches (`rollout`).
 """
@@ -74,7 +74,7 @@ def taught(group: Group, settings: RewardSettings) -> Iterator[tuple[Group, Samp
     yield from ((group, sample, 1.0) for sample in full.values())
 
 
-def watch(
+def rollout_metrics(
     groups: Sequence[Group], settings: RewardSettings, *, n_rows: int, refills: int
 ) -> dict[str, float]:
     """Returns what the log keeps of a rollout, over all that was sampled, dead groups too."""
@@ -107,7 +107,7 @@ def watch(
 
 def explain(groups: Sequence[Group], settings: RewardSettings, form: ReasoningFormat) -> str:
     """Returns the sentences for someone whose groups are all dead: what was earned, why probably, what to change."""
-    seen = watch(groups, settings, n_rows=0, refills=0)
+    seen = rollout_metrics(groups, settings, n_rows=0, refills=0)
     share = lambda name: seen[f"rollout/{name}"]
     rewards = np.concatenate([group.rewards for group in groups])
     if settings.has_policy_loss:

@@ -18,7 +18,7 @@ arXiv:2503.14476, Dr. GRPO arXiv:2503.20783):
 5. kl_weight is 0 unless asked for, as in DAPO and Dr. GRPO. The reference is the model at the start of the stage and
    never follows; the estimator is GRPO's (always positive, unbiased in value).
 6. A sample that the length cut off earns nothing and stays in the loss; DAPO leaves it out of the loss.
-7. The options of a question are shuffled anew for each visit, the same for its whole group. No paper does; it keeps
+7. The options of a question are shuffled again for each visit, the same for its whole group. No paper does; it keeps
    a letter from being learnt in place of an answer.
 8. What the behaviour policy thought of its tokens is computed by the training forward pass, so that the first update's
    ratio is 1. The decoder that drew them is, in bfloat16, not quite that policy: its own probabilities q are kept, and

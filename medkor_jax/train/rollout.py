@@ -1,7 +1,7 @@
 """Batches made of the model's own answers: a source for the same loop that trains on documents.
 
     rollouts = Rollouts([(source, questions)], tokenizer, RewardSettings("grpo"), batch_size=32, seq_len=512)
-    batch, watched = rollouts.next(params, actor)
+    batch, metrics = rollouts.next(params, actor)
     cursor = rollouts.get_state()                   # JSON: set_state(cursor) goes on to the same bits
 
 "grpo": groups of samples of one question; each sample's advantage is how far it stands above its group. "rft": the
@@ -34,7 +34,7 @@ from medkor_jax.io.old_formats import CURSOR_FORMAT, upgraded_cursor
 from medkor_jax.model.params import Params
 from medkor_jax.parallel.hosts import say
 from medkor_jax.train.actor import Actor, Sample
-from medkor_jax.train.groups import Group, NothingToLearn, explain, taught, watch
+from medkor_jax.train.groups import Group, NothingToLearn, explain, rollout_metrics, taught
 from medkor_jax.train.importance import gap_alarm, importance
 from medkor_jax.train.reward_settings import RewardSettings
 from medkor_jax.train.rewards import Earned, Reward
@@ -44,7 +44,7 @@ from medkor_jax.train.sampled_rows import array_from_json, array_to_json, fill_r
 class Rollouts:
     """Batches of B rows of T tokens, one sample a row, at most M tokens sampled each (0: max_new_tokens).
 
-    sources: (source, its questions), mixed by weight, each shuffled anew in every epoch.
+    sources: (source, its questions), mixed by weight, each shuffled again in every epoch.
     drop_bad: leave out questions that are too long (listed in `dropped`) instead of raising.
 
     Raises: BadDataError for questions that do not fit; ValueError for settings that contradict each other.
@@ -111,22 +111,22 @@ class Rollouts:
         self._warned = self._warned_of_gap = False
 
     def next(self, params: Params, actor: Actor) -> tuple[Batch, dict[str, float]]:
-        """Returns the next batch and what is to be watched, sampling only once in `updates_per_batch` calls.
+        """Returns the next batch and its metrics, sampling only once in `updates_per_batch` calls.
 
         The batch has what PackedRows.arrays has and, for grpo, advantages, behaviour_nats and (with a reference)
         reference_nats, [B, M] float32.
 
-        Raises: NothingToLearn, leaving this where it stood, when groups are dead again and again.
+        Raises: NothingToLearn, leaving this as it was, when groups are dead again and again.
         """
         if self._in_hand is None:
             self._in_hand = self._sample_batch(params, actor)
-        batch, watched = self._in_hand
+        batch, metrics = self._in_hand
         self._update += 1
         if self._update == self.settings.updates_per_batch:
             self._in_hand, self._update = None, 0
         self._placed += int((batch["segment_ids"] > 0).sum())
         self._slots += self.batch_size * self.seq_len
-        return batch, watched
+        return batch, metrics
 
     @property
     def packing_efficiency(self) -> float:
@@ -169,10 +169,10 @@ class Rollouts:
             rows, refills = self._fill(params, actor, seen)
             if rows:
                 break
-            watched = watch(seen[tried:], self._learning, n_rows=0, refills=refills)
+            metrics = rollout_metrics(seen[tried:], self._learning, n_rows=0, refills=refills)
             say(
-                f"ALARM: all {len(seen) - tried} groups of a batch are dead (reward {watched['rollout/reward']:.3f}, right "
-                f"{watched['rollout/right']:.0%}, unparsed {watched['rollout/unparsed']:.0%}), {empty} of {settings.patience} "
+                f"ALARM: all {len(seen) - tried} groups of a batch are dead (reward {metrics['rollout/reward']:.3f}, right "
+                f"{metrics['rollout/right']:.0%}, unparsed {metrics['rollout/unparsed']:.0%}), {empty} of {settings.patience} "
                 "times"
             )
         else:
@@ -198,7 +198,7 @@ class Rollouts:
             if actor.has_reference:
                 batch["reference_nats"] = actor.reference_nats(batch)
         self._rollout, self._next = self._rollout + 1, self._next + len(seen)
-        return batch, watch(seen, self._learning, n_rows=len(rows), refills=refills) | gap
+        return batch, rollout_metrics(seen, self._learning, n_rows=len(rows), refills=refills) | gap
 
     def _fill(
         self, params: Params, actor: Actor, seen: list[Group]

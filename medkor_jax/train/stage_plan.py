@@ -83,7 +83,7 @@ def claim(plan: StagePlan, loaded: LoadedModel, trained: Any) -> None:
             raise ValueError(
                 f"{plan.directory} was started with other settings ({'; '.join(differing)[:600]}). "
                 "Give back those "
-                "settings, use another run_dir, or start the phase anew with --restart"
+                "settings, use another run_dir, or start the phase again with --restart"
             )
     else:
         write_json(path, said)

@@ -40,7 +40,7 @@ def test_the_stated_chances_are_those_of_the_gate(make_report, gate, n):
             for _ in range(gate.looks if shift else 1):
                 if known is None:
                     right, known = paired(random, n, 0.6 + shift, 0.6)
-                else:  # the same reference, the model drawn anew
+                else:  # the same reference, the model drawn again
                     share = 0.6 + shift
                     both = share * 0.6 + power.CORRELATION * math.sqrt(share * (1 - share) * 0.24)
                     right = random.random(n) < np.where(known, both / 0.6, (share - both) / 0.4)

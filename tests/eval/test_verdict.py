@@ -193,6 +193,6 @@ def test_a_verdict_of_before_looks_counted_says_what_to_do(write):
     verdict = read_verdict(path)
     verdicts._store(path, {**verdict, "format": 1})
     with pytest.raises(
-        GateClosed, match="has format 1.*no account of how often.*Judge the phase anew"
+        GateClosed, match="has format 1.*no account of how often.*Judge the phase again"
     ):
         require_open(path, DIGESTS)

@@ -417,7 +417,7 @@ def test_draws_follow_the_distribution():
     p /= p.sum()
     assert len(counts) == 130 and counts[[3, 64, 129]].sum() == 0
     assert (np.abs(counts - n * p) <= 5 * np.sqrt(n * p * (1 - p)) + 1).all()
-    assert (draw(5) != drawn).mean() > 0.5, "another step draws anew"
+    assert (draw(5) != drawn).mean() > 0.5, "another step draws again"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 `kept_run_format1.tar.xz` was made at cf33e1b (26 November 2026) from `tests/parallel/tiny_phases.py` on the tiny base of
 `tests/conftest.py`, all seven phases: `run` finished; `stopped` holds what replaces it where phase5c was sent SIGTERM at step 2 of 3.
-Never make it anew: what it holds is what users have on disk.
+Never make it again: what it holds is what users have on disk.
 """
 
 import json

@@ -289,7 +289,7 @@ def test_a_phase_that_was_redone_makes_all_after_it_stale(finished, files, tiny_
     pipeline.Run(recipe).all()
     with pytest.raises(
         Stale,
-        match="phase2 was made from another phase1 than the present one. Run it anew with --restart phase2",
+        match="phase2 was made from another phase1 than the present one. Run it again with --restart phase2",
     ):
         pipeline.Run(make_recipe(config | {"run": ("phase2",)})).all()
     assert open_model(run_dir).name.endswith(

@@ -282,7 +282,7 @@ def test_another_config_of_the_phase_before_closes_its_gate(config, run_dir, sta
     config["phase2"] = config["phase2"] | {"dropout": 0.5}
     with pytest.raises(
         Stale,
-        match=r"phase2 was trained otherwise: train.dropout was 0.0, is 0.5. Run it anew with --restart phase2 --restart phase3, or keep it",
+        match=r"phase2 was trained otherwise: train.dropout was 0.0, is 0.5. Run it again with --restart phase2 --restart phase3, or keep it",
     ):
         run(config | {"run": ("phase3",)})
     assert not stages
