@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import importlib
 import io
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from medkor_jax.data import pairs as translation
-from medkor_jax.data import rows, text, workers
+from medkor_jax.data import rows, workers
 from medkor_jax.data.files import read_jsonl
 from medkor_jax.data.lines import UnreadableFile, open_text
 from medkor_jax.data.notes import Note, Tally
@@ -58,6 +58,11 @@ def convert(
     join_segments(directory, segments, notes)
 
 
+def reader_of(source: Source) -> Callable[..., Iterable[Example | BadRow | Note]]:
+    """Returns load(source, numbered, tally) of the source's kind, which is one of documents. See `rows.KINDS`."""
+    return importlib.import_module(f"medkor_jax.data.{rows.KINDS[source.kind]}").load
+
+
 def read_part(task: dict[str, Any]) -> dict[str, Any]:
     """Writes one part of a file of JSON Lines; returns what `convert` puts together. Runs in a process of its own."""
     source = Source(**{**task["source"], "fields": tuple(task["source"]["fields"])})
@@ -67,7 +72,7 @@ def read_part(task: dict[str, Any]) -> dict[str, Any]:
     encoding = "utf-8" if task["start"] else "utf-8-sig"
     lines = io.TextIOWrapper(block, encoding, errors="surrogateescape", newline="\n")
     tally, counted = Tally(), _Counted(read_jsonl(lines))
-    load = translation.load if source.kind == "translation" else text.load
+    load = reader_of(source)
     done: dict[str, Any] = {"name": task["name"], "error": None}
     try:
         items = load(source, rows.numbered(counted, tally), tally)

@@ -15,10 +15,10 @@ import functools
 import pathlib
 from collections.abc import Iterator
 
-from medkor_jax.data import exams, reasoning, rows, text
+from medkor_jax.data import exams, reasoning, rows
 from medkor_jax.data import pairs as translation
 from medkor_jax.data.contents import cache_directory, fresh_digest
-from medkor_jax.data.converting import convert
+from medkor_jax.data.converting import convert, reader_of
 from medkor_jax.data.kept import discard, keep, key_of
 from medkor_jax.data.notes import Note
 from medkor_jax.data.question import Question, example
@@ -94,7 +94,7 @@ def question_example(
 
 
 def _read(source: Source) -> Iterator[Example | BadRow | Note]:
-    return translation.load(source) if source.kind == "translation" else text.load(source)
+    yield from reader_of(source)(source)
 
 
 def _is_large(source: Source) -> bool:
