@@ -71,6 +71,9 @@ def prepare(topology: Topology) -> None:
         "TPU_WORKER_HOSTNAMES": "localhost",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
+    # the TPU's compiler ends the process at a flag that only a CPU's knows
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    os.environ["XLA_FLAGS"] = " ".join(f for f in flags if not f.startswith("--xla_cpu_"))
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update(

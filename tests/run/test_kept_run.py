@@ -29,7 +29,9 @@ CONFIG = HERE.parent / "parallel" / "tiny_phases.py"
 def kept(tmp_path_factory) -> pathlib.Path:
     directory = tmp_path_factory.mktemp("kept")
     with tarfile.open(HERE / "kept_run_format1.tar.xz") as archive:
-        archive.extractall(directory, filter="data")
+        archive.extractall(
+            directory, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {})
+        )
     return directory
 
 

@@ -44,7 +44,9 @@ CURSOR = json.loads("""{"rollout": 2, "next": 4, "update": 0, "in_hand": null, "
 def kept(tmp_path_factory):
     directory = tmp_path_factory.mktemp("kept")
     with tarfile.open(HERE / "kept_run_format1.tar.xz") as archive:
-        archive.extractall(directory, filter="data")
+        archive.extractall(
+            directory, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {})
+        )
     return directory
 
 
