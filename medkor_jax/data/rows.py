@@ -28,16 +28,8 @@ from medkor_jax.data.lines import Row, UnreadableFile
 from medkor_jax.data.notes import Note, Tally
 from medkor_jax.nearest import nearest
 
-KINDS = {
-    "text": "text",
-    "chat": "text",
-    "exam": "exams",
-    "reasoning": "reasoning",
-    "translation": "pairs",
-}
-"""What a source may be, and the module of this room whose `load` reads it. Another kind of document: its module, and its
-line here."""
-
+KINDS = dict(text="text", chat="text", exam="exams", reasoning="reasoning", translation="pairs")
+"""What a source may be, and the module of this room whose `load` reads it."""
 EMBEDDED = "embedded"  # the exam, texts and pairs that come with this package; the model of that name: `io.embedded_model`
 SHOWN_BAD_ROWS = 20
 
