@@ -140,7 +140,7 @@ def test_eval_in_reason_mode_and_of_pairs(tiny_base_dir, exam, tmp_path, capsys)
 def test_scoring_without_adapters_is_scoring_the_base(tiny_base_dir, tmp_path):
     import jax.numpy as jnp
 
-    from medkor_jax.commands.scorer import open_scorer
+    from medkor_jax.commands.opening import open_scorer
     from medkor_jax.io.models import open_model, save_model
 
     base = open_model(tiny_base_dir)

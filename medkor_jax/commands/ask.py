@@ -21,7 +21,7 @@ import numpy as np
 from scipy.special import softmax
 
 from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, add_tags, whole
-from medkor_jax.commands.scorer import asking_mesh
+from medkor_jax.commands.opening import asking_mesh
 from medkor_jax.data.cells import composed
 from medkor_jax.data.language import ENGLISH, KOREAN, has_hangul
 from medkor_jax.data.question import LETTERS, Question, prompt

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, whole
-from medkor_jax.commands.scorer import open_scorer, shown
+from medkor_jax.commands.opening import open_scorer, shown
 from medkor_jax.commands.translation_work import Work, json_lines
 from medkor_jax.data import rows
 from medkor_jax.data.contents import sha256_of

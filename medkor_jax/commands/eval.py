@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, add_tags, whole
-from medkor_jax.commands.scorer import open_scorer, shown
+from medkor_jax.commands.opening import open_scorer, shown
 from medkor_jax.data.leakage import find_leaks
 from medkor_jax.data.pairs import Pair, load_pairs
 from medkor_jax.data.question import Question

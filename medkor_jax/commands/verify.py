@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medkor_jax.commands.arguments import above_zero, whole
-from medkor_jax.commands.scorer import open_scorer
+from medkor_jax.commands.opening import open_scorer
 from medkor_jax.commands.text_parity import compare_texts
 from medkor_jax.commands.verification import (
     COMPARED_POSITIONS,

@@ -29,7 +29,7 @@ from medkor_jax.data.likeness import (
 from medkor_jax.data.pairs import Pair, both_ways, pair_of
 from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Example
-from medkor_jax.data.runs import Index
+from medkor_jax.data.shingles import Index
 from medkor_jax.data.sieve import Block, Rule, Sieve, rules_of
 from medkor_jax.data.translation_leaks import Translations
 

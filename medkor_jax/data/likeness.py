@@ -19,7 +19,7 @@ from medkor_jax.data.cells import count_hangul
 from medkor_jax.data.contents import sha256_of
 from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Example
-from medkor_jax.data.runs import overlap_of, runs_of
+from medkor_jax.data.shingles import overlap_of, runs_of
 
 Document = Example | Question
 

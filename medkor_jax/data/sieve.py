@@ -7,7 +7,7 @@ Everything that `likeness.match` finds in a text shares with it, of the n runs o
 NEAR_CONTAINED. So of any n - need + k of those runs at least k are there, and the k and the runs can be chosen: the rarest ones,
 as a sample of the texts has them. That is looked for in all texts at once, by arithmetic on their letters. What passes may still
 hold nothing; what does not pass holds nothing (a test compares it with the comparison of everything). A few forms that this says
-nothing of are looked for by the runs that `runs.Index` samples, which is what makes a candidate there.
+nothing of are looked for by the runs that `shingles.Index` samples, which is what makes a candidate there.
 
 It decides nothing: not what is alike, and not what a leak is.
 """
@@ -28,7 +28,7 @@ import numpy as np
 from medkor_jax.data.language import HANGUL_RANGES, LANGUAGES
 from medkor_jax.data.likeness import NEAR_CONTAINED, NEAR_MIN_RUNS, Form
 from medkor_jax.data.rows import Example
-from medkor_jax.data.runs import SHINGLE, hashed_runs, sampled_runs
+from medkor_jax.data.shingles import SHINGLE, hashed_runs, sampled_runs
 
 SAMPLE = 512  # texts that tell which runs are rare
 _TABLE_BITS = 21
@@ -135,7 +135,7 @@ class Sieve:
 def rules_of(form: Form, least_share: float) -> list[Rule]:
     """Returns what a text has that `likeness.match` finds the form in, each rule by itself; [] if only a text of one run has it.
 
-    least_share: of its sampled runs, which makes a candidate (`runs.Index`).
+    least_share: of its sampled runs, which makes a candidate (`shingles.Index`).
     """
     rules = []
     n = len(form.runs)

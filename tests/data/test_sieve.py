@@ -16,7 +16,7 @@ from medkor_jax.data.likeness import (
 )
 from medkor_jax.data.question import Question, prompt
 from medkor_jax.data.rows import Example
-from medkor_jax.data.runs import SHINGLE, Index
+from medkor_jax.data.shingles import SHINGLE, Index
 from medkor_jax.data.sieve import Block, Sieve, _keys_of, _Letters, rules_of
 
 ODD = [
