@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from medkor_jax.data import embedded
+from medkor_jax.data.chat import render, rendered_ids
 from medkor_jax.data.embedded import texts
 from medkor_jax.data.question import prompt as exam_prompt
 from medkor_jax.data.tokenizer import Tokenizer
@@ -162,7 +162,7 @@ def _template_differences(tokenizer: Tokenizer, ours: dict[str, str], theirs: An
             differences.append(
                 f"chat template {name!r} gives {rendered!r}, in transformers {there!r}"
             )
-        elif (own := _chat_ids(tokenizer, rendered)) != (
+        elif (own := rendered_ids(tokenizer, rendered)) != (
             their := theirs(there, add_special_tokens=False)["input_ids"]
         ):
             differences.append(
@@ -172,11 +172,7 @@ def _template_differences(tokenizer: Tokenizer, ours: dict[str, str], theirs: An
 
 
 def _rendered(template: str) -> str:
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    names = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
-    options = dict(chat_template=template, add_generation_prompt=True)
-    return _or_error(lambda: render_jinja_template([CONVERSATION], **options, **names)[0][0])
+    return _or_error(lambda: render(template, CONVERSATION))
 
 
 def _rendered_there(theirs: Any, name: str) -> str:
@@ -193,17 +189,3 @@ def _or_error(render: Any) -> str:
         return render()
     except Exception as error:  # a template may raise what it likes; both sides must raise the same
         return f"{type(error).__name__}: {error}"
-
-
-def _chat_ids(tokenizer: Tokenizer, rendered: str) -> list[int]:
-    """Returns the ids of a rendered conversation, in which control tokens are meant as such."""
-    ids = _control_ids(tokenizer)
-    parts = re.split(
-        "(" + "|".join(map(re.escape, sorted(ids, key=len, reverse=True))) + ")", rendered
-    )
-    return [i for part in parts for i in ([ids[part]] if part in ids else tokenizer.encode(part))]
-
-
-def _control_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    control = ("<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>")
-    return {piece: i for i, piece in enumerate(tokenizer.pieces) if piece in control}

@@ -11,19 +11,16 @@ template alone. What it does not do: choose when to chat (`eval.asking`), read i
 
 from __future__ import annotations
 
-import functools
 import re
 import secrets
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from medkor_jax.data.tokenizer import Tokenizer
 
 SYSTEM, USER, MODEL = "system", "user", "assistant"
 Message = Mapping[str, str]
-_PIECE = re.compile(
-    r"(<\w+>|\[multimodal\])"
-)  # what a control token looks like; which are, the vocabulary says
+# what a control token looks like; which are, the vocabulary says
+_PIECE = re.compile(r"(<\w+>|\[multimodal\])")
 
 
 class ChatError(ValueError):
@@ -47,7 +44,7 @@ class ChatTemplate:
             raise ChatError(
                 f"the chat template renders a question and its answer as {whole!r}; the answer was to follow {asked!r}"
             )
-        self.turn_end = self._encode(whole[len(asked) + 1 :])
+        self.turn_end = rendered_ids(tokenizer, whole[len(asked) + 1 :])
         if not self.turn_end or self.turn_end[0] not in tokenizer.control_ids.values():
             raise ChatError(
                 f"the chat template ends a turn of the model with {whole[len(asked) + 1 :]!r}, and not with a control token"
@@ -60,7 +57,7 @@ class ChatTemplate:
         Raises: ChatError with the template's own words.
         """
         try:
-            return _renderer(self.template)(messages, opens)
+            return render(self.template, messages, opens=opens)
         except Exception as error:  # a template may raise what it likes
             raise ChatError(f"the chat template refuses the conversation: {error}") from error
 
@@ -78,20 +75,7 @@ class ChatTemplate:
         rendered = self.render(
             [{**message, "content": mark.hide(message["content"])} for message in messages]
         )
-        return self._encode(rendered, mark)
-
-    def _encode(self, rendered: str, mark: _Mark | None = None) -> list[int]:
-        """Returns the ids of a rendered conversation; between control tokens the text is tokenised as one."""
-        ids: list[int] = []
-        control, text = self._tokenizer.control_ids, ""
-        for part in [*_PIECE.split(rendered), None]:
-            if part is not None and part not in control:
-                text += part
-                continue
-            ids += self._tokenizer.encode(mark.show(text) if mark else text) if text else []
-            ids += [] if part is None else [control[part]]
-            text = ""
-        return ids
+        return rendered_ids(self._tokenizer, rendered, mark.show)
 
 
 class _Mark:
@@ -125,18 +109,30 @@ def _messages(
     return [*messages, {"role": USER, "content": text}]
 
 
-@functools.lru_cache(maxsize=8)
-def _renderer(template: str):
+def render(template: str, messages: Sequence[Message], *, opens: bool = True) -> str:
+    """Returns the conversation as `transformers` renders it with this template; opens: up to where the model's turn begins.
+
+    Raises: whatever the template raises.
+    """
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    names: dict[str, Any] = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
+    names = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
+    options = dict(chat_template=template, add_generation_prompt=opens)
+    return render_jinja_template([list(messages)], **options, **names)[0][0]
 
-    def render(messages: Sequence[Message], opens: bool) -> str:
-        return render_jinja_template(
-            [[dict(message) for message in messages]],
-            chat_template=template,
-            add_generation_prompt=opens,
-            **names,
-        )[0][0]
 
-    return render
+def rendered_ids(
+    tokenizer: Tokenizer, rendered: str, show: Callable[[str], str] = str
+) -> list[int]:
+    """Returns the ids of a rendered conversation, in which control tokens are meant as such; between them the text is
+    tokenised as one. show: turns such a text into what it stands for."""
+    ids: list[int] = []
+    control, text = tokenizer.control_ids, ""
+    for part in [*_PIECE.split(rendered), None]:
+        if part is not None and part not in control:
+            text += part
+            continue
+        ids += tokenizer.encode(show(text)) if text else []
+        ids += [] if part is None else [control[part]]
+        text = ""
+    return ids
