@@ -90,9 +90,19 @@ share=$((${#gpus[@]} / processes))
 is_dry || mkdir -p "$logs"
 echo "$processes processes meet at $coordinator; what processes 1 to $((processes - 1)) print is in $logs"
 
+# From here on a signal is handed on, also one that comes while processes are being started.
+told=
+pids=()
+# shellcheck disable=SC2329 # the trap below calls it
+hand_on() {
+    told=1
+    kill -TERM "${pids[@]}" 2>/dev/null || true
+}
+trap hand_on TERM INT HUP
+trap 'kill -KILL "${pids[@]}" 2>/dev/null || true' EXIT
+
 # Each process is a job with a group of its own: Ctrl-C reaches it once, by us, and not a second time from the terminal.
 set -m
-pids=()
 for ((i = 0; i < processes; i++)); do
     settings=("MEDKOR_COORDINATOR=$coordinator" "MEDKOR_PROCESSES=$processes" "MEDKOR_PROCESS_ID=$i")
     if [ "$share" -gt 0 ]; then
@@ -110,14 +120,10 @@ for ((i = 0; i < processes; i++)); do
         env "${settings[@]}" medkor run --config "$config" "$@" </dev/null >"$logs/process-$i.log" 2>&1 &
         pids+=($!)
     fi
+    [ -z "$told" ] || kill -TERM $! 2>/dev/null || true
 done
 set +m
 ! is_dry || exit 0
-
-# shellcheck disable=SC2329 # the trap below calls it
-hand_on() { kill -TERM "${pids[@]}" 2>/dev/null || true; }
-trap hand_on TERM INT HUP
-trap 'kill -KILL "${pids[@]}" 2>/dev/null || true' EXIT
 
 # Ends when all have; once one has failed, the others have GRACE seconds to end by themselves.
 codes=()

@@ -157,6 +157,17 @@ def test_a_signal_is_handed_on_once_to_every_process(local):
     assert "signal 2" not in out + log_of(local, 1)
 
 
+def test_a_signal_while_processes_are_being_started_is_handed_on_too(local):
+    """Process 0 has it sent as soon as it is there; without that, it and those after it would be left alone."""
+    n = 20
+    waiting = {f"DO_{i}": WAIT for i in range(1, n)}
+    sent = f"kill -TERM $PPID; {WAIT}"
+    process = local.start("local.sh", QUICKSTART, PROCESSES=str(n), DO_0=sent, **waiting)
+    out, err = process.communicate(timeout=25)
+    assert process.returncode == 143, err
+    assert out.count("signal 1") == 1 and "signal 2" not in out
+
+
 def test_ctrl_c_in_a_terminal_reaches_every_process_once(local):
     """A second signal would end a process before it has saved."""
     root = pathlib.Path(__file__).parents[2]
