@@ -6,7 +6,8 @@
 
 Ids equal those of `transformers` for any content that holds no control token. Content that does (the characters
 "<end_of_turn>" in a question) stays text here, while `transformers` would end the turn: control tokens come from the
-template alone. What it does not do: choose when to chat (`eval.asking`), read images or call tools.
+template alone. What it does not do: choose when to chat, read images or call tools. Only
+`medkor verify` uses it yet: training, exams and rewards ask plainly.
 """
 
 from __future__ import annotations
