@@ -29,6 +29,15 @@ if IS_FIRST:  # a cache of its own: a test may not depend on what a user's holds
     }
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_configure():
+    """Before 3.11.8 and 3.12.2 `ast.parse` fails where the collector runs in it and finds what cannot be destroyed cleanly:
+    pytest's hook formats the traceback there, which parses too (CPython issue 106905). Python's own hook does not.
+    """
+    if sys.version_info < (3, 12, 2):
+        sys.unraisablehook = sys.__unraisablehook__
+
+
 def pytest_unconfigure():
     if IS_FIRST:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
