@@ -19,6 +19,7 @@ from medkor_jax.data.packing import Encoded, PackedRows, encode
 from medkor_jax.data.question import example, prompt
 from medkor_jax.data.rows import EMBEDDED
 from medkor_jax.data.sources import Source, load_questions
+from medkor_jax.data.style import Plain
 
 Document = dict[str, list[int]]
 """tokens: ids without bos; loss: 1 where the token is predicted, else 0."""
@@ -144,7 +145,7 @@ def _question_stream(tokenizer: Any, vocab_size: int, exam: str):
         questions = list(load_questions(Source("bench", "exam", exam), drop_bad=True).rows)
     random.Random(_SEED).shuffle(questions)
     for question in questions:
-        encoded = encode(example(question), tokenizer)
+        encoded = encode(example(question), Plain(tokenizer))
         yield {"tokens": encoded.tokens.tolist(), "loss": encoded.loss.astype(int).tolist()}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from medkor_jax.data.style import AUTO, STYLES
 from medkor_jax.model.dtypes import DTYPES
 
 WEIGHTS = (
@@ -45,6 +46,14 @@ def above_zero(text: str) -> float:
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
+
+
+def add_style(parser: argparse.ArgumentParser) -> None:
+    words = (
+        "form of what is asked: the checkpoint's chat template, plain text, or auto: as a run taught it, "
+        "else chat where the checkpoint has a template and was instruction-tuned"
+    )
+    parser.add_argument("--style", default=AUTO, choices=STYLES, help=words)
 
 
 def add_tags(parser: argparse.ArgumentParser, when: str = "") -> None:

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from scipy.special import softmax
 
-from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, add_tags, whole
+from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, add_style, add_tags, whole
 from medkor_jax.commands.opening import asking_mesh
 from medkor_jax.data.cells import composed
 from medkor_jax.data.language import ENGLISH, KOREAN, has_hangul
@@ -28,6 +28,7 @@ from medkor_jax.data.question import LETTERS, Question, prompt
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.data.rows import Source
 from medkor_jax.data.sources import load_questions
+from medkor_jax.data.style import AUTO, CHAT
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.eval.exam import evaluate
 from medkor_jax.eval.scorer import ModelScorer
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", default="reason", choices=MODES)
     parser.add_argument("--max-new-tokens", type=whole(1), default=512)
     add_tags(parser)
+    add_style(parser)
     add_dtype(parser)
 
 
@@ -67,7 +69,6 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     else:
         given = sys.stdin.read() if arguments.question is None else arguments.question
         question = typed_question(given)
-    print(shown_prompt(question, arguments.mode), end="", flush=True)
     asked = ask(
         arguments.weights,
         question,
@@ -75,6 +76,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         max_new_tokens=arguments.max_new_tokens,
         form=ReasoningFormat(*arguments.tags or ()),
         dtype=arguments.dtype,
+        style=arguments.style,
         write=lambda part: print(part, end="", flush=True),
     )
     print()
@@ -133,6 +135,7 @@ def ask(
     max_new_tokens: int = 512,
     form: ReasoningFormat = ReasoningFormat(),
     dtype: str = "float32",
+    style: str = AUTO,
 ) -> Asked:
     """Returns the answer; its text goes to `write` in parts while it is being written.
 
@@ -150,13 +153,14 @@ def ask(
     if words := slow_here(dtype, "--dtype float32"):
         print(words, file=sys.stderr)  # what is written is an answer
     with jax.set_mesh(mesh):
-        loaded = load(model, dtype, mesh)
+        loaded = load(model, dtype, mesh, style=style)
+        write(shown_prompt(question, mode) + ("\n" if loaded.style.name == CHAT else ""))
         scorer = ModelScorer(loaded, dtype=dtype, mesh=mesh, batch_size=1)
         if mode == "letter":
             report = evaluate(scorer, [cast("Question", question)], mode="letter", batch_size=1)
             return Asked("", report.answers[0].probabilities, is_closed=False)
         asked = question if isinstance(question, str) else reasoning_prompt(question)
-        ids = [tokenizer.bos_id, *tokenizer.encode(asked)]
+        ids = loaded.style.prompt(asked)
         stop = () if isinstance(question, str) else (form.closing,)
         by_token = model.language_unit == "token"
         decoder = Decoder(

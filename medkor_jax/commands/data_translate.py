@@ -23,7 +23,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, whole
+from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, add_style, whole
 from medkor_jax.commands.opening import open_scorer, shown
 from medkor_jax.commands.translation_work import Work, json_lines
 from medkor_jax.data import rows
@@ -33,10 +33,12 @@ from medkor_jax.data.pairs import LABELS, translation_prompt
 from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Source
 from medkor_jax.data.sources import load_questions
+from medkor_jax.data.style import AUTO
 from medkor_jax.data.translated_exam import TranslatedQuestion, find_faults, row_of
 from medkor_jax.eval.scoring import Scorer
 from medkor_jax.eval.translation import translate
 from medkor_jax.io.files import write_atomically
+from medkor_jax.io.loaded_model import style_of
 from medkor_jax.parallel.hosts import say
 from medkor_jax.run.named_model import open_model
 
@@ -58,12 +60,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=whole(1), default=16)
     words = "longest translation of one line"
     parser.add_argument("--max-new-tokens", type=whole(1), default=MAX_NEW_TOKENS, help=words)
+    add_style(parser)
     add_dtype(parser)
     parser.add_argument("--drop-bad", action="store_true")
 
 
 def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    names = ("to", "out", "split", "subset", "limit", "batch_size", "max_new_tokens", "dtype")
+    names = (
+        "to",
+        "out",
+        "split",
+        "subset",
+        "limit",
+        "batch_size",
+        "max_new_tokens",
+        "dtype",
+        "style",
+    )
     done = translate_exam(
         arguments.weights,
         arguments.exam,
@@ -124,6 +137,7 @@ def translate_exam(
     max_new_tokens: int = MAX_NEW_TOKENS,
     dtype: str = "float32",
     drop_bad: bool = False,
+    style: str = AUTO,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ExamTranslation:
     """Writes the exam in language `to` to `out`, as JSONL that `data.exams` reads, and says which rows failed.
@@ -156,13 +170,16 @@ def translate_exam(
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "dtype": dtype,
+        "style": style_of(model, style).name,
         "questions": _digest(questions),
     }
     work = Work(_beside(pathlib.Path(out), "work"), settings, questions)
     how: Any = dict(to=to, out=out, batch_size=batch_size, max_new_tokens=max_new_tokens)
     if len(work.done) == len(questions):
         return finish_exam(None, questions, work, **how)
-    with open_scorer(model, dtype=dtype, batch_size=batch_size, adapters=adapters) as scorer:
+    with open_scorer(
+        model, dtype=dtype, batch_size=batch_size, adapters=adapters, style=style
+    ) as scorer:
         return finish_exam(scorer, questions, work, on_progress=on_progress, **how)
 
 

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, add_tags, whole
+from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, add_style, add_tags, whole
 from medkor_jax.commands.opening import open_scorer, shown
 from medkor_jax.data.leakage import find_leaks
 from medkor_jax.data.pairs import Pair, load_pairs
@@ -26,6 +26,7 @@ from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import EMBEDDED, Source
 from medkor_jax.data.sources import load_questions
+from medkor_jax.data.style import AUTO
 from medkor_jax.eval.exam import MAX_REASONING_TOKENS, READ_VERSION, contexts_digest, evaluate
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.translation import MAX_TRANSLATION_TOKENS, evaluate_translation
@@ -67,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_tags(parser, "reason mode: ")
     words = "first N questions or pairs (default: all)"
     parser.add_argument("--limit", type=whole(0), default=0, help=words)
+    add_style(parser)
     add_dtype(parser)
     parser.add_argument("--batch-size", type=whole(1), default=16)
     parser.add_argument("--out", help="write one JSON line a question here")
@@ -85,7 +87,16 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> Report | TranslationReport:
-    names = ("split", "subset", "limit", "dtype", "batch_size", "drop_bad", "max_new_tokens")
+    names = (
+        "split",
+        "subset",
+        "limit",
+        "dtype",
+        "batch_size",
+        "drop_bad",
+        "max_new_tokens",
+        "style",
+    )
     shared = {name: getattr(arguments, name) for name in names}
     if shared["max_new_tokens"] is None:
         del shared["max_new_tokens"]
@@ -121,6 +132,7 @@ def evaluate_file(
     max_new_tokens: int = MAX_REASONING_TOKENS,
     form: ReasoningFormat = ReasoningFormat(),
     answers_from: int | None = None,
+    style: str = AUTO,
 ) -> Report:
     """Returns every answer of `weights` to the questions of `exam` (a file, a hub id or "embedded").
 
@@ -141,7 +153,7 @@ def evaluate_file(
     shots = _shots(fewshot, n_shots, lambda path: questions(path, "fewshot"))
     model = open_model(weights)
     seen = seen_in_training(model, weights, exam, asked)
-    with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
+    with open_scorer(model, dtype=dtype, batch_size=batch_size, style=style) as scorer:
         report = evaluate(
             scorer,
             asked,
@@ -159,7 +171,7 @@ def evaluate_file(
         "dtype": dtype,
         "limit": limit,
         "fewshot": fewshot if shots else None,
-        "prompts": contexts_digest(asked, mode, shots),
+        "prompts": contexts_digest(asked, mode, shots, scorer.style),
         "read_version": READ_VERSION,
         "seen_in_training": seen,
     }
@@ -223,6 +235,7 @@ def evaluate_pairs(
     batch_size: int = 16,
     drop_bad: bool = False,
     max_new_tokens: int = MAX_TRANSLATION_TOKENS,
+    style: str = AUTO,
 ) -> TranslationReport:
     """Returns every pair of `pairs` (a file, a hub id or "embedded") translated both ways by `weights`, and scored.
 
@@ -242,7 +255,7 @@ def evaluate_pairs(
     asked = shown(source.name, load_pairs(source, drop_bad=drop_bad))
     model = open_model(weights)
     seen_in_training(model, weights, pairs, asked)
-    with open_scorer(model, dtype=dtype, batch_size=batch_size) as scorer:
+    with open_scorer(model, dtype=dtype, batch_size=batch_size, style=style) as scorer:
         return evaluate_translation(
             scorer,
             asked,

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from medkor_jax.data.rows import Loaded
+from medkor_jax.data.style import AUTO
 from medkor_jax.eval.scorer import ModelScorer
 from medkor_jax.io.loaded_model import load
 from medkor_jax.io.models import Model
@@ -30,18 +31,28 @@ _WEIGHTS_SHARE = 0.6  # of a device, that whole weights may take beside prompts 
 
 @contextlib.contextmanager
 def open_scorer(
-    model: Model, *, dtype: str, batch_size: int, adapters: bool = True
+    model: Model, *, dtype: str, batch_size: int, style: str = AUTO
 ) -> Iterator[ModelScorer]:
-    """Gives the model, loaded onto all devices (one of a lone CPU), as exams ask for it; adapters=False: its base alone."""
-    if not adapters:
-        model = dataclasses.replace(model, directory=None, lora_scale=1.0, adapters_digest="")
+    """Gives the model, loaded onto all devices (one of a lone CPU), as exams ask for it.
+
+    style: see `io.loaded_model.style_of`.
+    """
     mesh = asking_mesh(model, dtype)
     if words := slow_here(dtype, "--dtype float32"):
         say(words)
     with jax.set_mesh(mesh):
         yield ModelScorer(
-            load(model, dtype, mesh), dtype=jnp.dtype(dtype), mesh=mesh, batch_size=batch_size
+            load(model, dtype, mesh, style=style),
+            dtype=jnp.dtype(dtype),
+            mesh=mesh,
+            batch_size=batch_size,
         )
+
+
+def base_of(model: Model) -> Model:
+    """Returns the base alone that a model stands on."""
+    own = dict(directory=None, lora_scale=1.0, adapters_digest="", style=model.base.style)
+    return dataclasses.replace(model, **own)
 
 
 def asking_mesh(model: Model, dtype: str) -> jax.sharding.Mesh:

@@ -1,6 +1,6 @@
 """The stream of batches: which document comes next, and where the stream stands.
 
-    batches = Batches([(source, examples)], tokenizer, batch_size=8, seq_len=512, seed=0)
+    batches = Batches([(source, examples)], style, batch_size=8, seq_len=512, seed=0)
     for batch in batches:                          # dict of arrays, see PackedRows.arrays
         cursor = batches.get_state()               # small JSON: set_state(cursor) goes on with the next batch
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medkor_jax.data.contents import content_digest
 from medkor_jax.data.language import check_language_unit
@@ -28,9 +28,7 @@ from medkor_jax.data.packing import (
     find_too_long,
 )
 from medkor_jax.data.rows import BadDataError, BadRow, Example, Source
-
-if TYPE_CHECKING:
-    from medkor_jax.data.tokenizer import Tokenizer
+from medkor_jax.data.style import Style
 
 # How many documents may wait for a later batch. Measured on doctor questions, 8 rows of 512 tokens: 1 fills
 # 89 % of the tokens, 32 fill 94 %, 64 fill 95 %.
@@ -40,7 +38,7 @@ MAX_WAITING = 32
 class Batches:
     """Iterates over batches of B rows of T tokens, at most M of them predicted in each row.
 
-    sources: (source, its examples); the examples are read by index, in any order.
+    sources: (source, its examples); the examples are read by index, in any order. style: the form dialogues have.
     loss_positions: M. None derives it: T where text may be cut, else what rows full of such questions need.
     epochs: None repeats for ever, with sources mixed by weight. A number shows every document that often and
         then ends with a padded batch; documents are then mixed as they are many, so weights must be equal.
@@ -52,7 +50,7 @@ class Batches:
     def __init__(
         self,
         sources: Sequence[tuple[Source, Sequence[Example]]],
-        tokenizer: Tokenizer,
+        style: Style,
         *,
         batch_size: int,
         seq_len: int,
@@ -65,10 +63,10 @@ class Batches:
     ):
         _check_settings(sources, batch_size, seq_len, loss_positions, epochs, language_unit)
         self._examples = [examples for _, examples in sources]
-        self._tokenizer = tokenizer
+        self._style, self._tokenizer = style, style.tokenizer
         self.batch_size, self.seq_len, self.language_unit = batch_size, seq_len, language_unit
         self.loss_positions = loss_positions or derive_loss_positions(
-            self._examples, tokenizer, seq_len
+            self._examples, style, seq_len
         )
         self.dropped: list[BadRow] = []
         kept = [self._kept(source, examples) for source, examples in sources]
@@ -95,7 +93,8 @@ class Batches:
             "epochs": epochs,
             "route": language_unit,
             "shuffle": shuffle,
-            "tokenizer": tokenizer.digest,
+            "tokenizer": style.tokenizer.digest,
+            "style": style.digest,
             "content": [content_digest(examples) for examples in self._examples],
         }
         self._next = 0  # place in the order
@@ -161,7 +160,7 @@ class Batches:
         long = find_too_long(
             source.name,
             examples,
-            self._tokenizer,
+            self._style,
             seq_len=self.seq_len,
             loss_positions=self.loss_positions,
         )
@@ -177,15 +176,18 @@ class Batches:
 
     def _encoded(self, place: int) -> Encoded:
         source, index = self._order[place]
-        return encode(self._examples[source][index], self._tokenizer)
+        return encode(self._examples[source][index], self._style)
 
 
 def check_cursor(state: dict[str, Any], settings: dict[str, Any]) -> None:
     """Raises: ValueError, naming what differs, if the cursor `state` was made under other `settings`."""
     settings = json.loads(json.dumps(settings))
+    said = (
+        dict.fromkeys(settings, "") | state["settings"]
+    )  # older cursors lack what was not there yet
     differing = [
         f"{name} was {was!r}, is {settings.get(name)!r}"
-        for name, was in state["settings"].items()
+        for name, was in said.items()
         if settings.get(name) != was
     ]
     if differing:
@@ -198,7 +200,7 @@ def check_cursor(state: dict[str, Any], settings: dict[str, Any]) -> None:
 
 def one_pass(
     sources: Sequence[tuple[Source, Sequence[Example]]],
-    tokenizer: Tokenizer,
+    style: Style,
     *,
     batch_size: int,
     seq_len: int,
@@ -209,7 +211,7 @@ def one_pass(
     """Returns every document once, in file order, the last batch padded: for the loss on held-out text."""
     return Batches(
         sources,
-        tokenizer,
+        style,
         batch_size=batch_size,
         seq_len=seq_len,
         loss_positions=loss_positions,

@@ -2,12 +2,12 @@
 
     chat = ChatTemplate(template, tokenizer)
     chat.prompt("Which vitamin ...?\\nAnswer:", system="Answer with one letter.")     # ids, up to where the model's turn begins
+    chat.dialogue((("1 + 1?", False), ("2", True)))                 # a dialogue to learn from, and what carries loss
     chat.turn_end                                                                     # ids that end a turn of the model
 
 Ids equal those of `transformers` for any content that holds no control token. Content that does (the characters
 "<end_of_turn>" in a question) stays text here, while `transformers` would end the turn: control tokens come from the
-template alone. What it does not do: choose when to chat, read images or call tools. Only
-`medkor verify` uses it yet: training, exams and rewards ask plainly.
+template alone. What it does not do: choose when to chat (`io.loaded_model`), read images or call tools.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 
+from medkor_jax.data.contents import sha256_of
+from medkor_jax.data.style import CHAT, Parts, Shots
 from medkor_jax.data.tokenizer import Tokenizer
 
 SYSTEM, USER, MODEL = "system", "user", "assistant"
@@ -29,17 +31,20 @@ class ChatError(ValueError):
 
 
 class ChatTemplate:
-    """One template over one vocabulary.
+    """One template over one vocabulary; a `style.Style`.
 
-    Raises: ChatError if the template does not show each turn's content once and in order, or does not end a turn of the
-    model by a control token.
+    Raises: ChatError if the template does not begin with <bos>, does not show each turn's content once and in order, or
+    does not end a turn of the model by a control token.
     """
 
+    name = CHAT
+
     def __init__(self, template: str, tokenizer: Tokenizer) -> None:
-        self.template, self._tokenizer = template, tokenizer
+        self.template, self.tokenizer = template, tokenizer
+        self.digest = sha256_of([template])
         asked, whole = (
             self.render(_messages("1")),
-            self.render([*_messages("1"), {"role": MODEL, "content": "2"}], opens=False),
+            self.render([*_messages("1"), _said("2")], opens=False),
         )
         if asked.count("1") != 1 or not whole.startswith(asked + "2"):
             raise ChatError(
@@ -50,6 +55,12 @@ class ChatTemplate:
             raise ChatError(
                 f"the chat template ends a turn of the model with {whole[len(asked) + 1 :]!r}, and not with a control token"
             )
+        opened = self.prompt("1")
+        if opened[0] != tokenizer.bos_id:
+            raise ChatError(
+                f"the chat template begins a conversation with {asked!r}, and not with <bos>, without which Gemma is far off"
+            )
+        self.markup = len(opened) + len(self.turn_end)
 
     def render(self, messages: Sequence[Message], *, opens: bool = True) -> str:
         """Returns the conversation as text, equal to `transformers`' character for character. opens: up to where the
@@ -62,21 +73,67 @@ class ChatTemplate:
         except Exception as error:  # a template may raise what it likes
             raise ChatError(f"the chat template refuses the conversation: {error}") from error
 
-    def prompt(
-        self, text: str, *, system: str = "", shots: Sequence[tuple[str, str]] = ()
-    ) -> list[int]:
-        """Returns ids, <bos> included where the template writes it: `text` asked by the user, the model's turn begun.
+    def text(self, asked: str, *, system: str = "", shots: Shots = ()) -> str:
+        """Returns the prompt as text. Raises: ChatError, as `prompt`."""
+        return self.render(_messages(asked, system=system, shots=shots))
+
+    def prompt(self, asked: str, *, system: str = "", shots: Shots = ()) -> list[int]:
+        """Returns ids, <bos> first: `asked` by the user, the model's turn begun.
 
         shots: (asked, answered) turns before it. system goes where the template puts it.
 
         Raises: ChatError if the template has no place for a system text, or refuses the turns.
         """
-        messages = _messages(text, system=system, shots=shots)
-        mark = _Mark(self._tokenizer.control_ids)
-        rendered = self.render(
-            [{**message, "content": mark.hide(message["content"])} for message in messages]
-        )
-        return rendered_ids(self._tokenizer, rendered, mark.show)
+        return self._ids(_messages(asked, system=system, shots=shots))
+
+    def answer(self, text: str) -> list[int]:
+        """The space in front of a plain answer is no part of a turn."""
+        return self.tokenizer.encode(text.strip())
+
+    def answered(self, asked: str, answer: str, *, shots: Shots = ()) -> list[int]:
+        turns = [*_messages(asked, shots=shots), _said(answer.strip())]
+        return self._ids(turns, opens=False)[: -len(self.turn_end)]
+
+    def dialogue(self, parts: Parts) -> tuple[list[int], list[bool]]:
+        """Of parts that nobody says before the first turn, the last is the user's and those before it the system's.
+
+        Raises: ChatError if the template shows an earlier turn otherwise once a later one is there.
+        """
+        system, turns = _turns(parts)
+        ids: list[int] = []
+        loss: list[bool] = []
+        for i, (asked, answer) in enumerate(turns):
+            opened = self.prompt(asked, system=system, shots=turns[:i])
+            if opened[: len(ids)] != ids:
+                raise ChatError(
+                    f"the chat template shows {len(turns[:i])} turns otherwise when another follows; such dialogues cannot be taught whole"
+                )
+            said = self.answer(answer)
+            loss += [False] * (len(opened) - len(ids)) + [True] * (len(said) + 1)
+            loss += [False] * (len(self.turn_end) - 1)
+            ids = [*opened, *said, *self.turn_end]
+        return ids[1:], loss[1:]
+
+    def may_cut(self, splittable: bool, is_dialogue: bool) -> bool:
+        """A turn without its beginning is none."""
+        return splittable and not is_dialogue
+
+    def _ids(self, messages: Sequence[Message], *, opens: bool = True) -> list[int]:
+        mark = _Mark(self.tokenizer.control_ids)
+        hidden = [{**message, "content": mark.hide(message["content"])} for message in messages]
+        return rendered_ids(self.tokenizer, self.render(hidden, opens=opens), mark.show)
+
+
+def _turns(parts: Parts) -> tuple[str, list[tuple[str, str]]]:
+    """Returns the system's text, and (asked, answered) of each turn; neighbours of one speaker are joined."""
+    turns: list[tuple[list[str], list[str]]] = [([], [])]
+    for text, is_said in parts:
+        if not is_said and turns[-1][1]:
+            turns.append(([], []))
+        turns[-1][is_said].append(text.strip())
+    *before, asked = turns[0][0]
+    turns[0] = ([asked], turns[0][1])
+    return "\n".join(before), [("\n".join(asked), "\n".join(said)) for asked, said in turns]
 
 
 class _Mark:
@@ -101,13 +158,15 @@ class _Mark:
         )
 
 
-def _messages(
-    text: str, *, system: str = "", shots: Sequence[tuple[str, str]] = ()
-) -> list[Message]:
-    messages = [{"role": SYSTEM, "content": system}] if system else []
-    for asked, answered in shots:
-        messages += [{"role": USER, "content": asked}, {"role": MODEL, "content": answered}]
-    return [*messages, {"role": USER, "content": text}]
+def _messages(asked: str, *, system: str = "", shots: Shots = ()) -> list[Message]:
+    messages: list[Message] = [{"role": SYSTEM, "content": system}] if system else []
+    for shot, answer in shots:
+        messages += [{"role": USER, "content": shot}, _said(answer.strip())]
+    return [*messages, {"role": USER, "content": asked}]
+
+
+def _said(text: str) -> Message:
+    return {"role": MODEL, "content": text}
 
 
 def render(template: str, messages: Sequence[Message], *, opens: bool = True) -> str:

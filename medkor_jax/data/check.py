@@ -1,6 +1,6 @@
 """What a person wants to know of the data before training on it: the substance of `medkor data check`.
 
-    report = check([Use("trained", source), Use("judged", exam)], tokenizer)
+    report = check([Use("trained", source), Use("judged", exam)], style)
     report.sources[0].rows, report.sources[0].tokens.p95, report.leaks
 
 Nothing is raised for bad rows: they are what is looked for. What it does not do: print, or stop a run.
@@ -12,7 +12,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +23,7 @@ from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import BadDataError, BadRow, Example, Loaded, Source
 from medkor_jax.data.sources import OF_QUESTIONS, load_examples, load_questions, question_example
-
-if TYPE_CHECKING:
-    from medkor_jax.data.tokenizer import Tokenizer
+from medkor_jax.data.style import Style
 
 TRAINED, JUDGED, FEWSHOT = "trained", "judged", "few-shot"
 
@@ -60,7 +58,7 @@ class SourceReport:
     purpose: str
     rows: int
     languages: dict[str, int]  # documents in each language
-    tokens: TokenLengths | None  # None if no tokenizer was given or no row is good
+    tokens: TokenLengths | None  # None if no style was given or no row is good
     bad: list[BadRow]
     notes: tuple[str, ...] = ()  # what was left out without being bad
 
@@ -83,7 +81,7 @@ class DataReport:
 
 def check(
     uses: Sequence[Use],
-    tokenizer: Tokenizer | None = None,
+    style: Style | None = None,
     *,
     allowed: Sequence[str] = (),
     form: ReasoningFormat = ReasoningFormat(),
@@ -101,7 +99,7 @@ def check(
             loaded_of[use] = load(use) if load else loader_of(use, form)(use.source, drop_bad=True)
         except BadDataError as error:  # nothing at all could be read
             loaded_of[use] = Loaded([], error.bad)
-        reports.append(_describe(use, loaded_of[use], tokenizer, form))
+        reports.append(_describe(use, loaded_of[use], style, form))
     leaks = leaks_of(uses, lambda use: loaded_of[use].rows, read_before)
     left = unexcused(leaks, allowed)
     return DataReport(reports, left, [leak for leak in leaks if leak not in left])
@@ -130,14 +128,14 @@ def loader_of(use: Use, form: ReasoningFormat) -> Callable[..., Loaded]:
 
 
 def _describe(
-    use: Use, loaded: Loaded[Trained | Judged], tokenizer: Tokenizer | None, form: ReasoningFormat
+    use: Use, loaded: Loaded[Trained | Judged], style: Style | None, form: ReasoningFormat
 ) -> SourceReport:
     languages: collections.Counter[str] = collections.Counter()
     lengths = []
     for example in (example for row in loaded.rows for example in _examples(row, use.source, form)):
         languages[example.language] += 1
-        if tokenizer is not None:
-            lengths.append(len(encode(example, tokenizer).tokens) + 1)
+        if style is not None:
+            lengths.append(len(encode(example, style).tokens) + 1)
     tokens = None
     if lengths:
         median, p95 = (round(value) for value in np.percentile(lengths, [50, 95]))

@@ -1,7 +1,7 @@
 """Packs tokenised documents into rows of fixed length, so that no document sees another.
 
     rows = PackedRows(batch_size=2, seq_len=8, loss_positions=8, bos_id=2, pad_id=0)
-    rows.place(encode(example, tokenizer))     # how many of its tokens found room
+    rows.place(encode(example, style))         # how many of its tokens found room
     batch = rows.arrays(tokenizer, language_unit="token")
 
 Each document begins with bos at position 0 and has a segment of its own. Text that may be cut fills a row
@@ -22,6 +22,7 @@ import numpy as np
 from medkor_jax.data.language import LANGUAGES, token_languages
 from medkor_jax.data.rows import BadRow, Example
 from medkor_jax.data.stored import StoredExamples
+from medkor_jax.data.style import Plain, Style
 
 if TYPE_CHECKING:
     from medkor_jax.data.tokenizer import Tokenizer
@@ -42,29 +43,27 @@ class Encoded:
     splittable: bool
 
 
-def encode(example: Example, tokenizer: Tokenizer) -> Encoded:
-    """Returns the example's tokens. Parts are tokenised apart: a prompt's tokens do not depend on its answer."""
-    ids, loss = [], []
-    for text, carries_loss in example.parts:
-        part = tokenizer.encode(text)
-        ids += part
-        loss += [carries_loss] * len(part)
-    if example.eos:
-        ids.append(tokenizer.eos_id)
-        loss.append(example.parts[-1][1])
+def encode(example: Example, style: Style) -> Encoded:
+    """Returns the example's tokens in the form in which the model is taught; running text is the same in every form."""
+    if example.is_dialogue:
+        ids, loss = style.dialogue(example.parts)
+    else:
+        ids, loss = Plain(style.tokenizer).dialogue(example.parts)
+        if not example.eos:
+            ids, loss = ids[:-1], loss[:-1]
     return Encoded(
         example.id,
         np.array(ids, np.int32),
         np.array(loss, bool),
         LANGUAGE_IDS[example.language],
-        example.splittable,
+        style.may_cut(example.splittable, example.is_dialogue),
     )
 
 
 def find_too_long(
     name: str,
     examples: Sequence[Example],
-    tokenizer: Tokenizer,
+    style: Style,
     *,
     seq_len: int,
     loss_positions: int,
@@ -74,16 +73,19 @@ def find_too_long(
     asked: Sequence[int]
     room = min(seq_len, loss_positions)
     if isinstance(examples, StoredExamples):  # what their sizes tell needs no reading
-        asked = np.flatnonzero(
-            ~examples.is_splittable & (np.diff(examples.row_ends) + 2 > room)
-        ).tolist()
+        sizes = np.diff(examples.row_ends) + 1 + style.markup * examples.n_parts
+        whole = ~examples.is_splittable | (
+            examples.is_dialogue & (not style.may_cut(splittable=True, is_dialogue=True))
+        )
+        asked = np.flatnonzero(whole & (sizes > room)).tolist()
     else:
         asked = range(len(examples))
     for index in asked:
         example = examples[index]
-        if example.splittable or _surely_fits(example, room):
+        may_cut = style.may_cut(example.splittable, example.is_dialogue)
+        if may_cut or _surely_fits(example, style, room):
             continue
-        encoded = encode(example, tokenizer)
+        encoded = encode(example, style)
         length, losses = len(encoded.tokens) + 1, int(encoded.loss.sum())
         if length > seq_len:
             found[index] = BadRow(
@@ -99,9 +101,10 @@ def find_too_long(
     return found
 
 
-def _surely_fits(example: Example, room: int) -> bool:
-    """Returns whether the example fits whatever its tokens are: no token is shorter than a byte; bos and eos add two."""
-    return sum(len(text.encode()) for text, _ in example.parts) + 2 <= room
+def _surely_fits(example: Example, style: Style, room: int) -> bool:
+    """Returns whether the example fits whatever its tokens are: no token is shorter than a byte; bos and the form add some."""
+    added = 1 + style.markup * len(example.parts)
+    return sum(len(text.encode()) for text, _ in example.parts) + added <= room
 
 
 class PackedRows:
@@ -196,9 +199,7 @@ class PackedRows:
         self._used_loss[row] = spots.stop
 
 
-def derive_loss_positions(
-    sources: Sequence[Sequence[Example]], tokenizer: Tokenizer, seq_len: int
-) -> int:
+def derive_loss_positions(sources: Sequence[Sequence[Example]], style: Style, seq_len: int) -> int:
     """Returns M for these examples, a multiple of 8 and at most T.
 
     Where nothing may be cut: a quarter more than the share of predicted tokens asks for (in the source that
@@ -207,22 +208,22 @@ def derive_loss_positions(
     """
     needed = 0.0
     for examples in sources:
-        if examples[0].splittable:
+        if style.may_cut(examples[0].splittable, examples[0].is_dialogue):
             return seq_len
         sample = [
-            encode(examples[i], tokenizer)
+            encode(examples[i], style)
             for i in range(0, len(examples), max(1, len(examples) // _MEASURED))
         ]
         share = sum(e.loss.sum() for e in sample) / sum(len(e.tokens) + 1 for e in sample)
         needed = max(needed, 1.25 * share * seq_len)
         asked: Sequence[int] = range(len(examples))
         if isinstance(examples, StoredExamples):  # what their sizes tell needs no reading
-            asked = np.flatnonzero(examples.loss_bytes + 1 > needed).tolist()
+            asked = np.flatnonzero(examples.loss_bytes + examples.n_parts > needed).tolist()
         for example in map(examples.__getitem__, asked):
-            if (
-                sum(len(text.encode()) for text, has_loss in example.parts if has_loss) + 1 > needed
-            ):  # else it has fewer
-                encoded = encode(example, tokenizer)
+            said = [text for text, has_loss in example.parts if has_loss]
+            # a token a byte at most, and one that ends each part: else it has fewer
+            if sum(len(text.encode()) + 1 for text in said) > needed:
+                encoded = encode(example, style)
                 if len(encoded.tokens) < seq_len:
                     needed = max(needed, int(encoded.loss.sum()))
     return min(seq_len, 8 * math.ceil(needed / 8))

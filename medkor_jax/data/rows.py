@@ -98,7 +98,8 @@ class Example:
     """One document before tokenisation.
 
     parts: (text, whether its tokens carry loss), in order; eos=True ends it, with loss if the last part has it.
-    splittable: text may be cut at the end of a row and go on in the next; an exam question may not.
+    splittable: text may be cut at the end of a row and go on in the next; an exam question may not. A document whose first
+    part carries no loss is a dialogue.
     """
 
     id: str
@@ -106,6 +107,11 @@ class Example:
     language: str
     splittable: bool
     eos: bool = True
+
+    @property
+    def is_dialogue(self) -> bool:
+        """Whether it begins with what the model is asked: such a document has the form in which the model is asked."""
+        return not self.parts[0][1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -186,6 +186,16 @@ class StoredExamples(Sequence):
         """[n] bool."""
         return (self._flags & _SPLITTABLE) > 0
 
+    @property
+    def is_dialogue(self) -> np.ndarray:
+        """[n] bool, see `Example.is_dialogue`."""
+        return ~self._loss[self._first[:-1]]
+
+    @property
+    def n_parts(self) -> np.ndarray:
+        """[n] int64."""
+        return np.diff(self._first)
+
     @functools.cached_property
     def loss_bytes(self) -> np.ndarray:
         """[n] int64: bytes of the parts that carry loss."""

@@ -30,10 +30,11 @@ import numpy as np
 from medkor_jax.data.contents import checksum
 from medkor_jax.data.question import LETTERS, Question, answer_text, cloze_prompt, prompt
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
+from medkor_jax.data.style import Style
 from medkor_jax.eval import answers, harness
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.scores import MODES, Answer
-from medkor_jax.eval.scoring import Continuation, ExamTokenizer, Scorer
+from medkor_jax.eval.scoring import Continuation, Scorer
 
 MAX_REASONING_TOKENS = 512
 READ_VERSION = 2  # raise it when answers are read otherwise out of the same text: stored ones are then asked for again
@@ -68,9 +69,13 @@ def evaluate(
     """
     _check_asked(questions, mode, shots, f"{source or 'this exam'} {split}")
     new_tokens = {"harness": harness.MAX_NEW_TOKENS, "reason": max_new_tokens}.get(mode, 1)
-    texts, tokenizer = contexts(questions, mode, shots), scorer.tokenizer
     requests = harness.bounded(
-        questions, texts, tokenizer, max_positions=scorer.max_positions, max_new_tokens=new_tokens
+        questions,
+        prompts_of(questions, mode),
+        harness.turns(shots),
+        scorer.style,
+        max_positions=scorer.max_positions,
+        max_new_tokens=new_tokens,
     )
     read = _reader(scorer, questions, requests, mode, max_new_tokens, form)
     shown = {prompt(shot) for shot in shots}
@@ -95,6 +100,7 @@ def evaluate(
         answers=ordered,
         confidence=confidence,
         max_new_tokens=max_new_tokens if mode == "reason" else None,
+        style=scorer.style.name,
     )
 
 
@@ -131,8 +137,8 @@ def _reader(
 
     A batch is of one language. questions, requests: all of them, since letters must be the same tokens after every prompt.
     """
-    tokenizer = scorer.tokenizer
-    letters = _letter_tokens(tokenizer, questions, requests) if mode == "letter" else {}
+    style = scorer.style
+    letters = _letter_tokens(style, questions, requests) if mode == "letter" else {}
 
     def read_letters(prompts: list[list[int]], asked: list[Question]) -> list[_Found]:
         logits = scorer.next_logits(prompts, letters[asked[0].language])
@@ -140,7 +146,7 @@ def _reader(
 
     def read_cloze(prompts: list[list[int]], asked: list[Question]) -> list[_Found]:
         options = [
-            [tokenizer.encode(f" {option}") for option in question.options] for question in asked
+            [style.answer(f" {option}") for option in question.options] for question in asked
         ]
         nats = scorer.continuation_nats(prompts, options)
         return [_read_cloze(row, question, mode) for question, row in zip(asked, nats, strict=True)]
@@ -179,18 +185,25 @@ def _answer(question: Question, found: _Found, among_shots: bool, truncated: boo
     )
 
 
-def contexts(questions: Sequence[Question], mode: str, shots: Sequence[Question] = ()) -> list[str]:
-    """Returns what the model reads of each question, in this mode, up to where it answers."""
-    if mode in _PROMPTS:
-        return [_PROMPTS[mode](question) for question in questions]
-    return [harness.context(question, shots) for question in questions]
+def prompts_of(questions: Sequence[Question], mode: str) -> list[str]:
+    """Returns what is asked of each question in this mode, in whatever form."""
+    ask = _PROMPTS.get(mode, prompt)
+    return [ask(question) for question in questions]
+
+
+def contexts(
+    questions: Sequence[Question], mode: str, shots: Sequence[Question], style: Style
+) -> list[str]:
+    """Returns what the model reads of each question, in this mode and form, up to where it answers."""
+    turns = harness.turns(shots)
+    return [style.text(asked, shots=turns) for asked in prompts_of(questions, mode)]
 
 
 def contexts_digest(
-    questions: Sequence[Question], mode: str, shots: Sequence[Question] = ()
+    questions: Sequence[Question], mode: str, shots: Sequence[Question], style: Style
 ) -> str:
     """Returns a digest of everything the model reads of these questions: it tells one version of the prompts from another."""
-    return checksum(contexts(questions, mode, shots))
+    return checksum(contexts(questions, mode, shots, style))
 
 
 def _batches(
@@ -208,7 +221,7 @@ def _batches(
 
 
 def _letter_tokens(
-    tokenizer: ExamTokenizer, questions: Sequence[Question], requests: Sequence[harness.Request]
+    style: Style, questions: Sequence[Question], requests: Sequence[harness.Request]
 ) -> dict[str, list[int]]:
     """Returns for each language the token of each letter after a prompt, "A" first, as many as any question needs.
 
@@ -225,7 +238,7 @@ def _letter_tokens(
             continue
         tried.add((question.language, request.token_ids[-1]))
         answered = [dataclasses.replace(question, answer=c) for c in range(len(question.options))]
-        tokens = [_letter_token(tokenizer, one, request.context) for one in answered]
+        tokens = [_letter_token(style, one, request.context) for one in answered]
         known = found.setdefault(question.language, tokens)
         if known[: len(tokens)] != tokens:
             raise ValueError(
@@ -235,9 +248,13 @@ def _letter_tokens(
     return found
 
 
-def _letter_token(tokenizer: ExamTokenizer, question: Question, context: str) -> int:
-    before, answer = tokenizer.encode(context), answer_text(question)
-    together, apart = tokenizer.encode(context + answer), tokenizer.encode(answer)
+def _letter_token(style: Style, question: Question, context: str) -> int:
+    asked, answer = prompt(question), answer_text(question)
+    before, together, apart = (
+        style.prompt(asked),
+        style.answered(asked, answer),
+        style.answer(answer),
+    )
     if together[:-1] != before or together[-1:] != apart:
         raise ValueError(
             f"the answer {answer!r} after {context[-12:]!r} must be one token, the same with its prompt and alone; "

@@ -1,6 +1,6 @@
 """The `kormedmcqa` v3.0 task of lm-evaluation-harness 0.4.13: what the model reads and where it stops.
 
-    for request in requests(questions, shots, tokenizer, max_positions=32768):
+    for request in requests(questions, shots, style, max_positions=32768):
         request.context, request.token_ids      # equal to the harness's, character for character, id for id
 
 The context is the shots, each with its answer and a blank line, then the question up to its answer. The
@@ -9,27 +9,20 @@ beside the tokens to generate, <bos> included; so does this. Shots are the first
 in order, the same for every question, and are not taken out when they are among the questions.
 
 The English form (prompt ending in "Answer:") is this project's own; the harness has none. A question of
-fewer than five options lists only those it has. No chat template, as in the published numbers.
+fewer than five options lists only those it has. Published numbers are without chat template; with one (`--apply_chat_template`)
+the harness makes each shot a turn of its own, and so does a style that has turns.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
 
 from medkor_jax.data.question import Question, answer_text, prompt
+from medkor_jax.data.style import Shots, Style
 
 STOP = ("Q:", "</s>", "<|im_end|>", ".", "\n\n")
 MAX_NEW_TOKENS = 1024
-
-
-class Encoder(Protocol):
-    """The part of a tokenizer that building prompts needs."""
-
-    bos_id: int
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +33,15 @@ class Request:
     truncated: bool
 
 
-def context(question: Question, shots: Sequence[Question] = ()) -> str:
-    """Returns the text that the model is asked to continue."""
-    return "".join(f"{prompt(shot)}{answer_text(shot)}\n\n" for shot in shots) + prompt(question)
+def turns(shots: Sequence[Question]) -> Shots:
+    """Returns (asked, answered) of each shot."""
+    return [(prompt(shot), answer_text(shot)) for shot in shots]
 
 
 def requests(
     questions: Sequence[Question],
     shots: Sequence[Question],
-    tokenizer: Encoder,
+    style: Style,
     *,
     max_positions: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -57,21 +50,27 @@ def requests(
 
     Raises: ValueError if `max_positions` leaves no room for a prompt.
     """
-    contexts = [context(question, shots) for question in questions]
+    asked = [prompt(question) for question in questions]
     return bounded(
-        questions, contexts, tokenizer, max_positions=max_positions, max_new_tokens=max_new_tokens
+        questions,
+        asked,
+        turns(shots),
+        style,
+        max_positions=max_positions,
+        max_new_tokens=max_new_tokens,
     )
 
 
 def bounded(
     questions: Sequence[Question],
-    contexts: Sequence[str],
-    tokenizer: Encoder,
+    asked: Sequence[str],
+    shots: Shots,
+    style: Style,
     *,
     max_positions: int | None,
     max_new_tokens: int,
 ) -> list[Request]:
-    """Returns one request a question, its text already made; for `requests`, and for exams that ask otherwise."""
+    """Returns one request a question, what is asked already made; for `requests`, and for exams that ask otherwise."""
     if max_positions is not None and max_positions <= max_new_tokens:
         raise ValueError(
             f"a model of {max_positions} positions cannot hold a prompt and {max_new_tokens} new tokens; "
@@ -79,12 +78,17 @@ def bounded(
         )
     limit = None if max_positions is None else max_positions - max_new_tokens
     built = []
-    for question, text, encoded in zip(
-        questions, contexts, tokenizer.encode_batch(contexts), strict=True
-    ):
-        ids = [tokenizer.bos_id, *encoded]
+    for question, text in zip(questions, asked, strict=True):
+        ids = style.prompt(text, shots=shots)
         kept = ids if limit is None else ids[-limit:]
-        built.append(Request(question.id, text, tuple(kept), truncated=len(kept) < len(ids)))
+        built.append(
+            Request(
+                question.id,
+                style.text(text, shots=shots),
+                tuple(kept),
+                truncated=len(kept) < len(ids),
+            )
+        )
     return built
 
 

@@ -15,6 +15,7 @@ import functools
 import os
 from typing import Any
 
+from medkor_jax.data.style import PLAIN
 from medkor_jax.eval.alarms import find_alarms
 from medkor_jax.eval.lines import read_lines, write_lines
 from medkor_jax.eval.scores import OF_REASONING, Answer, Score, Scored
@@ -25,6 +26,7 @@ _DESCRIBED = (
     "source",
     "split",
     "confidence",
+    "style",
 )  # what a report says of itself beside its answers
 _OF_SOME_MODES = (*OF_REASONING, "option_lengths")
 
@@ -54,7 +56,7 @@ class Report(Scored):
         """Returns the scores as aligned lines for a terminal, alarms below."""
         heading = f"{self.source} {self.split}".strip() or "exam"
         lines = [
-            f"{heading}: {self.mode} mode, {self.shots} shots, {self.confidence:.0%} intervals, "
+            f"{heading}: {self.mode} mode, {self.shots} shots, {self.style} prompts, {self.confidence:.0%} intervals, "
             f"chance {self.overall.chance:.1%}"
         ]
         width = max(len(_label(score)) for score in self.scores)
@@ -98,6 +100,7 @@ class Report(Scored):
 
 def _parse(row: dict[str, Any]) -> tuple[Answer, dict[str, Any]]:
     """Returns the answer that a line holds, and what the line says of the report."""
+    row.setdefault("style", PLAIN)  # as all were before there was a choice
     shared = {name: row.pop(name) for name in _DESCRIBED}
     shared |= {name: row.pop(name, None) for name in ("max_new_tokens", "made_by")}
     for name in ("probabilities", "option_lengths"):

@@ -55,6 +55,7 @@ class ModelScorer:
         Raises: ValueError on another language_unit, or a batch of no rows.
         """
         config, tokenizer, language_unit = loaded.config, loaded.tokenizer, loaded.language_unit
+        self.style = loaded.style
         check_language_unit(language_unit)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")

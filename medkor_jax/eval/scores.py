@@ -13,6 +13,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
+from medkor_jax.data.style import PLAIN
 from medkor_jax.eval import stats
 
 MODES = ("letter", "harness", "reason", "cloze", "cloze_norm")
@@ -99,6 +100,7 @@ class Scored:
     answers: tuple[Answer, ...]
     confidence: float = 0.95
     max_new_tokens: int | None = None  # reason mode only: what an answer was given to end in
+    style: str = PLAIN  # the form in which all were asked
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

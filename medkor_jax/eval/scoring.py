@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from medkor_jax.eval import harness
+from medkor_jax.data.style import Style
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Scorer(Protocol):
     """What an exam asks of a model. Prompts differ in length; bucketing and padding are the scorer's business."""
 
     @property
-    def tokenizer(self) -> ExamTokenizer:
-        """The model's own."""
+    def style(self) -> Style:
+        """The form in which the model is asked, with its tokenizer."""
 
     @property
     def max_positions(self) -> int | None:
@@ -53,7 +53,3 @@ class Scorer(Protocol):
         self, prompts: list[list[int]], continuations: list[list[list[int]]]
     ) -> list[np.ndarray]:
         """Returns for each prompt float64 [its continuations]: the negative log-likelihood of the tokens of each."""
-
-
-class ExamTokenizer(harness.Encoder, Protocol):
-    def encode(self, text: str) -> list[int]: ...

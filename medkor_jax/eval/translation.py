@@ -66,12 +66,13 @@ def evaluate_translation(
         )
         for i, (pair, given, target) in enumerate(asked)
     )
-    return TranslationReport(source, split, outputs, max_new_tokens, confidence, n_resamples, seed)
+    return TranslationReport(
+        source, split, outputs, max_new_tokens, confidence, n_resamples, seed, scorer.style.name
+    )
 
 
 def translate(scorer: Scorer, prompts: Sequence[str], *, max_new_tokens: int) -> list[Continuation]:
     """Returns the continuation of each prompt up to the end of its line, without the space around it."""
-    tokenizer = scorer.tokenizer
-    encoded = [[tokenizer.bos_id, *ids] for ids in tokenizer.encode_batch(prompts)]
+    encoded = [scorer.style.prompt(prompt) for prompt in prompts]
     written = scorer.complete(encoded, max_new_tokens=max_new_tokens, stop=STOP)
     return [dataclasses.replace(one, text=one.text.strip()) for one in written]

@@ -23,13 +23,22 @@ from typing import Any
 import numpy as np
 
 from medkor_jax.data.language import has_hangul
+from medkor_jax.data.style import PLAIN
 from medkor_jax.eval.lines import read_lines, write_lines
 from medkor_jax.eval.stats import Interval
 
 METRICS = ("chrf", "bleu")
 METRIC_NAMES = {"chrf": "chrF", "bleu": "BLEU"}
 _BLEU_TOKENIZER = {"ko": "char", "en": "13a"}
-_DESCRIBED = ("source", "split", "max_new_tokens", "confidence", "n_resamples", "seed")
+_DESCRIBED = (
+    "source",
+    "split",
+    "max_new_tokens",
+    "confidence",
+    "n_resamples",
+    "seed",
+    "style",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +84,7 @@ class TranslationReport:
     confidence: float = 0.95
     n_resamples: int = 1000
     seed: int = 0
+    style: str = PLAIN
 
     def __post_init__(self) -> None:
         if not self.outputs:
@@ -205,6 +215,7 @@ def change_lines(before: TranslationReport, after: TranslationReport) -> list[st
 
 def _parse(row: dict[str, Any]) -> tuple[Translated, dict[str, Any]]:
     """Returns the translation that a line holds, and what the line says of the report."""
+    row.setdefault("style", PLAIN)  # as all were before there was a choice
     shared = {name: row.pop(name) for name in _DESCRIBED}
     return Translated(**row), shared
 

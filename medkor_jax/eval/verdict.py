@@ -84,6 +84,7 @@ def write_verdict(
             ],
             "gate": dataclasses.asdict(gate),
             "mode": report.mode,
+            "style": report.style,
             "report": report.summary(),
             "reference": None if reference is None else reference.summary(),
             "reference_account": reference_account,

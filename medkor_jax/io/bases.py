@@ -119,6 +119,7 @@ def open_base(directory: pathlib.Path) -> Weights:
         make_carried,
         stored_dtype=said["dtype"],
         read=read_json(said.get("read", ())),
+        style=said.get("style", ""),
     )
 
 

@@ -210,6 +210,7 @@ def _identity(model: Model) -> dict[str, Any]:
         "model": model.name,
         "model_digest": model.digest,
         "base_digest": model.base.digest,
+        "style": model.style,
         "read": [without_place(one).to_json() for one in model.read],
     }
 

@@ -9,16 +9,20 @@ What it does not do: change or score a model.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from medkor_jax.data.chat import ChatError, ChatTemplate
 from medkor_jax.data.reading import Reading
+from medkor_jax.data.style import AUTO, CHAT, PLAIN, Plain, Style, check_style
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.checkpoint import digest_tree
 from medkor_jax.io.models import Model, model_digest
+from medkor_jax.io.streaming import WeightsError
 from medkor_jax.io.weights import Weights
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.params import TRAINABLE_TREES, Params, Tree
@@ -28,7 +32,8 @@ from medkor_jax.model.params import TRAINABLE_TREES, Params, Tree
 class LoadedModel:
     """Its parameters, the weights they rest on, how it reads text, and all that is known to have been trained on.
 
-    language_unit: how tokens are told their language, by "token" or by "document"; see `io.models.Model`.
+    language_unit: how tokens are told their language, by "token" or by "document"; see `io.models.Model`. style: the form in
+    which it is taught and asked, by default plain text.
     """
 
     params: Params
@@ -37,6 +42,11 @@ class LoadedModel:
     tokenizer: Tokenizer
     read: tuple[Reading, ...] = ()
     language_unit: str = "token"
+    style: Style = cast("Style", None)
+
+    def __post_init__(self) -> None:
+        if self.style is None:
+            object.__setattr__(self, "style", Plain(self.tokenizer))
 
     @property
     def digest(self) -> str:
@@ -48,9 +58,19 @@ class LoadedModel:
 
 
 def load(
-    model: Model, dtype: Any, mesh: Mesh, *, language_unit: str = "", base: Tree | None = None
+    model: Model,
+    dtype: Any,
+    mesh: Mesh,
+    *,
+    language_unit: str = "",
+    base: Tree | None = None,
+    style: str = AUTO,
 ) -> LoadedModel:
-    """Returns the model on `mesh`, its base in `dtype`. language_unit "": its own; base: the base's arrays, where they are loaded already."""
+    """Returns the model on `mesh`, its base in `dtype`. language_unit "": its own; base: the base's arrays, where they are loaded already.
+
+    style: see `style_of`, which also raises.
+    """
+    form = style_of(model, style)
     params = model.load(jnp.dtype(dtype), mesh, base)
     return LoadedModel(
         params,
@@ -59,4 +79,39 @@ def load(
         model.tokenizer,
         model.read,
         language_unit or model.language_unit,
+        form,
     )
+
+
+def style_of(model: Model, wanted: str = AUTO) -> Style:
+    """Returns the form in which the model is taught and asked.
+
+    wanted: CHAT, PLAIN or AUTO: as it was trained by a run of this program, else by chat where the checkpoint has a template and
+    was instruction-tuned (its defaults of generation end at the end of a turn), else plainly.
+
+    Raises: WeightsError if a chat is wanted and the checkpoint has no template, or one that is no conversation.
+    """
+    check_style(wanted)
+    templates = model.base.carried.chat_templates
+    if wanted == AUTO:
+        wanted = model.style or (CHAT if templates and _is_instruction_tuned(model) else PLAIN)
+    if wanted == PLAIN:
+        return Plain(model.tokenizer)
+    if "default" not in templates:
+        raise WeightsError(
+            f"{model.name} is to be asked by its chat template and has {_listed(templates)}; "
+            "set style to 'plain', or name weights that come with chat_template.jinja"
+        )
+    try:
+        return ChatTemplate(templates["default"], model.tokenizer)
+    except ChatError as error:
+        raise WeightsError(f"{model.name}: {error}; set style to 'plain'") from error
+
+
+def _listed(templates: Mapping[str, str]) -> str:
+    return f"only templates named {', '.join(templates)}" if templates else "none"
+
+
+def _is_instruction_tuned(model: Model) -> bool:
+    ends = (model.base.carried.generation or {}).get("eos_token_id")
+    return model.tokenizer.end_of_turn_id in (ends if isinstance(ends, list) else [ends])

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from medkor_jax.data.contents import sha256_of
 from medkor_jax.data.reading import Reading, read_json
+from medkor_jax.data.style import PLAIN
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.bases import open_base, read_whole_json, read_whole_sealed
 from medkor_jax.io.checkpoint import (
@@ -44,7 +45,8 @@ class Model:
     """A base with what a run trained beside it. directory None: the base alone.
 
     language_unit: how tokens get the language of their embedding, by "token" or by "document"; without it the language
-    embeddings mean nothing. trained_on: what the run read after its base, see `read`.
+    embeddings mean nothing. trained_on: what the run read after its base, see `read`. style: the form in which a run taught it,
+    "chat" or "plain"; "" where no run did.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Model:
     adapters_digest: str = ""  # "" where there are none
     language_unit: str = "token"
     trained_on: tuple[Reading, ...] | None = None
+    style: str = ""
 
     @property
     def read(self) -> tuple[Reading, ...]:
@@ -105,10 +108,12 @@ def open_model(name: str | os.PathLike) -> Model:
     if (path / "model.json").is_file():
         return _open_phase(path)
     if (path / "lineage.json").is_file():
-        return Model(str(name), open_base(path))
+        base = open_base(path)
+        return Model(str(name), base, style=base.style)
     if is_run(path):
         raise WeightsError(f"{path} is a run: name one of its phases' directories")
-    return Model(str(name), open_weights(str(name)))
+    base = open_weights(str(name))
+    return Model(str(name), base, style=base.style)
 
 
 def is_run(path: pathlib.Path) -> bool:
@@ -121,6 +126,7 @@ def save_model(
     base: Weights,
     language_unit: str = "token",
     read: tuple[Reading, ...] = (),
+    style: str = PLAIN,
 ) -> Model:
     """Writes a phase's adapters and says which base they stand on; returns the model as it reads back.
 
@@ -149,6 +155,7 @@ def save_model(
             "adapters": sorted(leaf_paths(trees)),
             "adapters_digest": digest,
             "route": language_unit,
+            "style": style,
             "read": [one.to_json() for one in read],
         },
     )
@@ -182,6 +189,7 @@ def _open_phase(directory: pathlib.Path) -> Model:
         said["adapters_digest"],
         said["route"],
         read,
+        said.get("style", PLAIN),  # what was trained before there was a choice was asked plainly
     )
 
 

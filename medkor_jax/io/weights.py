@@ -49,7 +49,8 @@ class Weights:
     make_digest() returns a digest of the tensors, however they are stored.
     make_carried() returns what stands beside them, for an export to carry on.
     read: what is known to have been trained on, of weights that come from a run of this program.
-    stored_dtype: the narrower of the two that loses nothing of what is stored.
+    stored_dtype: the narrower of the two that loses nothing of what is stored. style: the form in which a run of this program
+    taught them, "" where none did.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Weights:
     make_carried: Callable[[], Carried] = Carried
     stored_dtype: str = "float32"
     read: tuple[Reading, ...] = ()
+    style: str = ""
 
     @functools.cached_property
     def carried(self) -> Carried:
@@ -199,17 +201,18 @@ def _from_hf(name: str, directory: pathlib.Path) -> Weights:
         source.make_tokenizer,
         carried,
         source.stored_dtype,
-        _read_of_export(directory),
+        *_said_by_export(directory),
     )
 
 
-def _read_of_export(directory: pathlib.Path) -> tuple[Reading, ...]:
-    """Returns what the weights of an export of ours have read; () of other weights, of which it is not known."""
+def _said_by_export(directory: pathlib.Path) -> tuple[tuple[Reading, ...], str]:
+    """Returns what the weights of an export of ours have read, and in which form; nothing of other weights, of which it is not known."""
     path = directory / EXPORT_RECORD
     if not path.is_file():
-        return ()
+        return (), ""
     try:
-        return read_json(json.loads(path.read_text(encoding="utf-8")).get("read", ()))
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(said.get("read", ())), said.get("style", "")
     except (ValueError, AttributeError) as error:
         raise WeightsError(f"{path} is damaged: {error}") from error
 

@@ -142,7 +142,9 @@ def loaded_at(recipe: Recipe, phase: Phase, stage: str, mesh: jax.sharding.Mesh)
     while (before := recipe.upstream_of(chain[0])[0]) in phases:
         chain.insert(0, phases[before])
     model = open_model(before)
-    loaded = load(model, recipe.param_dtype, mesh, language_unit=recipe.language_unit)
+    loaded = load(
+        model, recipe.param_dtype, mesh, language_unit=recipe.language_unit, style=recipe.style
+    )
     for one in chain:
         loaded = add_trees(loaded, one, one.lora, seed=recipe.seed)
         is_last = one is phase
@@ -168,7 +170,7 @@ def _profile(
         make_step(loaded.config, plan.spec, optimizer, shardings),
     )
     reference = params if stage.retention.is_on else None
-    batches = make_batches(plan, loaded.tokenizer, loaded.language_unit)
+    batches = make_batches(plan, loaded.style, loaded.language_unit)
     draw = drawing(plan, batches, loaded, frozen, mesh)
     tokens = []
 

@@ -38,13 +38,20 @@ class LeakError(ValueError):
 class Corpora:
     """Loads on first use and keeps. Bad rows raise BadDataError; with `drop_bad` they are left out.
 
-    form: how the reasoning that sources of kind "reasoning" teach is written. say: what was left out or read otherwise
+    form: how the reasoning that sources of kind "reasoning" teach is written. style_digest: of the chat template in which all
+    is put to the model, "" where it is asked plainly. say: what was left out or read otherwise
     is printed.
     """
 
     def __init__(
-        self, drop_bad: bool, form: ReasoningFormat = ReasoningFormat(), *, say: bool = True
+        self,
+        drop_bad: bool,
+        form: ReasoningFormat = ReasoningFormat(),
+        *,
+        say: bool = True,
+        style_digest: str = "",
     ) -> None:
+        self.style_digest = style_digest
         self._drop_bad, self._form, self._say = drop_bad, form, say
         self._loaded: dict[tuple[str, Source], Loaded] = {}
         self._digests: dict[Source, str] = {}

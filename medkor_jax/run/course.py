@@ -67,7 +67,14 @@ def conclude(
     phase, judgement = course.phase, course.looks[-1][1]
     hosts.at(f"{phase.name}, concluding")
     directory, loaded = run_dir / phase.name, course.loaded
-    model = save_model(directory, loaded.params, loaded.base, loaded.language_unit, loaded.read)
+    model = save_model(
+        directory,
+        loaded.params,
+        loaded.base,
+        loaded.language_unit,
+        loaded.read,
+        loaded.style.name,
+    )
     write_json(directory / "summary.json", _summary(course, recipe, model, seconds))
     _write_verdict(course, recipe, lineage, model, directory / "verdict.json")
     note(

@@ -17,7 +17,9 @@ from typing import Any
 from medkor_jax.data.contents import checksum, content_digest
 from medkor_jax.data.pairs import both_ways
 from medkor_jax.data.rows import Source
-from medkor_jax.eval.exam import READ_VERSION, contexts
+from medkor_jax.data.style import plain_text
+from medkor_jax.eval.exam import READ_VERSION, prompts_of
+from medkor_jax.eval.harness import turns
 from medkor_jax.eval.translation import STOP
 from medkor_jax.run.corpora import Corpora
 from medkor_jax.run.phases import Exam, Phase, Recipe
@@ -36,6 +38,8 @@ class Facts:
 def facts_of(recipe: Recipe, corpora: Corpora, phase: Phase) -> Facts:
     """Returns what decides how `phase` is trained and judged, as the recipe and the data are now."""
     trained: dict[str, Any] = dict(roles_of(recipe, TRAINED)) | dict(roles_of(phase, TRAINED))
+    if corpora.style_digest:
+        trained["style"] = corpora.style_digest
     for which, stage in (("train", phase.train), ("remedy", phase.remedy)):
         trained |= {
             f"{which}.{name}": value for name, value in _stage_facts(stage, recipe, corpora)
@@ -66,18 +70,18 @@ def exam_asked(recipe: Recipe, corpora: Corpora, exam: Exam) -> str:
     said = (
         READ_VERSION,
         exam.mode,
-        contexts(questions, exam.mode, shots),
+        [plain_text(asked, shots=turns(shots)) for asked in prompts_of(questions, exam.mode)],
         content_digest(questions),
         reasoned,
     )
-    return checksum(repr((said, _how(recipe))))
+    return checksum(repr((said, _how(recipe, corpora))))
 
 
 def held_out_asked(recipe: Recipe, corpora: Corpora, source: Source) -> str:
     """The same of a held-out loss. The shape of its batches decides which tokens are the first `held_out_tokens`."""
     stage = recipe.phases[0].train
     shape = (stage.batch_size, stage.seq_len, recipe.held_out_tokens)
-    return checksum(repr((corpora.digest(source), shape, _how(recipe))))
+    return checksum(repr((corpora.digest(source), shape, _how(recipe, corpora))))
 
 
 def pairs_asked(recipe: Recipe, corpora: Corpora, source: Source) -> str:
@@ -85,12 +89,22 @@ def pairs_asked(recipe: Recipe, corpora: Corpora, source: Source) -> str:
     pairs = corpora.pairs(source)
     prompts = [text for pair in pairs for example in both_ways(pair) for text, _ in example.parts]
     return checksum(
-        repr((prompts, STOP, content_digest(pairs), recipe.max_translation_tokens, _how(recipe)))
+        repr(
+            (
+                prompts,
+                STOP,
+                content_digest(pairs),
+                recipe.max_translation_tokens,
+                _how(recipe, corpora),
+            )
+        )
     )
 
 
-def _how(recipe: Recipe) -> tuple[str, ...]:
-    return recipe.dtype, recipe.param_dtype, recipe.language_unit
+def _how(recipe: Recipe, corpora: Corpora) -> tuple[str, ...]:
+    """Plain prompts are in the texts; a template is told by its digest."""
+    chat = (corpora.style_digest,) if corpora.style_digest else ()
+    return recipe.dtype, recipe.param_dtype, recipe.language_unit, *chat
 
 
 def _stage_facts(stage: Stage, recipe: Recipe, corpora: Corpora):

@@ -20,6 +20,7 @@ from medkor_jax.adapt.lora import LoraSettings
 from medkor_jax.data.language import check_language_unit
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import Source
+from medkor_jax.data.style import AUTO, check_style
 from medkor_jax.eval.exam import MAX_REASONING_TOKENS
 from medkor_jax.eval.gate import Gate
 from medkor_jax.eval.scores import MODES
@@ -194,6 +195,10 @@ class Recipe:
     topology: str = ""
     """Machine that these choices are for, such as "v5e:4x4"; `medkor plan` takes it where it is
     given none, nothing else reads it. "": none."""
+    style: Annotated[str, check_style] = AUTO
+    """Form in which the model is taught and asked: "chat" (its checkpoint's template), "plain" (text
+    that goes on), or "auto": as the weights were trained before, else "chat" where the checkpoint
+    has a template and was instruction-tuned, else "plain"."""
     reasoning: ReasoningFormat = ReasoningFormat()
     """The tags around reasoning."""
     seed: Annotated[int, ">= 0"] = 0

@@ -27,7 +27,7 @@ from medkor_jax.eval.report import Report
 from medkor_jax.eval.verdict import read_verdict
 from medkor_jax.io.bases import open_base
 from medkor_jax.io.checkpoint import digest_tree
-from medkor_jax.io.loaded_model import LoadedModel, load
+from medkor_jax.io.loaded_model import LoadedModel, load, style_of
 from medkor_jax.io.models import Model
 from medkor_jax.model.dtypes import slow_here
 from medkor_jax.model.params import Params, Tree
@@ -40,6 +40,7 @@ from medkor_jax.run.course import Course, conclude, note
 from medkor_jax.run.final import sit_final
 from medkor_jax.run.lineage import Finished, Lineage, Stale
 from medkor_jax.run.measurement import Measured, Measurer
+from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import ConfigError, Phase, Recipe
 from medkor_jax.run.readiness import checks
 from medkor_jax.run.stage_plans import stage_plan
@@ -54,10 +55,13 @@ class Run:
 
     def __init__(self, recipe: Recipe, *, accept_changed: bool = False) -> None:
         """accept_changed: see `lineage.Lineage`."""
-        self.recipe = recipe
+        model = open_model(recipe.weights)
+        style = style_of(model, recipe.style)
+        self._other_style = model.style if model.style not in ("", style.name) else ""
+        self.recipe = recipe = dataclasses.replace(recipe, style=style.name)
         self.directory = pathlib.Path(recipe.run_dir)
         self.mesh = make_mesh(recipe.mesh)
-        self.corpora = Corpora(recipe.drop_bad, recipe.reasoning)
+        self.corpora = Corpora(recipe.drop_bad, recipe.reasoning, style_digest=style.digest)
         self.lineage = Lineage(recipe, self.corpora, self.directory, accept_changed=accept_changed)
         self.measurer = Measurer(recipe, self.corpora, self.directory, self.mesh)
         self._bases: dict[str, Tree] = {}
@@ -84,6 +88,9 @@ class Run:
         say(
             f"run {self.directory}: {', '.join(phase.name for phase in recipe.in_force)} on {_devices()}"
         )
+        say(f"the model is taught and asked in {recipe.style} form")
+        if self._other_style:
+            say(f"{recipe.weights} was taught in {self._other_style} form before")
         if words := slow_here(recipe.dtype, "--config.dtype=float32"):
             say(words)
         with jax.set_mesh(self.mesh):
@@ -218,7 +225,13 @@ class Run:
             self.mesh,
             language_unit=self.recipe.language_unit,
             base=self._bases.get(digest),
+            style=self.recipe.style,
         )
+        if loaded.style.digest != self.corpora.style_digest:
+            raise ConfigError(
+                f"{model.name} has another chat template than {self.recipe.weights}; all models of a run are asked in one form: "
+                "give both the same chat_template.jinja, or set style to 'plain'"
+            )
         self._bases[digest] = loaded.params.base
         return loaded
 

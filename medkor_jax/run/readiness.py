@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from medkor_jax.data.check import DataReport, check
 from medkor_jax.data.pairs import DIRECTIONS, translation_prompt
 from medkor_jax.data.rows import BadDataError
+from medkor_jax.io.loaded_model import style_of
 from medkor_jax.parallel.mesh import check_batch
 from medkor_jax.run.corpora import Corpora, LeakError, uses_of
 from medkor_jax.run.gate_outlook import gate_outlook
@@ -66,7 +67,7 @@ def check_recipe(recipe: Recipe) -> DataReport:
         before, obstacles[str(error)] = [], [LEAKS]
     report = check(
         uses_of(recipe),
-        open_model(recipe.weights).tokenizer,
+        style_of(open_model(recipe.weights), recipe.style),
         allowed=recipe.allow_leaks,
         form=recipe.reasoning,
         load=corpora.of_use,
@@ -109,7 +110,7 @@ def _check_stage(
         check_batch(stage.batch_size, stage.microbatches, mesh)
     make_batches(
         stage_plan(recipe, corpora, phase, stage, name),
-        open_model(recipe.weights).tokenizer,
+        style_of(open_model(recipe.weights), recipe.style),
         recipe.language_unit,
     )
 
@@ -117,7 +118,7 @@ def _check_stage(
 def _check_lengths(recipe: Recipe, corpora: Corpora) -> None:
     """Raises: ValueError if an exam or a pair that judges has no room in the model that the run starts from."""
     model = open_model(recipe.weights)
-    room = model.config.max_positions
+    style, room = style_of(model, recipe.style), model.config.max_positions
     for exam in (*recipe.exams, *recipe.final):
         if exam.mode == "reason" and exam.max_new_tokens >= room:
             raise ValueError(
@@ -132,12 +133,10 @@ def _check_lengths(recipe: Recipe, corpora: Corpora) -> None:
             for pair in corpora.pairs(source)
             for given, to in DIRECTIONS
         ]
-        encoded = model.tokenizer.encode_batch(
-            [translation_prompt(text, given, to) for _, text, given, to in asked]
-        )
-        for (pair, *_), ids in zip(asked, encoded, strict=True):
-            if len(ids) + 1 + recipe.max_translation_tokens > room:
+        for pair, text, given, to in asked:
+            n_tokens = len(style.prompt(translation_prompt(text, given, to)))
+            if n_tokens + recipe.max_translation_tokens > room:
                 raise ValueError(
-                    f"{source.name}: {pair.id} has {len(ids) + 1} tokens as a prompt; with max_translation_tokens "
+                    f"{source.name}: {pair.id} has {n_tokens} tokens as a prompt; with max_translation_tokens "
                     f"{recipe.max_translation_tokens} that is more than the {room} positions of {model.name}"
                 )

@@ -34,6 +34,7 @@ ROLES: dict[str, dict[str, str]] = {
         language_unit=TRAINED,
         mesh=NOTHING,
         topology=NOTHING,
+        style=ELSEWHERE,
         reasoning=ELSEWHERE,
         seed=TRAINED,
         allow_leaks=NOTHING,

@@ -115,6 +115,7 @@ def merge_lora(
         "scale": params.lora_scale,
         "targets": sorted(params.lora),
         "rounding": kept.to_json(),
+        "style": loaded.style.name,
         "read": [one.to_json() for one in loaded.read],
     }
     base = save_base(

@@ -1,7 +1,7 @@
 """Where the batches of a stage come from: its documents or, with a reward, the model's own answers
 to its questions.
 
-    batches = make_batches(plan, tokenizer, language_unit)              # refuses data that does not fit
+    batches = make_batches(plan, style, language_unit)                  # refuses data that does not fit
     draw = drawing(plan, batches, loaded, frozen, mesh)
     batch, drawn = draw(state)              # drawn: what is logged of how it was made
 
@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from medkor_jax.data.batches import Batches
 from medkor_jax.data.packing import Batch
-from medkor_jax.data.tokenizer import Tokenizer
+from medkor_jax.data.style import Style
 from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.model.params import Params
 from medkor_jax.train.actor import Actor
@@ -31,7 +31,7 @@ from medkor_jax.train.trainable import join
 Draw = Callable[[State], tuple[Batch, dict[str, Any]]]
 
 
-def make_batches(plan: StagePlan, tokenizer: Tokenizer, language_unit: str) -> Batches | Rollouts:
+def make_batches(plan: StagePlan, style: Style, language_unit: str) -> Batches | Rollouts:
     """Returns where the stage's batches come from, once its data was found to fit."""
     stage, train = plan.stage, cast("Any", plan.train)  # questions or documents, as the reward says
     common: dict[str, Any] = dict(
@@ -44,13 +44,13 @@ def make_batches(plan: StagePlan, tokenizer: Tokenizer, language_unit: str) -> B
     if stage.reward.is_on:
         return Rollouts(
             train,
-            tokenizer,
+            style,
             stage.reward,
             loss_positions=stage.loss_positions,
             form=plan.form,
             **common,
         )
-    return Batches(train, tokenizer, loss_positions=stage.loss_positions or None, **common)
+    return Batches(train, style, loss_positions=stage.loss_positions or None, **common)
 
 
 def drawing(

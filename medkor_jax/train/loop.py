@@ -55,7 +55,7 @@ def run_stage(
     check_batch(stage.batch_size, stage.microbatches, mesh)
     trained, frozen = trainables.split(loaded.params, stage.trees)
     optimizer = trainables.make_optimizer(stage.rules_in_force, stage.schedule, trained)
-    batches = make_batches(plan, loaded.tokenizer, loaded.language_unit)
+    batches = make_batches(plan, loaded.style, loaded.language_unit)
     claim(plan, loaded, trained)
     shardings = shard_tree(jax.eval_shape(lambda t: make_state(optimizer, t), trained), mesh)
     with (

@@ -1,6 +1,6 @@
 """Batches made of the model's own answers: a source for the same loop that trains on documents.
 
-    rollouts = Rollouts([(source, questions)], tokenizer, RewardSettings("grpo"), batch_size=32, seq_len=512)
+    rollouts = Rollouts([(source, questions)], style, RewardSettings("grpo"), batch_size=32, seq_len=512)
     batch, metrics = rollouts.next(params, actor)
     cursor = rollouts.get_state()                   # JSON: set_state(cursor) goes on to the same bits
 
@@ -29,7 +29,7 @@ from medkor_jax.data.packing import LANGUAGE_IDS, Batch, PackedRows
 from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.data.rows import BadDataError, BadRow, Source
-from medkor_jax.data.tokenizer import Tokenizer
+from medkor_jax.data.style import Style
 from medkor_jax.io.old_formats import CURSOR_FORMAT, upgraded_cursor
 from medkor_jax.model.params import Params
 from medkor_jax.parallel.hosts import say
@@ -53,7 +53,7 @@ class Rollouts:
     def __init__(
         self,
         sources: Sequence[tuple[Source, Sequence[Question]]],
-        tokenizer: Tokenizer,
+        style: Style,
         settings: RewardSettings,
         *,
         batch_size: int,
@@ -77,7 +77,7 @@ class Rollouts:
         self._learning, self._reward = settings, Reward(settings.parts, form)
         self.loss_positions = loss_positions or settings.rollout.max_new_tokens
         self._questions = [questions for _, questions in sources]
-        self._tokenizer, self._seed = tokenizer, seed
+        self._style, self._tokenizer, self._seed = style, style.tokenizer, seed
         self.dropped: list[BadRow] = []
         kept = [self._kept_questions(source, questions) for source, questions in sources]
         if self.dropped and not drop_bad:
@@ -100,7 +100,8 @@ class Rollouts:
             "loss_positions": self.loss_positions,
             "seed": seed,
             "route": language_unit,
-            "tokenizer": tokenizer.digest,
+            "tokenizer": style.tokenizer.digest,
+            "style": style.digest,
             "content": [content_digest(questions) for questions in self._questions],
         }
         self._rollout = 0  # batches sampled so far
@@ -255,7 +256,7 @@ class Rollouts:
         )
 
     def _prompt(self, question: Question) -> list[int]:
-        return [self._tokenizer.bos_id, *self._tokenizer.encode(reasoning_prompt(question))]
+        return self._style.prompt(reasoning_prompt(question))
 
     @property
     def _room(self) -> int:

@@ -69,7 +69,7 @@ def claim(plan: StagePlan, loaded: LoadedModel, trained: Any) -> None:
 
     Raises: ValueError, naming what differs.
     """
-    said = json.loads(json.dumps(said_of(plan, loaded.language_unit, trained)))
+    said = json.loads(json.dumps(said_of(plan, loaded.language_unit, trained, loaded.style.digest)))
     path = plan.directory / "stage.json"
     before = hosts.first(
         path, lambda: json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -93,7 +93,9 @@ def claim(plan: StagePlan, loaded: LoadedModel, trained: Any) -> None:
     )
 
 
-def said_of(plan: StagePlan, language_unit: str, trained: Any) -> dict[str, Any]:
+def said_of(
+    plan: StagePlan, language_unit: str, trained: Any, style_digest: str = ""
+) -> dict[str, Any]:
     """Returns all that decides what the stage learns, as plain data; what is switched off is
     None.
     """
@@ -115,6 +117,7 @@ def said_of(plan: StagePlan, language_unit: str, trained: Any) -> dict[str, Any]
         "dtype": plan.compute.dtype,
         "seed": plan.seed,
         "route": language_unit,
+        "style": style_digest or None,
         "upstream": plan.upstream,
         "trainable": count(trained),
     }

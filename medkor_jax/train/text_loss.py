@@ -38,7 +38,7 @@ def text_loss(
     loss = tokens = 0.0
     for batch in one_pass(
         cast("Any", corpus),  # documents: no stage with a reward validates
-        loaded.tokenizer,
+        loaded.style,
         batch_size=batch_size,
         seq_len=seq_len,
         language_unit=loaded.language_unit,
