@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, add_style, whole
-from medkor_jax.commands.opening import open_scorer, shown
+from medkor_jax.commands.opening import base_of, open_scorer, shown
 from medkor_jax.commands.translation_work import Work, json_lines
 from medkor_jax.data import rows
 from medkor_jax.data.contents import sha256_of
@@ -163,9 +163,9 @@ def translate_exam(
         raise ValueError(
             f"{exam} is in {to!r} already: there is nothing to translate; name the other language with --to"
         )
-    model = open_model(weights)
+    model = open_model(weights) if adapters else base_of(open_model(weights))
     settings = {
-        "weights": model.digest if adapters else model.base.digest,
+        "weights": model.digest,
         "to": to,
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
@@ -177,9 +177,7 @@ def translate_exam(
     how: Any = dict(to=to, out=out, batch_size=batch_size, max_new_tokens=max_new_tokens)
     if len(work.done) == len(questions):
         return finish_exam(None, questions, work, **how)
-    with open_scorer(
-        model, dtype=dtype, batch_size=batch_size, adapters=adapters, style=style
-    ) as scorer:
+    with open_scorer(model, dtype=dtype, batch_size=batch_size, style=style) as scorer:
         return finish_exam(scorer, questions, work, on_progress=on_progress, **how)
 
 

@@ -51,8 +51,9 @@ def open_scorer(
 
 def base_of(model: Model) -> Model:
     """Returns the base alone that a model stands on."""
-    own = dict(directory=None, lora_scale=1.0, adapters_digest="", style=model.base.style)
-    return dataclasses.replace(model, **own)
+    return dataclasses.replace(
+        model, directory=None, lora_scale=1.0, adapters_digest="", style=model.base.style
+    )
 
 
 def asking_mesh(model: Model, dtype: str) -> jax.sharding.Mesh:

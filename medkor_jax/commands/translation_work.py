@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from medkor_jax.data.question import Question
+from medkor_jax.data.style import PLAIN
 from medkor_jax.data.translated_exam import TranslatedQuestion
 from medkor_jax.io.files import write_atomically
 from medkor_jax.parallel import hosts
@@ -51,7 +52,7 @@ class Work:
 
     def _refuse_others(self, first: str, settings: dict[str, Any]) -> None:
         try:
-            begun = json.loads(first)
+            begun = {"style": PLAIN} | json.loads(first)  # all there was before it was said
             differing = [
                 f"{name} was {begun[name]!r}, is {value!r}"
                 for name, value in settings.items()

@@ -94,7 +94,7 @@ class Batches:
             "route": language_unit,
             "shuffle": shuffle,
             "tokenizer": style.tokenizer.digest,
-            "style": style.digest,
+            **({"style": style.digest} if style.digest else {}),
             "content": [content_digest(examples) for examples in self._examples],
         }
         self._next = 0  # place in the order
@@ -184,7 +184,7 @@ def check_cursor(state: dict[str, Any], settings: dict[str, Any]) -> None:
     settings = json.loads(json.dumps(settings))
     said = (
         dict.fromkeys(settings, "") | state["settings"]
-    )  # older cursors lack what was not there yet
+    )  # a setting that a cursor lacks was not in force
     differing = [
         f"{name} was {was!r}, is {settings.get(name)!r}"
         for name, was in said.items()

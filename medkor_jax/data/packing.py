@@ -208,7 +208,8 @@ def derive_loss_positions(sources: Sequence[Sequence[Example]], style: Style, se
     """
     needed = 0.0
     for examples in sources:
-        if style.may_cut(examples[0].splittable, examples[0].is_dialogue):
+        first = examples[0]
+        if style.may_cut(first.splittable, first.is_dialogue):
             return seq_len
         sample = [
             encode(examples[i], style)

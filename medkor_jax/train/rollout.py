@@ -101,7 +101,7 @@ class Rollouts:
             "seed": seed,
             "route": language_unit,
             "tokenizer": style.tokenizer.digest,
-            "style": style.digest,
+            **({"style": style.digest} if style.digest else {}),
             "content": [content_digest(questions) for questions in self._questions],
         }
         self._rollout = 0  # batches sampled so far

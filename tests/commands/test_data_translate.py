@@ -14,6 +14,7 @@ from medkor_jax.data.likeness import content_key
 from medkor_jax.data.pairs import LABELS
 from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Source
+from medkor_jax.data.style import Plain
 from medkor_jax.eval.scoring import Continuation
 
 KOREAN, ENGLISH = (embedded.questions("valid", language)[:20] for language in ("ko", "en"))
@@ -29,7 +30,7 @@ class Characters:
 class Translator:
     """Knows the words of the embedded exam; dies at the call number `dies_at`."""
 
-    tokenizer = Characters()
+    style = Plain(Characters())
 
     def __init__(self, to, dies_at=None, spoil=None):
         given = {"en": "ko", "ko": "en"}[to]

@@ -8,6 +8,7 @@ import pytest
 from medkor_jax.data import batches as batches_module
 from medkor_jax.data.batches import Batches, one_pass
 from medkor_jax.data.rows import BadDataError, Example, Source
+from medkor_jax.data.style import Plain
 
 BOS = 2
 
@@ -39,7 +40,7 @@ def questions(count, mark="q"):
 
 
 def make(sources, tokenizer, **settings):
-    return Batches(sources, tokenizer, **{"batch_size": 2, "seq_len": 32, **settings})
+    return Batches(sources, Plain(tokenizer), **{"batch_size": 2, "seq_len": 32, **settings})
 
 
 def documents(batch, tokenizer):
@@ -183,7 +184,7 @@ def test_loss_positions_are_derived(byte_tokenizer):
 
 
 def test_one_pass_is_in_order_padded_and_ends(byte_tokenizer):
-    stream = one_pass([(source("t"), texts(5))], byte_tokenizer, batch_size=2, seq_len=32)
+    stream = one_pass([(source("t"), texts(5))], Plain(byte_tokenizer), batch_size=2, seq_len=32)
     found = list(stream)
     whole = "".join(e.parts[0][0] + "|" for e in texts(5))
     assert "".join(d for batch in found for d in documents(batch, byte_tokenizer)) == whole

@@ -2,6 +2,7 @@ import numpy as np
 
 from medkor_jax.data.packing import PackedRows, encode, find_too_long
 from medkor_jax.data.rows import Example
+from medkor_jax.data.style import Plain
 
 PAD, EOS, BOS = 0, 1, 2
 
@@ -25,25 +26,27 @@ def question(name, asked, answer):
 
 
 def test_encode_marks_the_answer_and_the_eos(byte_tokenizer):
-    encoded = encode(question("q", "ab", "c"), byte_tokenizer)
+    encoded = encode(question("q", "ab", "c"), Plain(byte_tokenizer))
     b = byte_tokenizer.encode
     assert encoded.tokens.tolist() == b("ab") + b("c") + [EOS]
     assert encoded.loss.tolist() == [False, False, True, True]
     assert encode(
-        Example("t", (("ab", True), ("c", False)), "ko", True), byte_tokenizer
+        Example("t", (("ab", True), ("c", False)), "ko", True), Plain(byte_tokenizer)
     ).loss.tolist() == [True, True, False, False]
     assert (
         EOS
-        not in encode(Example("t", (("ab", True),), "ko", True, eos=False), byte_tokenizer).tokens
+        not in encode(
+            Example("t", (("ab", True),), "ko", True, eos=False), Plain(byte_tokenizer)
+        ).tokens
     )
 
 
 def test_one_row_by_hand(byte_tokenizer):
     rows = rows_of(1, 10, 3)
-    document = encode(question("q", "ab", "c"), byte_tokenizer)
+    document = encode(question("q", "ab", "c"), Plain(byte_tokenizer))
     assert (
         rows.place(document) == 4
-        and rows.place(encode(question("r", "a", ""), byte_tokenizer)) == 2
+        and rows.place(encode(question("r", "a", ""), Plain(byte_tokenizer))) == 2
     )
     batch = rows.arrays(byte_tokenizer, language_unit="token")
     a, b, c = byte_tokenizer.encode("abc")
@@ -67,7 +70,7 @@ def test_one_row_by_hand(byte_tokenizer):
 
 
 def test_text_is_cut_to_fill_rows_and_every_token_is_predicted_once(byte_tokenizer):
-    document = encode(text("t", "abcdefghijk"), byte_tokenizer)
+    document = encode(text("t", "abcdefghijk"), Plain(byte_tokenizer))
     rows = rows_of(3, 5)
     placed = 0
     while placed < len(document.tokens):
@@ -88,11 +91,13 @@ def test_text_is_cut_to_fill_rows_and_every_token_is_predicted_once(byte_tokeniz
 def test_what_may_not_be_cut_goes_to_the_first_row_with_room(byte_tokenizer):
     rows = rows_of(2, 8)
     assert (
-        rows.place(encode(question("a", "abcd", "e"), byte_tokenizer)) == 6
+        rows.place(encode(question("a", "abcd", "e"), Plain(byte_tokenizer))) == 6
     )  # row 0, one token left
-    assert rows.place(encode(question("b", "ab", "c"), byte_tokenizer)) == 4  # row 1, three left
-    assert rows.place(encode(question("c", "ab", "c"), byte_tokenizer)) == 0
-    assert rows.place(encode(question("d", "", "c"), byte_tokenizer)) == 2
+    assert (
+        rows.place(encode(question("b", "ab", "c"), Plain(byte_tokenizer))) == 4
+    )  # row 1, three left
+    assert rows.place(encode(question("c", "ab", "c"), Plain(byte_tokenizer))) == 0
+    assert rows.place(encode(question("d", "", "c"), Plain(byte_tokenizer))) == 2
     assert rows.arrays(byte_tokenizer, language_unit="token")["segment_ids"].tolist() == [
         [1] * 7 + [0],
         [1] * 5 + [2] * 3,
@@ -101,12 +106,12 @@ def test_what_may_not_be_cut_goes_to_the_first_row_with_room(byte_tokenizer):
 
 def test_no_row_predicts_more_than_its_loss_positions(byte_tokenizer):
     rows = rows_of(2, 16, 3)
-    assert rows.place(encode(question("a", "ab", "c"), byte_tokenizer)) == 4
-    assert rows.place(encode(question("b", "ab", "c"), byte_tokenizer)) == 4
+    assert rows.place(encode(question("a", "ab", "c"), Plain(byte_tokenizer))) == 4
+    assert rows.place(encode(question("b", "ab", "c"), Plain(byte_tokenizer))) == 4
     assert (
-        rows.place(encode(text("t", "abcdef"), byte_tokenizer)) == 1
+        rows.place(encode(text("t", "abcdef"), Plain(byte_tokenizer))) == 1
     )  # one loss position is left in row 0
-    assert rows.place(encode(text("t", "abcdef"), byte_tokenizer), 1) == 1
+    assert rows.place(encode(text("t", "abcdef"), Plain(byte_tokenizer)), 1) == 1
     assert rows.is_full()
     assert rows.arrays(byte_tokenizer, language_unit="token")["loss_weights"].tolist() == [
         [1, 1, 1],
@@ -118,8 +123,8 @@ def test_routes(byte_tokenizer):
     by = {}
     for language_unit in ("token", "document"):
         rows = rows_of(1, 10)
-        rows.place(encode(text("t", "A열", "ko"), byte_tokenizer))
-        rows.place(encode(text("u", "A", "en"), byte_tokenizer))
+        rows.place(encode(text("t", "A열", "ko"), Plain(byte_tokenizer)))
+        rows.place(encode(text("u", "A", "en"), Plain(byte_tokenizer)))
         by[language_unit] = rows.arrays(byte_tokenizer, language_unit=language_unit)[
             "langs"
         ].tolist()
@@ -132,7 +137,7 @@ def test_routes(byte_tokenizer):
 def test_documents_cut_inside_a_character_do_not_colour_each_other(byte_tokenizer):
     """Rows are routed in one walk: a row that ends inside a syllable must not change how the next begins."""
     rows = rows_of(2, 4)
-    document = encode(text("t", "A열ab"), byte_tokenizer)
+    document = encode(text("t", "A열ab"), Plain(byte_tokenizer))
     assert rows.place(document) == 3 and rows.place(document, 3) == 3
     langs = rows.arrays(byte_tokenizer, language_unit="token")["langs"]
     alone = rows_of(1, 4)
@@ -147,7 +152,7 @@ def test_find_too_long(byte_tokenizer):
         question("long", "abcdefg", "c"),
         question("wordy", "", "abcdef"),
     ]
-    found = find_too_long("s", examples, byte_tokenizer, seq_len=9, loss_positions=6)
+    found = find_too_long("s", examples, Plain(byte_tokenizer), seq_len=9, loss_positions=6)
     assert {index: bad.reason for index, bad in found.items()} == {
         2: "long has 10 tokens and may not be cut, seq_len is 9",
         3: "wordy has 7 tokens with loss, loss_positions is 6",
@@ -155,5 +160,5 @@ def test_find_too_long(byte_tokenizer):
     assert found[2].row == 3
     # Fewer tokens than bytes: only the tokenizer knows that it fits.
     assert not find_too_long(
-        "s", [question("q", "A", "A")], byte_tokenizer, seq_len=4, loss_positions=2
+        "s", [question("q", "A", "A")], Plain(byte_tokenizer), seq_len=4, loss_positions=2
     )

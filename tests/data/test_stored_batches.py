@@ -12,6 +12,7 @@ from medkor_jax.data.packing import encode, find_too_long
 from medkor_jax.data.rows import BadDataError, Source
 from medkor_jax.data.sources import load_examples
 from medkor_jax.data.stored import StoredExamples
+from medkor_jax.data.style import Plain
 
 ROWS = {
     "text": [{"text": f"t{i:03d}" + "x열" * (7 * i % 13)} for i in range(40)],
@@ -54,13 +55,13 @@ def same(a, b):
 def test_the_same_batches_for_the_same_seed_and_after_a_resume(stop, both, byte_tokenizer):
     held, stored = both(text=0.5, chat=0.3, translation=0.2)
     settings = dict(batch_size=2, seq_len=96, seed=5)
-    expected = list(itertools.islice(Batches(held, byte_tokenizer, **settings), 20))
-    first = Batches(stored, byte_tokenizer, **settings)
+    expected = list(itertools.islice(Batches(held, Plain(byte_tokenizer), **settings), 20))
+    first = Batches(stored, Plain(byte_tokenizer), **settings)
     for batch in expected[:stop]:
         assert same(next(first), batch)
     cursor = json.loads(json.dumps(first.get_state()))
     again = Batches(
-        [(source, load_again(rows)) for source, rows in stored], byte_tokenizer, **settings
+        [(source, load_again(rows)) for source, rows in stored], Plain(byte_tokenizer), **settings
     )
     again.set_state(cursor)
     for batch in expected[stop:]:
@@ -75,13 +76,13 @@ def test_one_pass_and_what_is_derived_are_the_same(both, byte_tokenizer):
     for kinds in (dict(text=1.0), dict(translation=1.0), dict(text=1.0, chat=1.0)):
         held, stored = both(**kinds)
         passes = [
-            list(one_pass(found, byte_tokenizer, batch_size=2, seq_len=96))
+            list(one_pass(found, Plain(byte_tokenizer), batch_size=2, seq_len=96))
             for found in (held, stored)
         ]
         assert len(passes[0]) == len(passes[1]) > 2 and all(map(same, *passes))
-    longest = max(int(encode(example, byte_tokenizer).loss.sum()) for example in held[0][1])
+    longest = max(int(encode(example, Plain(byte_tokenizer)).loss.sum()) for example in held[0][1])
     made = [
-        Batches(found, byte_tokenizer, batch_size=2, seq_len=96).loss_positions
+        Batches(found, Plain(byte_tokenizer), batch_size=2, seq_len=96).loss_positions
         for found in both(translation=1.0)
     ]
     assert made[0] == made[1] >= min(8, longest)
@@ -90,7 +91,7 @@ def test_one_pass_and_what_is_derived_are_the_same(both, byte_tokenizer):
 def test_what_is_too_long_is_the_same(both, byte_tokenizer):
     (held,), (stored,) = both(translation=1.0)
     found = [
-        find_too_long("s", rows, byte_tokenizer, seq_len=seq_len, loss_positions=loss_positions)
+        find_too_long("s", rows, Plain(byte_tokenizer), seq_len=seq_len, loss_positions=loss_positions)
         for seq_len, loss_positions in ((50, 50), (96, 12)) for rows in (held[1], stored[1])
     ]  # fmt: skip
     assert (
@@ -102,7 +103,7 @@ def test_what_is_too_long_is_the_same(both, byte_tokenizer):
     said = []
     for one in (held, stored):
         with pytest.raises(BadDataError, match="may not be cut, seq_len is 50") as error:
-            Batches([one], byte_tokenizer, batch_size=2, seq_len=50)
+            Batches([one], Plain(byte_tokenizer), batch_size=2, seq_len=50)
         said.append(str(error.value))
     assert said[0] == said[1]
 
@@ -117,7 +118,7 @@ def test_texts_that_may_be_cut_are_not_read_before_the_first_batch(
         "_read",
         lambda self, index, of=StoredExamples._read: read.append(index) or of(self, index),
     )
-    batches = Batches(stored, byte_tokenizer, batch_size=2, seq_len=32)
+    batches = Batches(stored, Plain(byte_tokenizer), batch_size=2, seq_len=32)
     assert len(read) <= 1  # one, which says that they may be cut
     next(batches)
     assert len(read) < 12

@@ -5,9 +5,15 @@ import pathlib
 import pytest
 
 from medkor_jax.data import exams
-from medkor_jax.data.question import LETTERS, answer_text
+from medkor_jax.data.question import LETTERS, answer_text, prompt
 from medkor_jax.data.rows import Source
+from medkor_jax.data.style import Plain, plain_text
 from medkor_jax.eval import harness
+
+
+def context(question, shots=()):
+    """What is read of a question asked plainly."""
+    return plain_text(prompt(question), shots=harness.turns(shots))
 
 
 @pytest.fixture
@@ -60,7 +66,7 @@ def test_contexts_equal_those_of_the_real_task(doctor, tmp_path, tokenizer, num_
         *questions[1:],
     ]
     task = harness_task(questions, shots, tmp_path, num_fewshot)
-    ours = harness.requests(questions, shots[:num_fewshot], tokenizer)
+    ours = harness.requests(questions, shots[:num_fewshot], Plain(tokenizer))
     theirs = [instance.args[0] for instance in task.instances]
     assert len(theirs) == 164
     assert [request.context for request in ours] == theirs
@@ -87,34 +93,32 @@ def test_rows_reach_the_prompt_unchanged(doctor, shared_data):
             + "".join(f"\n{letter}. {row[letter]}" for letter in "ABCDE")
             + "\n정답："
         )
-        assert harness.context(question) == expected
+        assert context(question) == expected
         assert answer_text(question) == f" {row['answer']}"
 
 
 def test_shots_carry_their_answers_and_a_blank_line(make_question):
     shot, asked = make_question(1, n_options=2, answer=1), make_question(2, n_options=3)
-    assert harness.context(asked, [shot]) == (
+    assert context(asked, [shot]) == (
         "문항 1은?\nA. 선택 1-0\nB. 선택 1-1\n정답： B\n\n"
         "문항 2은?\nA. 선택 2-0\nB. 선택 2-1\nC. 선택 2-2\n정답："
     )  # fmt: skip
-    assert harness.context(make_question(3, n_options=2, language="en")).endswith(
-        "B. choice 3-1\nAnswer:"
-    )
+    assert context(make_question(3, n_options=2, language="en")).endswith("B. choice 3-1\nAnswer:")
 
 
 def test_prompt_starts_with_bos_and_is_cut_from_the_left(make_question, tokenizer):
     question = make_question(1)
-    whole = tokenizer.encode(harness.context(question))
+    whole = tokenizer.encode(context(question))
     (request,) = harness.requests(
-        [question], [], tokenizer, max_positions=len(whole) + 1 + 7, max_new_tokens=7
+        [question], [], Plain(tokenizer), max_positions=len(whole) + 1 + 7, max_new_tokens=7
     )
     assert list(request.token_ids) == [tokenizer.bos_id, *whole] and not request.truncated
     (request,) = harness.requests(
-        [question], [], tokenizer, max_positions=len(whole) + 6, max_new_tokens=7
+        [question], [], Plain(tokenizer), max_positions=len(whole) + 6, max_new_tokens=7
     )
     assert list(request.token_ids) == whole[1:] and request.truncated
     with pytest.raises(ValueError, match="1024 positions"):
-        harness.requests([question], [], tokenizer, max_positions=1024)
+        harness.requests([question], [], Plain(tokenizer), max_positions=1024)
 
 
 def test_prompt_ids_equal_those_of_the_harness_model_class(make_question):
@@ -125,7 +129,7 @@ def test_prompt_ids_equal_those_of_the_harness_model_class(make_question):
     transformers = pytest.importorskip("transformers")
     import tokenizers
 
-    texts = [harness.context(make_question(i), [make_question(9)]) for i in range(2)]
+    texts = [context(make_question(i), [make_question(9)]) for i in range(2)]
     vocabulary = {
         piece: i
         for i, piece in enumerate(["<pad>", "<eos>", "<bos>", *sorted(set("".join(texts)))])
@@ -138,7 +142,7 @@ def test_prompt_ids_equal_those_of_the_harness_model_class(make_question):
         tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
     )
 
-    class Plain:
+    class Characters:
         bos_id = vocabulary["<bos>"]
 
         def encode_batch(self, texts):
@@ -154,7 +158,7 @@ def test_prompt_ids_equal_those_of_the_harness_model_class(make_question):
     model = Model()
     for limit in (None, 25):
         ours = harness.requests(
-            [make_question(i) for i in range(2)], [make_question(9)], Plain(),
+            [make_question(i) for i in range(2)], [make_question(9)], Plain(Characters()),
             max_positions=limit and limit + 7, max_new_tokens=7,
         )  # fmt: skip
         assert [list(r.token_ids) for r in ours] == [

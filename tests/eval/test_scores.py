@@ -162,7 +162,7 @@ def test_other_modes_are_written_as_before_reasoning_was_known(make_report, tmp_
     assert (tmp_path / "a.jsonl").read_text(encoding="utf-8") == (
         '{"id": "q0", "key": "A", "predicted": "A", "correct": true, "text": "A", "exam": "unit", "year": 2020, '
         '"language": "ko", "n_options": 5, "probabilities": null, "among_shots": false, "truncated": false, '
-        '"mode": "letter", "shots": 0, "source": "unit exam", "split": "valid", "confidence": 0.95}\n'
+        '"mode": "letter", "shots": 0, "source": "unit exam", "split": "valid", "confidence": 0.95, "style": "plain"}\n'
     )
     assert Report.read(tmp_path / "a.jsonl") == report and report.reasoning is None
     assert set(report.summary()) == {

@@ -9,6 +9,7 @@ import sacrebleu
 
 from medkor_jax.data import embedded
 from medkor_jax.data.pairs import Pair, both_ways
+from medkor_jax.data.style import Plain
 from medkor_jax.eval.scoring import Continuation
 from medkor_jax.eval.translation import evaluate_translation
 from medkor_jax.eval.translation_report import TranslationReport, change_lines
@@ -20,7 +21,7 @@ class Translator:
     """Answers each training prompt with its taught target, or with what `spoil(target, number)` makes of it."""
 
     def __init__(self, tokenizer, pairs, spoil=lambda text, number: text):
-        self.tokenizer, self.asked = tokenizer, []
+        self.tokenizer, self.style, self.asked = tokenizer, Plain(tokenizer), []
         self.known = {}
         for number, pair in enumerate(pairs):
             for example in both_ways(pair):

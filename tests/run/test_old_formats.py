@@ -11,6 +11,7 @@ import tarfile
 
 import pytest
 
+from medkor_jax.data.style import Plain
 from medkor_jax.io.models import open_model
 from medkor_jax.io.old_formats import (
     RECORD_FORMAT,
@@ -121,7 +122,7 @@ def test_a_cursor_of_rollouts_is_found_again(kept, recipe, corpora):
     cursor = CURSOR
     batches = make_batches(
         plan_of(recipe, corpora, "phase5d", "train"),
-        open_model(recipe.weights).tokenizer,
+        Plain(open_model(recipe.weights).tokenizer),
         recipe.language_unit,
     )
     batches.set_state(cursor)

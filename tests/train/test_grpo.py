@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medkor_jax.data.style import Plain
 from medkor_jax.io.checkpoint import digest_tree
 from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.parallel.mesh import MeshShape, make_mesh, shard_tree
@@ -52,7 +53,7 @@ def learn(letter_config, letter_params, letters, quiz, one_device):
     def learn(settings, seed):
         spec = step_spec(Stage(reward=settings), PLAIN)
         step = steps.setdefault(spec, make_step(letter_config, spec, optimizer))
-        rollouts = Rollouts(quiz, letters, settings, batch_size=32, seq_len=32, seed=seed)
+        rollouts = Rollouts(quiz, Plain(letters), settings, batch_size=32, seq_len=32, seed=seed)
         rewards = []
         with jax.set_mesh(one_device):
             loaded = LoadedModel(letter_params, None, letter_config, letters)

@@ -13,6 +13,7 @@ from medkor_jax.data.option_order import shuffle_options
 from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.data.rows import BadDataError, Source
+from medkor_jax.data.style import Plain
 from medkor_jax.train.actor import Sample
 from medkor_jax.train.groups import Group, NothingToLearn, advantages, explain, taught
 from medkor_jax.train.reward_settings import RewardSettings, RolloutSettings
@@ -79,7 +80,7 @@ def one_right(group, sample):
 def make(letters, quiz):
     def make(settings=SETTINGS, sources=quiz, **changed):
         return Rollouts(
-            sources, letters, settings, **dict(batch_size=8, seq_len=48, seed=5) | changed
+            sources, Plain(letters), settings, **dict(batch_size=8, seq_len=48, seed=5) | changed
         )
 
     return make
@@ -107,13 +108,19 @@ def test_options_that_speak_of_each_other_are_asked_in_their_order(letters, caps
         len({shuffle_options(moved, np.random.default_rng(seed)).options for seed in range(20)}) > 3
     )
     Rollouts(
-        [(Source("exam", "exam", "e"), [kept, moved])], letters, SETTINGS, batch_size=8, seq_len=96
+        [(Source("exam", "exam", "e"), [kept, moved])],
+        Plain(letters),
+        SETTINGS,
+        batch_size=8,
+        seq_len=96,
     )
     assert (
         "exam: 1 of 2 questions are asked with their options in the order of the file"
         in capsys.readouterr().out
     )
-    Rollouts([(Source("exam", "exam", "e"), [moved])], letters, SETTINGS, batch_size=8, seq_len=96)
+    Rollouts(
+        [(Source("exam", "exam", "e"), [moved])], Plain(letters), SETTINGS, batch_size=8, seq_len=96
+    )
     assert "order of the file" not in capsys.readouterr().out
 
 
@@ -420,7 +427,7 @@ def test_the_decoder_says_how_likely_its_tokens_were(dtype, tiny_base_dir):
     source = Source("quiz", "exam", "embedded", language="en")
     settings = changed_to(SETTINGS, group_size=4, temperature=0.7, max_new_tokens=12)
     rollouts = Rollouts(
-        [(source, questions)], model.tokenizer, settings, batch_size=8, seq_len=128, seed=3
+        [(source, questions)], Plain(model.tokenizer), settings, batch_size=8, seq_len=128, seed=3
     )
     with jax.set_mesh(mesh):
         loaded = load(model, dtype, mesh)
