@@ -17,7 +17,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 
 from medkor_jax.data.contents import sha256_of
-from medkor_jax.data.style import CHAT, Parts, Shots
+from medkor_jax.data.style import CHAT, Parts
 from medkor_jax.data.tokenizer import Tokenizer
 
 SYSTEM, USER, MODEL = "system", "user", "assistant"
@@ -73,25 +73,27 @@ class ChatTemplate:
         except Exception as error:  # a template may raise what it likes
             raise ChatError(f"the chat template refuses the conversation: {error}") from error
 
-    def text(self, asked: str, *, system: str = "", shots: Shots = ()) -> str:
+    def text(self, asked: str, *, system: str = "") -> str:
         """Returns the prompt as text. Raises: ChatError, as `prompt`."""
-        return self.render(_messages(asked, system=system, shots=shots))
+        return self.render(_messages(asked, system=system))
 
-    def prompt(self, asked: str, *, system: str = "", shots: Shots = ()) -> list[int]:
+    def prompt(
+        self, asked: str, *, system: str = "", before: Sequence[tuple[str, str]] = ()
+    ) -> list[int]:
         """Returns ids, <bos> first: `asked` by the user, the model's turn begun.
 
-        shots: (asked, answered) turns before it. system goes where the template puts it.
+        before: (asked, answered) turns. system goes where the template puts it.
 
         Raises: ChatError if the template has no place for a system text, or refuses the turns.
         """
-        return self._ids(_messages(asked, system=system, shots=shots))
+        return self._ids(_messages(asked, system=system, before=before))
 
     def answer(self, text: str) -> list[int]:
         """The space in front of a plain answer is no part of a turn."""
         return self.tokenizer.encode(text.strip())
 
-    def answered(self, asked: str, answer: str, *, shots: Shots = ()) -> list[int]:
-        turns = [*_messages(asked, shots=shots), _said(answer.strip())]
+    def answered(self, asked: str, answer: str) -> list[int]:
+        turns = [*_messages(asked), _said(answer.strip())]
         return self._ids(turns, opens=False)[: -len(self.turn_end)]
 
     def dialogue(self, parts: Parts) -> tuple[list[int], list[bool]]:
@@ -103,7 +105,7 @@ class ChatTemplate:
         ids: list[int] = []
         loss: list[bool] = []
         for i, (asked, answer) in enumerate(turns):
-            opened = self.prompt(asked, system=system, shots=turns[:i])
+            opened = self.prompt(asked, system=system, before=turns[:i])
             if opened[: len(ids)] != ids:
                 raise ChatError(
                     f"the chat template shows {len(turns[:i])} turns otherwise when another follows; such dialogues cannot be taught whole"
@@ -158,10 +160,12 @@ class _Mark:
         )
 
 
-def _messages(asked: str, *, system: str = "", shots: Shots = ()) -> list[Message]:
+def _messages(
+    asked: str, *, system: str = "", before: Sequence[tuple[str, str]] = ()
+) -> list[Message]:
     messages: list[Message] = [{"role": SYSTEM, "content": system}] if system else []
-    for shot, answer in shots:
-        messages += [{"role": USER, "content": shot}, _said(answer.strip())]
+    for earlier, answer in before:
+        messages += [{"role": USER, "content": earlier}, _said(answer.strip())]
     return [*messages, {"role": USER, "content": asked}]
 
 

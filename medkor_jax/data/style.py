@@ -23,7 +23,6 @@ STYLES = (AUTO, CHAT, PLAIN)
 Parts = Sequence[
     tuple[str, bool]
 ]  # (text, whether the model says it, and so whether it carries loss)
-Shots = Sequence[tuple[str, str]]  # (asked, answered) turns before
 
 
 class Style(Protocol):
@@ -38,16 +37,16 @@ class Style(Protocol):
     def tokenizer(self) -> Tokenizer:
         """Whose ids are made."""
 
-    def text(self, asked: str, *, system: str = "", shots: Shots = ()) -> str:
+    def text(self, asked: str, *, system: str = "") -> str:
         """Returns what the model reads up to where it answers, as text; control tokens by their names."""
 
-    def prompt(self, asked: str, *, system: str = "", shots: Shots = ()) -> list[int]:
+    def prompt(self, asked: str, *, system: str = "") -> list[int]:
         """Returns its ids, <bos> first."""
 
     def answer(self, text: str) -> list[int]:
         """Returns the ids of an answer right behind a prompt, without what ends it."""
 
-    def answered(self, asked: str, answer: str, *, shots: Shots = ()) -> list[int]:
+    def answered(self, asked: str, answer: str) -> list[int]:
         """Returns the ids of prompt and answer made of one text: to see whether they are those of the two apart."""
 
     def dialogue(self, parts: Parts) -> tuple[list[int], list[bool]]:
@@ -64,31 +63,25 @@ def check_style(style: str) -> None:
         raise ValueError(f"style is {style!r}, expected one of {', '.join(STYLES)}")
 
 
-def plain_text(asked: str, *, system: str = "", shots: Shots = ()) -> str:
-    """Returns what is asked as text that goes on, what stands before it in front."""
-    before = f"{system}\n\n" if system else ""
-    return before + "".join(f"{shot}{answer}\n\n" for shot, answer in shots) + asked
-
-
 class Plain:
-    """Text goes on as text: shots stand in front, each with its answer and a blank line, as lm-evaluation-harness writes them."""
+    """Text goes on as text."""
 
     name, digest, markup = PLAIN, "", 1
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 
-    def text(self, asked: str, *, system: str = "", shots: Shots = ()) -> str:
-        return plain_text(asked, system=system, shots=shots)
+    def text(self, asked: str, *, system: str = "") -> str:
+        return f"{system}\n\n{asked}" if system else asked
 
-    def prompt(self, asked: str, *, system: str = "", shots: Shots = ()) -> list[int]:
-        return [self.tokenizer.bos_id, *self.answer(self.text(asked, system=system, shots=shots))]
+    def prompt(self, asked: str, *, system: str = "") -> list[int]:
+        return [self.tokenizer.bos_id, *self.answer(self.text(asked, system=system))]
 
     def answer(self, text: str) -> list[int]:
         return self.tokenizer.encode_batch([text])[0]
 
-    def answered(self, asked: str, answer: str, *, shots: Shots = ()) -> list[int]:
-        return self.prompt(asked + answer, shots=shots)
+    def answered(self, asked: str, answer: str) -> list[int]:
+        return self.prompt(asked + answer)
 
     def dialogue(self, parts: Parts) -> tuple[list[int], list[bool]]:
         """Parts are tokenised apart: a prompt's tokens do not depend on its answer. <eos> ends the last."""

@@ -71,8 +71,7 @@ def evaluate(
     new_tokens = {"harness": harness.MAX_NEW_TOKENS, "reason": max_new_tokens}.get(mode, 1)
     requests = harness.bounded(
         questions,
-        prompts_of(questions, mode),
-        harness.turns(shots),
+        contexts(questions, mode, shots),
         scorer.style,
         max_positions=scorer.max_positions,
         max_new_tokens=new_tokens,
@@ -185,25 +184,18 @@ def _answer(question: Question, found: _Found, among_shots: bool, truncated: boo
     )
 
 
-def prompts_of(questions: Sequence[Question], mode: str) -> list[str]:
-    """Returns what is asked of each question in this mode, in whatever form."""
-    ask = _PROMPTS.get(mode, prompt)
-    return [ask(question) for question in questions]
-
-
-def contexts(
-    questions: Sequence[Question], mode: str, shots: Sequence[Question], style: Style
-) -> list[str]:
-    """Returns what the model reads of each question, in this mode and form, up to where it answers."""
-    turns = harness.turns(shots)
-    return [style.text(asked, shots=turns) for asked in prompts_of(questions, mode)]
+def contexts(questions: Sequence[Question], mode: str, shots: Sequence[Question] = ()) -> list[str]:
+    """Returns what is asked of each question in this mode, in whatever form, up to where the answer is due."""
+    if mode in _PROMPTS:
+        return [_PROMPTS[mode](question) for question in questions]
+    return [harness.context(question, shots) for question in questions]
 
 
 def contexts_digest(
     questions: Sequence[Question], mode: str, shots: Sequence[Question], style: Style
 ) -> str:
     """Returns a digest of everything the model reads of these questions: it tells one version of the prompts from another."""
-    return checksum(contexts(questions, mode, shots, style))
+    return checksum([style.text(asked) for asked in contexts(questions, mode, shots)])
 
 
 def _batches(

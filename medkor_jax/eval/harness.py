@@ -9,8 +9,9 @@ beside the tokens to generate, <bos> included; so does this. Shots are the first
 in order, the same for every question, and are not taken out when they are among the questions.
 
 The English form (prompt ending in "Answer:") is this project's own; the harness has none. A question of
-fewer than five options lists only those it has. Published numbers are without chat template; with one (`--apply_chat_template`)
-the harness makes each shot a turn of its own, and so does a style that has turns.
+fewer than five options lists only those it has. Published numbers are without chat template. With one
+(`--apply_chat_template --fewshot_as_multiturn=False`) the whole context is the user's turn, and so it is here; its default, a
+turn a shot, cannot be rendered for this task, whose shots hold their answers: two turns of the user would follow each other.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from medkor_jax.data.question import Question, answer_text, prompt
-from medkor_jax.data.style import Shots, Style
+from medkor_jax.data.style import Style
 
 STOP = ("Q:", "</s>", "<|im_end|>", ".", "\n\n")
 MAX_NEW_TOKENS = 1024
@@ -33,9 +34,9 @@ class Request:
     truncated: bool
 
 
-def turns(shots: Sequence[Question]) -> Shots:
-    """Returns (asked, answered) of each shot."""
-    return [(prompt(shot), answer_text(shot)) for shot in shots]
+def context(question: Question, shots: Sequence[Question] = ()) -> str:
+    """Returns the text that the model is asked to continue, or to answer."""
+    return "".join(f"{prompt(shot)}{answer_text(shot)}\n\n" for shot in shots) + prompt(question)
 
 
 def requests(
@@ -50,21 +51,15 @@ def requests(
 
     Raises: ValueError if `max_positions` leaves no room for a prompt.
     """
-    asked = [prompt(question) for question in questions]
+    asked = [context(question, shots) for question in questions]
     return bounded(
-        questions,
-        asked,
-        turns(shots),
-        style,
-        max_positions=max_positions,
-        max_new_tokens=max_new_tokens,
+        questions, asked, style, max_positions=max_positions, max_new_tokens=max_new_tokens
     )
 
 
 def bounded(
     questions: Sequence[Question],
     asked: Sequence[str],
-    shots: Shots,
     style: Style,
     *,
     max_positions: int | None,
@@ -79,12 +74,12 @@ def bounded(
     limit = None if max_positions is None else max_positions - max_new_tokens
     built = []
     for question, text in zip(questions, asked, strict=True):
-        ids = style.prompt(text, shots=shots)
+        ids = style.prompt(text)
         kept = ids if limit is None else ids[-limit:]
         built.append(
             Request(
                 question.id,
-                style.text(text, shots=shots),
+                style.text(text),
                 tuple(kept),
                 truncated=len(kept) < len(ids),
             )

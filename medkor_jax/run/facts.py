@@ -17,9 +17,7 @@ from typing import Any
 from medkor_jax.data.contents import checksum, content_digest
 from medkor_jax.data.pairs import both_ways
 from medkor_jax.data.rows import Source
-from medkor_jax.data.style import plain_text
-from medkor_jax.eval.exam import READ_VERSION, prompts_of
-from medkor_jax.eval.harness import turns
+from medkor_jax.eval.exam import READ_VERSION, contexts
 from medkor_jax.eval.translation import STOP
 from medkor_jax.run.corpora import Corpora
 from medkor_jax.run.phases import Exam, Phase, Recipe
@@ -70,7 +68,7 @@ def exam_asked(recipe: Recipe, corpora: Corpora, exam: Exam) -> str:
     said = (
         READ_VERSION,
         exam.mode,
-        [plain_text(asked, shots=turns(shots)) for asked in prompts_of(questions, exam.mode)],
+        contexts(questions, exam.mode, shots),
         content_digest(questions),
         reasoned,
     )

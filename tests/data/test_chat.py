@@ -61,7 +61,7 @@ def test_turns_before_the_question_are_theirs(both):
         for asked, answered in shots
         for turn in ({"role": "user", "content": asked}, {"role": "assistant", "content": answered})
     ]
-    assert ChatTemplate(GEMMA3, ours).prompt("hi", shots=shots) == their_ids(
+    assert ChatTemplate(GEMMA3, ours).prompt("hi", before=shots) == their_ids(
         theirs, [*turns, {"role": "user", "content": "hi"}]
     )
 

@@ -5,7 +5,7 @@ import pytest
 
 from medkor_jax.data.question import LETTERS, answer_text, prompt
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
-from medkor_jax.data.style import Plain, plain_text
+from medkor_jax.data.style import Plain
 from medkor_jax.eval import exam, harness
 from medkor_jax.eval.scoring import Continuation
 
@@ -176,9 +176,7 @@ def test_a_scorer_that_answers_too_few_is_caught(make_question, tokenizer):
 def test_cut_prompts_are_marked(make_question, tokenizer):
     questions = [make_question(1), make_question(2)]
     scorer = FakeScorer(tokenizer, questions, [0, 0])
-    length = len(
-        tokenizer.encode(plain_text(prompt(questions[1]), shots=harness.turns(questions[:1])))
-    )
+    length = len(tokenizer.encode(harness.context(questions[1], questions[:1])))
     scorer.max_positions = length
     report = exam.evaluate(scorer, questions, mode="letter", shots=questions[:1])
     assert [a.truncated for a in report.answers] == [True, True] and scorer.batches == [

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 import pathlib
@@ -5,15 +6,19 @@ import pathlib
 import pytest
 
 from medkor_jax.data import exams
-from medkor_jax.data.question import LETTERS, answer_text, prompt
+from medkor_jax.data.question import LETTERS, answer_text
 from medkor_jax.data.rows import Source
-from medkor_jax.data.style import Plain, plain_text
+from medkor_jax.data.style import Plain
 from medkor_jax.eval import harness
 
+GEMMA3 = pathlib.Path(__file__).parents[1] / "data" / "chat" / "gemma3.jinja"
 
-def context(question, shots=()):
-    """What is read of a question asked plainly."""
-    return plain_text(prompt(question), shots=harness.turns(shots))
+
+def with_turns(tokenizer):
+    """The vocabulary of the tests, and two more ids for the beginning and the end of a turn."""
+    other = copy.copy(tokenizer)
+    other.control_ids = {"<bos>": tokenizer.bos_id, "<start_of_turn>": -1, "<end_of_turn>": -2}
+    return other
 
 
 @pytest.fixture
@@ -26,7 +31,7 @@ def doctor(shared_data):
     return [exams.load(source, drop_bad=False).rows for source in sources]
 
 
-def harness_task(questions, shots, directory: pathlib.Path, num_fewshot: int):
+def harness_task(questions, shots, directory: pathlib.Path, num_fewshot: int, **how):
     """The real task of lm-eval 0.4.13, reading rows of the hub's form (answers 1-5) instead of the hub."""
     lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
     if lm_eval.__version__ != "0.4.13":
@@ -53,8 +58,26 @@ def harness_task(questions, shots, directory: pathlib.Path, num_fewshot: int):
         "num_fewshot": num_fewshot,
     }
     task = ConfigurableTask(config=config)
-    task.build_all_requests(limit=None, rank=0, world_size=1)
+    task.build_all_requests(limit=None, rank=0, world_size=1, **how)
     return task
+
+
+@pytest.mark.parametrize("num_fewshot", [0, 5])
+def test_chats_equal_those_of_the_real_task(doctor, tmp_path, tokenizer, num_fewshot):
+    """With --apply_chat_template: shots and question are one turn; a turn a shot, the default there, is refused by Gemma's template."""
+    from medkor_jax.data.chat import ChatTemplate, render
+
+    questions, shots = doctor
+    chat = ChatTemplate(GEMMA3.read_text("utf-8"), with_turns(tokenizer))
+    task = harness_task(
+        questions, shots, tmp_path, num_fewshot, apply_chat_template=True, fewshot_as_multiturn=False,
+        tokenizer_name="gemma3", chat_template=lambda said, add_generation_prompt: render(chat.template, said, opens=add_generation_prompt),
+    )  # fmt: skip
+    ours = harness.requests(questions, shots[:num_fewshot], chat)
+    assert [request.context for request in ours] == [i.args[0] for i in task.instances]
+    # over there a text that begins with <bos> is given no second one
+    assert all(request.token_ids.count(tokenizer.bos_id) == 1 for request in ours)
+    assert ours[0].token_ids.count(chat.turn_end[0]) == 1
 
 
 @pytest.mark.parametrize("num_fewshot", [0, 5])
@@ -93,22 +116,24 @@ def test_rows_reach_the_prompt_unchanged(doctor, shared_data):
             + "".join(f"\n{letter}. {row[letter]}" for letter in "ABCDE")
             + "\n정답："
         )
-        assert context(question) == expected
+        assert harness.context(question) == expected
         assert answer_text(question) == f" {row['answer']}"
 
 
 def test_shots_carry_their_answers_and_a_blank_line(make_question):
     shot, asked = make_question(1, n_options=2, answer=1), make_question(2, n_options=3)
-    assert context(asked, [shot]) == (
+    assert harness.context(asked, [shot]) == (
         "문항 1은?\nA. 선택 1-0\nB. 선택 1-1\n정답： B\n\n"
         "문항 2은?\nA. 선택 2-0\nB. 선택 2-1\nC. 선택 2-2\n정답："
     )  # fmt: skip
-    assert context(make_question(3, n_options=2, language="en")).endswith("B. choice 3-1\nAnswer:")
+    assert harness.context(make_question(3, n_options=2, language="en")).endswith(
+        "B. choice 3-1\nAnswer:"
+    )
 
 
 def test_prompt_starts_with_bos_and_is_cut_from_the_left(make_question, tokenizer):
     question = make_question(1)
-    whole = tokenizer.encode(context(question))
+    whole = tokenizer.encode(harness.context(question))
     (request,) = harness.requests(
         [question], [], Plain(tokenizer), max_positions=len(whole) + 1 + 7, max_new_tokens=7
     )
@@ -129,7 +154,7 @@ def test_prompt_ids_equal_those_of_the_harness_model_class(make_question):
     transformers = pytest.importorskip("transformers")
     import tokenizers
 
-    texts = [context(make_question(i), [make_question(9)]) for i in range(2)]
+    texts = [harness.context(make_question(i), [make_question(9)]) for i in range(2)]
     vocabulary = {
         piece: i
         for i, piece in enumerate(["<pad>", "<eos>", "<bos>", *sorted(set("".join(texts)))])
