@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Callable
 
 from medkor_jax.model.dtypes import DTYPES
+from medkor_jax.parallel.mesh import MeshShape, read_mesh
 
 WEIGHTS = (
     "embedded, a directory, a .gguf file, a hub id, a run, "
@@ -45,6 +46,21 @@ def above_zero(text: str) -> float:
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
+
+
+def add_mesh(parser: argparse.ArgumentParser) -> None:
+    words = (
+        "how devices share the model, such as fsdp=8 or data=2,fsdp=4 "
+        "(default: each holds it whole where it fits, else all share it)"
+    )
+    parser.add_argument("--mesh", type=_mesh, metavar="AXIS=N,...", help=words)
+
+
+def _mesh(text: str) -> MeshShape:
+    try:
+        return read_mesh(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_tags(parser: argparse.ArgumentParser, when: str = "") -> None:

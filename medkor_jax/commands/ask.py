@@ -20,8 +20,8 @@ import jax
 import numpy as np
 from scipy.special import softmax
 
-from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, add_tags, whole
-from medkor_jax.commands.opening import asking_mesh
+from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_mesh, add_part, add_tags, whole
+from medkor_jax.commands.opening import asking_mesh, check_mesh
 from medkor_jax.data.cells import composed
 from medkor_jax.data.language import ENGLISH, KOREAN, has_hangul
 from medkor_jax.data.question import LETTERS, Question, prompt
@@ -36,6 +36,7 @@ from medkor_jax.model.completion import STOP_STRING, Completion
 from medkor_jax.model.decode import Decoder
 from medkor_jax.model.dtypes import slow_here
 from medkor_jax.model.prompts import make_routing
+from medkor_jax.parallel.mesh import MeshShape
 from medkor_jax.run.named_model import open_model
 
 MODES = ("reason", "letter")
@@ -57,9 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=whole(1), default=512)
     add_tags(parser)
     add_dtype(parser)
+    add_mesh(parser)
 
 
 def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    check_mesh(arguments.mesh)
     if arguments.exam:
         names = ("split", "subset", "language")
         where = {name: getattr(arguments, name) for name in names}
@@ -75,6 +78,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         max_new_tokens=arguments.max_new_tokens,
         form=ReasoningFormat(*arguments.tags or ()),
         dtype=arguments.dtype,
+        mesh=arguments.mesh,
         write=lambda part: print(part, end="", flush=True),
     )
     print()
@@ -133,6 +137,7 @@ def ask(
     max_new_tokens: int = 512,
     form: ReasoningFormat = ReasoningFormat(),
     dtype: str = "float32",
+    mesh: MeshShape | None = None,
 ) -> Asked:
     """Returns the answer; its text goes to `write` in parts while it is being written.
 
@@ -144,14 +149,15 @@ def ask(
         raise ValueError(
             'letter mode compares options and this question has none; write them as lines "A. ...", or use mode reason'
         )
+    check_mesh(mesh)
     model = open_model(weights)
     tokenizer, config = model.tokenizer, model.config
-    mesh = asking_mesh(model, dtype)
+    made = asking_mesh(model, dtype, mesh)
     if words := slow_here(dtype, "--dtype float32"):
         print(words, file=sys.stderr)  # what is written is an answer
-    with jax.set_mesh(mesh):
-        loaded = load(model, dtype, mesh)
-        scorer = ModelScorer(loaded, dtype=dtype, mesh=mesh, batch_size=1)
+    with jax.set_mesh(made):
+        loaded = load(model, dtype, made)
+        scorer = ModelScorer(loaded, dtype=dtype, mesh=made, batch_size=1)
         if mode == "letter":
             report = evaluate(scorer, [cast("Question", question)], mode="letter", batch_size=1)
             return Asked("", report.answers[0].probabilities, is_closed=False)
