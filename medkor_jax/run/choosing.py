@@ -11,6 +11,7 @@ pass. What it does not do: open, train or measure; it is given how.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -162,16 +163,26 @@ def may_run(recipe: Recipe) -> tuple[Phase, ...]:
     return (*(one for one, name in zip(brought, own) if name not in recipe.run), *recipe.in_force)
 
 
+def only_if(recipe: Recipe) -> dict[str, str]:
+    """Returns the weights that the phases to run may never open, {name: "phase0 does not pass phase1"}."""
+    certain = recipe.outside_weights
+    return {
+        other.weights: f"{before} does not pass {phase.name}"
+        for phase in recipe.in_force
+        for before, other in itertools.pairwise(candidates_of(phase, recipe.phases))
+        if other.weights and other.weights not in certain
+    }
+
+
 def told(recipe: Recipe) -> str:
     """Returns what is tried only if something before it does not pass, "" if nothing is."""
     lines = []
     for phase in recipe.in_force:
-        first, *others = candidates_of(phase, recipe.phases) or (None,)
-        for other in others:
+        for before, other in itertools.pairwise(candidates_of(phase, recipe.phases)):
             size = _known_size(recipe, other)
             shown = f"{other}{f' ({size / 1e9:.2f}B)' if size else ''}"
             lines.append(
-                f"  {phase.name}: {shown}, opened only if {first} does not pass"
+                f"  {phase.name}: {shown}, opened only if {before} does not pass"
                 + (f"; {other.phase} is then run on it first" if other.is_on_demand else "")
             )
     return "\n".join(["Tried only if needed:", *lines]) if lines else ""
