@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from medkor_jax.model.dtypes import DTYPES
-from medkor_jax.parallel.mesh import MeshShape, read_mesh
+
+if TYPE_CHECKING:
+    from medkor_jax.parallel.mesh import MeshShape
 
 WEIGHTS = (
     "embedded, a directory, a .gguf file, a hub id, a run, "
@@ -57,6 +60,8 @@ def add_mesh(parser: argparse.ArgumentParser) -> None:
 
 
 def _mesh(text: str) -> MeshShape:
+    from medkor_jax.parallel.mesh import read_mesh  # imports jax, which the overview does without
+
     try:
         return read_mesh(text)
     except ValueError as error:

@@ -148,8 +148,7 @@ def evaluate_file(
         return shown(source.name, load_questions(source, drop_bad=drop_bad))
 
     check_mesh(mesh)
-    if mode == "reason" and n_shots:
-        raise ValueError(f"{n_shots} shots are asked for; reason mode is asked without any")
+    _check_mode(mode, n_shots)
     asked = questions(exam, split, limit=limit, answers_from=answers_from)
     shots = _shots(fewshot, n_shots, lambda path: questions(path, "fewshot"))
     model = open_model(weights)
@@ -177,6 +176,11 @@ def evaluate_file(
         "seen_in_training": seen,
     }
     return dataclasses.replace(report, made_by=made_by)
+
+
+def _check_mode(mode: str, n_shots: int) -> None:
+    if mode == "reason" and n_shots:
+        raise ValueError(f"{n_shots} shots are asked for; reason mode is asked without any")
 
 
 def _shots(fewshot: str | None, n: int, read: Callable[[str], list[Question]]) -> list[Question]:
