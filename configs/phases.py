@@ -29,6 +29,7 @@ SOLUTIONS = {
     )
 }
 ALL_TREES = ("lora", "lang", "expand")
+LARGE = "google/medgemma-27b-text-it"  # fetched only if the smaller model does not pass phase 1
 
 
 def phase0():
@@ -42,7 +43,7 @@ def phase0():
 
 def phase1():
     p = phase("choose the model by the English exam; LoRA_1 in English if none passes")
-    p.candidates, p.is_reference = ("phase0", "google/medgemma-27b-text-it"), True
+    p.candidates, p.is_reference = ("phase0", f"phase0 on {LARGE}"), True
     # by other questions than the later gates, which compare with the model chosen here
     p.exam = "english-choice"
     p.gate.reading, p.gate.threshold, p.gate.on_failure = "absolute", 0.4, "train"
@@ -96,8 +97,9 @@ def phase4b_translation():
 
 
 def phase5a_text():
-    p = phase("Korean text once more", after="phase4b_translation")
-    p.trees, p.data, p.steps = ALL_TREES, KOREAN, 1000
+    title = "Korean text once more trains the embeddings and LoRA_1, not the added layers"
+    p = phase(title, after="phase4b_translation")
+    p.trees, p.data, p.steps = ("lora", "lang"), KOREAN, 1000
     p.gate.requires = korean()
     hold_english(p, ENGLISH)
     return p

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from medkor_jax.data.style import AUTO, STYLES
 from medkor_jax.model.dtypes import DTYPES
+
+if TYPE_CHECKING:
+    from medkor_jax.parallel.mesh import MeshShape
 
 WEIGHTS = (
     "embedded, a directory, a .gguf file, a hub id, a run, "
@@ -54,6 +58,23 @@ def add_style(parser: argparse.ArgumentParser) -> None:
         "else chat where the checkpoint has a template and was instruction-tuned"
     )
     parser.add_argument("--style", default=AUTO, choices=STYLES, help=words)
+
+
+def add_mesh(parser: argparse.ArgumentParser) -> None:
+    words = (
+        "how devices share the model, such as fsdp=8 or data=2,fsdp=4 "
+        "(default: each holds it whole where it fits, else all share it)"
+    )
+    parser.add_argument("--mesh", type=_mesh, metavar="AXIS=N,...", help=words)
+
+
+def _mesh(text: str) -> MeshShape:
+    from medkor_jax.parallel.mesh import read_mesh  # imports jax, which the overview does without
+
+    try:
+        return read_mesh(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_tags(parser: argparse.ArgumentParser, when: str = "") -> None:

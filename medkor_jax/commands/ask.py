@@ -20,8 +20,16 @@ import jax
 import numpy as np
 from scipy.special import softmax
 
-from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, add_style, add_tags, whole
-from medkor_jax.commands.opening import asking_mesh
+from medkor_jax.commands.arguments import (
+    WEIGHTS,
+    add_dtype,
+    add_mesh,
+    add_part,
+    add_style,
+    add_tags,
+    whole,
+)
+from medkor_jax.commands.opening import asking_mesh, check_mesh
 from medkor_jax.data.cells import composed
 from medkor_jax.data.language import ENGLISH, KOREAN, has_hangul
 from medkor_jax.data.question import LETTERS, Question, prompt
@@ -37,6 +45,7 @@ from medkor_jax.model.completion import STOP_STRING, Completion
 from medkor_jax.model.decode import Decoder
 from medkor_jax.model.dtypes import slow_here
 from medkor_jax.model.prompts import make_routing
+from medkor_jax.parallel.mesh import MeshShape
 from medkor_jax.run.named_model import open_model
 
 MODES = ("reason", "letter")
@@ -59,9 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_tags(parser)
     add_style(parser)
     add_dtype(parser)
+    add_mesh(parser)
 
 
 def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    check_mesh(arguments.mesh)
     if arguments.exam:
         names = ("split", "subset", "language")
         where = {name: getattr(arguments, name) for name in names}
@@ -77,6 +88,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         form=ReasoningFormat(*arguments.tags or ()),
         dtype=arguments.dtype,
         style=arguments.style,
+        mesh=arguments.mesh,
         write=lambda part: print(part, end="", flush=True),
     )
     print()
@@ -136,6 +148,7 @@ def ask(
     form: ReasoningFormat = ReasoningFormat(),
     dtype: str = "float32",
     style: str = AUTO,
+    mesh: MeshShape | None = None,
 ) -> Asked:
     """Returns the answer; its text goes to `write` in parts while it is being written.
 
@@ -147,15 +160,16 @@ def ask(
         raise ValueError(
             'letter mode compares options and this question has none; write them as lines "A. ...", or use mode reason'
         )
+    check_mesh(mesh)
     model = open_model(weights)
     tokenizer, config = model.tokenizer, model.config
-    mesh = asking_mesh(model, dtype)
+    made = asking_mesh(model, dtype, mesh)
     if words := slow_here(dtype, "--dtype float32"):
         print(words, file=sys.stderr)  # what is written is an answer
-    with jax.set_mesh(mesh):
-        loaded = load(model, dtype, mesh, style=style)
+    with jax.set_mesh(made):
+        loaded = load(model, dtype, made, style=style)
         write(shown_prompt(question, mode) + ("\n" if loaded.style.name == CHAT else ""))
-        scorer = ModelScorer(loaded, dtype=dtype, mesh=mesh, batch_size=1)
+        scorer = ModelScorer(loaded, dtype=dtype, mesh=made, batch_size=1)
         if mode == "letter":
             report = evaluate(scorer, [cast("Question", question)], mode="letter", batch_size=1)
             return Asked("", report.answers[0].probabilities, is_closed=False)

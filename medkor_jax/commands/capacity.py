@@ -17,6 +17,7 @@ import jax
 from jax.sharding import Mesh
 
 from medkor_jax.io import download
+from medkor_jax.io.sizes import known_config
 from medkor_jax.io.weights import is_hub_id
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.plan.arithmetic import estimate
@@ -25,6 +26,7 @@ from medkor_jax.plan.compiling import sharded_bytes
 from medkor_jax.plan.lowering import abstract_params
 from medkor_jax.plan.stages import STEP, Program, Trees, planned_stages
 from medkor_jax.plan.topology import Chip, Topology
+from medkor_jax.run.choosing import only_if
 from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import Recipe
 from medkor_jax.train.stage import Stage
@@ -54,6 +56,14 @@ def disk_room(recipe: Recipe) -> str:
     )
     if needed > free:
         raise ValueError(f"{said} at {place}: name a run_dir with more room")
+    for name, when in only_if(recipe).items():
+        config = known_config(name)
+        if config is None:
+            said += f"; only if {when}: what {name} needs is not known"
+            continue
+        merged = sharded_bytes(abstract_params(config, Trees(), recipe.param_dtype).base)
+        room = "" if needed + merged <= free else ", WHICH ARE NOT FREE"
+        said += f"; only if {when}: {merged / 1e9:.1f} GB more{room}, beside the download of {name}"
     return said
 
 

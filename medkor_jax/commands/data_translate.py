@@ -23,8 +23,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, add_style, whole
-from medkor_jax.commands.opening import base_of, open_scorer, shown
+from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_mesh, add_part, add_style, whole
+from medkor_jax.commands.opening import base_of, check_mesh, open_scorer, shown
 from medkor_jax.commands.translation_work import Work, json_lines
 from medkor_jax.data import rows
 from medkor_jax.data.contents import sha256_of
@@ -40,6 +40,7 @@ from medkor_jax.eval.translation import translate
 from medkor_jax.io.files import write_atomically
 from medkor_jax.io.loaded_model import style_of
 from medkor_jax.parallel.hosts import say
+from medkor_jax.parallel.mesh import MeshShape
 from medkor_jax.run.named_model import open_model
 
 MAX_NEW_TOKENS = 512  # for one line; half a page
@@ -62,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=whole(1), default=MAX_NEW_TOKENS, help=words)
     add_style(parser)
     add_dtype(parser)
+    add_mesh(parser)
     parser.add_argument("--drop-bad", action="store_true")
 
 
@@ -76,6 +78,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         "max_new_tokens",
         "dtype",
         "style",
+        "mesh",
     )
     done = translate_exam(
         arguments.weights,
@@ -139,6 +142,7 @@ def translate_exam(
     drop_bad: bool = False,
     style: str = AUTO,
     on_progress: Callable[[int, int], None] | None = None,
+    mesh: MeshShape | None = None,
 ) -> ExamTranslation:
     """Writes the exam in language `to` to `out`, as JSONL that `data.exams` reads, and says which rows failed.
 
@@ -148,6 +152,7 @@ def translate_exam(
     Raises: ValueError if `to` is no language, the exam is in it already, `out` was begun with other settings, or
     no row passes; BadDataError, WeightsError.
     """
+    check_mesh(mesh)
     given = _other(to)
     source = Source(
         exam,
@@ -177,7 +182,8 @@ def translate_exam(
     how: Any = dict(to=to, out=out, batch_size=batch_size, max_new_tokens=max_new_tokens)
     if len(work.done) == len(questions):
         return finish_exam(None, questions, work, **how)
-    with open_scorer(model, dtype=dtype, batch_size=batch_size, style=style) as scorer:
+    opened: Any = dict(dtype=dtype, batch_size=batch_size, style=style, mesh_shape=mesh)
+    with open_scorer(model, **opened) as scorer:
         return finish_exam(scorer, questions, work, on_progress=on_progress, **how)
 
 

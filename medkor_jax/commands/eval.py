@@ -18,8 +18,16 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from medkor_jax.commands.arguments import WEIGHTS, add_dtype, add_part, add_style, add_tags, whole
-from medkor_jax.commands.opening import open_scorer, shown
+from medkor_jax.commands.arguments import (
+    WEIGHTS,
+    add_dtype,
+    add_mesh,
+    add_part,
+    add_style,
+    add_tags,
+    whole,
+)
+from medkor_jax.commands.opening import check_mesh, open_scorer, shown
 from medkor_jax.data.leakage import find_leaks
 from medkor_jax.data.pairs import Pair, load_pairs
 from medkor_jax.data.question import Question
@@ -33,6 +41,7 @@ from medkor_jax.eval.translation import MAX_TRANSLATION_TOKENS, evaluate_transla
 from medkor_jax.eval.translation_report import TranslationReport
 from medkor_jax.io.models import Model
 from medkor_jax.parallel.hosts import say
+from medkor_jax.parallel.mesh import MeshShape
 from medkor_jax.run.corpora import describe_leak, documents_read
 from medkor_jax.run.named_model import open_model
 
@@ -70,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=whole(0), default=0, help=words)
     add_style(parser)
     add_dtype(parser)
+    add_mesh(parser)
     parser.add_argument("--batch-size", type=whole(1), default=16)
     parser.add_argument("--out", help="write one JSON line a question here")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
@@ -96,6 +106,7 @@ def _report(arguments: argparse.Namespace) -> Report | TranslationReport:
         "drop_bad",
         "max_new_tokens",
         "style",
+        "mesh",
     )
     shared = {name: getattr(arguments, name) for name in names}
     if shared["max_new_tokens"] is None:
@@ -133,6 +144,7 @@ def evaluate_file(
     form: ReasoningFormat = ReasoningFormat(),
     answers_from: int | None = None,
     style: str = AUTO,
+    mesh: MeshShape | None = None,
 ) -> Report:
     """Returns every answer of `weights` to the questions of `exam` (a file, a hub id or "embedded").
 
@@ -147,13 +159,14 @@ def evaluate_file(
         source = Source(path, "exam", path, split=split, subset=subset, language=language, **rest)
         return shown(source.name, load_questions(source, drop_bad=drop_bad))
 
-    if mode == "reason" and n_shots:
-        raise ValueError(f"{n_shots} shots are asked for; reason mode is asked without any")
+    check_mesh(mesh)
+    _check_mode(mode, n_shots)
     asked = questions(exam, split, limit=limit, answers_from=answers_from)
     shots = _shots(fewshot, n_shots, lambda path: questions(path, "fewshot"))
     model = open_model(weights)
     seen = seen_in_training(model, weights, exam, asked)
-    with open_scorer(model, dtype=dtype, batch_size=batch_size, style=style) as scorer:
+    opened: Any = dict(dtype=dtype, batch_size=batch_size, style=style, mesh_shape=mesh)
+    with open_scorer(model, **opened) as scorer:
         report = evaluate(
             scorer,
             asked,
@@ -176,6 +189,11 @@ def evaluate_file(
         "seen_in_training": seen,
     }
     return dataclasses.replace(report, made_by=made_by)
+
+
+def _check_mode(mode: str, n_shots: int) -> None:
+    if mode == "reason" and n_shots:
+        raise ValueError(f"{n_shots} shots are asked for; reason mode is asked without any")
 
 
 def _shots(fewshot: str | None, n: int, read: Callable[[str], list[Question]]) -> list[Question]:
@@ -236,6 +254,7 @@ def evaluate_pairs(
     drop_bad: bool = False,
     max_new_tokens: int = MAX_TRANSLATION_TOKENS,
     style: str = AUTO,
+    mesh: MeshShape | None = None,
 ) -> TranslationReport:
     """Returns every pair of `pairs` (a file, a hub id or "embedded") translated both ways by `weights`, and scored.
 
@@ -243,6 +262,7 @@ def evaluate_pairs(
 
     Raises: BadDataError, WeightsError; ValueError if a pair does not fit the model.
     """
+    check_mesh(mesh)
     # The embedded pairs are split by fact, which their source calls a subset, as it does for texts.
     source = Source(
         pairs,
@@ -255,7 +275,8 @@ def evaluate_pairs(
     asked = shown(source.name, load_pairs(source, drop_bad=drop_bad))
     model = open_model(weights)
     seen_in_training(model, weights, pairs, asked)
-    with open_scorer(model, dtype=dtype, batch_size=batch_size, style=style) as scorer:
+    opened: Any = dict(dtype=dtype, batch_size=batch_size, style=style, mesh_shape=mesh)
+    with open_scorer(model, **opened) as scorer:
         return evaluate_translation(
             scorer,
             asked,

@@ -25,19 +25,22 @@ from medkor_jax.model.dtypes import slow_here
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.hosts import say
 from medkor_jax.parallel.mesh import MeshShape, make_mesh, one_device
+from medkor_jax.run.phases import ConfigError
 
 _WEIGHTS_SHARE = 0.6  # of a device, that whole weights may take beside prompts and caches
 
 
 @contextlib.contextmanager
 def open_scorer(
-    model: Model, *, dtype: str, batch_size: int, style: str = AUTO
+    model: Model,
+    *,
+    dtype: str,
+    batch_size: int,
+    style: str = AUTO,
+    mesh_shape: MeshShape | None = None,
 ) -> Iterator[ModelScorer]:
-    """Gives the model, loaded onto all devices (one of a lone CPU), as exams ask for it.
-
-    style: see `io.loaded_model.style_of`.
-    """
-    mesh = asking_mesh(model, dtype)
+    """Gives the model, loaded as `asking_mesh` lays it, as exams ask for it. style: see `io.loaded_model.style_of`."""
+    mesh = asking_mesh(model, dtype, mesh_shape)
     if words := slow_here(dtype, "--dtype float32"):
         say(words)
     with jax.set_mesh(mesh):
@@ -56,13 +59,38 @@ def base_of(model: Model) -> Model:
     )
 
 
-def asking_mesh(model: Model, dtype: str) -> jax.sharding.Mesh:
-    """Returns a mesh of all devices: each holds the whole model where that leaves it room, else they share it."""
-    if jax.default_backend() == "cpu" and hosts.n_processes() == 1:
+def check_mesh(shape: MeshShape | None) -> None:
+    """Raises: ConfigError if there are not the devices that `shape` asks for; called before anything is fetched or read."""
+    if shape is None:
+        return
+    try:
+        shape.resolve(jax.device_count())
+    except ValueError as error:
+        raise ConfigError(f"--mesh: {error}") from error
+
+
+def asking_mesh(model: Model, dtype: str, shape: MeshShape | None = None) -> jax.sharding.Mesh:
+    """Returns the mesh of `shape`; without one, of all devices (one of a lone CPU): each holds the whole model where that leaves
+    it room, else they share it.
+
+    Raises: ConfigError if the weights alone are more than the devices' memory, before they are read.
+    """
+    if shape is None and jax.default_backend() == "cpu" and hosts.n_processes() == 1:
         return one_device()
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
-    is_shared = model.config.n_params * jnp.dtype(dtype).itemsize > _WEIGHTS_SHARE * memory
-    return make_mesh(MeshShape(data=1, fsdp=-1) if is_shared else MeshShape())
+    needed = model.config.n_params * jnp.dtype(dtype).itemsize
+    if shape is None:
+        is_shared = needed > _WEIGHTS_SHARE * memory
+        shape = MeshShape(data=1, fsdp=-1) if is_shared else MeshShape()
+    mesh = make_mesh(shape)
+    n_shared = mesh.size // mesh.shape["data"]
+    if needed > n_shared * memory:
+        raise ConfigError(
+            f"{model.name} takes {needed / 1e9:.1f} GB in {dtype}, and {n_shared} device{'s that share' if n_shared > 1 else ' that holds'} "
+            f"it have {n_shared * memory / 1e9:.1f} GB; take more devices, share it among all of them (--mesh fsdp={mesh.size}), or "
+            "--dtype bfloat16"
+        )
+    return mesh
 
 
 def shown(name: str, loaded: Loaded) -> list:

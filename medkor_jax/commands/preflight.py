@@ -31,9 +31,11 @@ from medkor_jax.data import rows
 from medkor_jax.data.contents import file_digest, files_digest
 from medkor_jax.data.rows import EMBEDDED
 from medkor_jax.io import download
+from medkor_jax.io.sizes import known_config
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.agreement import require_same, require_shared
 from medkor_jax.parallel.mesh import AXES, check_batch, make_mesh
+from medkor_jax.run.choosing import only_if
 from medkor_jax.run.config_file import load_recipe
 from medkor_jax.run.corpora import Corpora, uses_of
 from medkor_jax.run.named_model import open_model
@@ -113,6 +115,8 @@ def _findings(recipe: Recipe) -> Iterator[Finding]:
     yield _found("data", lambda: _data(recipe))
     for name in recipe.outside_weights:
         yield _found(f"weights {name}", functools.partial(_weights, name))
+    for name, when in only_if(recipe).items():
+        yield Finding(f"weights {name}", _later(name, when))
     is_here = all(hosts.collect("weights are here", is_at_hand(recipe.weights)))
     model = _found("model", lambda: str(model_config(recipe).n_params))
     if not model.trouble:
@@ -136,15 +140,16 @@ def _findings(recipe: Recipe) -> Iterator[Finding]:
         corpora = Corpora(recipe.drop_bad, recipe.reasoning, say=False)
         asked = checks(recipe, corpora, made)
         for name in [name for name in asked if "/" not in name]:
-            yield _found(name, functools.partial(_holds, asked[name]))
+            yield _found(name, functools.partial(_holds, name, asked[name]))
         yield _found(
             "batches",
             lambda: _batches({name: check for name, check in asked.items() if "/" in name}),
         )
 
 
-def _holds(check: Callable[[], Any]) -> str:
-    return _SAID if check() else "holds"
+def _holds(name: str, check: Callable[[], Any]) -> str:
+    words = check()
+    return _SAID if name == "gates" else " ".join(words.split()) if words else "holds"
 
 
 def _found(what: str, look: Callable[[], str]) -> Finding:
@@ -262,6 +267,22 @@ def _weights(name: str) -> str:
         return "the hub gives them"
     weights = open_model(name).base
     return f"{weights.config.n_params / 1e9:.2f}B parameters, stored in {weights.stored_dtype}"
+
+
+def _later(name: str, when: str) -> str:
+    """Returns what is known of weights that may never be opened; what stands in the way is said, and stops nothing yet."""
+    try:
+        if not is_at_hand(name):
+            download.check_access(name)
+            found = "the hub gives them"
+        else:
+            config = known_config(name)
+            found = f"{config.n_params / 1e9:.2f}B parameters" if config else "not looked into"
+            if not config and not pathlib.Path(name).exists():
+                found = "NOT THERE"
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        found = f"NOT TO BE HAD NOW: {error}"
+    return f"only if {when}: {found}"
 
 
 def _batches(stages: dict[str, Callable[[], str | None]]) -> str:

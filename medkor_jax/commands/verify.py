@@ -28,8 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medkor_jax.commands.arguments import above_zero, whole
-from medkor_jax.commands.opening import open_scorer
+from medkor_jax.commands.arguments import above_zero, add_mesh, whole
+from medkor_jax.commands.opening import check_mesh, open_scorer
 from medkor_jax.commands.text_parity import compare_texts
 from medkor_jax.commands.verification import (
     COMPARED_POSITIONS,
@@ -51,6 +51,7 @@ from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.forward import project_logits
 from medkor_jax.model.params import Params
 from medkor_jax.model.prompts import Prompt, pad_prompts
+from medkor_jax.parallel.mesh import MeshShape
 from medkor_jax.run.named_model import open_model
 
 BOUND = 1e-3
@@ -78,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--greedy", type=whole(0), default=0, metavar="N", help=_GREEDY)
     words = "largest logit difference allowed (default 1e-3)"
     parser.add_argument("--bound", type=above_zero, default=BOUND, help=words)
+    add_mesh(parser)
     parser.add_argument("--json", action="store_true")
 
 
@@ -87,12 +89,20 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> int:
         export=arguments.export,
         n_greedy=arguments.greedy,
         bound=arguments.bound,
+        mesh=arguments.mesh,
     )
     print(json.dumps(result.to_json()) if arguments.json else result.table())
     return 0 if result.passed else 1
 
 
-def verify(name: str, *, export: str = "", n_greedy: int = 0, bound: float = BOUND) -> Verification:
+def verify(
+    name: str,
+    *,
+    export: str = "",
+    n_greedy: int = 0,
+    bound: float = BOUND,
+    mesh: MeshShape | None = None,
+) -> Verification:
     """Returns the comparison of `name` loaded here with `export`, or itself, loaded in transformers.
 
     Texts that are read differently end it before any weights are loaded.
@@ -112,6 +122,8 @@ def verify(name: str, *, export: str = "", n_greedy: int = 0, bound: float = BOU
         raise ValueError(
             f"{name} exists only here; verify needs a checkpoint that transformers can load too"
         )
+    check_mesh(mesh)
+    opened: dict[str, Any] = dict(dtype="float32", batch_size=_BATCH, mesh_shape=mesh)
     model = open_model(name)
     if model.adapters_digest and not export:
         raise ValueError(
@@ -130,9 +142,7 @@ def verify(name: str, *, export: str = "", n_greedy: int = 0, bound: float = BOU
         export or name, prompts, batches, n_logits=COMPARED_POSITIONS, max_new_tokens=NEW_TOKENS
     )
     with (
-        open_scorer(
-            open_model(export) if is_rounded else model, dtype="float32", batch_size=_BATCH
-        ) as scorer,
+        open_scorer(open_model(export) if is_rounded else model, **opened) as scorer,
         _exactly(),
     ):
         ours = {prompt: our_logits(scorer, ids) for prompt, ids in prompts.items()}
@@ -140,7 +150,7 @@ def verify(name: str, *, export: str = "", n_greedy: int = 0, bound: float = BOU
             _compare(prompt, ids, ours[prompt], theirs[prompt]) for prompt, ids in prompts.items()
         )
         greedy = _compare_greedy(scorer, batches, written) if batches else ()
-    rounded = _against_run(model, record, prompts, ours) if is_rounded else None
+    rounded = _against_run(model, record, prompts, ours, opened) if is_rounded else None
     is_another = bool(record) and record["model_digest"] != model.digest
     return Verification(
         name, texts, comparisons, greedy, bound, against, dtype, rounded, is_another
@@ -148,10 +158,14 @@ def verify(name: str, *, export: str = "", n_greedy: int = 0, bound: float = BOU
 
 
 def _against_run(
-    model: Model, record: dict[str, Any], prompts: dict[str, list[int]], ours: dict[str, np.ndarray]
+    model: Model,
+    record: dict[str, Any],
+    prompts: dict[str, list[int]],
+    ours: dict[str, np.ndarray],
+    opened: dict[str, Any],
 ) -> Rounded:
     """Returns what the export of a run keeps of it. record: what the export says of itself; ours: its logits, loaded here."""
-    with open_scorer(model, dtype="float32", batch_size=_BATCH) as scorer, _exactly():
+    with open_scorer(model, **opened) as scorer, _exactly():
         of_run = {prompt: our_logits(scorer, ids) for prompt, ids in prompts.items()}
     error = max(rms(ours[prompt] - logits) / rms(logits) for prompt, logits in of_run.items())
     parts = dict(record["rounding"])

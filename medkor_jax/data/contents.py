@@ -24,6 +24,7 @@ from typing import Any
 _BLOCK_BYTES = 8 * 2**20
 _TOO_YOUNG_SECONDS = 2.0
 _fresh: dict[tuple, str] = {}  # by path, size, times and inode: what this process has hashed itself
+_known: dict[pathlib.Path, str] = {}  # what `remembered` gave; also where no cache can be written
 
 
 def sha256_of(parts: Iterable[str | bytes | memoryview]) -> str:
@@ -78,13 +79,16 @@ def remembered(paths: Iterable[str | os.PathLike], what: str, compute: Callable[
     if any(time.time() - max(s.st_mtime, s.st_ctime) < _TOO_YOUNG_SECONDS for _, s in stamps):
         return compute()
     place = cache_directory() / "digests" / sha256_of([repr((what, said))])
+    if place in _known:
+        return _known[place]
     try:
         found, _, seal = place.read_text(encoding="ascii").partition(" ")
         if seal == _seal(found):
+            _known[place] = found
             return found
     except (OSError, ValueError):
         pass
-    found = compute()
+    found = _known[place] = compute()
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         beside = place.with_name(f"{place.name}.{os.getpid()}")

@@ -10,7 +10,8 @@ comes back as it is. Files are neither read nor written here, and their digests 
 stored, not of what comes out.
 
 Format 1 spelt optimizer rules "groups", all of a reward flat, and what was switched off with the
-value that says so.
+value that says so. Record format 2 named every candidate in `upstream`, tried or not, and their
+number nowhere else.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-RECORD_FORMAT = STAGE_FORMAT = CURSOR_FORMAT = 2
+RECORD_FORMAT = 3
+STAGE_FORMAT = CURSOR_FORMAT = 2
 
 _OFF = {
     "lora.rank": 0,
@@ -43,10 +45,14 @@ _OF_POLICY = ("clip_low", "clip_high", "kl_weight")
 
 
 def upgraded_record(record: dict[str, Any]) -> dict[str, Any]:
-    if record.get("format") != 1:
-        return record
-    facts = {name: dict(_facts(record[name])) for name in ("trained", "accepted")}
-    return record | facts | {"format": RECORD_FORMAT}
+    if record.get("format") == 1:
+        facts = {name: dict(_facts(record[name])) for name in ("trained", "accepted")}
+        record = record | facts | {"format": 2}
+    if record["format"] == 2:
+        record = record | {"format": RECORD_FORMAT}
+        if (n := len(record.get("upstream", ()))) > 1:
+            record["judged"] = record["judged"] | {"candidates": n}
+    return record
 
 
 def _facts(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:

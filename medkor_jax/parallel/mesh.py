@@ -23,6 +23,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from medkor_jax.nearest import nearest
+
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = (
     "data",
@@ -69,10 +71,36 @@ class MeshShape:
             sizes[sizes.index(-1)] = max(n_devices // fixed, 1)
         if int(np.prod(sizes)) != n_devices:
             raise ValueError(
-                f"mesh data x fsdp x tensor = {sizes} does not use the {n_devices} devices present"
+                f"mesh data x fsdp x tensor = {sizes} does not use the {n_devices} devices present: their product must be "
+                f"{n_devices}, and an axis of -1 takes all that remain"
             )
         data, fsdp, tensor = sizes
         return data, fsdp, tensor
+
+
+def read_mesh(text: str) -> MeshShape:
+    """Returns the mesh that "data=2,fsdp=4" names; `data` takes what an axis that is not named leaves.
+
+    Raises: ValueError on what is no axis, given twice, or no number of devices.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, number = (word.strip() for word in part.partition("="))
+        if axis not in AXES:
+            raise ValueError(
+                f"{axis!r} is no axis of a mesh; nearest: {nearest(axis, AXES) or 'none'!r}. Expected such as fsdp=8 or "
+                f"data=2,fsdp=4, of the axes {', '.join(AXES)}"
+            )
+        if axis in sizes:
+            raise ValueError(f"{axis} is given twice in {text!r}")
+        if not re.fullmatch(r"-1|[1-9]\d*", number):
+            raise ValueError(
+                f"{axis}={number} is given; expected a number of devices, at least 1, or -1: all that remain"
+            )
+        sizes[axis] = int(number)
+    if "data" not in sizes:
+        sizes["data"] = 1 if -1 in sizes.values() else -1
+    return MeshShape(**sizes)
 
 
 def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:

@@ -12,28 +12,16 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from medkor_jax.io.embedded_model import EMBEDDED_MODEL
+from medkor_jax.io.sizes import published_config
 from medkor_jax.io.weights import is_hub_id
-from medkor_jax.model.config import PRESETS, ModelConfig, preset
+from medkor_jax.model.config import PRESETS, ModelConfig
 from medkor_jax.plan.auto import Choice, choose, price_of
 from medkor_jax.plan.planner import Plan, make_plan
 from medkor_jax.plan.topology import CHIPS, parse_topology
+from medkor_jax.run.choosing import told
 from medkor_jax.run.config_file import load_recipe
 from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import ConfigError
-
-# What the hub ids of the published checkpoints are called among the presets.
-_PUBLISHED = {
-    "google/medgemma-4b-it": "medgemma-4b",
-    "google/medgemma-4b-pt": "medgemma-4b",
-    "google/medgemma-27b-text-it": "medgemma-27b-text",
-    "google/gemma-3-270m": "gemma3-270m",
-    "google/gemma-3-1b-it": "gemma3-1b",
-    "google/gemma-3-4b-it": "gemma3-4b",
-    "google/gemma-3-12b-it": "gemma3-12b",
-    "google/gemma-3-27b-it": "gemma3-27b",
-    EMBEDDED_MODEL: "gemma3-270m",
-}
 
 
 def plan_config(
@@ -54,6 +42,8 @@ def plan_config(
         )
     prices = read_prices(price)
     say = lambda words: print(f"medkor: {words}", file=sys.stderr, flush=True)
+    if words := told(recipe):
+        say(f"{words}\n  not in this plan of {name}; plan it with --model")
     if topology == "auto":
         return choose(recipe, name, config_of(name), prices=prices, say=say)
     machine = parse_topology(topology)
@@ -91,9 +81,9 @@ def config_of(name: str) -> ModelConfig:
 
     Raises: ValueError, with the presets, for a model that is neither known nor here.
     """
+    if published := published_config(name):
+        return published
     name = name.removeprefix("random:")
-    if name in PRESETS or name in _PUBLISHED:
-        return preset(_PUBLISHED.get(name, name))
     if is_hub_id(name) and not pathlib.Path(name).exists():
         raise ValueError(
             f"model {name!r} is not here and its sizes are not known; give --model one of {', '.join(PRESETS)}"

@@ -21,6 +21,7 @@ from typing import Any
 
 from medkor_jax.nearest import nearest
 from medkor_jax.run.building import build, fields_of, make, unknown
+from medkor_jax.run.choosing import check_candidates
 from medkor_jax.run.config_keys import keys_of, renamed
 from medkor_jax.run.defaults import complete, is_mapping, phase_names
 from medkor_jax.run.gate_rules import check_gates
@@ -172,7 +173,10 @@ def make_recipe(config: Mapping[str, Any]) -> Recipe:
     phases = tuple(_phase(name, config[name]) for name in names if config[name] is not None)
     recipe = make(Recipe, own | {"phases": phases}, "config")
     try:
+        check_candidates(recipe)
         check_gates(recipe)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"config: {error}") from error
     return recipe

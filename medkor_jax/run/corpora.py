@@ -91,13 +91,19 @@ class Corpora:
         """Returns what a record keeps of a source that is trained on: what it is, how many rows, and their digest."""
         return f"{len(self.rows(source))} rows of kind {source.kind}, digest {self.digest(source)[:16]}, weight {source.weight:g}"
 
-    def leaks(self, recipe: Recipe) -> list[Leak]:
-        """Returns every leak between what any phase trains on, or the weights have read, and what any judges by."""
-        uses = uses_of(recipe)
-        return leaks_of(uses, lambda use: self.of_use(use).rows, self.read_before(recipe))
+    def leaks(self, recipe: Recipe, weights: Sequence[str] = ()) -> list[Leak]:
+        """Returns every leak between what any phase trains on, or the weights have read, and what any judges by; with `weights`,
+        of what those have read alone."""
+        read = self.read_before(recipe, weights)
+        uses = [use for use in uses_of(recipe) if use.purpose == JUDGED or not weights]
+        return (
+            leaks_of(uses, lambda use: self.of_use(use).rows, read) if read or not weights else []
+        )
 
-    def read_before(self, recipe: Recipe) -> list[tuple[str, Sequence[Example | Question]]]:
-        """Returns what the weights that the run starts from were trained on, as (NAME@WEIGHTS, its documents).
+    def read_before(
+        self, recipe: Recipe, weights: Sequence[str] = ()
+    ) -> list[tuple[str, Sequence[Example | Question]]]:
+        """Returns what `weights`, or those that the run starts from for certain, were trained on, as (NAME@WEIGHTS, its documents).
 
         Raises: LeakError if some of it cannot be read any more, and is not named in allow_leaks as "NAME@WEIGHTS ~ *".
         """
@@ -109,11 +115,11 @@ class Corpora:
         ]
         found: list[Any] = []
         lost: list[Any] = []
-        for weights in recipe.outside_weights:
-            if weights != recipe.weights and not pathlib.Path(weights).exists():
+        for name in weights or recipe.outside_weights:
+            if not weights and name != recipe.weights and not pathlib.Path(name).exists():
                 continue  # a candidate on the hub: too large to fetch for this, before it is put to its exam
             documents, missing = documents_read(
-                open_model(weights), weights, self._form, known=trained, passed_over=allowed
+                open_model(name), name, self._form, known=trained, passed_over=allowed
             )
             found, lost = found + documents, lost + missing
         if lost:
@@ -124,9 +130,9 @@ class Corpora:
             )
         return found
 
-    def refuse_leaks(self, recipe: Recipe) -> None:
-        """Raises: LeakError listing every unnamed leak."""
-        if left := unexcused(self.leaks(recipe), recipe.allow_leaks):
+    def refuse_leaks(self, recipe: Recipe, weights: Sequence[str] = ()) -> None:
+        """Raises: LeakError listing every unnamed leak, see `leaks`."""
+        if left := unexcused(self.leaks(recipe, weights), recipe.allow_leaks):
             shown = "\n".join(f"  {describe_leak(leak)}" for leak in left[:20])
             more = f"\n  ... and {len(left) - 20} more" if len(left) > 20 else ""
             raise LeakError(

@@ -45,6 +45,8 @@ def facts_of(recipe: Recipe, corpora: Corpora, phase: Phase) -> Facts:
     judged: dict[str, Any] = dict(roles_of(phase, JUDGED))
     reference = recipe.reference_of(phase)
     judged["reference"] = reference.name if reference else None
+    if len(phase.candidates) > 1:  # each is a look: how sure one has to be depends on their number
+        judged["candidates"] = len(phase.candidates)
     judged |= {
         f"exams.{exam.source.name}": exam_asked(recipe, corpora, exam)
         for exam in recipe.exams_of(phase)

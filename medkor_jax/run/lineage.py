@@ -1,7 +1,7 @@
 """What made each phase what it is, and whether all of it still holds.
 
     lineage = Lineage(recipe, corpora, run_dir)
-    lineage.upstream(phase)         # the models it starts from, each with its whole chain checked
+    lineage.upstream(phase)         # the model it starts from, with its whole chain checked
     lineage.finished(phase)         # None, or what it left and what has changed since
 
 A phase that ends writes `record.json`: by name, the settings and the contents (digests of rows, prompts, weights) that
@@ -70,7 +70,7 @@ class Lineage:
             directory,
             accept_changed,
         )
-        self._phases = {phase.name: phase for phase in recipe.phases}
+        self._phases = {phase.name: phase for phase in recipe.all_phases}
         self._facts: dict[str, Facts] = {}
         self._opened: dict[str, Model] = {}
 
@@ -79,12 +79,13 @@ class Lineage:
             self._facts[phase.name] = facts_of(self._recipe, self._corpora, phase)
         return self._facts[phase.name]
 
-    def upstream(self, phase: Phase) -> list[Model]:
-        """Returns the models the phase may start from. Raises: GateClosed if one of them is a phase that may not be."""
-        return [
-            self.open(name) if name in self._phases else self._outside(name)
-            for name in self._recipe.upstream_of(phase)
-        ]
+    def upstream(self, phase: Phase, number: int = 0) -> Model:
+        """Returns the model that the phase may start from: its only one, or candidate `number`; no other is opened.
+
+        Raises: GateClosed if it is a phase that may not be.
+        """
+        name = self._recipe.upstream_of(phase)[number]
+        return self.open(name) if name in self._phases else self._outside(name)
 
     def open(self, name: str) -> Model:
         """Returns a finished phase's model, if its verdict opens the next phase and its whole chain is as it was.
@@ -127,12 +128,7 @@ class Lineage:
             raise Stale(
                 f"{phase.name} was made from {missing[0]['phase']}, which is not there any more; {self._way_out(phase, accept=False)}"
             )
-        now = [model.digest for model in self.upstream(phase)]
-        if now != [one["digest"] for one in record["upstream"]]:
-            names = " and ".join(self._recipe.upstream_of(phase))
-            raise Stale(
-                f"{phase.name} was made from another {names} than the present one; {self._way_out(phase, accept=False)}"
-            )
+        self._check_start(phase, record["upstream"])
         facts = self.facts(phase)
         accepted = record["accepted"]
         changed = [
@@ -158,6 +154,19 @@ class Lineage:
             tuple(c.name for c in differing(record["judged"], facts.judged)),
         )
 
+    def _check_start(self, phase: Phase, tried: list[dict[str, str]]) -> None:
+        """Raises: Stale unless the phase would try the same models first. tried: what it did; candidates behind were never
+        opened, and need not be what they were."""
+        names = self._recipe.upstream_of(phase)[: len(tried)]
+        told = [(one["phase"], one["digest"]) for one in tried]
+        is_same = [name if name in self._phases else "" for name in names] == [n for n, _ in told]
+        if not is_same or told != [
+            (told[i][0], self.upstream(phase, i).digest) for i in range(len(tried))
+        ]:
+            raise Stale(
+                f"{phase.name} was made from another {' and '.join(names)} than the present one; {self._way_out(phase, accept=False)}"
+            )
+
     def write_record(
         self,
         phase: Phase,
@@ -170,8 +179,8 @@ class Lineage:
     ) -> dict[str, str]:
         """Writes what made the phase; returns the digests that its verdict has to hold.
 
-        chosen, model: digests of the model it started from and of the one it left; resumed: what it had left before it
-        was judged again, and was not trained from the start.
+        upstream: what it tried, in order. chosen, model: digests of the model it started from and of the one it left; resumed:
+        what it had left before it was judged again, and was not trained from the start.
         """
         facts, names = self.facts(phase), self._recipe.upstream_of(phase)
         record = {
@@ -217,7 +226,7 @@ class Lineage:
     def _way_out(self, phase: Phase, *, accept: bool) -> str:
         later = [
             p.name
-            for p in self._recipe.phases
+            for p in self._recipe.all_phases
             if self._stands_on(p, phase.name) and (self._directory / p.name).exists()
         ]
         restart = " ".join(f"--restart {name}" for name in (phase.name, *later))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ from medkor_jax.eval.translation import evaluate_translation
 from medkor_jax.eval.translation_report import TranslationReport
 from medkor_jax.io.files import read_sealed, write_sealed
 from medkor_jax.io.loaded_model import LoadedModel
+from medkor_jax.io.models import Model
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.hosts import say
 from medkor_jax.run.corpora import Corpora
@@ -64,6 +65,11 @@ class Measured:
         } | {"answers": files}
 
 
+def _nothing(digest: str) -> dict[str, Any]:
+    parts = ("asked", "files", "file_digests", "exams", "watch", "translations")
+    return {"digest": digest, **{part: {} for part in parts}}
+
+
 class Measurer:
     """Measures the models of one run."""
 
@@ -72,28 +78,17 @@ class Measurer:
     ) -> None:
         self.recipe, self.corpora, self.directory, self.mesh = recipe, corpora, directory, mesh
 
-    def measure(
-        self, phase: Phase, loaded: LoadedModel, when: str, known: Mapping[str, Report] = {}
-    ) -> Measured:
-        """Returns all that is measured in `phase` of the model as it stands, and prints it; `known` reports are not redone."""
+    def measure(self, phase: Phase, loaded: LoadedModel, when: str) -> Measured:
+        """Returns all that is measured in `phase` of the model as it stands, and prints it."""
         recipe, own, digest = self.recipe, self.directory / phase.name, loaded.digest
-        stored: dict[str, Any] = {
-            "digest": digest,
-            "asked": {},
-            "files": {},
-            "file_digests": {},
-            "exams": {},
-            "watch": {},
-            "translations": {},
-        }
-        reports = {}
+        stored, reports = _nothing(digest), {}
         for exam in recipe.exams_of(phase):
             name, asked = exam.source.name, exam_asked(recipe, self.corpora, exam)
             if found := self._stored(digest, "exams", name, asked):
                 reports[name] = Report.read(self.directory / found["files"][name])
                 stored["files"][name] = found["files"][name]
             else:
-                reports[name] = known.get(name) or self.examine(loaded, name)
+                reports[name] = self.examine(loaded, name)
                 stored["files"][name] = self._write(
                     own / "answers" / f"{name}-{when}.jsonl", reports[name]
                 )
@@ -127,11 +122,22 @@ class Measurer:
                 stored["translations"][name] = translated.summary()
                 say(f"  {when}, {translated.table()}")
             stored["asked"][key] = asked
-        stored["file_digests"] = {
-            name: file_digest(self.directory / file) for name, file in stored["files"].items()
-        }
-        write_sealed(own / f"measured-{when}.json", stored)
+        self._seal(own / f"measured-{when}.json", stored)
         return Measured(reports, stored)
+
+    def candidate(self, phase: Phase, model: Model, load: Callable[[Model], LoadedModel]) -> Report:
+        """Returns a candidate's answers to the phase's exam, which are on disk then. load: called only if it was never asked."""
+        name, own = phase.exam, self.directory / phase.name
+        asked = exam_asked(self.recipe, self.corpora, self.recipe.exam(name))
+        if found := self._stored(model.digest, "exams", name, asked):
+            return Report.read(self.directory / found["files"][name])
+        report, stored = self.examine(load(model), name), _nothing(model.digest)
+        say(f"  {model.name}, {phase_lines(name, report)}")
+        when = f"candidate-{model.digest[:12]}"
+        stored["files"][name] = self._write(own / "answers" / f"{name}-{when}.jsonl", report)
+        stored["exams"][name], stored["asked"][f"exams/{name}"] = report.summary(), asked
+        self._seal(own / f"measured-{when}.json", stored)
+        return report
 
     def examine(self, loaded: LoadedModel, name: str) -> Report:
         """Returns the model's answers to the exam `name`."""
@@ -182,6 +188,12 @@ class Measurer:
             return True
         say(f"  {path} is not there any more or was changed: asked again")
         return False
+
+    def _seal(self, path: pathlib.Path, stored: dict[str, Any]) -> None:
+        stored["file_digests"] = {
+            name: file_digest(self.directory / file) for name, file in stored["files"].items()
+        }
+        write_sealed(path, stored)
 
     def _write(self, file: pathlib.Path, report: Report | TranslationReport) -> str:
         report.write(file)

@@ -12,6 +12,7 @@ it may be ("> 0"), a name the function that checks it; `config_file` holds a con
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Annotated
 
 from medkor_jax.adapt.expansion import ExpansionSettings
@@ -29,6 +30,7 @@ from medkor_jax.model.kernel import check_attention
 from medkor_jax.model.remat import check_remat
 from medkor_jax.nearest import nearest
 from medkor_jax.parallel.mesh import MeshShape
+from medkor_jax.run.candidates import candidates_of, configured_name, with_on_demand
 from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.stage import Stage
 
@@ -91,8 +93,10 @@ class Phase:
     after: str = ""
     """Phase whose model it starts from. "": the run's `weights`."""
     candidates: tuple[str, ...] = ()
-    """Phases or weights put to the gate in order of size; the first that opens it is taken.
-    Compared with nothing but a number, so the gate is absolute. (): `after` alone."""
+    """Phases or weights put to the gate in the order given, the smallest first; the first that opens
+    it is taken, and those behind it are never opened. "phase0 on google/medgemma-27b-text-it": these
+    weights through phase0, which is run on them when it comes to them. Compared with nothing but a
+    number, so the gate is absolute. (): `after` alone."""
     lora: LoraSettings = LoraSettings(rank=0)
     """The adapter that this phase adds before it trains; a model that has one already must have the
     same."""
@@ -249,12 +253,20 @@ class Recipe:
 
     def reference_of(self, phase: Phase) -> Phase | None:
         """Returns the latest phase before this one that is marked as reference."""
-        before = self.phases[: self.phases.index(phase)]
+        names = [one.name for one in self.phases]
+        before = self.phases[: names.index(configured_name(phase.name, self.phases))]
         return next((earlier for earlier in reversed(before) if earlier.is_reference), None)
 
     def upstream_of(self, phase: Phase) -> tuple[str, ...]:
-        """Returns what the phase may start from: phases of this run, and weights from outside it, by name."""
-        return phase.candidates or (phase.after or self.weights,)
+        """Returns what the phase may start from: phases of this run, and weights from outside it, by name. What is behind the
+        first is opened only if the one before it did not pass."""
+        names = tuple(candidate.name for candidate in candidates_of(phase, self.phases))
+        return names or (phase.after or self.weights,)
+
+    @functools.cached_property
+    def all_phases(self) -> tuple[Phase, ...]:
+        """The phases, with those that only a candidate brings (`candidates.on_demand_of`)."""
+        return with_on_demand(self.phases)
 
     @property
     def compute(self) -> ComputeSettings:
@@ -262,16 +274,11 @@ class Recipe:
 
     @property
     def outside_weights(self) -> tuple[str, ...]:
-        """The weights from outside the run that any phase starts from."""
-        names = {phase.name for phase in self.phases}
-        return tuple(
-            dict.fromkeys(
-                name
-                for phase in self.phases
-                for name in self.upstream_of(phase)
-                if name not in names
-            )
-        )
+        """The weights from outside the run that a phase starts from for certain: candidates behind the first may never be opened."""
+        brought = {one.name: one.after for one in self.all_phases if one not in self.phases}
+        first = [self.upstream_of(phase)[0] for phase in self.phases]
+        found = dict.fromkeys(brought.get(name, name) for name in first)
+        return tuple(name for name in found if name not in [phase.name for phase in self.phases])
 
     @property
     def in_force(self) -> tuple[Phase, ...]:
@@ -279,7 +286,8 @@ class Recipe:
 
     def exams_of(self, phase: Phase) -> tuple[Exam, ...]:
         """Returns the exams that are put to the model of this phase."""
-        return tuple(exam for exam in self.exams if not exam.phases or phase.name in exam.phases)
+        name = configured_name(phase.name, self.phases)
+        return tuple(exam for exam in self.exams if not exam.phases or name in exam.phases)
 
     def exam(self, name: str) -> Exam:
         return next(exam for exam in (*self.exams, *self.final) if exam.source.name == name)

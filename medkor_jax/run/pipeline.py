@@ -13,16 +13,18 @@ Which phases there are, and what they train on, is data (`phases.Recipe`).
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 
 from medkor_jax.data.contents import checksum
 from medkor_jax.data.reading import add_readings
-from medkor_jax.eval.judgement import Evidence, Judgement, judge
+from medkor_jax.eval.judgement import Evidence
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.verdict import read_verdict
 from medkor_jax.io.bases import open_base
@@ -35,6 +37,8 @@ from medkor_jax.parallel import hosts
 from medkor_jax.parallel.agreement import require_same, require_shared
 from medkor_jax.parallel.hosts import say
 from medkor_jax.parallel.mesh import make_mesh, shard_tree
+from medkor_jax.run.candidates import on_demand_of
+from medkor_jax.run.choosing import choose, may_run, open_later
 from medkor_jax.run.corpora import Corpora
 from medkor_jax.run.course import Course, conclude, note
 from medkor_jax.run.final import sit_final
@@ -82,7 +86,7 @@ class Run:
             "the data",
             {
                 phase.name: checksum(dataclasses.asdict(self.lineage.facts(phase)))
-                for phase in recipe.in_force
+                for phase in may_run(recipe)
             },
         )
         say(
@@ -97,12 +101,13 @@ class Run:
             for phase in recipe.in_force:
                 self.phase(phase)
             sit_final(self.measurer, self.lineage, self._load)
-        say(closing_table(self.directory, [phase.name for phase in recipe.phases]))
+        say(closing_table(self.directory, [phase.name for phase in recipe.all_phases]))
 
     def phase(self, phase: Phase) -> None:
         """Runs one phase, or what is left of it. Raises: GateClosed, Stale."""
+        models = self._candidates(phase)
+        first = next(models)
         hosts.at(phase.name)
-        upstream = self.lineage.upstream(phase)
         finished = self.lineage.finished(phase)
         if finished and not finished.judged_otherwise:
             self.lineage.open(phase.name)
@@ -118,9 +123,9 @@ class Run:
             self.directory,
             phase,
             "judged again" if finished else "started",
-            upstream=[model.digest for model in upstream],
+            upstream=[first.digest],
         )
-        course = self._begin(phase, upstream, finished)
+        course = self._begin(phase, itertools.chain([first], models), finished)
         if finished:
             self._load_trained(course, finished)
         else:
@@ -128,14 +133,31 @@ class Run:
         self._judge_and_remedy(course)
         conclude(course, self.recipe, self.lineage, self.directory, seconds=time.time() - began)
 
-    def _begin(self, phase: Phase, upstream: list[Model], finished: Finished | None) -> Course:
+    def _candidates(self, phase: Phase) -> Iterator[Model]:
+        """Yields what the phase may start from, each opened when it is asked for; what a candidate alone brings runs first.
+
+        Raises: WeightsError, LeakError of one that stands behind others; their results are on disk.
+        """
+        brought = {one.name: one for one in on_demand_of(phase, self.recipe.phases)}
+        for number, name in enumerate(self.recipe.upstream_of(phase)):
+            on_demand = brought.get(name)
+            if number:
+                hosts.at(f"{phase.name}, opening {name}")
+                open_later(self.recipe, self.corpora, phase, on_demand.after if on_demand else name)
+            if on_demand:
+                self.phase(on_demand)
+            yield self.lineage.upstream(phase, number)
+
+    def _begin(self, phase: Phase, models: Iterator[Model], finished: Finished | None) -> Course:
         """Returns the phase with the model chosen that it starts from, and measured. The course alone holds that model, so that
         its base is let go when a merge makes another."""
-        start, measured, looks = self._choose(phase, upstream)
-        before = self.measurer.measure(phase, start, "before", measured)
+        examine = lambda model: self.measurer.candidate(phase, model, self._load)
+        choice = choose(phase, models, examine=examine, load=self._load)
+        start = choice.start
+        before = self.measurer.measure(phase, start, "before")
         return Course(
             phase,
-            upstream,
+            choice.tried,
             finished,
             start,
             start,
@@ -143,7 +165,7 @@ class Run:
             before,
             before,
             self._reference(phase, before),
-            looks,
+            choice.looks,
         )
 
     def _load_trained(self, course: Course, finished: Finished) -> None:
@@ -188,31 +210,6 @@ class Run:
                 phase, course.loaded, f"after-remedy{course.rounds}"
             )
             judgement = course.judge(f"after remedy round {course.rounds}")
-
-    def _choose(
-        self, phase: Phase, upstream: list[Model]
-    ) -> tuple[LoadedModel, dict[str, Report], list[tuple[str, Judgement]]]:
-        """Returns the smallest candidate that opens the gate, else the best, with its report and all looks; says why in words."""
-        looks: list[tuple[str, Judgement]] = []
-        if len(upstream) == 1:
-            return self._load(upstream[0]), {}, looks
-        scored: list[tuple[float, Model, Report]] = []
-        for model in sorted(upstream, key=lambda m: m.config.n_params):
-            loaded = self._load(model)
-            report = self.measurer.examine(loaded, phase.exam)
-            judgement = judge(phase.gate, report, looks=phase.looks)
-            looks.append((f"candidate {model.name}", judgement))
-            scored.append((judgement.score, model, report))
-            say(
-                f"{phase.name}: candidate {model.name} ({model.config.n_params / 1e9:.2f}B): {judgement.words}"
-            )
-            if judgement.passed:
-                say(f"{phase.name}: {model.name} is taken, the smallest that passes")
-                return loaded, {phase.exam: report}, looks
-            self._bases.clear()
-        _, model, report = max(scored, key=lambda item: item[0])
-        say(f"{phase.name}: no candidate passes; {model.name} is taken, the best of {len(scored)}")
-        return self._load(model), {phase.exam: report}, looks
 
     def _load(self, model: Model) -> LoadedModel:
         """Returns the model on the mesh. Only one base is held: phases that share it share its arrays."""

@@ -19,6 +19,8 @@ from medkor_jax.data.pairs import DIRECTIONS, translation_prompt
 from medkor_jax.data.rows import BadDataError
 from medkor_jax.io.loaded_model import style_of
 from medkor_jax.parallel.mesh import check_batch
+from medkor_jax.run.candidates import ON
+from medkor_jax.run.choosing import check_order, may_run, told
 from medkor_jax.run.corpora import Corpora, LeakError, uses_of
 from medkor_jax.run.gate_outlook import gate_outlook
 from medkor_jax.run.named_model import open_model
@@ -45,7 +47,7 @@ def checks(
         "gates": partial(gate_outlook, recipe, corpora),
         "lengths": partial(_check_lengths, recipe, corpora),
     }
-    for phase in recipe.in_force:
+    for phase in may_run(recipe):
         for stage, name in ((phase.train, "train"), (phase.remedy, "remedy")):
             if stage.steps:
                 found[f"{phase.name}/{name}"] = partial(
@@ -90,16 +92,19 @@ def check_recipe(recipe: Recipe) -> DataReport:
     )
 
 
-def _check_upstream(recipe: Recipe) -> None:
+def _check_upstream(recipe: Recipe) -> str:
+    """Returns what is tried only if something before it does not pass."""
     names = [phase.name for phase in recipe.phases]
     for phase in recipe.in_force:
         for name in filter(
             None, (phase.after, *[c for c in phase.candidates if c.startswith("phase")])
         ):
-            if name not in names:
+            if name not in names and ON not in name:
                 raise ConfigError(
                     f"{phase.name} starts from {name!r}, which is none of {', '.join(names)}"
                 )
+        check_order(recipe, phase)
+    return told(recipe)
 
 
 def _check_stage(

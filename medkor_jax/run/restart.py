@@ -23,7 +23,7 @@ def restart(recipe: Recipe, names: Sequence[str]) -> list[pathlib.Path]:
 
     Raises: ConfigError, before anything is moved, for a name that is no phase of the config.
     """
-    known = [phase.name for phase in recipe.phases]
+    known = [phase.name for phase in recipe.all_phases]
     for name in names:
         if name not in known:
             near = nearest(name, known) or "none"

@@ -82,7 +82,8 @@ def closing_table(run_dir: pathlib.Path, phases: Sequence[str]) -> str:
             *_condition_lines(summary["verdict"]),
             "",
         ]
-    first, last = summaries[0], summaries[-1]
+    chain = _chain(summaries)
+    first, last = chain[0], chain[-1]
     lines.append("In all:")
     for name in last["after"]["watch"]:
         start, end = first["before"]["watch"][name]["nats"], last["after"]["watch"][name]["nats"]
@@ -91,7 +92,7 @@ def closing_table(run_dir: pathlib.Path, phases: Sequence[str]) -> str:
         )
     for name in last["after"]["exams"]:
         asked_first = next(
-            s for s in summaries if name in s["before"]["exams"]
+            s for s in chain if name in s["before"]["exams"]
         )  # some exams are put to later phases only
         start = _score(asked_first["before"]["exams"][name])
         since = "" if asked_first is first else f" (before {asked_first['phase']})"
@@ -99,6 +100,15 @@ def closing_table(run_dir: pathlib.Path, phases: Sequence[str]) -> str:
             f"  {name} exam {start}{since} -> {_score(last['after']['exams'][name], interval=True)}"
         )
     return "\n".join([*lines, *_final_lines(run_dir)])
+
+
+def _chain(summaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the phases that led to the last one's model: a candidate that was not taken is none of them."""
+    chain = [summaries[-1]]
+    for earlier in reversed(summaries[:-1]):
+        if earlier["model"] == chain[0]["before"]["digest"]:
+            chain.insert(0, earlier)
+    return chain
 
 
 def read_final(run_dir: pathlib.Path) -> dict[str, Any]:

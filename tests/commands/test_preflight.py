@@ -81,6 +81,35 @@ def test_nothing_is_fetched_to_look_at_weights_on_the_hub(config, monkeypatch):
     )
 
 
+def test_a_large_candidate_is_listed_as_only_if(config, tmp_path, monkeypatch):
+    """It stops nothing: not where the hub would not give it, nor where it is not there at all."""
+    gate = dict(reading="absolute", threshold=0.4, on_failure="continue", allow_chance=True)
+    large = "google/medgemma-27b-text-it"
+    config["phase1"] = dict(exam="english", gate=gate, candidates=("phase0", f"phase0 on {large}"))
+    config["run"] = config["phases"] = ("phase0", "phase1")
+    monkeypatch.setattr(download, "is_cached", lambda *_: False)
+
+    def refused(*_):
+        raise ValueError("its licence gate is closed to you")
+
+    for access, words in (
+        (lambda *_: None, "the hub gives them"),
+        (refused, "NOT TO BE HAD NOW: its licence gate is closed to you"),
+    ):
+        monkeypatch.setattr(download, "check_access", access)
+        report = preflight.preflight(make_recipe(config))
+        found = {finding.what: finding.found for finding in report.findings}
+        assert report.is_clear, report.table()
+        assert found[f"weights {large}"] == f"only if phase0 does not pass phase1: {words}"
+        assert f"phase1: phase0 on {large} (27.01B), opened only if phase0 does" in found["order"]
+        # 27.01B in float32
+        assert "only if phase0 does not pass phase1: 108.0 GB more" in found["disk"]
+    config["phase1"]["candidates"] = ("phase0", f"phase0 on {tmp_path}/a/b/gone")
+    report = preflight.preflight(make_recipe(config))
+    found = {finding.what: finding.found for finding in report.findings}
+    assert report.is_clear and found[f"weights {tmp_path}/a/b/gone"].endswith("NOT THERE")
+
+
 def wrong_batch(config, _):
     config["phase0"]["batch_size"] = 6
 

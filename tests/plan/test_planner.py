@@ -13,7 +13,7 @@ from medkor_jax import cli
 from medkor_jax.adapt.lora import LoraSettings
 from medkor_jax.model.config import preset
 from medkor_jax.parallel.mesh import MeshShape
-from medkor_jax.plan import auto, report, search
+from medkor_jax.plan import auto, command, report, search
 from medkor_jax.plan.command import config_of, plan_config, read_prices
 from medkor_jax.plan.compiling import Found
 from medkor_jax.plan.handcount import kernel_flops
@@ -220,6 +220,19 @@ def test_the_command_prints_a_table_or_json_and_says_by_its_code_whether_it_fits
     assert cli.main(asked) == 0
     table = capsys.readouterr().out
     assert "phase0/train" in table and "by arithmetic" in table and "Fits." in table
+
+
+def test_a_candidate_that_is_tried_only_if_needed_is_named_and_not_planned(monkeypatch, capsys):
+    planned = []
+    monkeypatch.setattr(command, "make_plan", lambda recipe, name, *_, **__: planned.append(name))
+    plan_config(str(CONFIGS / "pipeline.py"), [], topology="v5e:4x4")
+    said = capsys.readouterr().err
+    assert planned == ["google/medgemma-4b-it"]
+    assert "phase1: phase0 on google/medgemma-27b-text-it (27.01B), opened only if phase0" in said
+    assert "not in this plan of google/medgemma-4b-it; plan it with --model" in said
+    planned.clear()
+    plan_config(str(CONFIGS / "medgemma_4b_v5e4.py"), [])
+    assert planned and "only if" not in capsys.readouterr().err
 
 
 def test_without_a_machine_or_with_a_price_that_is_none_it_says_what_to_write():

@@ -25,21 +25,24 @@ def test_a_phase_that_merged_holds_its_new_base_alone(monkeypatch):
     def model(base):
         return LoadedModel(Params({"embed": base}), None, None, None)
 
-    def choose(self, phase, upstream):
+    def choose(phase, models, **_):
         base = jnp.ones((4, 2))
         old_base.append(weakref.ref(base))
-        return model(base), {}, []
+        return types.SimpleNamespace(start=model(base), tried=[], looks=[])
 
-    def measure(phase, loaded, when, known=None):
+    def measure(phase, loaded, when):
         gc.collect()
         held.append((when, old_base[0]() is not None))
         return types.SimpleNamespace(evidence=None)
 
     run = object.__new__(pipeline.Run)
     run.recipe, run.directory = types.SimpleNamespace(seed=0), None
-    run.lineage = types.SimpleNamespace(upstream=lambda phase: [], finished=lambda phase: None)
+    run.lineage = types.SimpleNamespace(finished=lambda phase: None)
     run.measurer = types.SimpleNamespace(measure=measure)
-    monkeypatch.setattr(pipeline.Run, "_choose", choose)
+    monkeypatch.setattr(pipeline, "choose", choose)
+    monkeypatch.setattr(
+        pipeline.Run, "_candidates", lambda *_: iter([types.SimpleNamespace(digest="")])
+    )
     monkeypatch.setattr(pipeline.Run, "_reference", lambda *_: None)
     monkeypatch.setattr(pipeline.Run, "_train", lambda self, course, *_: course.loaded)
     monkeypatch.setattr(

@@ -367,7 +367,7 @@ def test_phase_1_takes_the_smallest_that_passes_else_the_best(
 ):
     config = make_config(tmp_path / "run", tiny_base_dir)
     gate = OPEN | {"threshold": 0.6}  # the lower end at 38 of 40 is above, at 30 below
-    candidates = (str(larger_base_dir), str(tiny_base_dir))
+    candidates = (str(tiny_base_dir), str(larger_base_dir))
     config["phase1"] = dict(candidates=candidates, exam="english", gate=gate, is_reference=True)
     n_small = open_model(tiny_base_dir).config.n_params
     examined.right = staticmethod(

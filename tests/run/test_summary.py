@@ -19,7 +19,7 @@ def make_report():
     ))  # fmt: skip
 
 
-def measured(loss, right, chrf=None, both=None, **more):
+def measured(loss, right, chrf=None, both=None, digest=""):
     def score(accuracy):
         return {
             "group": "all",
@@ -49,6 +49,7 @@ def measured(loss, right, chrf=None, both=None, **more):
         }
         pairs = {"pairs": {"scores": [one]}}
     return {
+        "digest": digest or f"{loss} {right}",
         "watch": {"korean": {"nats": loss, "tokens": 10}},
         "exams": exams,
         "translations": pairs,
@@ -59,6 +60,7 @@ def write(run_dir, name, before, after):
     (run_dir / name).mkdir()
     summary = {
         "phase": name,
+        "model": after["digest"],
         "title": f"title of {name}",
         "seconds": 12.3,
         "rounds": 1,
@@ -131,6 +133,19 @@ def test_conditions_looks_and_final_exams_are_shown(tmp_path, make_report):
         "final exam last 70.0% [60.0%, 80.0%] of 40 (cloze, valid), put to phase5's model; its questions were looked at twice in this run"
         in table
     )
+
+
+def test_what_came_of_the_whole_is_told_of_the_model_that_was_taken(tmp_path):
+    """A small candidate that did not pass is no step to what the large one became."""
+    write(tmp_path, "phase0", measured(5.0, 0.2, digest="small"), measured(4.9, 0.3, digest="s"))
+    write(tmp_path, "phase0-b", measured(3.0, 0.6, digest="large"), measured(2.9, 0.7, digest="l"))
+    write(tmp_path, "phase1", measured(2.9, 0.7, digest="l"), measured(2.9, 0.7, digest="l"))
+    write(tmp_path, "phase2", measured(2.9, 0.7, digest="l"), measured(3.2, 0.65, digest="m"))
+    table = closing_table(tmp_path, ["phase0", "phase0-b", "phase1", "phase2"])
+    lines = [" ".join(line.split()) for line in table.split("\n")]
+    assert "korean loss 3.000 -> 3.200 (NOT lower than before)" in lines
+    assert "english exam 60.0% -> 65.0% [55.0%, 75.0%] of 40 (cloze, valid)" in lines
+    assert any(line.startswith("phase0 title") for line in lines)  # it is shown all the same
 
 
 def test_a_run_without_a_finished_phase_says_so(tmp_path):
