@@ -26,7 +26,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medkor_jax.commands.arguments import CONFIG
-from medkor_jax.commands.capacity import device_room, disk_room, is_at_hand, model_config
+from medkor_jax.commands.capacity import device_room, disk_room, model_config
 from medkor_jax.data import rows
 from medkor_jax.data.contents import file_digest, files_digest
 from medkor_jax.data.rows import EMBEDDED
@@ -34,11 +34,13 @@ from medkor_jax.io import download
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.agreement import require_same, require_shared
 from medkor_jax.parallel.mesh import AXES, check_batch, make_mesh
+from medkor_jax.run.at_hand import is_at_hand
 from medkor_jax.run.config_file import load_recipe
 from medkor_jax.run.corpora import Corpora, uses_of
+from medkor_jax.run.data_lock import with_lock
 from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import Recipe
-from medkor_jax.run.readiness import checks
+from medkor_jax.run.readiness import GATES, checks
 
 _PACKAGES = (
     "medkor-jax",
@@ -60,18 +62,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    report = preflight(load_recipe(arguments.config, overrides))
+    report = preflight(with_lock(load_recipe(arguments.config, overrides)))
     hosts.say(report.table())
     return 0 if report.is_clear else 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """what was looked at, what was found, and what is wrong with it ("": nothing)."""
+    """what was looked at, what was found, and what is wrong with it ("": nothing). is_open: some of it could not be looked at."""
 
     what: str
     found: str
     trouble: str = ""
+    is_open: bool = False
+
+    @property
+    def state(self) -> str:
+        return "FAILS" if self.trouble else "?" if self.is_open else "ok"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +91,7 @@ class Preflight:
 
     def table(self) -> str:
         width = max(len(finding.what) for finding in self.findings)
-        lines = [
-            f"{f.what:<{width}}  {'FAILS' if f.trouble else 'ok   '}  {f.trouble or f.found}"
-            for f in self.findings
-        ]
+        lines = [f"{f.what:<{width}}  {f.state:<5}  {f.trouble or f.found}" for f in self.findings]
         wrong = sum(bool(finding.trouble) for finding in self.findings)
         said = (
             "nothing found that would stop this run"
@@ -125,26 +129,29 @@ def _findings(recipe: Recipe) -> Iterator[Finding]:
             else Finding(
                 "disk, memory",
                 f"not looked at: the sizes of {recipe.weights} are not known before it is fetched",
+                is_open=True,
             )
         )
     if not is_here:
         yield Finding(
             "batches",
             f"not looked at: {recipe.weights} is still on the hub, and its tokenizer with it; once fetched, this says more",
+            is_open=True,
         )
     elif not model.trouble:
         corpora = Corpora(recipe.drop_bad, recipe.reasoning, say=False)
         asked = checks(recipe, corpora, made)
         for name in [name for name in asked if "/" not in name]:
-            yield _found(name, functools.partial(_holds, asked[name]))
+            yield _found(name, functools.partial(_holds, name, asked[name]))
         yield _found(
             "batches",
             lambda: _batches({name: check for name, check in asked.items() if "/" in name}),
         )
 
 
-def _holds(check: Callable[[], Any]) -> str:
-    return _SAID if check() else "holds"
+def _holds(name: str, check: Callable[[], Any]) -> str:
+    words = check() or "holds"
+    return _SAID if name == GATES else words
 
 
 def _found(what: str, look: Callable[[], str]) -> Finding:

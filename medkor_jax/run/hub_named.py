@@ -11,9 +11,11 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-from medkor_jax.data.rows import BadDataError, Source, is_hub_id, load_hub
+from medkor_jax.data.rows import Source
 from medkor_jax.io import download
 from medkor_jax.io.download import HubFacts
+from medkor_jax.io.weights import is_hub_id
+from medkor_jax.run.at_hand import is_here, is_on_hub
 from medkor_jax.run.corpora import uses_of
 from medkor_jax.run.licences import told_licence
 from medkor_jax.run.phases import Recipe
@@ -114,22 +116,6 @@ def _role(recipe: Recipe, name: str) -> str:
     phases = [p.name for p in recipe.phases if name in p.candidates]
     start = ["what the run starts from"] if name == recipe.weights else []
     return ", ".join([*start, *(f"a candidate of {phase}" for phase in phases)])
-
-
-def is_on_hub(source: Source) -> bool:
-    return is_hub_id(source.path) and not pathlib.Path(source.path).exists()
-
-
-def is_here(source: Source) -> bool:
-    """Whether the source can be read without fetching anything; True of what is no hub's, there or not."""
-    if not is_on_hub(source):
-        return True
-    try:
-        with download.without_network():
-            load_hub(source)
-    except BadDataError:
-        return False
-    return True
 
 
 def ask_hub(wanted: Sequence[Wanted]) -> list[Told]:

@@ -16,17 +16,19 @@ from jax.sharding import Mesh
 
 from medkor_jax.data.check import DataReport, check
 from medkor_jax.data.pairs import DIRECTIONS, translation_prompt
+from medkor_jax.data.parts import check_parts
 from medkor_jax.data.rows import BadDataError
 from medkor_jax.parallel.mesh import check_batch
 from medkor_jax.run.corpora import Corpora, LeakError, uses_of
 from medkor_jax.run.gate_outlook import gate_outlook
+from medkor_jax.run.licences import licence_notes, licence_of
 from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import ConfigError, Phase, Recipe
 from medkor_jax.run.stage_plans import stage_plan
 from medkor_jax.train.drawing import make_batches
 from medkor_jax.train.stage import Stage
 
-LEAKS = "leaks"
+LEAKS, LICENCES, GATES = "leaks", "licences", "gates"
 
 
 def checks(
@@ -40,8 +42,10 @@ def checks(
     """
     found: dict[str, Callable[[], str | None]] = {
         "order": partial(_check_upstream, recipe),
+        "parts": partial(check_parts, [use.source for use in uses_of(recipe)]),
+        LICENCES: partial(_told_licences, recipe),
         LEAKS: partial(corpora.refuse_leaks, recipe),
-        "gates": partial(gate_outlook, recipe, corpora),
+        GATES: partial(gate_outlook, recipe, corpora),
         "lengths": partial(_check_lengths, recipe, corpora),
     }
     for phase in recipe.in_force:
@@ -99,6 +103,21 @@ def _check_upstream(recipe: Recipe) -> None:
                 raise ConfigError(
                     f"{phase.name} starts from {name!r}, which is none of {', '.join(names)}"
                 )
+
+
+def _told_licences(recipe: Recipe) -> str | None:
+    """Returns what the licences of what the phases to run train on make of the model, if anything."""
+    sources = [
+        {"name": source.name, "licence": licence_of(source)}
+        for source in dict.fromkeys(
+            source
+            for phase in recipe.in_force
+            for stage in (phase.train, phase.remedy)
+            if stage.steps
+            for source in stage.data
+        )
+    ]
+    return "\n".join(f"Licences: {note}" for note in licence_notes(sources)) or None
 
 
 def _check_stage(

@@ -8,10 +8,10 @@ import pytest
 from medkor_jax import cli
 from medkor_jax.data.rows import Source
 from medkor_jax.io import download
+from medkor_jax.run.at_hand import is_here
 from medkor_jax.run.config_file import load_recipe
 from medkor_jax.run.corpora import uses_of
 from medkor_jax.run.data_lock import read_lock, with_lock
-from medkor_jax.run.hub_named import is_here
 
 PIPELINE = "configs/pipeline.py"
 
