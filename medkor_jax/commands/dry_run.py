@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from medkor_jax.commands.capacity import disk_room, model_config, needed_bytes
 from medkor_jax.commands.preflight import Finding, Preflight
 from medkor_jax.data.check import Use
+from medkor_jax.data.licences import told_licence
 from medkor_jax.data.rows import Source
 from medkor_jax.io import download
 from medkor_jax.plan.handcount import hand_flops
@@ -25,7 +26,6 @@ from medkor_jax.plan.topology import parse_topology
 from medkor_jax.run.at_hand import NotHereError, is_at_hand
 from medkor_jax.run.corpora import Corpora, uses_of
 from medkor_jax.run.hub_named import Told, Wanted, ask_hub, named_on_hub, unsaid
-from medkor_jax.run.licences import told_licence
 from medkor_jax.run.phases import Phase, Recipe
 from medkor_jax.run.readiness import LEAKS, checks
 

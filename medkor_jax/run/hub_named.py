@@ -11,13 +11,13 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
+from medkor_jax.data.licences import told_licence
 from medkor_jax.data.rows import Source
 from medkor_jax.io import download
 from medkor_jax.io.download import HubFacts
 from medkor_jax.io.weights import is_hub_id
 from medkor_jax.run.at_hand import is_here, is_on_hub
 from medkor_jax.run.corpora import uses_of
-from medkor_jax.run.licences import told_licence
 from medkor_jax.run.phases import Recipe
 
 DATASET, MODEL = "dataset", "model"

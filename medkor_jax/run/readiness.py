@@ -14,14 +14,15 @@ from functools import partial
 
 from jax.sharding import Mesh
 
-from medkor_jax.data.check import DataReport, check
+from medkor_jax.data.check import TRAINED, DataReport, check
+from medkor_jax.data.licences import licence_notes, licence_of
 from medkor_jax.data.pairs import DIRECTIONS, translation_prompt
 from medkor_jax.data.parts import check_parts
 from medkor_jax.data.rows import BadDataError
 from medkor_jax.parallel.mesh import check_batch
+from medkor_jax.run.at_hand import is_at_hand
 from medkor_jax.run.corpora import Corpora, LeakError, uses_of
 from medkor_jax.run.gate_outlook import gate_outlook
-from medkor_jax.run.licences import licence_notes, licence_of
 from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import ConfigError, Phase, Recipe
 from medkor_jax.run.stage_plans import stage_plan
@@ -106,18 +107,12 @@ def _check_upstream(recipe: Recipe) -> None:
 
 
 def _told_licences(recipe: Recipe) -> str | None:
-    """Returns what the licences of what the phases to run train on make of the model, if anything."""
-    sources = [
-        {"name": source.name, "licence": licence_of(source)}
-        for source in dict.fromkeys(
-            source
-            for phase in recipe.in_force
-            for stage in (phase.train, phase.remedy)
-            if stage.steps
-            for source in stage.data
-        )
-    ]
-    return "\n".join(f"Licences: {note}" for note in licence_notes(sources)) or None
+    """Returns what the licences of what is trained on, or the weights have read, make of the model, if anything."""
+    read = [use.source for use in uses_of(recipe) if use.purpose == TRAINED]
+    if is_at_hand(recipe.weights):
+        read += [reading.source for reading in open_model(recipe.weights).read]
+    notes = licence_notes([{"name": s.name, "licence": licence_of(s)} for s in read])
+    return "\n".join(f"licences: {note}" for note in notes) or None
 
 
 def _check_stage(

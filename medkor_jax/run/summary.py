@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from medkor_jax.data.licences import TRAINED_ON, licence_notes
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.translation_report import METRIC_NAMES
 from medkor_jax.eval.verdict import GateClosed, read_verdict
@@ -98,7 +99,17 @@ def closing_table(run_dir: pathlib.Path, phases: Sequence[str]) -> str:
         lines.append(
             f"  {name} exam {start}{since} -> {_score(last['after']['exams'][name], interval=True)}"
         )
+    lines += [f"  {note}" for note in licence_notes(_trained_on(summaries))]
     return "\n".join([*lines, *_final_lines(run_dir)])
+
+
+def _trained_on(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        source
+        for summary in summaries
+        for source in summary.get("sources", ())
+        if source["use"] == TRAINED_ON
+    ]
 
 
 def read_final(run_dir: pathlib.Path) -> dict[str, Any]:

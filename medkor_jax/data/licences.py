@@ -11,11 +11,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medkor_jax.data.rows import EMBEDDED, Source
+from medkor_jax.data.source import EMBEDDED, Source
 
 _NON_COMMERCIAL = re.compile(r"\bnc\b|non-?\s?commercial", re.IGNORECASE)
 _NOT_STATED = ("", "set me", "unknown", "none stated")
 EMBEDDED_LICENCE = "Apache-2.0"
+TRAINED_ON = "trained on"
+"""What a record of sources calls those that the model has learnt from."""
 
 
 def licence_of(source: Source) -> str:
