@@ -40,9 +40,8 @@ class History:
         seen: dict[tuple[str, ...], dict[str, str]] = {}
         for phase in self.phases:
             for source in phase.get("sources", ()):
-                seen.setdefault(
-                    (source["use"], source["name"], source["path"], source["split"]), source
-                )
+                known = ("use", "name", "path", "subset", "split", "part", "licence")
+                seen.setdefault(tuple(source.get(name, "") for name in known), source)
         return list(seen.values())
 
 
