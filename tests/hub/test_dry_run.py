@@ -146,3 +146,15 @@ def test_a_file_that_is_not_there_is_trouble_and_needs_no_network(no_network, tm
 
 def test_the_standins_have_what_the_pipeline_names():
     assert {use.source.path for use in uses_of(RECIPE)} <= set(standins())
+
+
+def test_what_is_pinned_beside_the_run_is_what_it_would_take(no_network, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/data-lock.json").write_text(
+        '{"format": 1, "datasets": {"sean0042/KorMedMCQA": "0123456789abcdef"}, "models": {}}'
+    )
+    assert dry_run(tmp_path) == 0
+    assert "revision 0123456789ab, not here yet" in capsys.readouterr().out
+    (tmp_path / "run/data-lock.json").write_text("{}")
+    assert dry_run(tmp_path) == 1
+    assert "data-lock.json cannot be read" in capsys.readouterr().err
