@@ -42,7 +42,7 @@ def exam(path, source=None, **asked):
     return dict(source=dict(path=path, split="valid") | (source or {}), **asked)
 
 
-def text(path, language, licence="set me", **rest):
+def text(path, language, licence, **rest):
     return dict(kind="text", path=path, language=language, licence=licence, **rest)
 
 

@@ -6,28 +6,20 @@ Each function makes the phase of its name, for MedGemma; what it does not set ha
 ORDER.
 """
 
-from configs.common import form, hold_english, korean, phase, text
+from configs import public
+from configs.common import form, hold_english, korean, phase
+from configs.public import trained
 
-ENGLISH = {"english-text": text("data/english_text.jsonl", "en")}
-KOREAN_EXAM = {
-    "korean-exam-train": dict(
-        kind="exam",
-        path="sean0042/KorMedMCQA",
-        subset="doctor",
-        language="ko",
-        licence="CC BY-NC 2.0",
-    )
+ENGLISH = {"english-text": trained(public.GUIDELINES)}
+KOREAN_TEXT = {"korean-text": trained(public.MEDICAL_O1)}
+KOREAN_EXAM = {"korean-exam-train": trained(public.KORMEDMCQA, kind="exam")}
+KOREAN = KOREAN_TEXT | KOREAN_EXAM
+PAIRS = {
+    "medical-pairs": trained(public.PUBMED_PAIRS),
+    "general-pairs": trained(public.GENERAL_PAIRS),
 }
-KOREAN = {"korean-text": text("data/korean_text.jsonl", "ko")} | KOREAN_EXAM
-PAIRS = {"pairs": dict(kind="translation", path="data/pairs_train.jsonl", licence="set me")}
-HELD_OUT_PAIRS = {
-    "held-out-pairs": dict(kind="translation", path="data/pairs_valid.jsonl", licence="set me")
-}
-SOLUTIONS = {
-    "korean-solutions": dict(
-        kind="reasoning", path="data/korean_solutions.jsonl", language="ko", licence="set me"
-    )
-}
+HELD_OUT_PAIRS = {"held-out-pairs": public.HELD_OUT_PAIRS}
+SOLUTIONS = {"korean-solutions": trained(public.SOLUTIONS)}
 ALL_TREES = ("lora", "lang", "expand")
 LARGE = "google/medgemma-27b-text-it"  # fetched only if the smaller model does not pass phase 1
 
@@ -49,7 +41,7 @@ def phase1():
     p.gate.reading, p.gate.threshold, p.gate.on_failure = "absolute", 0.4, "train"
     p.remedy_lora.rank = 16
     p.remedy.trees, p.remedy.steps = ("lora",), 1000
-    exam = text("data/english_exam_train.jsonl", "en") | dict(kind="exam")
+    exam = trained(public.MEDQA_TRAIN, kind="exam")
     p.remedy.data = {"english-exam-train": exam} | ENGLISH
     return p
 
@@ -58,10 +50,7 @@ def phase2():
     p = phase("two language embeddings, trained alone", after="phase1")
     p.language.kind = "vector"
     p.trees, p.steps = ("lang",), 500
-    p.data = {
-        "korean-text": text("data/korean_text.jsonl", "ko"),
-        "english-text": text("data/english_text.jsonl", "en", weight=0.25),
-    }
+    p.data = KOREAN_TEXT | {"english-text": trained(public.GUIDELINES, weight=0.25)}
     p.gate.requires = korean()
     hold_english(p, ENGLISH, steps=200)
     return p

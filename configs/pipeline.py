@@ -1,23 +1,20 @@
 """All phases in order, on MedGemma: `medkor run --config configs/pipeline.py`.
 
-Bring, under data/: english_text.jsonl and korean_text.jsonl ({"text": ...} a line),
-english_held_out.jsonl and korean_held_out.jsonl (the same, never trained on),
-english_exam_train.jsonl and english_exam_valid.jsonl (the exam in English, the KorMedMCQA columns;
-`medkor data translate` makes them), pairs_train.jsonl and pairs_valid.jsonl ({"en": ..., "ko":
-...}), korean_solutions.jsonl (questions with their reasoning). The Korean exam and MedQA come from
-the hub.
+All data is public and named in `configs/public.py`, with its licences: `medkor data fetch --config
+configs/pipeline.py` brings it. To take your own data, set a phase's `data` in a config of your own
+(`config.phase3.data = {...}`).
 
-The exam in English chooses the model in phase 1; MedQA, whose 1,273 questions can tell 3 points,
-holds it from then on. The test split is put to the finished model once. What each gate asks, and
-why: docs/GATES.md.
+A held-out share of MedQA's training questions chooses the model in phase 1, as no KorMedMCQA in English is
+published; MedQA's test, whose 1,273 questions can tell 3 points, holds it from then on. KorMedMCQA's test is
+put to the finished model once. What each gate asks, and why: docs/GATES.md.
 """
 
-from configs import common, phases
+from configs import common, phases, public
+from configs.public import held_out
 
 ALL = tuple(make.__name__ for make in phases.ORDER)
 REASONING = ("phase5c_reasoning", "phase5d_exam")
-KOREAN = dict(subset="doctor", split="dev", language="ko", licence="CC BY-NC 2.0")
-KORMEDMCQA, MEDQA = "sean0042/KorMedMCQA", "GBaker/MedQA-USMLE-4-options"
+KOREAN = public.KORMEDMCQA | dict(split="dev")
 
 
 def get_config(run=ALL):
@@ -27,18 +24,17 @@ def get_config(run=ALL):
     with config.unlocked():
         for make in phases.ORDER:
             config[make.__name__] = make()
-    medqa = dict(split="test", language="en", licence="CC BY 4.0")
     config.exams = {
-        "english-choice": common.exam(
-            "data/english_exam_valid.jsonl", dict(language="en"), phases=ALL[:2]
-        ),
-        "english": common.exam(MEDQA, medqa, phases=ALL[1:]),
-        "korean": common.exam(KORMEDMCQA, KOREAN),
-        "korean-reasoned": common.exam(KORMEDMCQA, KOREAN, mode="reason", phases=REASONING),
+        # No English KorMedMCQA is published: a share of MedQA's training questions stands for it, which phase 1
+        # does not train on.
+        "english-choice": dict(source=held_out(public.MEDQA_TRAIN), phases=ALL[:2]),
+        "english": dict(source=public.MEDQA | dict(split="test"), phases=ALL[1:]),
+        "korean": dict(source=KOREAN),
+        "korean-reasoned": dict(source=KOREAN, mode="reason", phases=REASONING),
     }
     config.held_out = {
-        "korean": common.text("data/korean_held_out.jsonl", "ko"),
-        "english": common.text("data/english_held_out.jsonl", "en"),
+        "korean": held_out(public.MEDICAL_O1),
+        "english": held_out(public.GUIDELINES),
     }
     config.final = final_exams()
     return running(config, run)
@@ -68,12 +64,10 @@ def final_exams():
     """The test split, put to the finished model once: letter by letter, and as the harness that
     everyone quotes asks it."""
     test, fewshot = KOREAN | dict(split="test"), KOREAN | dict(split="fewshot")
-    shots = dict(name="korean-shots", kind="exam", path=KORMEDMCQA, **fewshot)
+    shots = dict(name="korean-shots", kind="exam", **fewshot)
     return {
-        "korean-final": common.exam(KORMEDMCQA, test),
-        "korean-final-harness": common.exam(
-            KORMEDMCQA, test, mode="harness", shots=5, fewshot=shots
-        ),
+        "korean-final": dict(source=test),
+        "korean-final-harness": dict(source=test, mode="harness", shots=5, fewshot=shots),
     }
 
 

@@ -47,6 +47,10 @@ VERBS = {
     "data check": Verb(
         "data_check", "rows, languages, lengths, licences and leaks of a config's sources"
     ),
+    "data fetch": Verb(
+        "data_fetch",
+        "bring all data and weights a config takes from the hub, and pin them; resumable",
+    ),
     "data translate": Verb(
         "data_translate", "put an exam into the other language with a model; resumable", TOGETHER
     ),
@@ -59,7 +63,9 @@ VERBS = {
     "config": Verb("config", "what a config says, what its keys mean, how two configs differ"),
     "waive": Verb("waive", "let the next phase start although a verdict failed, with a reason"),
 }
-FAMILIES = {"data": "look at data, or translate it"}  # first words that several verbs share
+FAMILIES = {
+    "data": "fetch data, look at it, or translate it"
+}  # first words that several verbs share
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,6 +22,7 @@ MAY_IMPORT = {
         "data.tokenizer_engines",
         "data.contents",
         "data.reading",
+        "data.licences",
         "parallel",
     ),
     "train": ("model", "adapt", "io", "data", "parallel", "eval.answers"),

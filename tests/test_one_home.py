@@ -16,7 +16,7 @@ HOMES = {
     r'"lora", "lang"': {"nearest.py"},  # its docstring's example
     r"end_of_turn_id": {"data/tokenizer.py"},
     r'"language embeddings"': {"model/params.py"},
-    r'= "embedded"': {"data/rows.py", "io/embedded_model.py"},  # the exam's name, and the model's
+    r'= "embedded"': {"data/source.py", "io/embedded_model.py"},  # the exam's name, and the model's
     r'"data", "fsdp"': {"parallel/mesh.py"},
     r"skip_special_tokens": {"data/tokenizer_engines.py"},
 }

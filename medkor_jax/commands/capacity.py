@@ -16,9 +16,7 @@ import shutil
 import jax
 from jax.sharding import Mesh
 
-from medkor_jax.io import download
 from medkor_jax.io.sizes import known_config
-from medkor_jax.io.weights import is_hub_id
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.plan.arithmetic import estimate
 from medkor_jax.plan.command import config_of
@@ -26,6 +24,7 @@ from medkor_jax.plan.compiling import sharded_bytes
 from medkor_jax.plan.lowering import abstract_params
 from medkor_jax.plan.stages import STEP, Program, Trees, planned_stages
 from medkor_jax.plan.topology import Chip, Topology
+from medkor_jax.run.at_hand import is_at_hand
 from medkor_jax.run.choosing import only_if
 from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import Recipe
@@ -40,11 +39,6 @@ def model_config(recipe: Recipe) -> ModelConfig:
         if is_at_hand(recipe.weights)
         else config_of(recipe.weights)
     )
-
-
-def is_at_hand(weights: str) -> bool:
-    """Whether the weights can be opened without fetching them."""
-    return pathlib.Path(weights).exists() or not is_hub_id(weights) or download.is_cached(weights)
 
 
 def disk_room(recipe: Recipe) -> str:

@@ -17,6 +17,7 @@ from medkor_jax.commands.arguments import CONFIG
 from medkor_jax.data.check import DataReport, SourceReport
 from medkor_jax.run.config_file import load_recipe
 from medkor_jax.run.corpora import describe_leak
+from medkor_jax.run.data_lock import with_lock
 from medkor_jax.run.readiness import check_recipe
 
 _SHOWN = 20
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    report = check_recipe(load_recipe(arguments.config, overrides))
+    report = check_recipe(with_lock(load_recipe(arguments.config, overrides)))
     as_json = arguments.json
     print(json.dumps(data_json(report), ensure_ascii=False) if as_json else data_table(report))
     return 0 if report.is_clean else 1

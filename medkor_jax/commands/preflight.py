@@ -26,7 +26,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medkor_jax.commands.arguments import CONFIG
-from medkor_jax.commands.capacity import device_room, disk_room, is_at_hand, model_config
+from medkor_jax.commands.capacity import device_room, disk_room, model_config
 from medkor_jax.data import rows
 from medkor_jax.data.contents import file_digest, files_digest
 from medkor_jax.data.rows import EMBEDDED
@@ -35,12 +35,14 @@ from medkor_jax.io.sizes import known_config
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.agreement import require_same, require_shared
 from medkor_jax.parallel.mesh import AXES, check_batch, make_mesh
+from medkor_jax.run.at_hand import is_at_hand
 from medkor_jax.run.choosing import only_if
 from medkor_jax.run.config_file import load_recipe
 from medkor_jax.run.corpora import Corpora, uses_of
+from medkor_jax.run.data_lock import with_lock
 from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import Recipe
-from medkor_jax.run.readiness import checks
+from medkor_jax.run.readiness import GATES, checks
 
 _PACKAGES = (
     "medkor-jax",
@@ -62,18 +64,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    report = preflight(load_recipe(arguments.config, overrides))
+    report = preflight(with_lock(load_recipe(arguments.config, overrides)))
     hosts.say(report.table())
     return 0 if report.is_clear else 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """what was looked at, what was found, and what is wrong with it ("": nothing)."""
+    """what was looked at, what was found, and what is wrong with it ("": nothing). is_open: some of it could not be looked at."""
 
     what: str
     found: str
     trouble: str = ""
+    is_open: bool = False
+
+    @property
+    def state(self) -> str:
+        return "FAILS" if self.trouble else "?" if self.is_open else "ok"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +93,7 @@ class Preflight:
 
     def table(self) -> str:
         width = max(len(finding.what) for finding in self.findings)
-        lines = [
-            f"{f.what:<{width}}  {'FAILS' if f.trouble else 'ok   '}  {f.trouble or f.found}"
-            for f in self.findings
-        ]
+        lines = [f"{f.what:<{width}}  {f.state:<5}  {f.trouble or f.found}" for f in self.findings]
         wrong = sum(bool(finding.trouble) for finding in self.findings)
         said = (
             "nothing found that would stop this run"
@@ -129,12 +133,14 @@ def _findings(recipe: Recipe) -> Iterator[Finding]:
             else Finding(
                 "disk, memory",
                 f"not looked at: the sizes of {recipe.weights} are not known before it is fetched",
+                is_open=True,
             )
         )
     if not is_here:
         yield Finding(
             "batches",
             f"not looked at: {recipe.weights} is still on the hub, and its tokenizer with it; once fetched, this says more",
+            is_open=True,
         )
     elif not model.trouble:
         corpora = Corpora(recipe.drop_bad, recipe.reasoning, say=False)
@@ -148,8 +154,8 @@ def _findings(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _holds(name: str, check: Callable[[], Any]) -> str:
-    words = check()
-    return _SAID if name == "gates" else " ".join(words.split()) if words else "holds"
+    words = check() or "holds"
+    return _SAID if name == GATES else " ".join(words.split())
 
 
 def _found(what: str, look: Callable[[], str]) -> Finding:

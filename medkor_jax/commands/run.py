@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from medkor_jax.commands import preflight
+from medkor_jax.commands import dry_run, preflight
 from medkor_jax.commands.arguments import CONFIG
 from medkor_jax.parallel.hosts import say
 from medkor_jax.run import pipeline
 from medkor_jax.run.config_file import load_recipe
+from medkor_jax.run.data_lock import with_lock
 from medkor_jax.run.restart import restart
 
 _RESTART = "move this phase's directory aside and run it again"
@@ -25,6 +26,7 @@ _PREFLIGHT = (
     "look first at what would stop the run, as medkor preflight does, "
     "and start only if nothing would"
 )
+_DRY_RUN = "say what would happen, check what can be without fetching or training, and end"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,11 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     words = "go on without rows that cannot be read, and list them"
     parser.add_argument("--drop-bad", action="store_true", help=words)
     parser.add_argument("--preflight", action="store_true", help=_PREFLIGHT)
+    parser.add_argument("--dry-run", action="store_true", help=_DRY_RUN)
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     overrides = [*overrides, *(["--config.drop_bad=True"] if arguments.drop_bad else [])]
-    recipe = load_recipe(arguments.config, overrides)
+    recipe = with_lock(load_recipe(arguments.config, overrides))
+    if arguments.dry_run:
+        return dry_run.show(recipe)
     if arguments.preflight and (code := preflight.run(arguments, overrides)):
         return code
     for aside in restart(recipe, arguments.restart):

@@ -21,7 +21,9 @@ from medkor_jax.data import rows, workers
 from medkor_jax.data.files import read_jsonl
 from medkor_jax.data.lines import UnreadableFile, open_text
 from medkor_jax.data.notes import Note, Tally
+from medkor_jax.data.parts import of_part
 from medkor_jax.data.rows import BadDataError, BadRow, Example, Source
+from medkor_jax.data.source import KINDS
 from medkor_jax.data.stored import RowsWriter, Segment, join_segments
 
 PART_BYTES = 8 * 2**20
@@ -59,13 +61,13 @@ def convert(
 
 
 def reader_of(source: Source) -> Callable[..., Iterable[Example | BadRow | Note]]:
-    """Returns load(source, numbered, tally) of the source's kind, which is one of documents. See `rows.KINDS`."""
-    return importlib.import_module(f"medkor_jax.data.{rows.KINDS[source.kind]}").load
+    """Returns load(source, numbered, tally) of the source's kind, which is one of documents. See `source.KINDS`."""
+    return importlib.import_module(f"medkor_jax.data.{KINDS[source.kind]}").load
 
 
 def read_part(task: dict[str, Any]) -> dict[str, Any]:
     """Writes one part of a file of JSON Lines; returns what `convert` puts together. Runs in a process of its own."""
-    source = Source(**{**task["source"], "fields": tuple(task["source"]["fields"])})
+    source = Source.from_json(task["source"])
     with open(source.path, "rb") as file:
         file.seek(task["start"])
         block = io.BytesIO(file.read(task["stop"] - task["start"]))
@@ -75,7 +77,7 @@ def read_part(task: dict[str, Any]) -> dict[str, Any]:
     load = reader_of(source)
     done: dict[str, Any] = {"name": task["name"], "error": None}
     try:
-        items = load(source, rows.numbered(counted, tally), tally)
+        items = load(source, of_part(source, rows.numbered(counted, tally)), tally)
         segment = _write(source, pathlib.Path(task["directory"]), task["name"], items, [])
     except BadDataError as error:
         return done | {

@@ -3,8 +3,8 @@
     draft = draft_from_row({"question": "...", "choices": ["liver", "pancreas"], "answer": 1}, source, number=1)
     draft.options, draft.key            # the key is not read yet: how keys count is decided over all rows
 
-The forms: KorMedMCQA (question, A..E and further, answer as a letter or 1-5), MedQA (options as {letter: text}, a list or
-[{key, value}], answer_idx), MMLU (choices, answer), MedMCQA (opa.., cop), and questions inside a chat, with their
+The forms: KorMedMCQA (question, A..E and further, answer as a letter or 1-5), MedQA (options as {letter: text}, {option_A: text}, a
+list or [{key, value}], also written as text; answer_idx), MMLU (choices, answer), MedMCQA (opa.., cop), and questions inside a chat, with their
 reasoning (see `_from_chat` and `_from_markdown`). What it does not do: read keys (`answer_keys`), or rows (`rows`).
 """
 
@@ -13,12 +13,20 @@ from __future__ import annotations
 import dataclasses
 import re
 import string
+from collections.abc import Sequence
 from typing import Any
 
 from medkor_jax.data import rows
 from medkor_jax.data.answer_keys import Key
 from medkor_jax.data.cells import BadRowReason, plain_number, text_of
 from medkor_jax.data.lines import Row
+from medkor_jax.data.option_cells import (
+    NAMES,
+    TooManyOptionsError,
+    in_one_cell,
+    is_absent,
+    listed_options,
+)
 from medkor_jax.data.question import LETTERS
 from medkor_jax.data.rows import BadDataError, BadRow, Source
 
@@ -31,15 +39,11 @@ KEYS = (
     "answerKey",
 )  # columns of the key; the first that is there is it
 TEXTS = ("answer_text", "correct_answer")  # columns that say the answer in words
-SAID, NAMES = "said of the answer", "names of the options"  # ours, in a row made flat
+SAID = "said of the answer"  # ours, in a row made flat
 # A last line that only states the answer: "$\boxed{\text{C}}$" in whatever sentence, or a letter alone.
 _CONCLUSION = re.compile(
     r"\\boxed\{(?:\\text\{)?\s*(?:(?P<letter>[A-J])\b)?|^\W*(?:Answer\W*)?(?P<alone>[A-J])\W*$"
 )
-
-
-class TooManyOptionsError(ValueError):
-    """Why a source cannot be asked whole."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +76,8 @@ def draft_from_row(row: Row, source: Source, number: int) -> Draft:
         set("ABCDE") <= row.keys() and len(options) <= 5 and "answer" in row and not source.fields
     )
     named = "subject" if subject in KORMEDMCQA_SUBJECTS else "columns" if has_columns else ""
+    if source.rationale:
+        flat = {**flat, "rationale": "", "cot": _joined(row, source.rationale, source)}
     key = Key(number, flat["answer"], options, flat.get(NAMES, ()), flat.get(SAID, ()), named)
     return Draft(stem, options, key, subject, flat)
 
@@ -79,28 +85,29 @@ def draft_from_row(row: Row, source: Source, number: int) -> Draft:
 def _flat(row: Row, source: Source) -> Row:
     """Returns the row with columns question, A.., answer, whichever recognised form it had."""
     if source.fields:
-        missing = [name for name in source.fields if name not in row]
-        if missing:
-            raise rows.columns_missing(source, missing, list(row))
-        if not 4 <= len(source.fields) <= len(LETTERS) + 2:
-            raise ValueError(
-                f"source {source.name!r}: `fields` has {len(source.fields)} names, expected the columns of "
-                f"the question, of 2 to {len(LETTERS)} options and of the answer, in this order"
-            )
-        values = [row[name] for name in source.fields]
-        return {"question": values[0], **dict(zip(LETTERS, values[1:-1])), "answer": values[-1]}
+        return _of_fields(row, source)
     if "messages" in row:
         return _from_chat(row)
     if "label" in row and str(row.get("question", "")).lstrip().startswith("#"):
         return _from_markdown(row)
     key = next((name for name in KEYS if not is_absent(row.get(name))), "answer")
     listed = next(
-        (row[name] for name in ("options", "choices") if isinstance(row.get(name), dict | list)),
+        (
+            cell
+            for name in ("options", "choices")
+            if (cell := in_one_cell(row.get(name))) is not None
+        ),
         None,
     )
     if listed is not None and "question" in row and key in row:
         exam = {"exam": "medqa"} if "meta_info" in row else {}
-        return {**exam, **row, **_listed(listed), "answer": row[key], SAID: _said_beside(row, key)}
+        return {
+            **exam,
+            **row,
+            **listed_options(listed),
+            "answer": row[key],
+            SAID: _said_beside(row, key),
+        }
     if {"question", "opa", "opb"} <= row.keys() and key in row:  # MedMCQA
         options = {
             letter: row.get(f"op{letter.lower()}")
@@ -118,49 +125,48 @@ def _flat(row: Row, source: Source) -> Row:
     return {**row, "answer": row[key], SAID: _said_beside(row, key)} if key != "answer" else row
 
 
+def _of_fields(row: Row, source: Source) -> Row:
+    """Returns the columns that `fields` names: the question's, the options', the answer's."""
+    missing = [
+        name
+        for field in source.fields
+        for name in ([field] if field in row else field.split("+"))
+        if name not in row
+    ]
+    if missing:
+        raise rows.columns_missing(source, missing, list(row))
+    if not 3 <= len(source.fields) <= len(LETTERS) + 2:
+        raise ValueError(
+            f"source {source.name!r}: `fields` has {len(source.fields)} names, expected the columns of "
+            f"the question, of 2 to {len(LETTERS)} options (or the one that holds them all) and of the answer, in this order"
+        )
+    asked, *listed_in, answer = source.fields
+    columns = [asked] if asked in row else asked.split("+")
+    flat = {"question": _joined(row, columns, source), "answer": row[answer]}
+    if len(listed_in) == 1:
+        if (all_of_them := in_one_cell(row[listed_in[0]])) is None:
+            raise BadRowReason(f"{listed_in[0]} is no list and no mapping of options")
+        return {**listed_options(all_of_them), **flat}
+    return {**dict(zip(LETTERS, (row[name] for name in listed_in))), **flat}
+
+
 def _said_beside(row: Row, key: str) -> tuple[str, ...]:
     """Returns what other columns than the key say of the answer."""
     others = (row.get(name) for name in (*KEYS, *TEXTS) if name != key)
     return tuple(said for said in others if isinstance(said, str) and said.strip())
 
 
-def _listed(value: Any) -> Row:
-    """Returns {letter: option}, and their own names, of options in one cell: {name: text}, [text], [{key, value}], {text, label}.
+def _joined(row: Row, columns: Sequence[str], source: Source) -> Any:
+    """Returns the cell of the only column; of several, the texts of those that hold some, a line each.
 
-    Raises: BadRowReason for more than there are letters.
+    Raises: BadDataError for a column that is not there.
     """
-    if (
-        isinstance(value, dict)
-        and isinstance(value.get("text"), list)
-        and isinstance(value.get("label"), list)
-    ):
-        pairs = list(zip(value["label"], value["text"], strict=False))
-    elif isinstance(value, dict):
-        pairs = list(value.items())
-        if all(plain_number(name).upper() in [*LETTERS] for name, _ in pairs):
-            pairs.sort(key=lambda pair: LETTERS.index(pair[0].strip().upper()))
-            return {
-                name.strip().upper(): text for name, text in pairs
-            }  # a letter may be missing: that is seen later
-    elif value and all(isinstance(one, dict) for one in value):
-        called = (("key", "label", "id"), ("value", "text", "content"))
-        pairs = [
-            tuple(next((one[name] for name in names if name in one), None) for names in called)
-            for one in value
-        ]
-    else:
-        pairs = list(zip(LETTERS + "?" * len(value), value))
-    while pairs and is_absent(pairs[-1][1]):
-        pairs.pop()
-    if len(pairs) > len(LETTERS):
-        raise TooManyOptionsError(f"{len(pairs)} options, expected 2 to {len(LETTERS)}")
-    names = tuple(plain_number(name).upper() for name, _ in pairs)
-    own = (
-        {NAMES: names}
-        if names != tuple(LETTERS[: len(names)]) and all(names) and len(set(names)) == len(names)
-        else {}
-    )
-    return {**dict(zip(LETTERS, (text for _, text in pairs))), **own}
+    if missing := [name for name in columns if name not in row]:
+        raise rows.columns_missing(source, missing, list(row))
+    if len(columns) == 1:
+        return row[columns[0]]
+    said = [(name, row[name]) for name in columns if plain_number(row[name])]
+    return "\n".join(text_of(text, name).strip() for name, text in said)
 
 
 def _options(row: Row) -> tuple[str, ...]:
@@ -184,11 +190,6 @@ def _run(letters: list[str]) -> list[str]:
         if x <= "E"
         or (all(chr(code) in letters for code in range(ord("F"), ord(x))) and "E" in letters)
     ]
-
-
-def is_absent(value: Any) -> bool:
-    """Whether a cell holds nothing: null, or the "not a number" that tables keep for it."""
-    return value is None or value != value
 
 
 def _from_chat(row: Row) -> Row:

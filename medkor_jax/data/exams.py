@@ -21,6 +21,7 @@ from medkor_jax.data.exam_rows import KORMEDMCQA_SUBJECTS, Draft, draft_from_row
 from medkor_jax.data.language import has_hangul
 from medkor_jax.data.lines import Row
 from medkor_jax.data.notes import Note, Tally
+from medkor_jax.data.parts import is_of_part
 from medkor_jax.data.question import LETTERS, Question
 from medkor_jax.data.rows import BadDataError, BadRow, Loaded, Source
 
@@ -46,11 +47,16 @@ def load(source: Source, *, drop_bad: bool) -> Loaded[Question]:
         questions = told(source.split, source.language)
         return Loaded(questions[: source.limit or None], [])
     tally = Tally()
-    # How keys count is decided over all rows, also where only the first are wanted.
-    whole = dataclasses.replace(source, limit=0)
-    found = rows.convert_rows(
-        whole, lambda number, row: (number, draft_from_row(row, source, number)), tally=tally
-    )
+    # How keys count is decided over all rows, also where only the first, or a part, are wanted.
+    whole = dataclasses.replace(source, limit=0, held_share=0.0, part="")
+    left_out: set[int] = set()
+
+    def convert(number: int, row: Row) -> tuple[int, Draft]:
+        if not is_of_part(source, row):
+            left_out.add(number)
+        return number, draft_from_row(row, source, number)
+
+    found = rows.convert_rows(whole, convert, tally=tally)
     items = [
         item for item in found if not isinstance(item, Note)
     ]  # the notes are taken from the tally, at the end
@@ -73,7 +79,8 @@ def load(source: Source, *, drop_bad: bool) -> Loaded[Question]:
     answers = dict(zip((number for number, _ in drafts), keys))
     seen: dict[str, int] = {}
     read: list[Question | BadRow] = []
-    for item in items[: source.limit or None]:
+    mine = [item for item in items if isinstance(item, BadRow) or item[0] not in left_out]
+    for item in mine[: source.limit or None]:
         if isinstance(item, BadRow):
             read.append(item)
             continue

@@ -4,7 +4,8 @@
     한국어: 그는 열이 난다.      and         English: He has a fever.
 
 Read from: lines "en TAB ko" (.tsv, .txt; a header is recognised, further cells are left out), columns en and ko (CSV,
-JSONL, JSON, Parquet, hub; other names as fields=(english, korean)), a pair of files beside each other (path "news.ko",
+JSONL, JSON, Parquet, hub; other names as fields=(english, korean); also under one column "translation", and a list of
+terms gives a pair for each), a pair of files beside each other (path "news.ko",
 "news.en" or "news" for both), or "embedded" (subset "train", "valid" or "test" gives the pairs on that split's
 facts). The prompt that evaluation asks with is the one learnt here. What it does not do: align sentences.
 """
@@ -16,16 +17,19 @@ import itertools
 import pathlib
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from medkor_jax.data import rows
 from medkor_jax.data.cells import BadRowReason, text_of
 from medkor_jax.data.language import has_hangul
 from medkor_jax.data.lines import Row, UnreadableFile, lines_of, open_text
 from medkor_jax.data.notes import Note, Tally
+from medkor_jax.data.parts import of_part
 from medkor_jax.data.rows import BadDataError, BadRow, Example, Loaded, Source
 from medkor_jax.data.tables import CELLS, TEXT
 
 LABELS = {"en": "English:", "ko": "한국어:"}
+NESTED = "translation"  # the column that some data sets keep {en, ko} in
 DIRECTIONS = (("en", "ko"), ("ko", "en"))  # (given, target)
 COLUMNS = (
     ("en", "ko"),
@@ -120,16 +124,20 @@ def _read(
         numbered = _read_twins(source, twins, tally)
         source = dataclasses.replace(source, path=str(twins[0]))  # which reports then name
 
-    def convert(number: int, row: Row) -> Pair:
-        pair = Pair(f"{source.name}/{number - 1}", *_sentences(row, source, tally))
-        if number == 1 and (twins or CELLS in row) and _looks_like_header(pair):
+    def convert(number: int, row: Row) -> list[Pair]:
+        found = _sentences(row, source, tally)
+        name = f"{source.name}/{number - 1}"
+        names = [name] if len(found) == 1 else [f"{name}.{i}" for i in range(len(found))]
+        pairs = [Pair(name, *both) for name, both in zip(names, found, strict=True)]
+        if number == 1 and (twins or CELLS in row) and _looks_like_header(pairs[0]):
             raise BadRowReason(
-                f"{pair.en!r} and {pair.ko!r} look like the names of columns and not like a pair; "
+                f"{pairs[0].en!r} and {pairs[0].ko!r} look like the names of columns and not like a pair; "
                 "delete the line, or in a file of tabs write en and ko"
             )
-        return pair
+        return pairs
 
-    yield from rows.convert_rows(source, convert, numbered, tally=tally, columns=COLUMNS)
+    for item in rows.convert_rows(source, convert, numbered, tally=tally, columns=COLUMNS):
+        yield from item if isinstance(item, list) else [item]
 
 
 def _looks_like_header(pair: Pair) -> bool:
@@ -154,8 +162,10 @@ def twin_files(source: Source) -> tuple[pathlib.Path, pathlib.Path] | None:
     return twins if found else None
 
 
-def _sentences(row: Row, source: Source, tally: Tally) -> tuple[str, str]:
-    """Returns (English, Korean) of one row."""
+def _sentences(row: Row, source: Source, tally: Tally) -> list[tuple[str, str]]:
+    """Returns (English, Korean) of one row; several where one side is a list of terms."""
+    if isinstance(nested := row.get(NESTED), dict) and not set(source.fields) & row.keys():
+        row = nested
     if set(row) == {TEXT, CELLS}:
         cells = row[CELLS]
         if len(cells) < 2:
@@ -179,7 +189,26 @@ def _sentences(row: Row, source: Source, tally: Tally) -> tuple[str, str]:
         if missing:
             raise rows.columns_missing(source, missing, list(row))
         english, korean = (row[column] for column in columns)
-    return text_of(english, "English sentence").strip(), text_of(korean, "Korean sentence").strip()
+        if source.fields and has_hangul(str(english)) and not has_hangul(str(korean)):
+            english, korean = korean, english
+            tally.count(
+                "rows with the Korean sentence in the column of the English one, read as such"
+            )
+    found = [(e, k) for e in _terms(english) for k in _terms(korean)]
+    if not found:
+        raise BadRowReason("a list of terms is empty")
+    tally.count("rows with a list of terms, one pair for each", len(found) > 1)
+    return [
+        (text_of(e, "English sentence").strip(), text_of(k, "Korean sentence").strip())
+        for e, k in found
+    ]
+
+
+def _terms(value: Any) -> list[Any]:
+    """Returns the terms of a list, each once, without empty ones; of anything else itself."""
+    if not isinstance(value, list):
+        return [value]
+    return list(dict.fromkeys(one for one in value if one is not None and str(one).strip()))
 
 
 def _read_twins(
@@ -192,7 +221,7 @@ def _read_twins(
         )
         raise BadDataError([BadRow(str(twins[0]), 0, counts)], advice="files of different length")
     pairs = ({"en": e, "ko": k} for e, k in zip(english, korean))
-    yield from itertools.islice(enumerate(pairs, start=1), source.limit or None)
+    yield from itertools.islice(of_part(source, enumerate(pairs, start=1)), source.limit or None)
 
 
 def _lines(path: pathlib.Path, tally: Tally) -> list[str]:

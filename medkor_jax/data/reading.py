@@ -35,9 +35,8 @@ class Reading:
     def from_json(cls, said: Mapping[str, Any]) -> Reading:
         """Raises: ValueError if this is not what `to_json` wrote."""
         try:
-            source = dict(said["source"])
             return cls(
-                Source(**{**source, "fields": tuple(source["fields"])}),
+                Source.from_json(said["source"]),
                 str(said["digest"]),
                 str(said["by"]),
             )

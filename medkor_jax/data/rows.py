@@ -17,80 +17,26 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pathlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Annotated, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from medkor_jax.data.cells import BadRowReason, composed, composed_row
-from medkor_jax.data.files import SUFFIXES, read_file
-from medkor_jax.data.language import LANGUAGES
+from medkor_jax.data.cells import BadRowReason, composed_row
+from medkor_jax.data.files import read_file
 from medkor_jax.data.lines import Row, UnreadableFile
 from medkor_jax.data.notes import Note, Tally
+from medkor_jax.data.parts import of_part
+from medkor_jax.data.source import (  # noqa: F401  (this module is where others take them from)
+    EMBEDDED,
+    Source,
+    file_label,
+    is_hub_id,
+    part_name,
+)
 from medkor_jax.nearest import nearest
 
-KINDS = dict(text="text", chat="text", exam="exams", reasoning="reasoning", translation="pairs")
-"""What a source may be, and the module of this room whose `load` reads it."""
-EMBEDDED = "embedded"  # the exam, texts and pairs that come with this package; the model of that name: `io.embedded_model`
 SHOWN_BAD_ROWS = 20
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 T = TypeVar("T", covariant=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """One named source of data, as configured."""
-
-    name: str
-    """The name that a config's mapping has for it; in records, leaks and tables."""
-    kind: str
-    """What a row is: "text", "chat", "exam", "reasoning" or "translation"."""
-    path: str
-    """"embedded", a file (CSV, TSV, JSON, JSON Lines, Parquet), a directory laid out like a hub
-    data set, or a hub id."""
-    split: str = "train"
-    """Split of a hub data set, or of the embedded exam."""
-    subset: str = ""
-    """Subset (configuration) of a hub data set, such as "doctor"; of embedded texts and pairs,
-    whose facts they state."""
-    language: str = ""
-    """"ko", "en", or "" to take it from each row."""
-    weight: Annotated[float, "> 0"] = 1.0
-    """Share of the documents (not of the tokens) drawn from this source, relative to the others."""
-    licence: str = ""
-    """Its licence, as `data check` shows it; decides nothing."""
-    fields: tuple[str, ...] = ()
-    """Column names, in the order that the kind expects them. (): the usual ones."""
-    limit: Annotated[int, ">= 0"] = 0
-    """Rows kept, from the first. 0: all."""
-    skip: Annotated[int, ">= 0"] = 0
-    """Questions passed over before that, so that two exams of one file share none."""
-    answers_from: int | None = None
-    """What the numbers of an exam's keys count from, 0 or 1. None: the file tells."""
-
-    def __post_init__(self):
-        if self.skip < 0 or (self.skip and self.kind not in ("exam", "reasoning")):
-            raise ValueError(
-                f"source {self.name!r}: skip is {self.skip} of kind {self.kind!r}, expected 0, or more for questions"
-            )
-        if self.answers_from not in (None, 0, 1):
-            raise ValueError(
-                f"source {self.name!r}: answers_from is {self.answers_from!r}, expected 0 or 1"
-            )
-        if self.kind not in KINDS:
-            raise ValueError(
-                f"source {self.name!r}: kind is {self.kind!r}, expected one of {', '.join(KINDS)}"
-            )
-        if self.language not in ("", *LANGUAGES):
-            raise ValueError(
-                f"source {self.name!r}: language is {self.language!r}, expected 'ko', 'en' or ''"
-            )
-        if not self.weight > 0:
-            raise ValueError(
-                f"source {self.name!r}: weight is {self.weight}, expected more than 0; "
-                "leave the source out of the list to switch it off"
-            )
-        object.__setattr__(self, "fields", tuple(map(composed, self.fields)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +172,7 @@ def read_rows(
             source,
             "no such file. Expected 'embedded', a file, a directory or a hub id (owner/name)",
         )
-    yield from itertools.islice(numbered(rows, tally), source.limit or None)
+    yield from itertools.islice(of_part(source, numbered(rows, tally)), source.limit or None)
 
 
 def numbered(rows: Iterable[Row | str | None], tally: Tally) -> Iterator[tuple[int, Row | str]]:
@@ -257,32 +203,18 @@ def load_hub(source: Source):
     import datasets  # slow to import
 
     try:
-        return datasets.load_dataset(source.path, source.subset or None, split=source.split)
+        named = {"revision": source.revision} if source.revision else {}
+        if pathlib.Path(source.path).is_dir():
+            named = {}
+        return datasets.load_dataset(
+            source.path, source.subset or None, split=source.split, **named
+        )
     except (
         Exception
     ) as error:  # its own errors are many; all of them mean the same to the person who runs this
         raise _unreadable(
             source, f"neither a file here nor a data set that could be loaded: {error}"
         ) from error
-
-
-def is_hub_id(path: str) -> bool:
-    return bool(_HUB_ID.fullmatch(path)) and not path.removesuffix(".gz").endswith(SUFFIXES)
-
-
-def file_label(source: Source) -> str:
-    """Returns the name that a person finds the file by: its path, or the hub id with subset and split."""
-    if pathlib.Path(source.path).is_dir() or (
-        is_hub_id(source.path) and not pathlib.Path(source.path).is_file()
-    ):
-        return " ".join(part for part in (source.path, source.subset, source.split) if part)
-    return source.path
-
-
-def part_name(source: Source) -> str:
-    """Returns the name of the split for ids: the file's stem, or the configured split."""
-    path = pathlib.Path(source.path)
-    return path.name.split(".")[0] if path.is_file() else source.split
 
 
 def columns_missing(source: Source, wanted: Sequence[str], found: Sequence[str]) -> BadDataError:

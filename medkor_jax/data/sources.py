@@ -139,6 +139,11 @@ def _key(source: Source) -> str:
     else:
         stamp = rows.load_hub(source)._fingerprint  # changes with the revision on the hub
     said = dataclasses.replace(
-        source, name="", weight=1.0, licence="", path=path.name if path.exists() else source.path
+        source,
+        name="",
+        weight=1.0,
+        licence="",
+        revision="",
+        path=path.name if path.exists() else source.path,
     )
     return key_of(said, stamp)

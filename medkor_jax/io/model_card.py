@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from medkor_jax.data.licences import TRAINED_ON, is_non_commercial, licence_notes, licence_of
 from medkor_jax.io.models import Model, read_ledger
 from medkor_jax.io.weights import is_hub_id
 from medkor_jax.model.config import ModelConfig
@@ -39,9 +40,8 @@ class History:
         seen: dict[tuple[str, ...], dict[str, str]] = {}
         for phase in self.phases:
             for source in phase.get("sources", ()):
-                seen.setdefault(
-                    (source["use"], source["name"], source["path"], source["split"]), source
-                )
+                known = ("use", "name", "path", "subset", "split", "part", "licence")
+                seen.setdefault(tuple(source.get(name, "") for name in known), source)
         return list(seen.values())
 
 
@@ -66,14 +66,18 @@ def write_card(
     adapter_of: the base by the name that `peft` loads, where the export is adapters alone.
     """
     parts = [
-        _metadata(adapter_of or history.origin, "peft" if adapter_of else "transformers"),
+        _metadata(
+            adapter_of or history.origin,
+            "peft" if adapter_of else "transformers",
+            any(is_non_commercial(source["licence"]) for source in _trained_on(model, history)),
+        ),
         f"# {_title(model)}",
         f"{'LoRA adapters of a' if adapter_of else 'A'} Gemma 3 decoder for the Korean medical licensing exam, exported by "
         "medkor-jax. For research on the exam only: no source of medical advice.",
         _usage(adapter_of),
         "## Lineage\n\n" + _lineage(model, history, config, dtype),
         "## Scores\n\n" + _scores(history),
-        "## Data and licences\n\n" + _data(history),
+        "## Data and licences\n\n" + _data(model, history),
     ]
     if notes:
         parts.append(
@@ -122,7 +126,7 @@ def _title(model: Model) -> str:
     return "/".join(pathlib.Path(model.name).parts[-2:])
 
 
-def _metadata(base_name: str, library: str) -> str:
+def _metadata(base_name: str, library: str, is_non_commercial_only: bool) -> str:
     # The name in the front matter links to the hub: only what is a name there may stand in it.
     is_on_hub = is_hub_id(base_name) and not pathlib.Path(base_name).exists()
     base = [f"base_model: {base_name}"] if is_on_hub else []
@@ -133,7 +137,9 @@ def _metadata(base_name: str, library: str) -> str:
         "- ko",
         "- en",
     ]
-    licence = ["license: other", "license_name: that-of-the-base-model-and-of-the-data"]
+    of_both = "that-of-the-base-model-and-of-the-data"
+    name = f"non-commercial-and-{of_both}" if is_non_commercial_only else of_both
+    licence = ["license: other", f"license_name: {name}"]
     return "\n".join(["---", *tags, *licence, *base, "tags:", "- medical", "- medkor-jax", "---"])
 
 
@@ -210,20 +216,34 @@ def _score(report: dict[str, Any]) -> str:
     return f"{score['accuracy']:.1%} [{score['low']:.1%}, {score['high']:.1%}]"
 
 
-def _data(history: History) -> str:
+def _trained_on(model: Model, history: History) -> list[dict[str, str]]:
+    """Returns what the model learnt from, this run's and that of the weights it began with, each {name, licence, ...}."""
+    before = [
+        {"name": reading.source.name, "licence": licence_of(reading.source)}
+        for reading in model.read
+    ]
+    return [*(s for s in history.sources if s["use"] == TRAINED_ON), *before]
+
+
+def _data(model: Model, history: History) -> str:
     base = (
         f"The terms of the base model ({history.origin}) apply: for Gemma 3 the Gemma terms of use, for MedGemma the Health AI "
         "Developer Foundations terms."
     )
+    notes = [
+        f"- {note[0].upper()}{note[1:]}." for note in licence_notes(_trained_on(model, history))
+    ]
     if not history.sources:
-        return f"{base}\n\nWhat it was trained on is not recorded here."
+        return "\n".join([f"{base}\n\nWhat it was trained on is not recorded here.", *notes])
     lines = ["| source | kind | from | use | licence |", "| --- | --- | --- | --- | --- |"]
     for source in history.sources:
-        where = f"{_place(source['path'])} ({source['split']})"
+        part = " ".join(filter(None, (source.get("subset"), source["split"], source.get("part"))))
+        revision = f", revision {source['revision'][:12]}" if source.get("revision") else ""
+        where = f"{_place(source['path'])} ({part}{revision})"
         lines.append(
             f"| {source['name']} | {source['kind']} | {where} | {source['use']} | {source['licence'] or 'not stated'} |"
         )
-    return "\n".join([base, "", *lines])
+    return "\n".join([base, "", *(["\n".join(notes), ""] if notes else []), *lines])
 
 
 def _place(path: str) -> str:

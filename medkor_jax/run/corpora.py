@@ -27,6 +27,7 @@ from medkor_jax.data.sources import OF_QUESTIONS, load_examples, load_questions
 from medkor_jax.data.stored import StoredExamples
 from medkor_jax.io.models import Model
 from medkor_jax.parallel.hosts import say
+from medkor_jax.run.at_hand import NotHereError, is_at_hand, is_here
 from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import Recipe
 
@@ -39,8 +40,8 @@ class Corpora:
     """Loads on first use and keeps. Bad rows raise BadDataError; with `drop_bad` they are left out.
 
     form: how the reasoning that sources of kind "reasoning" teach is written. style_digest: of the chat template in which all
-    is put to the model, "" where it is asked plainly. say: what was left out or read otherwise
-    is printed.
+    is put to the model, "" where it is asked plainly. say: what was left out or read otherwise is printed. only_here: nothing is
+    fetched; a source that would have to be raises NotHereError, and no leak is looked for in it.
     """
 
     def __init__(
@@ -50,9 +51,11 @@ class Corpora:
         *,
         say: bool = True,
         style_digest: str = "",
+        only_here: bool = False,
     ) -> None:
         self.style_digest = style_digest
         self._drop_bad, self._form, self._say = drop_bad, form, say
+        self._only_here, self._here = only_here, dict[tuple[str, ...], bool]()
         self._loaded: dict[tuple[str, Source], Loaded] = {}
         self._digests: dict[Source, str] = {}
         self._said: set[Source] = set()
@@ -95,7 +98,11 @@ class Corpora:
         """Returns every leak between what any phase trains on, or the weights have read, and what any judges by; with `weights`,
         of what those have read alone."""
         read = self.read_before(recipe, weights)
-        uses = [use for use in uses_of(recipe) if use.purpose == JUDGED or not weights]
+        uses = [
+            use
+            for use in uses_of(recipe)
+            if self.has(use.source) and (use.purpose == JUDGED or not weights)
+        ]
         return (
             leaks_of(uses, lambda use: self.of_use(use).rows, read) if read or not weights else []
         )
@@ -118,6 +125,8 @@ class Corpora:
         for name in weights or recipe.outside_weights:
             if not weights and name != recipe.weights and not pathlib.Path(name).exists():
                 continue  # a candidate on the hub: too large to fetch for this, before it is put to its exam
+            if self._only_here and not is_at_hand(name):
+                continue
             documents, missing = documents_read(
                 open_model(name), name, self._form, known=trained, passed_over=allowed
             )
@@ -140,7 +149,18 @@ class Corpora:
                 "Take them out, or name in allow_leaks what you accept: a key as printed above, or 'source ~ source' for a pair"
             )
 
+    def has(self, source: Source) -> bool:
+        """Whether the source may be read: all of them where fetching is allowed."""
+        if not self._only_here:
+            return True
+        key = (source.path, source.subset, source.split, source.revision)
+        if key not in self._here:
+            self._here[key] = is_here(source)
+        return self._here[key]
+
     def _load(self, source: Source, load: Callable[..., Loaded]) -> Loaded:
+        if not self.has(source):
+            raise NotHereError(f"{source.name} ({source.path}) is not here yet")
         key = (getattr(load, "func", load).__name__, source)
         if key not in self._loaded:
             loaded = self._loaded[key] = load(source, drop_bad=self._drop_bad)

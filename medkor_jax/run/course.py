@@ -13,6 +13,7 @@ import pathlib
 import time
 from typing import Any
 
+from medkor_jax.data.licences import TRAINED_ON, licence_of
 from medkor_jax.eval.judgement import Evidence, Judgement, judge_all
 from medkor_jax.eval.verdict import GateClosed, read_verdict, waive, write_verdict
 from medkor_jax.io.files import write_json
@@ -129,6 +130,7 @@ def _write_verdict(
         report=course.after.reports[phase.exam],
         reference=course.reference.reports.get(phase.exam),
         reference_account=reference_account(recipe, phase),
+        sources=_sources(recipe, phase, course.rounds),
         digests=digests,
         replaced=read_verdict(path) if finished else None,
     )
@@ -137,13 +139,21 @@ def _write_verdict(
 
 
 def _sources(recipe: Recipe, phase: Phase, rounds: int) -> list[dict[str, str]]:
-    """What the phase read, with its licence as configured: a model card has to say so."""
+    """What the phase read, with its licence as configured: verdict, closing summary and model card have to say so."""
     trained = (*phase.train.data, *(phase.remedy.data if rounds else ()))
     judged = tuple(exam.source for exam in recipe.exams_of(phase))
-    uses = {"trained on": trained if phase.train.steps or rounds else (), "judged by": judged}
-    said = ("name", "kind", "path", "split", "licence")
+    uses = {
+        TRAINED_ON: trained if phase.train.steps or rounds else (),
+        "judged by": judged,
+        "measured on": (*recipe.held_out, *phase.translations),
+    }
+    said = ("name", "kind", "path", "subset", "split", "part", "revision")
     return [
-        {"use": use, **{name: getattr(source, name) for name in said}}
+        {
+            "use": use,
+            **{name: getattr(source, name) for name in said},
+            "licence": licence_of(source),
+        }
         for use, sources in uses.items()
         for source in sources
     ]

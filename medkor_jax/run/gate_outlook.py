@@ -14,6 +14,7 @@ from medkor_jax.eval.gate import MIN_QUESTIONS, Condition, Gate
 from medkor_jax.eval.metric import KNOWING
 from medkor_jax.eval.power import LEAST_CHANCE, outlook
 from medkor_jax.eval.stats import confidence_of_look
+from medkor_jax.run.at_hand import NotHereError
 from medkor_jax.run.corpora import Corpora
 from medkor_jax.run.gate_rules import chosen_by, compares, exam_of, is_of_text, with_reference
 from medkor_jax.run.phases import ConfigError, Phase, Recipe
@@ -38,9 +39,11 @@ def gate_outlook(recipe: Recipe, corpora: Corpora) -> str:
         lines = [f"{_FOLLOWS[gate.on_failure].format(rounds=gate.rounds)}; {_looks(phase)}"]
         every: tuple[Gate | Condition, ...] = (gate, *gate.requires)
         for asked in every:
-            lines.append(
-                f"    {_said(recipe, phase, asked)}: {_told(recipe, corpora, phase, asked)}"
-            )
+            try:
+                told_of = _told(recipe, corpora, phase, asked)
+            except NotHereError as error:
+                told_of = f"NOT CHECKED: {error}"
+            lines.append(f"    {_said(recipe, phase, asked)}: {told_of}")
         told.setdefault("\n".join(lines), []).append(phase.name)
     paragraphs = [f"  {', '.join(names)}: {text}" for text, names in told.items()]
     return "\n".join(["What the gates can tell (docs/GATES.md):", *paragraphs])

@@ -14,11 +14,14 @@ from functools import partial
 
 from jax.sharding import Mesh
 
-from medkor_jax.data.check import DataReport, check
+from medkor_jax.data.check import TRAINED, DataReport, check
+from medkor_jax.data.licences import licence_notes, licence_of
 from medkor_jax.data.pairs import DIRECTIONS, translation_prompt
+from medkor_jax.data.parts import check_parts
 from medkor_jax.data.rows import BadDataError
 from medkor_jax.io.loaded_model import style_of
 from medkor_jax.parallel.mesh import check_batch
+from medkor_jax.run.at_hand import is_at_hand
 from medkor_jax.run.candidates import ON
 from medkor_jax.run.choosing import check_order, may_run, told
 from medkor_jax.run.corpora import Corpora, LeakError, uses_of
@@ -29,7 +32,7 @@ from medkor_jax.run.stage_plans import stage_plan
 from medkor_jax.train.drawing import make_batches
 from medkor_jax.train.stage import Stage
 
-LEAKS = "leaks"
+LEAKS, LICENCES, GATES = "leaks", "licences", "gates"
 
 
 def checks(
@@ -43,8 +46,10 @@ def checks(
     """
     found: dict[str, Callable[[], str | None]] = {
         "order": partial(_check_upstream, recipe),
+        "parts": partial(check_parts, [use.source for use in uses_of(recipe)]),
+        LICENCES: partial(_told_licences, recipe),
         LEAKS: partial(corpora.refuse_leaks, recipe),
-        "gates": partial(gate_outlook, recipe, corpora),
+        GATES: partial(gate_outlook, recipe, corpora),
         "lengths": partial(_check_lengths, recipe, corpora),
     }
     for phase in may_run(recipe):
@@ -105,6 +110,15 @@ def _check_upstream(recipe: Recipe) -> str:
                 )
         check_order(recipe, phase)
     return told(recipe)
+
+
+def _told_licences(recipe: Recipe) -> str | None:
+    """Returns what the licences of what is trained on, or the weights have read, make of the model, if anything."""
+    read = [use.source for use in uses_of(recipe) if use.purpose == TRAINED]
+    if is_at_hand(recipe.weights):
+        read += [reading.source for reading in open_model(recipe.weights).read]
+    notes = licence_notes([{"name": s.name, "licence": licence_of(s)} for s in read])
+    return "\n".join(f"licences: {note}" for note in notes) or None
 
 
 def _check_stage(

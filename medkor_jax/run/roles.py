@@ -102,6 +102,11 @@ ROLES: dict[str, dict[str, str]] = {
         limit=ELSEWHERE,
         skip=ELSEWHERE,
         answers_from=ELSEWHERE,
+        revision=ELSEWHERE,
+        rationale=ELSEWHERE,
+        held_share=ELSEWHERE,
+        part=ELSEWHERE,
+        part_by=ELSEWHERE,
     ),
 }
 

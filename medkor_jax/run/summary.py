@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from medkor_jax.data.licences import TRAINED_ON, licence_notes
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.translation_report import METRIC_NAMES
 from medkor_jax.eval.verdict import GateClosed, read_verdict
@@ -99,6 +100,7 @@ def closing_table(run_dir: pathlib.Path, phases: Sequence[str]) -> str:
         lines.append(
             f"  {name} exam {start}{since} -> {_score(last['after']['exams'][name], interval=True)}"
         )
+    lines += [f"  {note}" for note in licence_notes(_trained_on(summaries))]
     return "\n".join([*lines, *_final_lines(run_dir)])
 
 
@@ -109,6 +111,15 @@ def _chain(summaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if earlier["model"] == chain[0]["before"]["digest"]:
             chain.insert(0, earlier)
     return chain
+
+
+def _trained_on(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        source
+        for summary in summaries
+        for source in summary.get("sources", ())
+        if source["use"] == TRAINED_ON
+    ]
 
 
 def read_final(run_dir: pathlib.Path) -> dict[str, Any]:

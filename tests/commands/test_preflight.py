@@ -27,6 +27,8 @@ ROWS = (
     "disk",
     "memory",
     "order",
+    "parts",
+    "licences",
     "leaks",
     "gates",
     "lengths",

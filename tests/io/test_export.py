@@ -1,5 +1,6 @@
 """What transformers makes of an export is what the run was: ids, logits, greedy tokens; the rest is refused by name."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -10,6 +11,8 @@ import pytest
 
 from medkor_jax.adapt.lora import merge
 from medkor_jax.data.language import KOREAN, token_languages
+from medkor_jax.data.reading import add_readings
+from medkor_jax.data.rows import Source
 from medkor_jax.io import export
 from medkor_jax.io.bases import save_base
 from medkor_jax.io.export import export_hf
@@ -556,7 +559,27 @@ def test_the_card_tells_lineage_licences_and_scores(run, tmp_path):
     )
     assert "| korean | exam | org/exam (valid) | judged by | not stated |" in card
     assert str(tmp_path) not in card and "made_by" not in card
+    assert "license_name: that-of-the-base" in card and "on-commercial" not in card
     assert "10 layers (explicit layer_types; the base has 7)" in card
+
+
+@pytest.mark.parametrize("licence", ["CC BY-NC 2.0", "cc-by-nc-4.0", "for non-commercial use"])
+def test_a_non_commercial_source_makes_a_non_commercial_card(run, tmp_path, licence):
+    """Also where the weights that the run began with have read it."""
+    read = add_readings((), [Source("before", "text", "embedded", licence=licence)], by="other")
+    from_weights = dataclasses.replace(run, trained_on=read)
+    export_hf(from_weights, tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    assert "license_name: non-commercial-and-that-of-the-base-model" in card
+    assert f"- Non-commercial: trained on before ({licence}), so the model is for" in card
+
+    path = run.directory / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["sources"][0] |= {"licence": "set me", "subset": "a", "part": "train", "revision": "c"}
+    path.write_text(json.dumps(summary))
+    export_hf(run, tmp_path / "again")
+    card = (tmp_path / "again/README.md").read_text(encoding="utf-8")
+    assert "No licence is stated for kc: what the model may be used for is not known" in card
 
 
 def test_weights_without_a_run_say_so(tiny_base_dir, tmp_path):

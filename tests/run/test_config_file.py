@@ -13,7 +13,9 @@ from medkor_jax.run.phases import ConfigError
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 RUNNABLE = sorted(
-    p.name for p in CONFIGS.glob("*.py") if p.name not in ("__init__.py", "common.py", "phases.py")
+    p.name
+    for p in CONFIGS.glob("*.py")
+    if p.name not in ("__init__.py", "common.py", "phases.py", "public.py")
 )
 ORDER = (
     "phase0", "phase1", "phase2", "phase3", "phase4a_text", "phase4b_translation", "phase5a_text", "phase5b_translation",

@@ -29,12 +29,16 @@ from medkor_jax.run.phases import ConfigError
 from medkor_jax.run.readiness import checks
 from medkor_jax.run.restart import restart
 from medkor_jax.run.stage_plans import stage_plan
+from medkor_jax.run.summary import closing_table
 from medkor_jax.train import loop
 from medkor_jax.train.metrics import read_metrics
 from medkor_jax.train.next_token import NextToken
 
 PHASES = ("phase0", "phase1", "phase2", "phase3")
-TEXT = {"en": dict(kind="text", path="embedded", language="en", subset="train", limit=40)}
+NC = "CC BY-NC 2.0"
+TEXT = {
+    "en": dict(kind="text", path="embedded", language="en", subset="train", limit=40, licence=NC)
+}
 LORA = dict(rank=2, alpha=4.0, targets=("q", "down"))
 STAGE = dict(
     data=TEXT, steps=2, batch_size=4, seq_len=64, warmup_steps=1, save_every=2,
@@ -129,10 +133,19 @@ def test_every_phase_leaves_its_steps_summary_and_verdict(finished):
         assert (
             verdict["digests"]["weights"] == summary["model"] == open_model(finished / name).digest
         )
+        assert verdict["sources"] == summary["sources"]
+        said = [(s["use"], s["name"], s["licence"]) for s in verdict["sources"]]
+        assert said == [
+            ("trained on", "en", NC),
+            ("judged by", "english", "Apache-2.0"),  # embedded; the config says nothing
+            ("measured on", "english", "Apache-2.0"),
+        ]
         assert summary["before"]["digest"] != summary["after"]["digest"] == summary["model"]
         answers = Report.read(finished / name / summary["after"]["answers"]["english"])
         assert len(answers.answers) == 40
         assert summary["after"]["watch"]["english"]["tokens"] >= 64
+    table = closing_table(finished, PHASES)
+    assert f"non-commercial: trained on en ({NC}), so the model is for non-commercial use" in table
     digests = [open_model(finished / name).digest for name in PHASES]
     assert len(set(digests)) == 4
     starts = [

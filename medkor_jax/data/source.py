@@ -1,0 +1,135 @@
+"""One named source of data, as a config says it, and what it is called in reports.
+
+    Source("doctor-train", "exam", "sean0042/KorMedMCQA", subset="doctor", licence="CC BY-NC 2.0")
+    Source("guidelines", "text", "epfl-llm/guidelines", fields=("clean_text",), held_share=0.02, part="train")
+
+What it does not do: read anything (`rows`), or decide which rows belong to a part (`parts`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from medkor_jax.data.cells import composed
+from medkor_jax.data.files import SUFFIXES
+from medkor_jax.data.language import LANGUAGES
+
+KINDS = dict(text="text", chat="text", exam="exams", reasoning="reasoning", translation="pairs")
+"""What a source may be, and the module of this room whose `load` reads it."""
+EMBEDDED = "embedded"  # the exam, texts and pairs that come with this package; the model of that name: `io.embedded_model`
+PARTS = ("", "train", "held_out")
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_OF_NAMES = ("fields", "rationale", "part_by")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One named source of data, as configured."""
+
+    name: str
+    """The name that a config's mapping has for it; in records, leaks and tables."""
+    kind: str
+    """What a row is: "text", "chat", "exam", "reasoning" or "translation"."""
+    path: str
+    """"embedded", a file (CSV, TSV, JSON, JSON Lines, Parquet), a directory laid out like a hub
+    data set, or a hub id."""
+    split: str = "train"
+    """Split of a hub data set, or of the embedded exam."""
+    subset: str = ""
+    """Subset (configuration) of a hub data set, such as "doctor"; of embedded texts and pairs,
+    whose facts they state."""
+    language: str = ""
+    """"ko", "en", or "" to take it from each row."""
+    weight: Annotated[float, "> 0"] = 1.0
+    """Share of the documents (not of the tokens) drawn from this source, relative to the others."""
+    licence: str = ""
+    """Its licence, shown before training and written into verdict, summary and model card; one that
+    says "NC" or "non-commercial" makes the model so. Changes nothing that is trained."""
+    revision: str = ""
+    """Commit, tag or branch of a hub data set. "": what `medkor data fetch` wrote into the run's
+    data-lock.json, and without one the newest."""
+    fields: tuple[str, ...] = ()
+    """Column names, in the order that the kind expects them. (): the usual ones. Of questions: the
+    question ("case+question" joins two columns), then the options (one column each, or one that
+    holds them all), then the answer."""
+    rationale: tuple[str, ...] = ()
+    """Columns that hold the reasoning of a question, joined by a line each. (): cot or rationale."""
+    held_share: Annotated[float, ">= 0", "< 1"] = 0.0
+    """Share of the rows that are held out, chosen by a hash of each row and never by its place."""
+    part: str = ""
+    """"train": the rows outside that share, "held_out": those in it, "": all rows."""
+    part_by: tuple[str, ...] = ()
+    """Columns that decide where a row belongs: rows alike in them stay together. (): all columns."""
+    limit: Annotated[int, ">= 0"] = 0
+    """Rows kept, from the first. 0: all."""
+    skip: Annotated[int, ">= 0"] = 0
+    """Questions passed over before that, so that two exams of one file share none."""
+    answers_from: int | None = None
+    """What the numbers of an exam's keys count from, 0 or 1. None: the file tells."""
+
+    def __post_init__(self) -> None:
+        if wrong := self._wrong():
+            raise ValueError(f"source {self.name!r}: {wrong}")
+        for name in _OF_NAMES:
+            object.__setattr__(self, name, tuple(map(composed, getattr(self, name))))
+
+    def _wrong(self) -> str:
+        """Returns what is wrong with the settings, "" if nothing is."""
+        is_of_questions = self.kind in ("exam", "reasoning")
+        if self.skip < 0 or (self.skip and not is_of_questions):
+            return f"skip is {self.skip} of kind {self.kind!r}, expected 0, or more for questions"
+        if self.answers_from not in (None, 0, 1):
+            return f"answers_from is {self.answers_from!r}, expected 0 or 1"
+        if self.kind not in KINDS:
+            return f"kind is {self.kind!r}, expected one of {', '.join(KINDS)}"
+        if self.language not in ("", *LANGUAGES):
+            return f"language is {self.language!r}, expected 'ko', 'en' or ''"
+        if not self.weight > 0:
+            return (
+                f"weight is {self.weight}, expected more than 0; "
+                "leave the source out of the list to switch it off"
+            )
+        if self.rationale and not is_of_questions:
+            return f"rationale is {self.rationale} of kind {self.kind!r}; only questions have one"
+        if self.part not in PARTS:
+            return f"part is {self.part!r}, expected 'train', 'held_out' or ''"
+        if self.part and self.path == EMBEDDED:
+            return (
+                f"part is {self.part!r}; what is embedded has its own splits: use split or subset"
+            )
+        if bool(self.part) != bool(self.held_share):
+            return (
+                f"part is {self.part!r} and held_share {self.held_share:g}: give both, such as "
+                "part='train' and held_share=0.02, or neither"
+            )
+        return ""
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Source:
+        """Returns the source that dataclasses.asdict, or JSON made of it, tells of. Raises: TypeError, KeyError."""
+        names = {name: tuple(said[name]) for name in _OF_NAMES if name in said}
+        return cls(**{**said, **names})
+
+
+def is_hub_id(path: str) -> bool:
+    return bool(_HUB_ID.fullmatch(path)) and not path.removesuffix(".gz").endswith(SUFFIXES)
+
+
+def file_label(source: Source) -> str:
+    """Returns the name that a person finds the file by: its path, or the hub id with subset and split."""
+    if pathlib.Path(source.path).is_dir() or (
+        is_hub_id(source.path) and not pathlib.Path(source.path).is_file()
+    ):
+        return " ".join(part for part in (source.path, source.subset, source.split) if part)
+    return source.path
+
+
+def part_name(source: Source) -> str:
+    """Returns the name of the split for ids: the file's stem, or the configured split."""
+    path = pathlib.Path(source.path)
+    return path.name.split(".")[0] if path.is_file() else source.split
