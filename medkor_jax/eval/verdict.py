@@ -46,6 +46,7 @@ def write_verdict(
     reference: Report | None,
     digests: Mapping[str, str],
     reference_account: str = "",
+    held_in: Mapping[str, str] = {},
     replaced: Mapping[str, Any] | None = None,
     time: datetime.datetime | None = None,
 ) -> dict[str, Any]:
@@ -53,6 +54,7 @@ def write_verdict(
 
     looks: every judgement by these questions, with what was judged, in order; the last one is the verdict.
     replaced: the verdict that this one takes the place of, where the phase is judged again: its looks stay on record.
+    held_in: the dtypes that activations were computed and weights held in, by the names of their config keys.
     reference_account: where the reference's score comes from, and whether these questions chose it. time: now unless given.
 
     Raises: ValueError without a look, or if a digest of weights, data or config is missing or empty.
@@ -87,6 +89,7 @@ def write_verdict(
             "report": report.summary(),
             "reference": None if reference is None else reference.summary(),
             "reference_account": reference_account,
+            **held_in,
             "digests": dict(digests),
             "waiver": None,
             "time": _stamp(time),

@@ -63,16 +63,18 @@ def stack_quantizer(places: Quantized | None) -> Any:
     return jax.jit(lambda w: jax.lax.map(quantize, w), out_shardings=places)
 
 
-def rounded(w: Array, axis: int) -> tuple[Array, Array]:
+def rounded(w: Array, axis: int, largest: int = LARGEST) -> tuple[Array, Array]:
     """Returns (int8 values, float32 scale) of a jax or NumPy array; axis: the inputs, over which a channel shares a scale.
+
+    largest: the value that a channel's largest weight gets.
 
     A channel of zeros has the scale 0, and comes back as zeros.
     """
     xp: Any = np if isinstance(w, np.ndarray) else jnp
     w32 = w.astype(xp.float32)
-    scale = xp.max(xp.abs(w32), axis=axis, keepdims=True) * xp.float32(1 / LARGEST)
+    scale = xp.max(xp.abs(w32), axis=axis, keepdims=True) * xp.float32(1 / largest)
     values = xp.rint(w32 / xp.where(scale > 0, scale, xp.float32(1)))
-    return xp.clip(values, -LARGEST, LARGEST).astype(xp.int8), scale
+    return xp.clip(values, -largest, largest).astype(xp.int8), scale
 
 
 def dequantized(w: Quantized | jax.Array, dtype: Any) -> jax.Array:

@@ -122,6 +122,7 @@ def _write_verdict(
         report=course.after.reports[phase.exam],
         reference=course.reference.reports.get(phase.exam),
         reference_account=reference_account(recipe, phase),
+        held_in={"dtype": recipe.dtype, "param_dtype": recipe.param_dtype},
         digests=digests,
         replaced=read_verdict(path) if finished else None,
     )
