@@ -17,4 +17,9 @@ def get_config(last=pipeline.ALL[-1]):
         last=last,
     )
     config.param_dtype = "int8"
+    if (
+        "phase5d_exam" in config
+    ):  # the cache of more answers at once does not fit beside the weights
+        reward = config.phase5d_exam
+        reward.batch_size, reward.microbatches = 16, 4
     return config
