@@ -86,7 +86,7 @@ def test_scales_are_float32_whatever_the_weights_are():
     )
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(jnp.float32, 1e-6), (jnp.bfloat16, 4e-3)])
+@pytest.mark.parametrize(("dtype", "bound"), [(jnp.float32, 2**-18), (jnp.bfloat16, 2**-8)])
 def test_a_product_is_rounded_once(dtype, bound):
     """In bfloat16 the values are exact and the scale stands behind the sum: one rounding, of the result."""
     rng = np.random.default_rng(2)
@@ -97,7 +97,8 @@ def test_a_product_is_rounded_once(dtype, bound):
     )
     found = product(x, held)
     assert found.dtype == dtype
-    assert np.abs(np.asarray(found, np.float64) - exact).max() <= bound * np.abs(exact).max()
+    off = np.abs(np.asarray(found, np.float64) - exact)
+    assert (off <= bound * np.abs(exact) + 1e-6 * np.abs(exact).max()).all()
 
 
 def test_the_gradient_is_that_of_the_dequantised_matrix_and_of_x_alone():
