@@ -42,6 +42,9 @@ VERBS = {
         "eval", "put an exam, or pairs of sentences to translate, to any weights", TOGETHER
     ),
     "verify": Verb("verify", "compare texts, logits and greedy text with transformers"),
+    "precision": Verb(
+        "precision", "what holding the weights in fewer bits costs, in nats and answers"
+    ),
     "export": Verb("export", "write a model in a form that other tools load", FIRST_ALONE),
     "ask": Verb("ask", "put one question to a model and watch it answer"),
     "data check": Verb(

@@ -16,9 +16,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any
 
+import jax
 import jax.numpy as jnp
 
 from medkor_jax.model.params import BACK, FRONT, Tree
+from medkor_jax.model.quantized import dequantized
 from medkor_jax.nearest import nearest
 
 INITS = ("identity", "copy")
@@ -68,7 +70,8 @@ def make_expansion(
 ) -> Tree:
     """Returns {"front": {leaf: [front, ...]}, "back": {leaf: [back, ...]}}, a side of count 0 left out.
 
-    The front copies layer 0 of `base`, the back its last. Copies are new arrays, in `dtype`, whatever the base's.
+    The front copies layer 0 of `base`, the back its last. Copies are new arrays, in `dtype`, whatever the base's: of a matrix
+    in int8 what its layer computes with.
     For shapes alone call it under `jax.eval_shape`.
 
     Raises: ValueError on a count below 0, on none at either end, or on another init.
@@ -80,9 +83,15 @@ def make_expansion(
         if n:
             # a copy even where the base has one layer of this dtype: what trains is donated, the base never
             tree[side] = {
-                name: jnp.array(jnp.stack([leaf[sources[side]]] * n), dtype, copy=True)
-                for name, leaf in base["layers"].items()
+                name: jnp.array(jnp.stack([one] * n), dtype, copy=True)
+                for name, one in _layer(base, sources[side], dtype).items()
             }
             if init == "identity":
                 tree[side] |= {name: jnp.full_like(tree[side][name], -1.0) for name in _SILENCED}
     return tree
+
+
+def _layer(base: Tree, at: int, dtype: Any) -> Tree:
+    """Returns the leaves of one layer of `base`, in `dtype`."""
+    one = jax.tree.map(lambda leaf: leaf[at], base["layers"])
+    return {name: dequantized(leaf, dtype) for name, leaf in one.items()}

@@ -10,7 +10,6 @@ B starts at zero, so a fresh adapter changes nothing. How an adapter is applied 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 
 from medkor_jax.model.layers import merged_matrix
 from medkor_jax.model.params import ADAPTABLE, Tree
+from medkor_jax.model.quantized import Quantized
 from medkor_jax.nearest import nearest
 
 
@@ -79,13 +79,14 @@ def make_lora(
     return tree
 
 
-def merge(base: Tree, lora: Tree, *, scale: float) -> Tree:
+def merge(base: Tree, lora: Tree, *, scale: float, donate: bool = False) -> Tree:
     """Returns `base` with every adapter folded in: W + scale * A @ B.
 
     base["layers"][name]: [L, in, out]; lora[name]: A [L, in, R], B [L, R, out]. Accumulates in float32,
     one layer at a time, and rounds once to the dtype of `base`. Unadapted leaves are the same arrays.
+    donate: whether the adapted matrices of `base` are used up, so that both are never held.
 
-    Raises: ValueError, naming the key, if an adapter has no matrix in `base` or does not fit it.
+    Raises: ValueError, naming the key, if an adapter has no matrix in `base` or does not fit it, or the matrix is in int8.
     Source: Hu et al. 2021 (arXiv:2106.09685), eq. 3.
     """
     layers = dict(base["layers"])
@@ -94,16 +95,24 @@ def merge(base: Tree, lora: Tree, *, scale: float) -> Tree:
             raise ValueError(
                 f"adapter {name!r} has no matrix in the base; it has {', '.join(sorted(layers))}"
             )
+        if isinstance(layers[name], Quantized):
+            raise ValueError(
+                f"matrix {name!r} is in int8, whose steps are larger than what an adapter changes; merge into the full-precision weights"
+            )
         depth, d_in, d_out = layers[name].shape
         rank = pair["a"].shape[-1]
         if pair["a"].shape != (depth, d_in, rank) or pair["b"].shape != (depth, rank, d_out):
             raise ValueError(
                 f"adapter {name!r} has A {pair['a'].shape}, B {pair['b'].shape}; matrix is {layers[name].shape}"
             )
-        layers[name] = _merge_matrix(layers[name], pair["a"], pair["b"], scale)
+        fold = _merge_matrix_in_place if donate else _merge_matrix
+        layers[name] = fold(layers[name], pair["a"], pair["b"], scale)
     return {**base, "layers": layers}
 
 
-@functools.partial(jax.jit, static_argnames="scale")
-def _merge_matrix(w: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+def _fold(w: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
     return jax.lax.map(lambda wab: merged_matrix(wab[0], wab[1], wab[2], scale), (w, a, b))
+
+
+_merge_matrix = jax.jit(_fold, static_argnames="scale")
+_merge_matrix_in_place = jax.jit(_fold, static_argnames="scale", donate_argnums=0)

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from medkor_jax.io.sizes import known_config
 from medkor_jax.model.config import ModelConfig
+from medkor_jax.model.dtypes import float_of
 from medkor_jax.plan.arithmetic import estimate
 from medkor_jax.plan.command import config_of
 from medkor_jax.plan.compiling import sharded_bytes
@@ -65,7 +66,7 @@ def needed_bytes(recipe: Recipe) -> float:
     """Returns what the phases to run write: every stage's checkpoints with optimizer state (one
     more while it is written), every phase's adapters, and merged bases."""
     config = model_config(recipe)
-    base = sharded_bytes(abstract_params(config, Trees(), recipe.param_dtype).base)
+    base = sharded_bytes(abstract_params(config, Trees(), float_of(recipe.param_dtype)).base)
     needed = float(sum(base for phase in recipe.in_force if phase.merge))
     for planned in planned_stages(recipe, config):
         step = next(run.program for run in planned.runs if run.program.kind == STEP)

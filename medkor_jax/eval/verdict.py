@@ -47,6 +47,7 @@ def write_verdict(
     digests: Mapping[str, str],
     reference_account: str = "",
     sources: Sequence[Mapping[str, Any]] = (),
+    held_in: Mapping[str, str] = {},
     replaced: Mapping[str, Any] | None = None,
     time: datetime.datetime | None = None,
 ) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def write_verdict(
 
     looks: every judgement by these questions, with what was judged, in order; the last one is the verdict.
     replaced: the verdict that this one takes the place of, where the phase is judged again: its looks stay on record.
+    held_in: the dtypes that activations were computed and weights held in, by the names of their config keys.
     reference_account: where the reference's score comes from, and whether these questions chose it. sources: what was trained on
     and judged by, each with its licence. time: now unless given.
 
@@ -91,6 +93,7 @@ def write_verdict(
             "reference": None if reference is None else reference.summary(),
             "reference_account": reference_account,
             "sources": [dict(source) for source in sources],
+            **held_in,
             "digests": dict(digests),
             "waiver": None,
             "time": _stamp(time),

@@ -9,21 +9,31 @@ one whose parts are not the recorded ones is refused.
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from medkor_jax.data.contents import checksum, files_digest
 from medkor_jax.data.reading import read_json
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.carried import Carried, open_carried, save_carried
-from medkor_jax.io.checkpoint import abstract_like, digest_tree, restore_tree, save_tree
+from medkor_jax.io.checkpoint import (
+    abstract_like,
+    digest_tree,
+    restore_leaf,
+    restore_tree,
+    save_tree,
+)
 from medkor_jax.io.files import read_sealed, write_json, write_sealed
 from medkor_jax.io.streaming import WeightsError
 from medkor_jax.io.weights import Weights
 from medkor_jax.model.config import ModelConfig
-from medkor_jax.model.params import Tree, abstract_base
+from medkor_jax.model.dtypes import QUANTIZED, float_of, is_quantized
+from medkor_jax.model.params import Tree, abstract_base, matrix_paths
+from medkor_jax.model.quantized import Quantized, stack_quantizer
 from medkor_jax.parallel import hosts
 
 
@@ -81,7 +91,10 @@ def open_base(directory: pathlib.Path) -> Weights:
     config = ModelConfig.from_json(raw)
 
     def read(dtype: Any, shardings: Tree | None = None) -> Tree:
-        return restore_tree(directory / "tree", _abstract(config, dtype, shardings))
+        abstract = _abstract(config, dtype, shardings)
+        if is_quantized(jnp.dtype(dtype)):
+            return _restore_quantized(directory / "tree", abstract)
+        return restore_tree(directory / "tree", abstract)
 
     def make_digest() -> str:
         # The files are those that were written, or else (saved once more) they hold the same tensors.
@@ -129,6 +142,25 @@ def _abstract(config: ModelConfig, dtype: Any, shardings: Tree | None) -> Tree:
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         shardings = jax.tree.map(lambda _: place, abstract)
     return abstract_like(abstract, shardings)
+
+
+def _restore_quantized(directory: pathlib.Path, abstract: Tree) -> Tree:
+    """Returns a base with its matrices in int8, read and quantised one stacked matrix at a time."""
+    restored = []
+    for path, leaf in sorted(
+        matrix_paths(abstract).items(), key=lambda one: -math.prod(one[1].shape)
+    ):
+        if isinstance(leaf, Quantized):
+            place = leaf.values.sharding
+            held = jax.ShapeDtypeStruct(leaf.shape, float_of(QUANTIZED), sharding=place)
+            places = Quantized(place, leaf.scale.sharding)
+            one = stack_quantizer(places)(restore_leaf(directory, path, held))
+        else:
+            one = restore_leaf(directory, path, leaf)
+        restored.append((path, jax.block_until_ready(one)))
+    leaves = dict(restored)
+    order = [leaves[path] for path in matrix_paths(abstract)]
+    return jax.tree.unflatten(jax.tree.structure(abstract), jax.tree.leaves(order))
 
 
 def _tree_files_digest(directory: pathlib.Path) -> str:

@@ -52,6 +52,32 @@ def restore_tree(directory: pathlib.Path, abstract: Any) -> Any:
         return checkpointer.restore(directory.absolute(), abstract)
 
 
+def restore_leaf(directory: pathlib.Path, path: str, abstract: jax.ShapeDtypeStruct) -> jax.Array:
+    """Returns the one leaf at `path` ("layers/q") of the tree stored at `directory`; the others are not read.
+
+    Raises: ValueError if what is stored has no such leaf, or one of another shape; DamagedCheckpoint.
+    """
+    import orbax.checkpoint as ocp
+
+    found = leaf_paths(stored_shapes(directory))
+    there = {name: leaf for name, leaf in found.items() if name == path}
+    _check_same(there, {path: abstract}, directory)
+    wanted: Any = abstract
+    for name in reversed(path.split("/")):
+        wanted = {name: wanted}
+    arguments = ocp.args.PyTreeRestore(
+        item=wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=True,
+    )
+    with (
+        ocp.PyTreeCheckpointer() as checkpointer,
+        _readable(directory, "put it back, or run its phase again"),
+    ):
+        tree = checkpointer.restore(directory.absolute(), args=arguments)
+    return leaf_paths(tree)[path]
+
+
 def stored_shapes(directory: pathlib.Path) -> Any:
     """Returns the stored tree as ShapeDtypeStructs, without reading the arrays. Raises: DamagedCheckpoint."""
     import orbax.checkpoint as ocp

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import jax
@@ -24,8 +24,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from medkor_jax.data.contents import sha256_of
 from medkor_jax.model.config import ModelConfig
-from medkor_jax.model.dtypes import check_dtype
-from medkor_jax.model.params import Tree, abstract_base, leaf_paths
+from medkor_jax.model.dtypes import check_param_dtype
+from medkor_jax.model.params import Tree, abstract_base, leaf_paths, matrix_paths
+from medkor_jax.model.quantized import Quantized, rounded
 
 CHUNK_BYTES = 8 * 2**20  # of the file; large enough for disk and bus, small beside any real tensor
 _MAX_NAMES = 8
@@ -104,23 +105,52 @@ def digest_source(source: TensorSource) -> str:
 def load_base(source: TensorSource, *, dtype: Any, shardings: Tree | None = None) -> Tree:
     """Returns the base tree as jax arrays of `dtype`, on `shardings` (a tree like it) or the default device.
 
+    int8: each chunk of a matrix is quantised on the host, as it was read; no float matrix ever lies on a device.
+
     Raises: WeightsError naming the tensor if one holds NaN or infinity; ValueError on float16, or on a
     sharding that is not a NamedSharding.
     """
-    check_dtype(jnp.dtype(dtype))
+    check_param_dtype(jnp.dtype(dtype), "dtype")
     source.check_before_load()
     abstract = abstract_base(source.config, dtype)
-    placed = {} if shardings is None else leaf_paths(shardings)
-    leaves = leaf_paths(abstract)
+    placed = {} if shardings is None else matrix_paths(shardings)
+    leaves = matrix_paths(abstract)
     # Largest first: what a leaf needs beside itself then fits where the smaller ones will be.
-    for path in sorted(leaves, key=lambda path: -leaves[path].size):
-        leaves[path] = _load_leaf(source, path, leaves[path], placed.get(path))
-    return jax.tree.unflatten(jax.tree.structure(abstract), leaves.values())
+    for path in sorted(leaves, key=lambda path: -math.prod(leaves[path].shape)):
+        load = _load_quantized if isinstance(leaves[path], Quantized) else _load_leaf
+        leaves[path] = load(source, path, leaves[path], placed.get(path))
+    return jax.tree.unflatten(jax.tree.structure(abstract), jax.tree.leaves(list(leaves.values())))
+
+
+def _load_quantized(
+    source: TensorSource, path: str, leaf: Quantized, sharding: Quantized | None
+) -> Quantized:
+    """Returns a stacked matrix in int8. A row of the file is an output channel, whole: its scale is seen when it is read."""
+    scale = np.zeros(leaf.scale.shape, np.float32)
+
+    def take(key: LeafKey, first: int, rows: np.ndarray) -> np.ndarray:
+        values, of_rows = rounded(rows, axis=-1)
+        scale[key[1], 0, first : first + len(rows)] = of_rows[:, 0]
+        return values
+
+    of_values = None if sharding is None else sharding.values
+    values = _load_leaf(source, path, leaf.values, of_values, take)
+    if sharding is None:
+        return Quantized(values, jnp.asarray(scale))
+    # a device holds the scales of the rows that it read, or that another device of its process did
+    return Quantized(
+        values, jax.make_array_from_callback(scale.shape, sharding.scale, scale.__getitem__)
+    )
 
 
 def _load_leaf(
-    source: TensorSource, path: str, leaf: jax.ShapeDtypeStruct, sharding: Any
+    source: TensorSource,
+    path: str,
+    leaf: jax.ShapeDtypeStruct,
+    sharding: Any,
+    take: Callable[[LeafKey, int, np.ndarray], np.ndarray] = lambda key, first, rows: rows,
 ) -> jax.Array:
+    """Returns one leaf. take(key, first row, rows): what of the rows that were read is kept."""
     if sharding is not None and not isinstance(sharding, NamedSharding):
         raise ValueError(
             f"{path}: sharding is a {type(sharding).__name__}; give a NamedSharding, or None for the default device"
@@ -146,7 +176,7 @@ def _load_leaf(
                 key = (path, start[0] + layer if is_stacked else 0)
                 first = start[row_axis] + row
                 if (key, first) not in read:
-                    read[key, first] = _read_finite(source, key, first, n_rows)
+                    read[key, first] = take(key, first, _read_finite(source, key, first, n_rows))
                 part = read[key, first]
                 if part.ndim == 2:
                     part = part[:, start[column_axis] : start[column_axis] + shard[column_axis]]

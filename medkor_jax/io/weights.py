@@ -32,8 +32,9 @@ from medkor_jax.io.gguf import GgufSource
 from medkor_jax.io.hf import EXPORT_RECORD, HfSource
 from medkor_jax.io.streaming import TensorSource, WeightsError, digest_source, load_base
 from medkor_jax.model.config import ModelConfig, preset
-from medkor_jax.model.dtypes import check_dtype
-from medkor_jax.model.params import Tree, abstract_base, leaf_paths
+from medkor_jax.model.dtypes import check_param_dtype, float_of
+from medkor_jax.model.params import Tree, abstract_base, matrix_paths
+from medkor_jax.model.quantized import Quantized, stack_quantizer
 from medkor_jax.parallel import hosts
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -45,7 +46,7 @@ _RANDOM_STD = 0.02  # Gemma3Config.initializer_range
 class Weights:
     """A base model by name: its config now; its tokenizer, digest and tensors on demand.
 
-    load(dtype, shardings) returns the base tree; dtype bfloat16 or float32; shardings a tree like it, or None.
+    load(dtype, shardings) returns the base tree; dtype bfloat16, float32 or int8; shardings a tree like it, or None.
     make_digest() returns a digest of the tensors, however they are stored.
     make_carried() returns what stands beside them, for an export to carry on.
     read: what is known to have been trained on, of weights that come from a run of this program.
@@ -229,19 +230,20 @@ def _random_base(config: ModelConfig, dtype: Any, shardings: Tree | None = None)
 
     Values depend on the leaf's name alone, not on the mesh (jax's default random numbers are partitionable).
     """
-    check_dtype(jnp.dtype(dtype))
+    check_param_dtype(jnp.dtype(dtype), "dtype")
     abstract = abstract_base(config, dtype)
-    placed = {} if shardings is None else leaf_paths(shardings)
+    placed = {} if shardings is None else matrix_paths(shardings)
 
-    def make(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    def make(path: str, leaf: jax.ShapeDtypeStruct | Quantized) -> jax.Array | Quantized:
         seed = int.from_bytes(bytes.fromhex(sha256_of([f"{_RANDOM_SEED} {path}"]))[:4], "little")
         std = 0.0 if path.endswith("norm") else _RANDOM_STD
-        return _normal_maker(leaf.shape, leaf.dtype, placed.get(path))(
-            jnp.uint32(seed), jnp.asarray(std, dtype)
-        )
+        held, place = jnp.dtype(float_of(dtype)), placed.get(path)
+        lies = place.values if isinstance(place, Quantized) else place
+        values = _normal_maker(leaf.shape, held, lies)(jnp.uint32(seed), jnp.asarray(std, held))
+        return stack_quantizer(place)(values) if isinstance(leaf, Quantized) else values
 
-    leaves = {path: make(path, leaf) for path, leaf in leaf_paths(abstract).items()}
-    return jax.tree.unflatten(jax.tree.structure(abstract), leaves.values())
+    leaves = [make(path, leaf) for path, leaf in matrix_paths(abstract).items()]
+    return jax.tree.unflatten(jax.tree.structure(abstract), jax.tree.leaves(leaves))
 
 
 @functools.lru_cache(maxsize=64)

@@ -20,6 +20,7 @@ from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
 from medkor_jax.model.config import ModelConfig
+from medkor_jax.model.quantized import Quantized, product
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -45,15 +46,18 @@ class Adapters:
 
 
 def adapted_matmul(
-    x: Float[jax.Array, "B T i"], w: Float[jax.Array, "i o"], name: str, adapters: Adapters | None
+    x: Float[jax.Array, "B T i"],
+    w: Float[jax.Array, "i o"] | Quantized,
+    name: str,
+    adapters: Adapters | None,
 ) -> Float[jax.Array, "B T o"]:
     """Returns x @ w, plus scale * (x @ A) @ B where `name` has an adapter.
 
-    x: [B, T, in]; w: [in, out]. Weights are cast to x's dtype; the product accumulates as the backend does. `name` is
+    x: [B, T, in]; w: [in, out], also in int8. Weights are cast to x's dtype; the product accumulates as the backend does. `name` is
     also what the product is called in `remat`'s policies.
     Source: Hu et al. 2021 (arXiv:2106.09685), eq. 3.
     """
-    y = jnp.einsum("bti,io->bto", x, w.astype(x.dtype))
+    y = product(x, w)
     if adapters is None or name not in adapters.matrices:
         return checkpoint_name(y, name)
     pair = adapters.matrices[name]

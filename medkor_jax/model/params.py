@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -17,7 +18,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from medkor_jax.model.config import GLOBAL, LOCAL, ModelConfig
+from medkor_jax.model.dtypes import float_of, is_quantized
 from medkor_jax.model.layers import ADAPTABLE, Block
+from medkor_jax.model.quantized import Quantized
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -105,16 +108,22 @@ def n_edge_blocks(params: Params, side: str) -> int:
 
 
 def abstract_base(config: ModelConfig, dtype: Any) -> Tree:
-    """Returns the base tree as ShapeDtypeStructs: what a loader must fill, leaf by leaf."""
+    """Returns the base tree as ShapeDtypeStructs: what a loader must fill, leaf by leaf.
+
+    dtype int8: the matrices of the layers are `Quantized`; tables and norms, which are looked up or small, are bfloat16.
+    """
+    in_int8, dtype = is_quantized(dtype), jnp.dtype(float_of(dtype))
     x = jax.ShapeDtypeStruct((1, 1, config.d_model), dtype)
     block = Block(config, param_dtype=dtype)
     layer = jax.eval_shape(lambda x: block.init(jax.random.key(0), x, method=Block.declare), x)[
         "params"
     ]
-    stacked = {
+    stacked: Tree = {
         name: jax.ShapeDtypeStruct((config.n_layers, *leaf.shape), dtype)
         for name, leaf in layer.items()
     }
+    if in_int8:
+        stacked |= {name: _abstract_quantized(stacked[name].shape) for name in ADAPTABLE}
     head = (
         {}
         if config.tied_head
@@ -128,15 +137,27 @@ def abstract_base(config: ModelConfig, dtype: Any) -> Tree:
     }
 
 
+def _abstract_quantized(shape: tuple[int, ...]) -> Quantized:
+    scale = (*shape[:-2], 1, shape[-1])
+    return Quantized(
+        jax.ShapeDtypeStruct(shape, jnp.int8), jax.ShapeDtypeStruct(scale, jnp.float32)
+    )
+
+
 def head_table(base: Tree) -> Float[jax.Array, "V D"]:
     """Returns the output head [V, D]: the embedding, unless the base brought a head of its own."""
     return base.get("head", base["embed"])
 
 
-def leaf_paths(tree: Any) -> dict[str, Any]:
+def leaf_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
     """Returns {"layers/q": leaf, ...}: one spelling of a leaf's name for rules, digests and errors."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
+
+
+def matrix_paths(tree: Any) -> dict[str, Any]:
+    """Returns the same of a base, its matrices in int8 whole: {"layers/q": Quantized(..), ...}."""
+    return leaf_paths(tree, lambda node: isinstance(node, Quantized))
 
 
 def n_leaves_and_params(tree: Any) -> tuple[int, int]:
@@ -162,6 +183,7 @@ __all__ = [
     "layer_kinds",
     "leaf_paths",
     "make_plan",
+    "matrix_paths",
     "n_edge_blocks",
     "n_leaves_and_params",
 ]

@@ -34,8 +34,10 @@ BATCH_AXES = (
 # The last part(s) of a leaf's path -> the axis of each dimension. Every leaf matches exactly one rule.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(embed|head)", ("tensor", "fsdp")),
-    (r"(q|k|v|gate|up)", (None, "fsdp", "tensor")),
-    (r"(o|down)", (None, "tensor", "fsdp")),
+    (r"(q|k|v|gate|up)(/values)?", (None, "fsdp", "tensor")),
+    (r"(o|down)(/values)?", (None, "tensor", "fsdp")),
+    (r"(q|k|v|gate|up)/scale", (None, None, "tensor")),  # of int8 values, by output channel
+    (r"(o|down)/scale", (None, None, "fsdp")),
     (r"(q|k|v|gate|up)/a", (None, "fsdp", None)),
     (r"(q|k|v|gate|up)/b", (None, None, "tensor")),
     (r"(o|down)/a", (None, "tensor", None)),

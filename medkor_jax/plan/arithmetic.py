@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 from jax.sharding import Mesh
 
@@ -121,7 +122,7 @@ def peak_bytes(jaxpr: Any) -> float:
     for at, equation in enumerate(plain.eqns):
         inside = max((peak_bytes(inner) for inner in _inner(equation)), default=0.0)
         made = {
-            v: 0.0 if equation.primitive.name in _VIEWS else n_bytes(v.aval)
+            v: 0.0 if _is_view(equation) else n_bytes(v.aval)
             for v in equation.outvars
             if v in last_use
         }
@@ -141,6 +142,15 @@ def peak_bytes(jaxpr: Any) -> float:
             if last_use.get(atom, at) == at and atom not in outside:
                 now -= alive.pop(atom, 0.0)
     return most
+
+
+def _is_view(equation: Any) -> bool:
+    """Whether what the equation makes has no memory of its own: another form of what it reads. An int8 matrix that is made
+    wider has: a GPU's library multiplies what lies in memory."""
+    if equation.primitive.name not in _VIEWS:
+        return False
+    read = equation.invars[0].aval if equation.invars else None
+    return getattr(read, "dtype", None) != jnp.int8
 
 
 def _inner(equation: Any) -> list[Any]:

@@ -131,6 +131,7 @@ def _write_verdict(
         reference=course.reference.reports.get(phase.exam),
         reference_account=reference_account(recipe, phase),
         sources=_sources(recipe, phase, course.rounds),
+        held_in={"dtype": recipe.dtype, "param_dtype": recipe.param_dtype},
         digests=digests,
         replaced=read_verdict(path) if finished else None,
     )

@@ -25,7 +25,7 @@ from medkor_jax.data.style import AUTO, check_style
 from medkor_jax.eval.exam import MAX_REASONING_TOKENS
 from medkor_jax.eval.gate import Gate
 from medkor_jax.eval.scores import MODES
-from medkor_jax.model.dtypes import check_dtype
+from medkor_jax.model.dtypes import check_dtype, check_param_dtype
 from medkor_jax.model.kernel import check_attention
 from medkor_jax.model.remat import check_remat
 from medkor_jax.nearest import nearest
@@ -182,7 +182,8 @@ class Recipe:
     """What activations are computed in: "bfloat16" or "float32"; softmax, norms, loss and optimizer
     state are float32 in any case."""
     param_dtype: str = "bfloat16"
-    """What frozen weights are held in: "bfloat16" or "float32"."""
+    """What frozen weights are held in: "bfloat16", "float32" or "int8" (QLoRA: the layers' matrices with a
+    scale a channel, half the memory; a merge and an export are of the full-precision weights)."""
     remat: Annotated[str, check_remat] = ComputeSettings.remat
     """What the backward pass makes again to save memory: "none", "gate_up", "all_but_down" or
     "full", from most memory to least (`model.remat`). Changes results by rounding alone."""
@@ -215,8 +216,8 @@ class Recipe:
     """Steps from one line of metrics to the next."""
 
     def __post_init__(self) -> None:
-        for name in ("dtype", "param_dtype"):
-            check_dtype(getattr(self, name), name)
+        check_dtype(self.dtype)
+        check_param_dtype(self.param_dtype)
         check_language_unit(self.language_unit)
         names = [phase.name for phase in self.phases]
         if not self.run:

@@ -31,12 +31,12 @@ from medkor_jax.io.bases import open_base
 from medkor_jax.io.checkpoint import digest_tree
 from medkor_jax.io.loaded_model import LoadedModel, load, style_of
 from medkor_jax.io.models import Model
-from medkor_jax.model.dtypes import slow_here
+from medkor_jax.model.dtypes import float_of, is_quantized, slow_here
 from medkor_jax.model.params import Params, Tree
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.agreement import require_same, require_shared
 from medkor_jax.parallel.hosts import say
-from medkor_jax.parallel.mesh import make_mesh, shard_tree
+from medkor_jax.parallel.mesh import make_mesh
 from medkor_jax.run.candidates import on_demand_of
 from medkor_jax.run.choosing import choose, may_run, open_later
 from medkor_jax.run.corpora import Corpora
@@ -49,7 +49,7 @@ from medkor_jax.run.phases import ConfigError, Phase, Recipe
 from medkor_jax.run.readiness import checks
 from medkor_jax.run.stage_plans import stage_plan
 from medkor_jax.run.summary import closing_table
-from medkor_jax.run.trees import add_trees, merge_lora
+from medkor_jax.run.trees import add_trees, merge_full, merge_lora, on_base
 from medkor_jax.train.loop import run_stage
 from medkor_jax.train.stage import Stage
 
@@ -274,16 +274,19 @@ class Run:
         recipe, params = self.recipe, loaded.params
         hosts.at(f"{phase.name}, merging")
         made_of = checksum(
-            [loaded.base.digest, digest_tree(params.lora), params.lora_scale, recipe.param_dtype]
+            [
+                loaded.base.digest,
+                digest_tree(params.lora),
+                params.lora_scale,
+                float_of(recipe.param_dtype),
+            ]
         )
         directory = self.directory / "bases" / f"{phase.name}-{made_of[:12]}"
         if hosts.first(f"is {directory.name} merged", (directory / "lineage.json").is_file):
-            base = open_base(directory)
-            merged = base.load(jnp.dtype(recipe.param_dtype), shard_tree(params.base, self.mesh))
             say(f"{phase.name}: merged before, {directory}")
-            loaded = dataclasses.replace(
-                loaded, params=params.replace(base=merged, lora={}, lora_scale=1.0), base=base
-            )
+            loaded = on_base(loaded, open_base(directory), recipe.param_dtype, self.mesh)
+        elif is_quantized(recipe.param_dtype):
+            loaded = merge_full(loaded, phase.name, directory, recipe.param_dtype, self.mesh)
         else:
             loaded = merge_lora(loaded, phase.name, directory, param_dtype=recipe.param_dtype)
         self._bases = {loaded.base.digest: loaded.params.base}

@@ -12,6 +12,8 @@ import dataclasses
 import pathlib
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.adapt.language import make_language
@@ -20,8 +22,12 @@ from medkor_jax.io.bases import save_base
 from medkor_jax.io.checkpoint import digest_tree
 from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.io.rounding import MOST_LOST, MOST_NOISE, Probe, compare, rms
-from medkor_jax.model.params import BACK, FRONT, Params, Tree, edge_blocks
+from medkor_jax.io.weights import Weights
+from medkor_jax.model.dtypes import float_of
+from medkor_jax.model.params import BACK, FRONT, Params, Tree, abstract_base, edge_blocks
+from medkor_jax.parallel import hosts
 from medkor_jax.parallel.hosts import say
+from medkor_jax.parallel.mesh import host_mesh, shard_tree
 from medkor_jax.run.phases import ConfigError, Phase
 from medkor_jax.run.seeds import seed_of
 
@@ -78,11 +84,16 @@ def _expansion(params: Params, phase: Phase) -> Tree:
 
 
 def merge_lora(
-    loaded: LoadedModel, by: str, directory: pathlib.Path, *, param_dtype: str
+    loaded: LoadedModel,
+    by: str,
+    directory: pathlib.Path,
+    *,
+    param_dtype: str,
+    donate: bool = False,
 ) -> LoadedModel:
     """Returns the model with LoRA folded into a new base, written to `directory` with its lineage and what rounding took.
 
-    by: the phase that merges; param_dtype: of the base.
+    by: the phase that merges; param_dtype: of the base; donate: whether the matrices of the base in hand are used up.
 
     Raises: FloatingPointError, before anything is written, if rounding took more of the adapter's effect than
     `io.rounding` allows, or the merge changed something else. The trained adapter stays in its stage's checkpoint.
@@ -90,7 +101,7 @@ def merge_lora(
     params, probe = loaded.params, Probe(loaded.config, loaded.tokenizer)
     adapted = probe.logits(params)
     plain = probe.logits(params.replace(lora={}))
-    merged = merge(params.base, params.lora, scale=params.lora_scale)
+    merged = merge(params.base, params.lora, scale=params.lora_scale, donate=donate)
     kept = compare(
         adapted - plain, probe.logits(params.replace(base=merged, lora={})) - plain, rms(adapted)
     )
@@ -124,3 +135,33 @@ def merge_lora(
     return dataclasses.replace(
         loaded, params=params.replace(base=merged, lora={}, lora_scale=1.0), base=base
     )
+
+
+def merge_full(
+    loaded: LoadedModel, by: str, directory: pathlib.Path, param_dtype: str, mesh: Mesh
+) -> LoadedModel:
+    """Returns the model with LoRA folded into its full-precision weights, as they lie on disk, and the result held in `param_dtype`.
+
+    For a base in int8, whose steps are larger than what a young adapter changes. One process merges in the host's memory,
+    of which it takes the base once, in bfloat16; several on `mesh`, where each has its part.
+
+    Raises: FloatingPointError as `merge_lora`.
+    """
+    place = host_mesh() if hosts.n_processes() == 1 else mesh
+    dtype = float_of(param_dtype)
+    abstract = abstract_base(loaded.config, dtype)
+    with jax.set_mesh(place):
+        beside = loaded.params.replace(base={})
+        params = beside if place is mesh else jax.device_put(beside, shard_tree(beside, place))
+        base = loaded.base.load(jnp.dtype(dtype), shard_tree(abstract, place))
+        full = dataclasses.replace(loaded, params=params.replace(base=base))
+        made = merge_lora(full, by, directory, param_dtype=dtype, donate=True).base
+    return on_base(loaded, made, param_dtype, mesh)
+
+
+def on_base(loaded: LoadedModel, base: Weights, param_dtype: str, mesh: Mesh) -> LoadedModel:
+    """Returns the model on `base`, into which its LoRA was merged, held in `param_dtype` on `mesh`."""
+    dtype = jnp.dtype(param_dtype)
+    tree = base.load(dtype, shard_tree(abstract_base(loaded.config, dtype), mesh))
+    params = loaded.params.replace(base=tree, lora={}, lora_scale=1.0)
+    return dataclasses.replace(loaded, params=params, base=base)

@@ -172,6 +172,15 @@ def test_the_disk_counts_optimizer_checkpoints_and_the_merged_base(config, monke
     assert capacity.needed_bytes(recipe) == pytest.approx(base + lora * 3 * 2 + lora)
 
 
+def test_a_base_in_int8_is_merged_into_a_file_of_bfloat16(config):
+    """What lies in memory is smaller than what is written: the disk is asked for the latter."""
+    said = {
+        dtype: capacity.needed_bytes(make_recipe(config | {"param_dtype": dtype}))
+        for dtype in ("float32", "bfloat16", "int8")
+    }
+    assert said["float32"] > said["bfloat16"] == said["int8"]
+
+
 def test_one_host_with_other_versions_is_trouble_on_all(config, monkeypatch):
     monkeypatch.setattr(
         hosts,

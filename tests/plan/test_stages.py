@@ -10,8 +10,13 @@ import pytest
 
 from medkor_jax.adapt.lora import LoraSettings
 from medkor_jax.model.config import preset
+from medkor_jax.model.params import ADAPTABLE
+from medkor_jax.parallel.mesh import MeshShape, make_mesh
+from medkor_jax.plan.arithmetic import estimate
+from medkor_jax.plan.compiling import sharded_bytes
 from medkor_jax.plan.lowering import _batch, abstract_params
 from medkor_jax.plan.stages import READ, SCORE, STEP, WRITE, Program, Trees, planned_stages
+from medkor_jax.plan.topology import parse_topology
 from medkor_jax.run.config_file import load_recipe
 from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.policy import PolicyLoss
@@ -148,3 +153,42 @@ def test_a_decoder_hands_on_the_state_that_is_planned(make_base):
         assert real.sharding.shard_shape(real.shape) == wanted.sharding.shard_shape(wanted.shape), (
             path
         )
+
+
+def test_an_int8_base_is_planned_in_its_own_bytes():
+    """Matrices at a byte a number and their scales, tables and norms in bfloat16; what trains is what it was."""
+    trees = Trees(LoraSettings(rank=2), "vector", (1, 1))
+    int8, floats = (abstract_params(CONFIG, trees, dtype) for dtype in ("int8", "bfloat16"))
+    matrices = [floats.base["layers"][name] for name in ADAPTABLE]
+    channels = sum(leaf.shape[0] * leaf.shape[-1] for leaf in matrices)
+    saved = sum(leaf.size for leaf in matrices) - 4 * channels
+    assert saved > 0
+    assert sharded_bytes(floats.base) - sharded_bytes(int8.base) == saved
+    for name in ("lora", "lang", "expand"):
+        assert getattr(int8, name) == getattr(floats, name)
+
+
+@pytest.mark.parametrize("kind", [STEP, SCORE, READ, WRITE])
+def test_an_int8_program_does_the_same_products_and_needs_less_memory(kind):
+    mesh = make_mesh(MeshShape(data=1), jax.devices()[:1])
+    topology = parse_topology("gpu:1x80GB")
+    compute = ComputeSettings("bfloat16", "gate_up", chunk=16)
+    program = Program(
+        kind, Trees(LoraSettings(rank=2)), ("lora",), step_spec(Stage(), compute), 4, 32, 32, "bfloat16", room=64
+    )  # fmt: skip
+    if kind == SCORE:
+        reward = RewardSettings(algorithm="grpo", policy=PolicyLoss(kl_weight=0.0))
+        stage = Stage(next_token_weight=0.0, reward=reward)
+        program = dataclasses.replace(program, spec=step_spec(stage, compute))
+    with jax.set_mesh(mesh):
+        floats, int8 = (
+            estimate(dataclasses.replace(program, param_dtype=dtype), CONFIG, mesh, topology)
+            for dtype in ("bfloat16", "int8")
+        )
+    assert int8.cost.flops == floats.cost.flops and int8.hand == floats.hand
+    assert int8.memory["weights"] < floats.memory["weights"]
+    assert int8.memory["temporary"] >= floats.memory["temporary"]  # one matrix at a time, widened
+    layers = abstract_params(CONFIG, Trees(), "bfloat16").base["layers"]
+    largest = max(2 * layers[name].size / CONFIG.n_layers for name in ADAPTABLE)
+    widened = int8.memory["temporary"] - floats.memory["temporary"]
+    assert widened <= 2 * 7 * largest, "no stack of matrices is widened"
