@@ -21,6 +21,8 @@ MAY_IMPORT = {
         "data.tokenizer",
         "data.tokenizer_engines",
         "data.contents",
+        "data.style",
+        "data.chat",
         "data.reading",
         "data.licences",
         "parallel",

@@ -11,6 +11,7 @@ MOST_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 300, 60, 8
 
 # function -> why it takes more than eight parameters. All of these are given by name.
 MANY_PARAMETERS = {
+    "medkor_jax/commands/ask.py ask": "what `medkor ask` can be asked for, one argument an option",
     "medkor_jax/bench/best.py run_best": "what `medkor bench` can be asked for, one argument an option",
     "medkor_jax/bench/sides.py measure": "a case whole: what is timed, what it is worth, how it may be prepared and checked",
     "medkor_jax/commands/data_translate.py translate_exam": "what `medkor data translate` can be asked for, one argument an option",

@@ -80,6 +80,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     else:
         given = sys.stdin.read() if arguments.question is None else arguments.question
         question = typed_question(given)
+    print(shown_prompt(question, arguments.mode), end="", flush=True)
     asked = ask(
         arguments.weights,
         question,
@@ -168,7 +169,8 @@ def ask(
         print(words, file=sys.stderr)  # what is written is an answer
     with jax.set_mesh(made):
         loaded = load(model, dtype, made, style=style)
-        write(shown_prompt(question, mode) + ("\n" if loaded.style.name == CHAT else ""))
+        if loaded.style.name == CHAT:  # the answer is a turn of its own, and does not go on with the prompt
+            write("\n")
         scorer = ModelScorer(loaded, dtype=dtype, mesh=made, batch_size=1)
         if mode == "letter":
             report = evaluate(scorer, [cast("Question", question)], mode="letter", batch_size=1)

@@ -178,10 +178,7 @@ def evaluate_file(
             max_new_tokens=max_new_tokens,
             form=form,
         )
-    made_by = {
-        "weights": model.name,
-        "weights_digest": model.digest,
-        "dtype": dtype,
+    made_by = _made_by(model, dtype) | {
         "limit": limit,
         "fewshot": fewshot if shots else None,
         "prompts": contexts_digest(asked, mode, shots, scorer.style),
@@ -189,6 +186,10 @@ def evaluate_file(
         "seen_in_training": seen,
     }
     return dataclasses.replace(report, made_by=made_by)
+
+
+def _made_by(model: Model, dtype: str) -> dict[str, Any]:
+    return {"weights": model.name, "weights_digest": model.digest, "dtype": dtype}
 
 
 def _check_mode(mode: str, n_shots: int) -> None:

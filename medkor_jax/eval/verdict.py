@@ -77,15 +77,7 @@ def write_verdict(
             "passed": judgement.passed,
             "judgement": judgement.to_json(),
             "looks": [{"of": what, **look.to_json()} for what, look in looks],
-            "earlier_looks": []
-            if replaced is None
-            else [
-                *replaced.get("earlier_looks", ()),
-                *(
-                    {**look, "gate": replaced["gate"], "time": replaced["time"]}
-                    for look in replaced["looks"]
-                ),
-            ],
+            "earlier_looks": [] if replaced is None else _looks_of(replaced),
             "gate": dataclasses.asdict(gate),
             "mode": report.mode,
             "style": report.style,
@@ -99,6 +91,13 @@ def write_verdict(
             "time": _stamp(time),
         },
     )
+
+
+def _looks_of(replaced: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns every look that a verdict has on record, its own with the gate that they were taken through."""
+    gate = {"gate": replaced["gate"], "time": replaced["time"]}
+    own = [{**look, **gate} for look in replaced["looks"]]
+    return [*replaced.get("earlier_looks", ()), *own]
 
 
 def read_verdict(path: str | os.PathLike) -> dict[str, Any]:

@@ -77,11 +77,7 @@ def open_base(directory: pathlib.Path) -> Weights:
 
     Raises: WeightsError if a part of it is missing or is not what was written.
     """
-    for part in ("tree", "model_config.json", "lineage.json"):
-        if not (directory / part).exists():
-            raise WeightsError(
-                f"{directory} has no {part}: it is not a whole merged base; run its phase again"
-            )
+    _check_whole(directory)
     said = read_whole_sealed(directory / "lineage.json")
     raw = read_whole_json(directory / "model_config.json")
     if checksum(raw) != said.get("config_digest"):
@@ -134,6 +130,14 @@ def open_base(directory: pathlib.Path) -> Weights:
         read=read_json(said.get("read", ())),
         style=said.get("style", ""),
     )
+
+
+def _check_whole(directory: pathlib.Path) -> None:
+    for part in ("tree", "model_config.json", "lineage.json"):
+        if not (directory / part).exists():
+            raise WeightsError(
+                f"{directory} has no {part}: it is not a whole merged base; run its phase again"
+            )
 
 
 def _abstract(config: ModelConfig, dtype: Any, shardings: Tree | None) -> Tree:

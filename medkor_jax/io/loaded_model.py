@@ -113,5 +113,6 @@ def _listed(templates: Mapping[str, str]) -> str:
 
 
 def _is_instruction_tuned(model: Model) -> bool:
-    ends = (model.base.carried.generation or {}).get("eos_token_id")
-    return model.tokenizer.end_of_turn_id in (ends if isinstance(ends, list) else [ends])
+    said = (model.base.carried.generation or {}).get("eos_token_id")
+    _, *turn_end = model.tokenizer.stop_ids
+    return not set(turn_end).isdisjoint(said if isinstance(said, list) else [said])

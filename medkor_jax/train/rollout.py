@@ -68,12 +68,8 @@ class Rollouts:
         if not sources or not all(len(questions) for _, questions in sources):
             raise ValueError("no questions: every source needs at least one")
         check_language_unit(language_unit)
-        self.settings, self.batch_size, self.seq_len, self.language_unit = (
-            settings.rollout,
-            batch_size,
-            seq_len,
-            language_unit,
-        )
+        self.settings, self.language_unit = settings.rollout, language_unit
+        self.batch_size, self.seq_len = batch_size, seq_len
         self._learning, self._reward = settings, Reward(settings.parts, form)
         self.loss_positions = loss_positions or settings.rollout.max_new_tokens
         self._questions = [questions for _, questions in sources]
