@@ -24,6 +24,7 @@ EMBEDDED = "embedded"  # the exam, texts and pairs that come with this package; 
 PARTS = ("", "train", "held_out")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_OPTIONAL = ("rationale", "held_share", "part", "part_by")
 _OF_NAMES = ("fields", "rationale", "part_by")
 
 
@@ -108,6 +109,12 @@ class Source:
                 "part='train' and held_share=0.02, or neither"
             )
         return ""
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the keys as plain data, without the revision (digests of the rows tell more) and without those of `_OPTIONAL` that are
+        off: what was written before they existed still says the same."""
+        said = dataclasses.asdict(self)
+        return {k: v for k, v in said.items() if k != "revision" and (v or k not in _OPTIONAL)}
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> Source:

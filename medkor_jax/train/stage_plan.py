@@ -127,6 +127,8 @@ def said_of(
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
+    if isinstance(value, Source):
+        return value.settings()
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     return dataclasses.asdict(value) if getattr(value, "is_on", True) else None

@@ -106,3 +106,11 @@ def test_settings_that_cut_otherwise_are_refused(write_jsonl):
             Source("s", "text", path, **wrong)
     with pytest.raises(ValueError, match="what is embedded has its own splits"):
         Source("s", "text", "embedded", held_share=0.1, part="train")
+
+
+def test_settings_that_are_off_say_what_they_said_before_they_existed(write_jsonl):
+    source = Source("s", "text", "a.jsonl", revision="abc")
+    assert not {"rationale", "held_share", "part", "part_by", "revision"} & set(source.settings())
+    part = dataclasses.replace(source, held_share=0.1, part="train", part_by=("text",)).settings()
+    assert (part["held_share"], part["part"], part["part_by"]) == (0.1, "train", ("text",))
+    assert Source.from_json(dataclasses.asdict(source)) == source
