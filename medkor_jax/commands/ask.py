@@ -40,7 +40,7 @@ from medkor_jax.data.style import AUTO, CHAT
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.eval.exam import evaluate
 from medkor_jax.eval.scorer import ModelScorer
-from medkor_jax.io.loaded_model import load
+from medkor_jax.io.loaded_model import LoadedModel, load
 from medkor_jax.model.completion import STOP_STRING, Completion
 from medkor_jax.model.decode import Decoder
 from medkor_jax.model.dtypes import slow_here
@@ -163,13 +163,14 @@ def ask(
         )
     check_mesh(mesh)
     model = open_model(weights)
-    tokenizer, config = model.tokenizer, model.config
     made = asking_mesh(model, dtype, mesh)
     if words := slow_here(dtype, "--dtype float32"):
         print(words, file=sys.stderr)  # what is written is an answer
     with jax.set_mesh(made):
         loaded = load(model, dtype, made, style=style)
-        if loaded.style.name == CHAT:  # the answer is a turn of its own, and does not go on with the prompt
+        if (
+            loaded.style.name == CHAT
+        ):  # the answer is a turn of its own, and does not go on with the prompt
             write("\n")
         scorer = ModelScorer(loaded, dtype=dtype, mesh=made, batch_size=1)
         if mode == "letter":
@@ -179,14 +180,7 @@ def ask(
         ids = loaded.style.prompt(asked)
         stop = () if isinstance(question, str) else (form.closing,)
         by_token = model.language_unit == "token"
-        decoder = Decoder(
-            config,
-            dtype=dtype,
-            stop_ids=tokenizer.stop_ids,
-            check_every=1,
-            decode=tokenizer.decode,
-            routing=make_routing(tokenizer, config.vocab_size, by_token=by_token),
-        )
+        decoder = _decoder(loaded, dtype)
         stream = _Stream(write, stop)
         (written,) = decoder.generate(
             loaded.params,
@@ -199,7 +193,19 @@ def ask(
         stream.finish(written.text)
         if isinstance(question, str):
             return Asked(written.text, (), is_closed=False)
-        return _with_letters(scorer, tokenizer, question, ids, written, form, write)
+        return _with_letters(scorer, loaded.tokenizer, question, ids, written, form, write)
+
+
+def _decoder(loaded: LoadedModel, dtype: str) -> Decoder:
+    tokenizer, by_token = loaded.tokenizer, loaded.language_unit == "token"
+    return Decoder(
+        loaded.config,
+        dtype=dtype,
+        stop_ids=tokenizer.stop_ids,
+        check_every=1,
+        decode=tokenizer.decode,
+        routing=make_routing(tokenizer, loaded.config.vocab_size, by_token=by_token),
+    )
 
 
 def answer_table(question: Question, asked: Asked, *, has_key: bool) -> str:

@@ -171,6 +171,7 @@ def test_other_modes_are_written_as_before_reasoning_was_known(make_report, tmp_
         "source",
         "split",
         "confidence",
+        "style",
         "at_chance",
         "scores",
         "alarms",
