@@ -1,4 +1,4 @@
-"""What `medkor data translate` has written so far, so that a killed run goes on and ends with the
+"""What a model has written so far of an exam's translation, so that a killed run goes on and ends with the
 same file.
 
 work = Work(path, {"to": "en", "batch_size": 16}, questions)
