@@ -27,7 +27,7 @@ from medkor_jax.eval.exam_translation import (
     beside,
     finish_exam,
     other_language,
-    questions_digest,
+    settings_of,
 )
 from medkor_jax.eval.translation_work import Work
 from medkor_jax.io.loaded_model import style_of
@@ -124,17 +124,10 @@ def translate_exam(
             f"{exam} is in {to!r} already: there is nothing to translate; name the other language with --to"
         )
     model = open_model(weights) if adapters else base_of(open_model(weights))
-    settings = {
-        "weights": model.digest,
-        "to": to,
-        "batch_size": batch_size,
-        "max_new_tokens": max_new_tokens,
-        "dtype": dtype,
-        "style": style_of(model, style).name,
-        "questions": questions_digest(questions),
-    }
+    how: Any = dict(to=to, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    settings = settings_of(model.digest, style_of(model, style), questions, dtype=dtype, **how)
     work = Work(beside(pathlib.Path(out), "work"), settings, questions)
-    how: Any = dict(to=to, out=out, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    how["out"] = out
     if len(work.done) == len(questions):
         return finish_exam(None, questions, work, **how)
     opened: Any = dict(dtype=dtype, batch_size=batch_size, style=style, mesh_shape=mesh)

@@ -20,13 +20,15 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from medkor_jax.data.contents import sha256_of
 from medkor_jax.data.language import has_hangul
 from medkor_jax.data.pairs import LABELS, translation_prompt
 from medkor_jax.data.question import Question
+from medkor_jax.data.style import Style
 from medkor_jax.data.translated_exam import TranslatedQuestion, find_faults, row_of
-from medkor_jax.eval.scoring import Scorer
+from medkor_jax.eval.scoring import Continuation, Scorer
 from medkor_jax.eval.translation import translate
 from medkor_jax.eval.translation_work import Work, json_lines
 from medkor_jax.io.files import write_atomically
@@ -43,12 +45,13 @@ class Fault:
 
 @dataclasses.dataclass(frozen=True)
 class ExamTranslation:
-    """What came of it. kept: questions whose translation an earlier, interrupted run had made."""
+    """What came of it. kept: questions whose translation an earlier, interrupted run had made. n_tokens: written in all."""
 
     out: pathlib.Path
     n_questions: int
     faults: tuple[Fault, ...]
     kept: int
+    n_tokens: int
 
     @property
     def n_passed(self) -> int:
@@ -110,7 +113,14 @@ def finish_exam(
             f"{'; '.join(faults[0].reasons)}. See {beside(out, 'failed')}; translate with weights that were taught to"
         )
     write_atomically(out, json_lines(good))
-    return ExamTranslation(out, len(questions), tuple(faults), kept)
+    n_tokens = sum(one.n_tokens for one in work.done)
+    return ExamTranslation(out, len(questions), tuple(faults), kept, n_tokens)
+
+
+def lines_of(question: Question, to: str) -> list[str]:
+    """Returns the lines of question and options that are put to the model, in their order."""
+    texts = (question.question, *question.options)
+    return [line.strip() for text in texts for line in text.split("\n") if _needs(line, to)]
 
 
 def _render(
@@ -118,30 +128,26 @@ def _render(
 ) -> list[TranslatedQuestion]:
     """Returns the questions in language `to`; all their lines go to the scorer together."""
     given = other_language(to)
-    texts = [
-        [text.split("\n") for text in (question.question, *question.options)]
-        for question in questions
-    ]
-    wanted = [
-        line.strip()
-        for question in texts
-        for lines in question
-        for line in lines
-        if _needs(line, to)
-    ]
+    wanted = [line for question in questions for line in lines_of(question, to)]
     prompts = [translation_prompt(line, given, to) for line in wanted]
     written = iter(translate(scorer, prompts, max_new_tokens=max_new_tokens) if prompts else ())
     made = []
-    for question, parts in zip(questions, texts, strict=True):
-        is_whole, translations = True, []
-        for lines in parts:
-            done = [next(written) if _needs(line, to) else line for line in lines]
-            is_whole &= all(one.is_whole for one in done if not isinstance(one, str))
-            translations.append(
-                "\n".join(one if isinstance(one, str) else one.text for one in done)
-            )
+    for question in questions:
+        of_question: list[Continuation] = []
+        translations = []
+        for text in (question.question, *question.options):
+            lines = text.split("\n")
+            for i, line in enumerate(lines):
+                if _needs(line, to):
+                    of_question.append(next(written))
+                    lines[i] = of_question[-1].text
+            translations.append("\n".join(lines))
+        is_whole = all(one.is_whole for one in of_question)
+        n_tokens = sum(one.n_tokens for one in of_question)
         made.append(
-            TranslatedQuestion(question.id, translations[0], tuple(translations[1:]), is_whole)
+            TranslatedQuestion(
+                question.id, translations[0], tuple(translations[1:]), is_whole, n_tokens
+            )
         )
     return made
 
@@ -163,6 +169,28 @@ def other_language(to: str) -> str:
 
 def questions_digest(questions: Sequence[Question]) -> str:
     return sha256_of([repr(list(questions))])
+
+
+def settings_of(
+    weights_digest: str,
+    style: Style,
+    questions: Sequence[Question],
+    *,
+    to: str,
+    batch_size: int,
+    max_new_tokens: int,
+    dtype: str,
+) -> dict[str, Any]:
+    """Returns what decides what the model writes, as the work file states it: work begun with other settings is not gone on with."""
+    return {
+        "weights": weights_digest,
+        "to": to,
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "dtype": dtype,
+        "style": style.name,
+        "questions": questions_digest(questions),
+    }
 
 
 def beside(out: pathlib.Path, what: str) -> pathlib.Path:

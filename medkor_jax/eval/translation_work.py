@@ -80,7 +80,11 @@ def _read_whole(lines: Sequence[str]) -> Iterator[TranslatedQuestion]:
         try:
             read = json.loads(line)
             yield TranslatedQuestion(
-                read["id"], read["question"], tuple(read["options"]), read["is_whole"]
+                read["id"],
+                read["question"],
+                tuple(read["options"]),
+                read["is_whole"],
+                read.get("n_tokens", 0),  # not counted by earlier versions
             )
         except (ValueError, KeyError, TypeError):
             return

@@ -107,6 +107,8 @@ ROLES: dict[str, dict[str, str]] = {
         held_share=ELSEWHERE,
         part=ELSEWHERE,
         part_by=ELSEWHERE,
+        translated_to=ELSEWHERE,
+        translator=ELSEWHERE,
     ),
 }
 

@@ -18,7 +18,6 @@ SMALL = [
     for key in (
         "held_out.english",
         "held_out.korean",
-        "exams.english-choice.source",
         *(
             f"{phase.name}.{of}data.{source.name}"
             for phase in RECIPE.phases
@@ -29,7 +28,7 @@ SMALL = [
     )
 ]
 # The facts of one relation are told alike, and so are the stand-ins' documents.
-ALIKE = "--config.allow_leaks=('english-text ~ english-choice','english-text ~ english','english-exam-train ~ english')"
+ALIKE = "--config.allow_leaks=('english-text ~ english-choice','english-text ~ english','medqa-train ~ english')"
 RECORD_ONLY = [
     ALIKE,
     *(f"--config.{phase.name}.gate.on_failure=continue" for phase in RECIPE.phases),
