@@ -147,7 +147,9 @@ def _phase_lines(recipe: Recipe, loaded: dict[Use, int | Exception]) -> list[str
     lines = [f"What would happen, into {recipe.run_dir}:"]
     for name, sources in translators_of(recipe).items():
         named = ", ".join(source.name for source in sources)
-        lines.append(f"  before all phases: {named} translated by {name}, unless that was done before")
+        lines.append(
+            f"  before all phases: {named} translated by {name}, unless that was done before"
+        )
     for phase in recipe.in_force:
         lines.append(
             f"  {phase.name}: {phase.title}; from {' or '.join(recipe.upstream_of(phase))}"

@@ -120,7 +120,13 @@ def _read(recipe, use, rows):
         lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         file.write_text("".join(lines), "utf-8")
         source = dataclasses.replace(
-            use.source.original, path=str(file), held_share=0.0, part="", skip=0, limit=0, revision=""
+            use.source.original,
+            path=str(file),
+            held_share=0.0,
+            part="",
+            skip=0,
+            limit=0,
+            revision="",
         )
         return loader_of(use, recipe.reasoning)(source, drop_bad=True)
 
