@@ -29,7 +29,7 @@ from medkor_jax.eval.report import Report
 from medkor_jax.eval.verdict import read_verdict
 from medkor_jax.io.bases import open_base
 from medkor_jax.io.checkpoint import digest_tree
-from medkor_jax.io.loaded_model import LoadedModel, load, style_of
+from medkor_jax.io.loaded_model import LoadedModel, load
 from medkor_jax.io.models import Model
 from medkor_jax.model.dtypes import float_of, is_quantized, slow_here
 from medkor_jax.model.params import Params, Tree
@@ -37,6 +37,7 @@ from medkor_jax.parallel import hosts
 from medkor_jax.parallel.agreement import require_same, require_shared
 from medkor_jax.parallel.hosts import say
 from medkor_jax.parallel.mesh import make_mesh
+from medkor_jax.run.asked_form import asked_form
 from medkor_jax.run.candidates import on_demand_of
 from medkor_jax.run.choosing import choose, may_run, open_later
 from medkor_jax.run.corpora import Corpora
@@ -44,7 +45,6 @@ from medkor_jax.run.course import Course, conclude, note
 from medkor_jax.run.final import sit_final
 from medkor_jax.run.lineage import Finished, Lineage, Stale
 from medkor_jax.run.measurement import Measured, Measurer
-from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import ConfigError, Phase, Recipe
 from medkor_jax.run.readiness import checks
 from medkor_jax.run.stage_plans import stage_plan
@@ -59,9 +59,8 @@ class Run:
 
     def __init__(self, recipe: Recipe, *, accept_changed: bool = False) -> None:
         """accept_changed: see `lineage.Lineage`."""
-        model = open_model(recipe.weights)
-        style = style_of(model, recipe.style)
-        self._other_style = model.style if model.style not in ("", style.name) else ""
+        self._form = asked_form(recipe)
+        style = self._form.style
         self.recipe = recipe = dataclasses.replace(recipe, style=style.name)
         self.directory = pathlib.Path(recipe.run_dir)
         self.mesh = make_mesh(recipe.mesh)
@@ -92,9 +91,7 @@ class Run:
         say(
             f"run {self.directory}: {', '.join(phase.name for phase in recipe.in_force)} on {_devices()}"
         )
-        say(f"the model is taught and asked in {recipe.style} form")
-        if self._other_style:
-            say(f"{recipe.weights} was taught in {self._other_style} form before")
+        say(self._form.words)
         if words := slow_here(recipe.dtype, "--config.dtype=float32"):
             say(words)
         with jax.set_mesh(self.mesh):
