@@ -77,6 +77,13 @@ def checkpoint(tmp_path_factory):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3)
+        # A turn that ends now and then, or nothing could be rewarded: about as likely as all else together.
+        table, ids = (
+            model.get_input_embeddings().weight,
+            torch.tensor([[2, START, 2364, 107, 236791, 107]]),
+        )
+        hidden = model.model.language_model(input_ids=ids).last_hidden_state[0, -1]
+        table[END] = hidden * torch.logsumexp(table @ hidden, 0) / (hidden @ hidden)
     model.save_pretrained(directory)
     write_tokenizer(open_model(EMBEDDED_MODEL).tokenizer, directory, max_positions=4096)
     (directory / "chat_template.jinja").write_text(GEMMA3.read_text("utf-8"), "utf-8")
@@ -153,7 +160,7 @@ def make_config(run_dir, weights, talks, **changes):
     )
     reward = dict(
         algorithm="grpo",
-        rollout=dict(group_size=2, max_new_tokens=6, max_refills=0, patience=9),
+        rollout=dict(group_size=4, max_new_tokens=6, max_refills=0, patience=9),
         parts=dict(
             varied=dict(function=f"{own_reward}:varied", weight=1.0)
         ),  # random weights are never right
