@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.adapt.language import make_language
-from medkor_jax.adapt.lora import LoraSettings, make_lora, merge
+from medkor_jax.adapt.lora import LoraSettings, make_lora, merge, merge_in_place
 from medkor_jax.io.bases import save_base
 from medkor_jax.io.checkpoint import digest_tree
 from medkor_jax.io.loaded_model import LoadedModel
@@ -101,7 +101,8 @@ def merge_lora(
     params, probe = loaded.params, Probe(loaded.config, loaded.tokenizer)
     adapted = probe.logits(params)
     plain = probe.logits(params.replace(lora={}))
-    merged = merge(params.base, params.lora, scale=params.lora_scale, donate=donate)
+    fold = merge_in_place if donate else merge
+    merged = fold(params.base, params.lora, scale=params.lora_scale)
     kept = compare(
         adapted - plain, probe.logits(params.replace(base=merged, lora={})) - plain, rms(adapted)
     )
