@@ -31,7 +31,7 @@ from medkor_jax.io.bases import open_base
 from medkor_jax.io.checkpoint import digest_tree
 from medkor_jax.io.loaded_model import LoadedModel, load
 from medkor_jax.io.models import Model
-from medkor_jax.model.dtypes import float_of, is_quantized, slow_here
+from medkor_jax.model.dtypes import float_of, slow_here
 from medkor_jax.model.params import Params, Tree
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.agreement import require_same, require_shared
@@ -49,7 +49,7 @@ from medkor_jax.run.phases import ConfigError, Phase, Recipe
 from medkor_jax.run.readiness import checks
 from medkor_jax.run.stage_plans import stage_plan
 from medkor_jax.run.summary import closing_table
-from medkor_jax.run.trees import add_trees, merge_full, merge_lora, on_base
+from medkor_jax.run.trees import add_trees, merge_held, on_base
 from medkor_jax.train.loop import run_stage
 from medkor_jax.train.stage import Stage
 
@@ -270,22 +270,14 @@ class Run:
         phases stand on it, and the same merge again finds it."""
         recipe, params = self.recipe, loaded.params
         hosts.at(f"{phase.name}, merging")
-        made_of = checksum(
-            [
-                loaded.base.digest,
-                digest_tree(params.lora),
-                params.lora_scale,
-                float_of(recipe.param_dtype),
-            ]
-        )
+        lora, dtype = digest_tree(params.lora), float_of(recipe.param_dtype)
+        made_of = checksum([loaded.base.digest, lora, params.lora_scale, dtype])
         directory = self.directory / "bases" / f"{phase.name}-{made_of[:12]}"
         if hosts.first(f"is {directory.name} merged", (directory / "lineage.json").is_file):
             say(f"{phase.name}: merged before, {directory}")
             loaded = on_base(loaded, open_base(directory), recipe.param_dtype, self.mesh)
-        elif is_quantized(recipe.param_dtype):
-            loaded = merge_full(loaded, phase.name, directory, recipe.param_dtype, self.mesh)
         else:
-            loaded = merge_lora(loaded, phase.name, directory, param_dtype=recipe.param_dtype)
+            loaded = merge_held(loaded, phase.name, directory, recipe.param_dtype, self.mesh)
         self._bases = {loaded.base.digest: loaded.params.base}
         return loaded
 
