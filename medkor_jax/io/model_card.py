@@ -14,8 +14,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from medkor_jax.data.style import PLAIN
 from medkor_jax.data.licences import TRAINED_ON, is_non_commercial, licence_notes, licence_of
+from medkor_jax.data.style import PLAIN
 from medkor_jax.io.models import Model, read_ledger
 from medkor_jax.io.weights import is_hub_id
 from medkor_jax.model.config import ModelConfig

@@ -77,13 +77,16 @@ def checkpoint(tmp_path_factory):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3)
-        # A turn that ends now and then, or nothing could be rewarded: about as likely as all else together.
+        # A turn that ends now and then, or nothing could be rewarded: one column of the table is the same for all pieces, and
+        # stands out for the end of a turn.
         table, ids = (
             model.get_input_embeddings().weight,
-            torch.tensor([[2, START, 2364, 107, 236791, 107]]),
+            torch.tensor([[2, START, *range(2000, 2040)]]),
         )
-        hidden = model.model.language_model(input_ids=ids).last_hidden_state[0, -1]
-        table[END] = hidden * torch.logsumexp(table @ hidden, 0) / (hidden @ hidden)
+        table[:, 0] = 1.0
+        hidden = model.model.language_model(input_ids=ids).last_hidden_state[0, 20:]
+        others = torch.logsumexp(hidden @ table.T, 1) - hidden[:, 0]
+        table[END, 0] += (others / hidden[:, 0]).median()
     model.save_pretrained(directory)
     write_tokenizer(open_model(EMBEDDED_MODEL).tokenizer, directory, max_positions=4096)
     (directory / "chat_template.jinja").write_text(GEMMA3.read_text("utf-8"), "utf-8")
