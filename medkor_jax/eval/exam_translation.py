@@ -1,6 +1,6 @@
 """An exam put into the other language by a model, checked, and written as an exam.
 
-    work = Work(beside(out, "work"), {"to": "en", "batch_size": 16, ...}, questions)
+    work = Work(beside(out, "work"), settings, questions)                                # settings_of(...)
     done = finish_exam(scorer, questions, work, to="en", out=out, batch_size=16)        # done.n_passed, done.faults
 
 Question and options are translated one by one, a question of several lines line by line, each asked as

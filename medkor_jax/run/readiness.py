@@ -21,10 +21,10 @@ from medkor_jax.data.pairs import DIRECTIONS, translation_prompt
 from medkor_jax.data.parts import check_parts
 from medkor_jax.data.rows import BadDataError
 from medkor_jax.eval.scoring import Scorer
-from medkor_jax.io.loaded_model import style_of
 from medkor_jax.parallel.hosts import say
 from medkor_jax.parallel.mesh import check_batch
 from medkor_jax.run import translated
+from medkor_jax.run.asked_form import asked_form
 from medkor_jax.run.at_hand import is_at_hand
 from medkor_jax.run.candidates import ON
 from medkor_jax.run.choosing import check_order, may_run, told
@@ -120,7 +120,7 @@ def check_recipe(recipe: Recipe) -> DataReport:
         before, obstacles[str(error)] = [], [LEAKS]
     report = check(
         uses_of(recipe),
-        style_of(open_model(recipe.weights), recipe.style),
+        asked_form(recipe).style,
         allowed=recipe.allow_leaks,
         form=recipe.reasoning,
         load=corpora.of_use,
@@ -176,7 +176,7 @@ def _check_stage(
         check_batch(stage.batch_size, stage.microbatches, mesh)
     make_batches(
         stage_plan(recipe, corpora, phase, stage, name),
-        style_of(open_model(recipe.weights), recipe.style),
+        asked_form(recipe).style,
         recipe.language_unit,
     )
 
@@ -184,7 +184,7 @@ def _check_stage(
 def _check_lengths(recipe: Recipe, corpora: Corpora) -> None:
     """Raises: ValueError if an exam or a pair that judges has no room in the model that the run starts from."""
     model = open_model(recipe.weights)
-    style, room = style_of(model, recipe.style), model.config.max_positions
+    style, room = asked_form(recipe).style, model.config.max_positions
     for exam in (*recipe.exams, *recipe.final):
         if exam.mode == "reason" and exam.max_new_tokens >= room:
             raise ValueError(

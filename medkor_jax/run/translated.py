@@ -19,7 +19,7 @@ from medkor_jax.data.contents import file_digest
 from medkor_jax.data.pairs import translation_prompt
 from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Source, file_label
-from medkor_jax.data.style import AUTO, Style
+from medkor_jax.data.style import Style
 from medkor_jax.eval.exam_translation import (
     MAX_NEW_TOKENS,
     lines_of,
@@ -29,6 +29,7 @@ from medkor_jax.eval.exam_translation import (
 from medkor_jax.io.loaded_model import style_of
 from medkor_jax.io.models import Model
 from medkor_jax.parallel import hosts
+from medkor_jax.run.asked_form import asked_form
 from medkor_jax.run.at_hand import is_at_hand
 from medkor_jax.run.corpora import Corpora, uses_of
 from medkor_jax.run.named_model import open_model
@@ -150,7 +151,7 @@ def _check_room(recipe: Recipe, source: Source, name: str, lines: Sequence[str])
 
 def _style(recipe: Recipe, name: str, model: Model) -> Style:
     """Returns the form in which it is asked: the run's own weights as the run asks them, others as they were made to be."""
-    return style_of(model, recipe.style if name == recipe.weights else AUTO)
+    return asked_form(recipe).style if name == recipe.weights else style_of(model)
 
 
 def settings_for(

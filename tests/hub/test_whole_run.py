@@ -12,7 +12,7 @@ from medkor_jax.run import pipeline as running
 from tests.run.test_translated import ENGLISH, KOREAN, Translator
 
 from .standins import standins
-from .test_dry_run import ALIKE, PIPELINE, RECIPE, SMALL
+from .test_dry_run import ALIKE, RECIPE, SMALL
 
 NAMES = [phase.name for phase in RECIPE.phases]
 
@@ -44,11 +44,31 @@ def overrides(directory, weights):
     return [*SMALL, ALIKE, *(f"--config.{key}={value!s}" for key, value in said.items())]
 
 
+def config_file(directory, root):
+    """Returns a config that is the pipeline's but for what an answer earns: random weights are never right."""
+    reward = directory / "varied.py"
+    reward.write_text(
+        "def varied(response, bound):\n    return sum(map(ord, response.text)) % 97 / 96\n"
+    )
+    path = directory / "pipeline.py"
+    path.write_text(
+        f"""from configs import pipeline
+
+def get_config():
+    config = pipeline.get_config()
+    with config.unlocked():
+        config.phase5d_exam.reward.parts = {{"varied": {{"function": "{reward}:varied", "weight": 1.0}}}}
+    return config
+"""
+    )
+    return str(path)
+
+
 @pytest.mark.slow
 def test_all_phases_of_the_pipeline_run_to_the_end(
     hub, tiny_base_dir, tmp_path, monkeypatch, request, capsys
 ):
-    config = str(request.config.rootpath / PIPELINE)
+    config = config_file(tmp_path, request.config.rootpath)
     true, loaded = running.Run._translator, []
 
     def translator(self, name):
