@@ -7,6 +7,7 @@ import pytest
 from medkor_jax import cli
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.verdict import read_verdict
+from medkor_jax.io.bases import save_base
 from medkor_jax.io.models import open_model
 from medkor_jax.run import pipeline as running
 from tests.run.test_translated import ENGLISH, KOREAN, Translator
@@ -30,7 +31,7 @@ def overrides(directory, weights):
         "exams.korean-reasoned.max_new_tokens": 8,
         "phase1.candidates": ("phase0",),
         "phase5d_exam.reward.rollout.max_new_tokens": 8,
-        "phase5d_exam.reward.rollout.group_size": 2,
+        "phase5d_exam.reward.rollout.group_size": 4,
         "phase5d_exam.reward.rollout.max_refills": 0,
         "phase4b_translation.translations.held-out-pairs.limit": 4,
         "phase5b_translation.translations.held-out-pairs.limit": 4,
@@ -41,6 +42,7 @@ def overrides(directory, weights):
             if stage.steps:
                 short = {"steps": 1, "batch_size": 4, "seq_len": 512, "warmup_steps": 1}
                 said |= {f"{phase.name}.{of}{key}": value for key, value in short.items()}
+    said["phase5d_exam.batch_size"] = 8
     return [*SMALL, ALIKE, *(f"--config.{key}={value!s}" for key, value in said.items())]
 
 
@@ -64,9 +66,19 @@ def get_config():
     return str(path)
 
 
+@pytest.fixture
+def weights(make_base, tiny_base_dir, tmp_path):
+    """The tiny model, whose answers end now and then: one that is cut off earns nothing."""
+    model = open_model(tiny_base_dir)
+    base = make_base(model.config)
+    base["embed"] = base["embed"].at[model.tokenizer.eos_id].multiply(4)
+    save_base(tmp_path / "ends", base, model.config, model.tokenizer, {"made_by": "tests"})
+    return tmp_path / "ends"
+
+
 @pytest.mark.slow
 def test_all_phases_of_the_pipeline_run_to_the_end(
-    hub, tiny_base_dir, tmp_path, monkeypatch, request, capsys
+    hub, weights, tmp_path, monkeypatch, request, capsys
 ):
     config = config_file(tmp_path, request.config.rootpath)
     true, loaded = running.Run._translator, []
@@ -76,17 +88,17 @@ def test_all_phases_of_the_pipeline_run_to_the_end(
         return Translator(true(self, name), [KOREAN["valid"][0].question])
 
     monkeypatch.setattr(running.Run, "_translator", translator)
-    arguments = ["run", "--config", config, *overrides(tmp_path, tiny_base_dir)]
+    arguments = ["run", "--config", config, *overrides(tmp_path, weights)]
     assert cli.main(arguments) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
     run, rows = tmp_path / "run", standins()["sean0042/KorMedMCQA"].rows
     for name in NAMES:
         verdict = read_verdict(run / name / "verdict.json")
         assert verdict["phase"] == name and open_model(run / name).digest
-    assert loaded == [str(tiny_base_dir)]
+    assert loaded == [str(weights)]
 
     n_dev, n_train = len(rows["doctor", "dev"]), len(rows["doctor", "train"])
-    assert f"english-choice: sean0042/KorMedMCQA doctor dev into English by {tiny_base_dir}" in said
+    assert f"english-choice: sean0042/KorMedMCQA doctor dev into English by {weights}" in said
     assert f"at most {n_dev} questions; " in said
     report = json.loads((run / "translated/english-choice.json").read_text())
     failed = n_dev - report["n_passed"]
