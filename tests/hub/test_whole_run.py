@@ -7,9 +7,9 @@ import pytest
 from medkor_jax import cli
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.verdict import read_verdict
-from medkor_jax.io.bases import save_base
 from medkor_jax.io.models import open_model
 from medkor_jax.run import pipeline as running
+from medkor_jax.train.rewards import Earned, Reward
 from tests.run.test_translated import ENGLISH, KOREAN, Translator
 
 from .standins import standins
@@ -46,41 +46,17 @@ def overrides(directory, weights):
     return [*SMALL, ALIKE, *(f"--config.{key}={value!s}" for key, value in said.items())]
 
 
-def config_file(directory, root):
-    """Returns a config that is the pipeline's but for what an answer earns: random weights are never right."""
-    reward = directory / "varied.py"
-    reward.write_text(
-        "def varied(response, bound):\n    return sum(map(ord, response.text)) % 97 / 96\n"
-    )
-    path = directory / "pipeline.py"
-    path.write_text(
-        f"""from configs import pipeline
-
-def get_config():
-    config = pipeline.get_config()
-    with config.unlocked():
-        config.phase5d_exam.reward.parts = {{"varied": {{"function": "{reward}:varied", "weight": 1.0}}}}
-    return config
-"""
-    )
-    return str(path)
-
-
-@pytest.fixture
-def weights(make_base, tiny_base_dir, tmp_path):
-    """The tiny model, whose answers end now and then: one that is cut off earns nothing."""
-    model = open_model(tiny_base_dir)
-    base = make_base(model.config)
-    base["embed"] = base["embed"].at[model.tokenizer.eos_id].multiply(4)
-    save_base(tmp_path / "ends", base, model.config, model.tokenizer, {"made_by": "tests"})
-    return tmp_path / "ends"
+def by_length(self, text, question, **_):
+    """What a random model's answers earn: they never end, and are never right."""
+    earned = {"answer": sum(map(ord, text)) % 97 / 96, "letter": 0.0, "format": 0.0, "length": 0.0}
+    return Earned(earned, False, False, False)
 
 
 @pytest.mark.slow
 def test_all_phases_of_the_pipeline_run_to_the_end(
-    hub, weights, tmp_path, monkeypatch, request, capsys
+    hub, tiny_base_dir, tmp_path, monkeypatch, request, capsys
 ):
-    config = config_file(tmp_path, request.config.rootpath)
+    config = str(request.config.rootpath / PIPELINE)
     true, loaded = running.Run._translator, []
 
     def translator(self, name):
@@ -88,17 +64,18 @@ def test_all_phases_of_the_pipeline_run_to_the_end(
         return Translator(true(self, name), [KOREAN["valid"][0].question])
 
     monkeypatch.setattr(running.Run, "_translator", translator)
-    arguments = ["run", "--config", config, *overrides(tmp_path, weights)]
+    monkeypatch.setattr(Reward, "score", by_length)
+    arguments = ["run", "--config", config, *overrides(tmp_path, tiny_base_dir)]
     assert cli.main(arguments) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
     run, rows = tmp_path / "run", standins()["sean0042/KorMedMCQA"].rows
     for name in NAMES:
         verdict = read_verdict(run / name / "verdict.json")
         assert verdict["phase"] == name and open_model(run / name).digest
-    assert loaded == [str(weights)]
+    assert loaded == [str(tiny_base_dir)]
 
     n_dev, n_train = len(rows["doctor", "dev"]), len(rows["doctor", "train"])
-    assert f"english-choice: sean0042/KorMedMCQA doctor dev into English by {weights}" in said
+    assert f"english-choice: sean0042/KorMedMCQA doctor dev into English by {tiny_base_dir}" in said
     assert f"at most {n_dev} questions; " in said
     report = json.loads((run / "translated/english-choice.json").read_text())
     failed = n_dev - report["n_passed"]
