@@ -20,6 +20,7 @@ from medkor_jax.data.licences import licence_notes, licence_of
 from medkor_jax.data.pairs import DIRECTIONS, translation_prompt
 from medkor_jax.data.parts import check_parts
 from medkor_jax.data.rows import BadDataError
+from medkor_jax.eval import harness
 from medkor_jax.eval.scoring import Scorer
 from medkor_jax.parallel.hosts import say
 from medkor_jax.parallel.mesh import check_batch
@@ -190,6 +191,11 @@ def _check_lengths(recipe: Recipe, corpora: Corpora) -> None:
             raise ValueError(
                 f"exam {exam.source.name!r}: max_new_tokens is {exam.max_new_tokens}, and {model.name} has {room} positions for "
                 "prompt and answer; ask for fewer"
+            )
+        if exam.mode == "harness" and room <= harness.MAX_NEW_TOKENS:
+            raise ValueError(
+                f"exam {exam.source.name!r}: harness mode writes up to {harness.MAX_NEW_TOKENS} tokens, and {model.name} has {room} "
+                "positions for prompt and answer; ask in letter mode, which generates nothing"
             )
     for source in dict.fromkeys(
         source for phase in recipe.in_force for source in phase.translations

@@ -1,5 +1,6 @@
 """`medkor run --config configs/pipeline.py` on the stand-ins: phases 0 to 5 to the end, English exam translated on the way."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from medkor_jax import cli
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.verdict import read_verdict
+from medkor_jax.io.bases import save_base
 from medkor_jax.io.models import open_model
 from medkor_jax.run import pipeline as running
 from medkor_jax.train.rewards import Earned, Reward
@@ -29,6 +31,7 @@ def overrides(directory, weights):
         "held_out_tokens": 256,
         "max_translation_tokens": 8,
         "exams.korean-reasoned.max_new_tokens": 8,
+        "final.korean-final-harness.source.limit": 4,
         "phase1.candidates": ("phase0",),
         "phase5d_exam.reward.rollout.max_new_tokens": 8,
         "phase5d_exam.reward.rollout.group_size": 4,
@@ -52,9 +55,19 @@ def by_length(self, text, question, **_):
     return Earned(earned, False, False, False)
 
 
+@pytest.fixture
+def weights(make_base, tiny_base_dir, tmp_path):
+    """The tiny model with room for the 1,024 tokens that the harness lets it write."""
+    model = open_model(tiny_base_dir)
+    config = dataclasses.replace(model.config, max_positions=2048)
+    made_by = {"made_by": "tests"}
+    save_base(tmp_path / "base", make_base(config), config, model.tokenizer, made_by)
+    return tmp_path / "base"
+
+
 @pytest.mark.slow
 def test_all_phases_of_the_pipeline_run_to_the_end(
-    hub, tiny_base_dir, tmp_path, monkeypatch, request, capsys
+    hub, weights, tmp_path, monkeypatch, request, capsys
 ):
     config = str(request.config.rootpath / PIPELINE)
     true, loaded = running.Run._translator, []
@@ -65,17 +78,17 @@ def test_all_phases_of_the_pipeline_run_to_the_end(
 
     monkeypatch.setattr(running.Run, "_translator", translator)
     monkeypatch.setattr(Reward, "score", by_length)
-    arguments = ["run", "--config", config, *overrides(tmp_path, tiny_base_dir)]
+    arguments = ["run", "--config", config, *overrides(tmp_path, weights)]
     assert cli.main(arguments) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
     run, rows = tmp_path / "run", standins()["sean0042/KorMedMCQA"].rows
     for name in NAMES:
         verdict = read_verdict(run / name / "verdict.json")
         assert verdict["phase"] == name and open_model(run / name).digest
-    assert loaded == [str(tiny_base_dir)]
+    assert loaded == [str(weights)]
 
     n_dev, n_train = len(rows["doctor", "dev"]), len(rows["doctor", "train"])
-    assert f"english-choice: sean0042/KorMedMCQA doctor dev into English by {tiny_base_dir}" in said
+    assert f"english-choice: sean0042/KorMedMCQA doctor dev into English by {weights}" in said
     assert f"at most {n_dev} questions; " in said
     report = json.loads((run / "translated/english-choice.json").read_text())
     failed = n_dev - report["n_passed"]

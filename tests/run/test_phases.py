@@ -8,7 +8,11 @@ import typing
 import pytest
 
 from medkor_jax.run.config_file import make_recipe
+from medkor_jax.run.corpora import Corpora
 from medkor_jax.run.phases import ConfigError, Exam, Phase, Recipe
+from medkor_jax.run.readiness import checks
+
+from .test_pipeline import make_config
 
 TEXT = {"kind": "text", "path": "embedded", "language": "en"}
 STAGE = {
@@ -346,3 +350,14 @@ def test_attention_is_one_of_its_names(wrong):
 def test_what_is_no_list_or_mapping_is_refused_by_name(path, value):
     with pytest.raises(ConfigError, match=f"{path.split('.')[-1]} is .*; expected"):
         make_recipe(config_with(path.split("."), value))
+
+
+def test_an_exam_that_has_no_room_for_the_harness_is_refused_before_training(
+    tiny_base_dir, tmp_path
+):
+    config = make_config(tmp_path / "run", tiny_base_dir)
+    config["exams"]["english"]["mode"] = "harness"
+    with pytest.raises(
+        ValueError, match="harness mode writes up to 1024 tokens, .* 1024 positions"
+    ):
+        checks(make_recipe(config), Corpora(False))["lengths"]()
