@@ -82,6 +82,14 @@ def add_tags(parser: argparse.ArgumentParser, when: str = "") -> None:
     parser.add_argument("--tags", nargs=2, metavar=("OPEN", "CLOSE"), help=words)
 
 
+def add_thinking(parser: argparse.ArgumentParser) -> None:
+    words = (
+        "ask it to think first, in at most N tokens besides: chat style, reason and harness mode "
+        "(default: 0, not asked)"
+    )
+    parser.add_argument("--max-thinking-tokens", type=whole(0), default=0, metavar="N", help=words)
+
+
 def add_part(parser: argparse.ArgumentParser, split: str) -> None:
     """Adds which part of a hub's or of the embedded exam is meant; `split` is the default."""
     words = f"for a hub id or embedded (default: {split})"

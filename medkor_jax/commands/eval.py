@@ -25,6 +25,7 @@ from medkor_jax.commands.arguments import (
     add_part,
     add_style,
     add_tags,
+    add_thinking,
     whole,
 )
 from medkor_jax.commands.opening import check_mesh, open_scorer, shown
@@ -35,10 +36,12 @@ from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import EMBEDDED, Source
 from medkor_jax.data.sources import load_questions
 from medkor_jax.data.style import AUTO
+from medkor_jax.data.thinking import check_thinking, switch
 from medkor_jax.eval.exam import MAX_REASONING_TOKENS, READ_VERSION, contexts_digest, evaluate
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.translation import MAX_TRANSLATION_TOKENS, evaluate_translation
 from medkor_jax.eval.translation_report import TranslationReport
+from medkor_jax.io.loaded_model import style_of
 from medkor_jax.io.models import Model
 from medkor_jax.parallel.hosts import say
 from medkor_jax.parallel.mesh import MeshShape
@@ -74,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", default="letter", choices=modes)
     parser.add_argument("--shots", type=whole(0), default=0)
     parser.add_argument("--max-new-tokens", type=whole(1), help=_LONGEST)
+    add_thinking(parser)
     add_tags(parser, "reason mode: ")
     words = "first N questions or pairs (default: all)"
     parser.add_argument("--limit", type=whole(0), default=0, help=words)
@@ -122,6 +126,7 @@ def _report(arguments: argparse.Namespace) -> Report | TranslationReport:
         n_shots=arguments.shots,
         answers_from=arguments.answers_from,
         form=ReasoningFormat(*arguments.tags or ()),
+        max_thinking_tokens=arguments.max_thinking_tokens,
         **shared,
     )
 
@@ -141,6 +146,7 @@ def evaluate_file(
     batch_size: int = 16,
     drop_bad: bool = False,
     max_new_tokens: int = MAX_REASONING_TOKENS,
+    max_thinking_tokens: int = 0,
     form: ReasoningFormat = ReasoningFormat(),
     answers_from: int | None = None,
     style: str = AUTO,
@@ -149,7 +155,7 @@ def evaluate_file(
     """Returns every answer of `weights` to the questions of `exam` (a file, a hub id or "embedded").
 
     Its parameters are the options of `medkor eval`, one for one: so they are many. answers_from: what the numbers of the exam's keys count from (see `Source`).
-    max_new_tokens, form: for reason mode, how long an answer may be and between which tags it reasons.
+    max_new_tokens, form: for reason mode, how long an answer may be and between which tags it reasons. max_thinking_tokens: see `eval.exam.evaluate`.
 
     Raises: ValueError if the shots are not there, or asked for in reason mode, before the weights are loaded;
     BadDataError, WeightsError.
@@ -161,9 +167,11 @@ def evaluate_file(
 
     check_mesh(mesh)
     _check_mode(mode, n_shots)
+    check_thinking(max_thinking_tokens, mode)
     asked = questions(exam, split, limit=limit, answers_from=answers_from)
     shots = _shots(fewshot, n_shots, lambda path: questions(path, "fewshot"))
     model = open_model(weights)
+    system = switch(max_thinking_tokens, style_of(model, style).name) if max_thinking_tokens else ""
     seen = seen_in_training(model, weights, exam, asked)
     opened: Any = dict(dtype=dtype, batch_size=batch_size, style=style, mesh_shape=mesh)
     with open_scorer(model, **opened) as scorer:
@@ -176,12 +184,13 @@ def evaluate_file(
             split=known_split(exam, split),
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
+            max_thinking_tokens=max_thinking_tokens,
             form=form,
         )
     made_by = _made_by(model, dtype) | {
         "limit": limit,
         "fewshot": fewshot if shots else None,
-        "prompts": contexts_digest(asked, mode, shots, scorer.style),
+        "prompts": contexts_digest(asked, mode, shots, scorer.style, system),
         "read_version": READ_VERSION,
         "seen_in_training": seen,
     }

@@ -88,15 +88,16 @@ class ChatTemplate:
         """
         return self._ids(_messages(asked, system=system, before=before))
 
-    def answer(self, text: str) -> list[int]:
+    def answer(self, text: str, *, marked: bool = False) -> list[int]:
         """The space in front of a plain answer is no part of a turn."""
-        return self.tokenizer.encode(text.strip())
+        encode = self.tokenizer.encode_marked if marked else self.tokenizer.encode
+        return encode(text.strip())
 
     def answered(self, asked: str, answer: str) -> list[int]:
         turns = [*_messages(asked), _said(answer.strip())]
         return self._ids(turns, opens=False)[: -len(self.turn_end)]
 
-    def dialogue(self, parts: Parts) -> tuple[list[int], list[bool]]:
+    def dialogue(self, parts: Parts, *, marked: bool = False) -> tuple[list[int], list[bool]]:
         """Of parts that nobody says before the first turn, the last is the user's and those before it the system's.
 
         Raises: ChatError if the template shows an earlier turn otherwise once a later one is there.
@@ -110,7 +111,7 @@ class ChatTemplate:
                 raise ChatError(
                     f"the chat template shows {len(turns[:i])} turns otherwise when another follows; such dialogues cannot be taught whole"
                 )
-            said = self.answer(answer)
+            said = self.answer(answer, marked=marked)
             loss += [False] * (len(opened) - len(ids)) + [True] * (len(said) + 1)
             loss += [False] * (len(self.turn_end) - 1)
             ids = [*opened, *said, *self.turn_end]

@@ -12,6 +12,9 @@ The English form (prompt ending in "Answer:") is this project's own; the harness
 fewer than five options lists only those it has. Published numbers are without chat template. With one
 (`--apply_chat_template --fewshot_as_multiturn=False`) the whole context is the user's turn, and so it is here; its default, a
 turn a shot, cannot be rendered for this task, whose shots hold their answers: two turns of the user would follow each other.
+
+A thought (`data.thinking`) is where this differs: the harness looks for its stop strings everywhere, and so cuts a thought at
+its first sentence; here they are looked for outside of it alone, so that what is said behind it is reached.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from collections.abc import Sequence
 
 from medkor_jax.data.question import Question, answer_text, prompt
 from medkor_jax.data.style import Style
+from medkor_jax.data.thinking import hide_thought
 
 STOP = ("Q:", "</s>", "<|im_end|>", ".", "\n\n")
 MAX_NEW_TOKENS = 1024
@@ -64,6 +68,7 @@ def bounded(
     *,
     max_positions: int | None,
     max_new_tokens: int,
+    system: str = "",
 ) -> list[Request]:
     """Returns one request a question, what is asked already made; for `requests`, and for exams that ask otherwise."""
     if max_positions is not None and max_positions <= max_new_tokens:
@@ -74,12 +79,12 @@ def bounded(
     limit = None if max_positions is None else max_positions - max_new_tokens
     built = []
     for question, text in zip(questions, asked, strict=True):
-        ids = style.prompt(text)
+        ids = style.prompt(text, system=system)
         kept = ids if limit is None else ids[-limit:]
         built.append(
             Request(
                 question.id,
-                style.text(text),
+                style.text(text, system=system),
                 tuple(kept),
                 truncated=len(kept) < len(ids),
             )
@@ -88,7 +93,8 @@ def bounded(
 
 
 def cut_at_stop(text: str, stop: Sequence[str] = STOP) -> str:
-    """Returns `text` up to the first stop string in it."""
+    """Returns `text` up to the first stop string that stands in it outside of a thought."""
+    searched = hide_thought(text)
     for term in stop:
-        text = text.split(term, 1)[0]
-    return text
+        searched = searched.split(term, 1)[0]
+    return text[: len(searched)]
