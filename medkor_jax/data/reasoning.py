@@ -21,7 +21,7 @@ import dataclasses
 from medkor_jax.data import exams, rows
 from medkor_jax.data.question import LETTERS, Question, prompt
 from medkor_jax.data.rows import Example, Loaded, MarkedExample, Source
-from medkor_jax.data.thinking import LABEL, THOUGHT_CLOSES, THOUGHT_OPENS
+from medkor_jax.data.thinking import LABEL, THOUGHT_CLOSES, THOUGHT_OPENS, holds_mark
 
 _ASKED = {"ko": "풀이：", "en": "Reasoning:"}
 _ANSWERED = {"ko": "정답：", "en": "Answer:"}
@@ -42,7 +42,7 @@ class ReasoningFormat:
             raise ValueError(
                 f"reasoning tags are {self.opening!r} and {self.closing!r}; they must be two different texts"
             )
-        if not self.is_own and _holds_mark(self.opening + self.closing):
+        if not self.is_own and holds_mark(self.opening + self.closing):
             raise ValueError(
                 f"reasoning tags are {self.opening!r} and {self.closing!r}; the model's own are {_OWN[0]!r} and {_OWN[1]!r}, and "
                 "other tags may not hold these marks"
@@ -115,8 +115,4 @@ def reasoned_example(question: Question, form: ReasoningFormat) -> Example:
 def _holds_tag(question: Question, form: ReasoningFormat) -> bool:
     """The marks of a thought end or begin one whatever the tags are."""
     text = question.rationale
-    return form.opening in text or form.closing in text or (form.is_own and _holds_mark(text))
-
-
-def _holds_mark(text: str) -> bool:
-    return THOUGHT_OPENS in text or THOUGHT_CLOSES in text
+    return form.opening in text or form.closing in text or (form.is_own and holds_mark(text))

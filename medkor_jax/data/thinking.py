@@ -48,6 +48,11 @@ def _bare(text: str) -> str:
     return "\n".join(part for part in (part.removeprefix(LABEL).strip() for part in parts) if part)
 
 
+def holds_mark(text: str) -> bool:
+    """Returns whether a mark of a thought stands in the text."""
+    return THOUGHT_OPENS in text or THOUGHT_CLOSES in text
+
+
 def hide_thought(text: str) -> str:
     """Returns the text with every thought, up to the mark that closes it, as so many NULs: no stop string is found in there,
     and what stands outside keeps its place."""
