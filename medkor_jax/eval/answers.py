@@ -110,8 +110,11 @@ def parse_reasoned(
     A letter without the format is still read (what follows the last closing tag, or the whole text), so that
     reward and score can weigh the two apart. Of a thought that was not closed nothing is.
     """
+    parts = split_thought(text)
+    if not parts.is_closed:
+        return Reasoned(False, None, "")
     if not form.is_own:
-        text = split_thought(text).said
+        text = parts.said
     before, closing, after = text.rpartition(form.closing)
     letter = after.strip()
     allowed = LETTERS[:n_options]
