@@ -17,7 +17,7 @@ from medkor_jax.data.tokenizer import THOUGHT_CLOSES, THOUGHT_OPENS
 THINKING, ANSWER = "thinking:\n", "\n\nanswer:\n"
 _HEADINGS = re.compile(f"({THOUGHT_OPENS})(?:{LABEL})?|{THOUGHT_CLOSES}\\s*")
 _HALF_LABEL = re.compile(
-    f"(?<={THOUGHT_OPENS})(?:{'|'.join(LABEL[:n] for n in range(len(LABEL) - 1, 0, -1))})$"
+    f"(?<={THOUGHT_OPENS})(?:{'|'.join(LABEL[:n] for n in range(len(LABEL) - 1, 0, -1))})\\Z"
 )
 
 
