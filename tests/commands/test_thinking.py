@@ -3,10 +3,12 @@
 Its next token depends on its last one alone: one layer whose MLP maps each token of a chain to the next.
 """
 
+import io
 import json
 import pathlib
 
 import pytest
+import sentencepiece
 
 from medkor_jax import cli
 from medkor_jax.commands.ask import ask, exam_question
@@ -15,8 +17,8 @@ from medkor_jax.commands.stream import Stream
 from medkor_jax.data import embedded
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.data.thinking import SWITCH
+from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.eval import harness
-from medkor_jax.io.embedded_model import EMBEDDED_MODEL
 from medkor_jax.io.export_tokenizer import write_tokenizer
 from medkor_jax.io.loaded_model import style_of
 from medkor_jax.io.models import open_model
@@ -51,7 +53,7 @@ def write_model(directory, tokenizer, chain, loops_to=None):
     (start,) = tokenizer.encode("\n")
     states = [start, *chain]
     config = transformers.Gemma3TextConfig(
-        vocab_size=262208, hidden_size=WIDTH, intermediate_size=WIDTH, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=tokenizer.vocab_size, hidden_size=WIDTH, intermediate_size=WIDTH, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
         head_dim=8, query_pre_attn_scalar=8, sliding_window=64, max_position_embeddings=4096,
     )  # fmt: skip
     model = transformers.Gemma3ForCausalLM(config)
@@ -71,15 +73,29 @@ def write_model(directory, tokenizer, chain, loops_to=None):
     model.save_pretrained(directory)
     write_tokenizer(tokenizer, directory, max_positions=4096)
     (directory / "chat_template.jinja").write_text(GEMMA3.read_text("utf-8"), "utf-8")
-    said = {"bos_token_id": 2, "eos_token_id": [1, 106], "pad_token_id": 0}
+    said = {"bos_token_id": 2, "eos_token_id": [1, tokenizer.end_of_turn_id], "pad_token_id": 0}
     (directory / "generation_config.json").write_text(json.dumps(said))
     return str(directory)
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def tokenizer():
+    """A small vocabulary like Gemma's, with turns and the marks of a thought."""
+    lines = [text for code in ("en", "ko") for _, text in embedded.texts(code)]
+    lines += [f" A B C D E [why] C {THOUGHT} thought"] * 400
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=written, model_type="bpe",
+        vocab_size=900, byte_fallback=True, character_coverage=0.98, normalization_rule_name="identity", add_dummy_prefix=False,
+        remove_extra_whitespaces=False, pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>",
+        control_symbols=["<start_of_turn>", "<end_of_turn>", OPENS, CLOSES], user_defined_symbols=["\n", "\n\n", "<b>"], minloglevel=2,
+    )  # fmt: skip
+    return Tokenizer.parse_sentencepiece(written.getvalue())
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, tokenizer):
     """By name: answers in brackets, with the letter alone behind the thought, and never done thinking."""
-    tokenizer = open_model(EMBEDDED_MODEL).tokenizer
     place = tmp_path_factory.mktemp("thinkers")
     head = (OPENS, "thought\n\n" + THOUGHT, CLOSES)
     brackets = make_chain(tokenizer, *head, " [why] C", "<end_of_turn>")
@@ -101,7 +117,7 @@ def sit(weights, mode, **settings):
 
 def test_its_answers_are_those_of_transformers_with_marks_and_all(models):
     report = sit(models["brackets"], "reason", form=BRACKETS, **LONG)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(models["brackets"])
+    theirs = transformers.AutoTokenizer.from_pretrained(models["brackets"])
     model = transformers.AutoModelForCausalLM.from_pretrained(
         models["brackets"], dtype=torch.float32
     )
@@ -109,22 +125,22 @@ def test_its_answers_are_those_of_transformers_with_marks_and_all(models):
         {"role": "system", "content": SWITCH},
         {"role": "user", "content": reasoning_prompt(embedded.questions("valid", "en")[0])},
     ]
-    ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt")
+    ids = theirs.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt")
     style = style_of(open_model(models["brackets"]))
     assert style.prompt(asked[1]["content"], system=SWITCH) == ids["input_ids"][0].tolist()
     written = model.generate(**ids, max_new_tokens=20, do_sample=False)[0, ids["input_ids"].shape[1] :]  # fmt: skip
-    text = tokenizer.decode(written, skip_special_tokens=True)
+    text = theirs.decode(written, skip_special_tokens=True)
     assert text == f"{OPENS}thought\n\n{THOUGHT}{CLOSES} [why] C"
     assert [answer.text for answer in report.answers] == [text] * 3
 
 
-def test_it_is_examined_and_counted(models, monkeypatch):
+def test_it_is_examined_and_counted(models, tokenizer, monkeypatch):
     monkeypatch.setattr(harness, "MAX_NEW_TOKENS", 8)
     for mode, settings in (("reason", dict(form=BRACKETS)), ("harness", {})):
         report = sit(models["brackets"], mode, **LONG | settings)
         n_thought, n_tokens = report.answers[0].n_thought, report.answers[0].n_tokens
         assert {a.predicted for a in report.answers} == {"C"} and report.style == "chat"
-        assert n_thought == len(make_chain(open_model(EMBEDDED_MODEL).tokenizer, OPENS, "thought\n\n" + THOUGHT, CLOSES))  # fmt: skip
+        assert n_thought == len(make_chain(tokenizer, OPENS, "thought\n\n" + THOUGHT, CLOSES))  # fmt: skip
         assert n_tokens - n_thought == 5  # " [", "why", "]", " C" and the end
         assert report.thinking.mean_thought == n_thought and report.thinking.unfinished == 0
         assert report.made_by["prompts"] != sit(models["brackets"], mode, max_new_tokens=20, **settings).made_by["prompts"]  # fmt: skip
