@@ -1,4 +1,4 @@
-"""The one question that `medkor ask` is given: a row of an exam, or a text that was typed.
+r"""The one question that `medkor ask` is given: a row of an exam, or a text that was typed.
 
     exam_question("exam.csv", 3)
     typed_question("Which vitamin ...?\nA. one\nB. two")

@@ -5,12 +5,7 @@
     reasoning_prompt(question) + reasoned_text(question, ReasoningFormat())
 
 The tags are plain text, not tokens of their own, so any tokenizer and any exported model can write them. A config may take
-the marks around MedGemma's thought instead (`thinking`), which are control tokens:
-
-    <unused94>thought
-    Vitamin C deficiency causes scurvy. ...<unused95>C
-
-The prompt is that of the exam with another last line, so that a model can be asked both for a letter at once and
+the marks around MedGemma's thought instead (`thinking`), which are control tokens and leave no space beside them. The prompt is that of the exam with another last line, so that a model can be asked both for a letter at once and
 for its reasoning. What it does not do: read an answer out of text (`eval.answers`).
 """
 

@@ -80,7 +80,6 @@ def evaluate(
     """
     _check_asked(questions, mode, shots, f"{source or 'this exam'} {split}")
     check_thinking(max_thinking_tokens, mode)
-    system = switch(max_thinking_tokens, scorer.style.name)
     new_tokens = {"harness": harness.MAX_NEW_TOKENS, "reason": max_new_tokens}.get(mode, 1)
     limits = Limits(new_tokens, max_thinking_tokens)
     requests = harness.bounded(
@@ -89,29 +88,25 @@ def evaluate(
         scorer.style,
         max_positions=scorer.max_positions,
         max_new_tokens=limits.total,
-        system=system,
+        system=switch(max_thinking_tokens, scorer.style.name),
     )
     read = _reader(scorer, questions, requests, mode, limits, form)
     shown = {prompt(shot) for shot in shots}
 
     answered: dict[int, Answer] = {}
     for batch in _batches(questions, requests, batch_size):
-        asked = [questions[i] for i in batch]
-        for i, found in zip(
-            batch, read([list(requests[i].token_ids) for i in batch], asked), strict=True
-        ):
-            answered[i] = _answer(
-                questions[i], found, prompt(questions[i]) in shown, requests[i].truncated
-            )
+        found = read([list(requests[i].token_ids) for i in batch], [questions[i] for i in batch])
+        for i, one in zip(batch, found, strict=True):
+            is_shown = prompt(questions[i]) in shown
+            answered[i] = _answer(questions[i], one, is_shown, requests[i].truncated)
         if on_progress is not None:
             on_progress(len(answered), len(questions))
-    ordered = tuple(answered[i] for i in range(len(questions)))
     return Report(
         mode=mode,
         shots=len(shots),
         source=source,
         split=split,
-        answers=ordered,
+        answers=tuple(answered[i] for i in range(len(questions))),
         confidence=confidence,
         max_new_tokens=max_new_tokens if mode == "reason" else None,
         max_thinking_tokens=max_thinking_tokens or None,
