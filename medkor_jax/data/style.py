@@ -72,7 +72,7 @@ class Plain:
         self.tokenizer = tokenizer
 
     def text(self, asked: str, *, system: str = "") -> str:
-        return f"{system}\n\n{asked}" if system else asked
+        return f"{system.rstrip()}\n\n{asked}" if system else asked
 
     def prompt(self, asked: str, *, system: str = "") -> list[int]:
         return [self.tokenizer.bos_id, *self.answer(self.text(asked, system=system))]
