@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from medkor_jax.data.pairs import translation_prompt
+
 if TYPE_CHECKING:
     from medkor_jax.data.tokenizer import Tokenizer
 
@@ -42,6 +44,9 @@ class Style(Protocol):
 
     def prompt(self, asked: str, *, system: str = "") -> list[int]:
         """Returns its ids, <bos> first."""
+
+    def translation(self, text: str, given: str, target: str) -> list[int]:
+        """Returns the ids of a text that is to be translated from `given` into `target`, "ko" or "en"."""
 
     def answer(self, text: str) -> list[int]:
         """Returns the ids of an answer right behind a prompt, without what ends it."""
@@ -76,6 +81,9 @@ class Plain:
 
     def prompt(self, asked: str, *, system: str = "") -> list[int]:
         return [self.tokenizer.bos_id, *self.answer(self.text(asked, system=system))]
+
+    def translation(self, text: str, given: str, target: str) -> list[int]:
+        return self.prompt(translation_prompt(text, given, target))
 
     def answer(self, text: str) -> list[int]:
         return self.tokenizer.encode_batch([text])[0]
