@@ -44,13 +44,14 @@ def read_parts(
     *,
     subset: str = "",
     language: str = "",
-    limit: int = 0,
-    answers_from: int | None = None,
     fewshot: str | None = None,
     n_shots: int = 0,
     drop_bad: bool = False,
+    **of_questions: Any,
 ) -> list[Part]:
-    """Returns the parts of the exam, one where it has no subsets; limit: of each. Its parameters are options of `medkor eval`.
+    """Returns the parts of the exam, one where it has no subsets. Its parameters are options of `medkor eval`.
+
+    of_questions: keys of a source, such as limit, that are not those of the shots.
 
     Raises: ValueError if a subset is not there, or the shots; BadDataError.
     """
@@ -71,7 +72,7 @@ def read_parts(
         )
     parts = []
     for one in subsets:
-        questions = read(exam, one, split, limit=limit, answers_from=answers_from)
+        questions = read(exam, one, split, **of_questions)
         shots = read(shown_from, one, shown_split)[:n_shots] if n_shots and shown_from else []
         if len(shots) < n_shots:
             raise ValueError(
