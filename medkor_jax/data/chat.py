@@ -22,7 +22,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from medkor_jax.data.contents import sha256_of
-from medkor_jax.data.pairs import translation_prompt
 from medkor_jax.data.style import CHAT, Parts
 from medkor_jax.data.tokenizer import Tokenizer
 
@@ -97,11 +96,9 @@ class ChatTemplate:
         self._check_converses()
         return self._ids(_messages(asked, system=system, before=before))
 
-    def translation(self, text: str, given: str, target: str) -> list[int]:
-        """By the template itself where it is a translator's, else as pairs are taught."""
-        if self.translates:
-            return self._ids([_to_translate(text, given, target)])
-        return self.prompt(translation_prompt(text, given, target))
+    def translation(self, text: str, given: str, target: str) -> list[int] | None:
+        """By the template where it is a translator's."""
+        return self._ids([_to_translate(text, given, target)]) if self.translates else None
 
     def answer(self, text: str) -> list[int]:
         """The space in front of a plain answer is no part of a turn."""

@@ -15,8 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from medkor_jax.data.pairs import translation_prompt
-
 if TYPE_CHECKING:
     from medkor_jax.data.tokenizer import Tokenizer
 
@@ -45,8 +43,8 @@ class Style(Protocol):
     def prompt(self, asked: str, *, system: str = "") -> list[int]:
         """Returns its ids, <bos> first."""
 
-    def translation(self, text: str, given: str, target: str) -> list[int]:
-        """Returns the ids of a text that is to be translated from `given` into `target`, "ko" or "en"."""
+    def translation(self, text: str, given: str, target: str) -> list[int] | None:
+        """Returns the ids of a text to translate where the form has its own way to ask for that, else None: `pairs.translation_ids`."""
 
     def answer(self, text: str) -> list[int]:
         """Returns the ids of an answer right behind a prompt, without what ends it."""
@@ -82,8 +80,8 @@ class Plain:
     def prompt(self, asked: str, *, system: str = "") -> list[int]:
         return [self.tokenizer.bos_id, *self.answer(self.text(asked, system=system))]
 
-    def translation(self, text: str, given: str, target: str) -> list[int]:
-        return self.prompt(translation_prompt(text, given, target))
+    def translation(self, text: str, given: str, target: str) -> None:
+        return None
 
     def answer(self, text: str) -> list[int]:
         return self.tokenizer.encode_batch([text])[0]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from medkor_jax.data.pairs import DIRECTIONS, Pair
+from medkor_jax.data.pairs import DIRECTIONS, Pair, translation_ids
 from medkor_jax.eval.scoring import Continuation, Scorer
 from medkor_jax.eval.translation_report import Translated, TranslationReport
 
@@ -74,6 +74,6 @@ def translate(
     scorer: Scorer, wanted: Sequence[tuple[str, str, str]], *, max_new_tokens: int
 ) -> list[Continuation]:
     """Returns the translation of each (text, given, target) up to the end of its line, without the space around it."""
-    encoded = [scorer.style.translation(*one) for one in wanted]
+    encoded = [translation_ids(scorer.style, *one) for one in wanted]
     written = scorer.complete(encoded, max_new_tokens=max_new_tokens, stop=STOP)
     return [dataclasses.replace(one, text=one.text.strip()) for one in written]

@@ -9,7 +9,7 @@ from medkor_jax.commands.translation_work import Work
 from medkor_jax.data import embedded
 from medkor_jax.data.chat import ChatError, ChatTemplate
 from medkor_jax.data.exams import load
-from medkor_jax.data.pairs import Pair, translation_prompt
+from medkor_jax.data.pairs import Pair, translation_ids, translation_prompt
 from medkor_jax.data.rows import Source
 from medkor_jax.data.style import Plain
 from medkor_jax.eval.scoring import Continuation
@@ -71,7 +71,7 @@ def test_any_other_model_is_asked_as_pairs_are_taught(both):
     ours, _ = both
     for style in (ChatTemplate(GEMMA3, ours), Plain(ours)):
         asked = translation_prompt("열이 난다.", "ko", "en")
-        assert style.translation("열이 난다.", "ko", "en") == style.prompt(asked)
+        assert translation_ids(style, "열이 난다.", "ko", "en") == style.prompt(asked)
 
 
 class Translator:
