@@ -11,10 +11,13 @@ from medkor_jax.data.chat import ChatTemplate, render
 from medkor_jax.data.named_exams import MMLU_MEDICAL, NAMED
 from medkor_jax.data.question import LETTERS, example, prompt
 from medkor_jax.data.rows import Source
+from medkor_jax.data.source import is_hub_id
 from medkor_jax.data.sources import load_questions
 from medkor_jax.data.style import Plain
 from medkor_jax.eval import harness
 from medkor_jax.eval.asked import contexts_digest
+from medkor_jax.run.building import build
+from medkor_jax.run.phases import ConfigError, Exam
 
 from .test_harness import GEMMA3, with_turns
 
@@ -190,6 +193,18 @@ def test_a_name_brings_what_belongs_to_it_and_says_less_than_the_source():
         "mmlu/anatomy",
     )
     assert Source.from_json(json.loads(json.dumps(anatomy.settings()))) == anatomy
+
+
+def test_a_config_names_an_exam_by_its_path():
+    """It is the hub's data set from there on: what fetches, pins, checks licences and records sees no other name."""
+    said = {"source": {"name": "english", "kind": "exam", "path": "medmcqa", "split": "validation"}}
+    exam = build(Exam, said, "config.exams.english")
+    assert (exam.source.path, exam.source.asked_as) == ("openlifescienceai/medmcqa", "medmcqa")
+    assert is_hub_id(exam.source.path) and exam.source.answers_from == 0
+    with pytest.raises(
+        ConfigError, match="config.exams.english.source: .*set subset to one of anatomy"
+    ):
+        build(Exam, {"source": said["source"] | {"path": "mmlu-medical"}}, "config.exams.english")
 
 
 @pytest.mark.parametrize(
