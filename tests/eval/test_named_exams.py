@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
 from medkor_jax.commands.eval import evaluate_file
@@ -16,6 +17,9 @@ from medkor_jax.data.sources import load_questions
 from medkor_jax.data.style import Plain
 from medkor_jax.eval import harness
 from medkor_jax.eval.asked import contexts_digest
+from medkor_jax.io.embedded_model import EMBEDDED_MODEL
+from medkor_jax.io.export_tokenizer import write_tokenizer
+from medkor_jax.io.models import open_model
 from medkor_jax.run.building import build
 from medkor_jax.run.phases import ConfigError, Exam
 
@@ -272,3 +276,58 @@ def test_shots_are_those_of_their_own_subject(hub):
     assert prompt(five[0]).startswith("Question: Which") and prompt(five[0]).endswith(
         "E. all of them\nAnswer:"
     )
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A Gemma 3 of random numbers with the real vocabulary and a chat template, as transformers writes it."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    directory = tmp_path_factory.mktemp("small") / "it"
+    config = transformers.Gemma3TextConfig(
+        vocab_size=262144, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, query_pre_attn_scalar=8, sliding_window=64, max_position_embeddings=2048,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.Gemma3ForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    model.save_pretrained(directory)
+    write_tokenizer(open_model(EMBEDDED_MODEL).tokenizer, directory, max_positions=2048)
+    (directory / "chat_template.jinja").write_text(GEMMA3.read_text("utf-8"), "utf-8")
+    return directory
+
+
+SLOW = [
+    ("medmcqa", "plain"),
+    ("medmcqa", "chat"),
+    ("medqa", "plain"),
+    ("mmlu-medical/anatomy", "plain"),
+]
+
+
+@pytest.mark.parametrize(
+    "name, style",
+    [
+        ("medqa", "chat"),
+        ("mmlu-medical/anatomy", "chat"),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in SLOW),
+    ],
+)
+def test_letters_and_their_likelihoods_are_those_of_the_real_task(hub, small, name, style):
+    lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    from lm_eval.models.huggingface import HFLM
+
+    name, _, subject = name.partition("/")
+    task = harness_task(name, subject, hub / "theirs", 0)
+    model = HFLM(pretrained=str(small), dtype="float32", device="cpu", batch_size=1)
+    asked = dict(apply_chat_template=True, fewshot_as_multiturn=False) if style == "chat" else {}
+    found = lm_eval.evaluate(model, {"it": task}, bootstrap_iters=0, **asked)
+    samples = sorted(found["samples"]["it"], key=lambda sample: sample["doc_id"])
+    theirs = np.array([[nats for nats, _ in sample["filtered_resps"]] for sample in samples])
+    report = evaluate_file(str(small), name, subset=subject, style=style)
+    ours = np.log([answer.probabilities for answer in report.answers])
+    normalised = theirs - np.log(np.exp(theirs).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(ours, normalised, atol=2e-4)
+    assert np.ptp(normalised, axis=1).min() > 0.1  # the letters are told apart
+    assert report.overall.accuracy == found["results"]["it"]["acc,none"]
