@@ -42,6 +42,7 @@ from medkor_jax.eval.exam import MAX_REASONING_TOKENS, READ_VERSION, evaluate
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.translation import MAX_TRANSLATION_TOKENS, evaluate_translation
 from medkor_jax.eval.translation_report import TranslationReport
+from medkor_jax.io.loaded_model import style_of
 from medkor_jax.io.models import Model
 from medkor_jax.parallel.hosts import say
 from medkor_jax.parallel.mesh import MeshShape
@@ -171,12 +172,15 @@ def evaluate_file(
     parts = read_parts(exam, split, fewshot=fewshot, n_shots=n_shots, drop_bad=drop_bad, **read)
     model = open_model(weights)
     seen = seen_in_training(model, weights, exam, [q for part in parts for q in part.questions])
+    asked_in = style_of(
+        model, style
+    )  # what cannot be asked in this form is refused before the weights are read
+    prompts = [contexts_digest(part.questions, mode, part.shots, asked_in) for part in parts]
     opened: Any = dict(dtype=dtype, batch_size=batch_size, style=style, mesh_shape=mesh)
     how: Any = dict(source=exam, split=known_split(exam, split), batch_size=batch_size)
     how |= dict(mode=mode, max_new_tokens=max_new_tokens, form=form)
     with open_scorer(model, **opened) as scorer:
         reports = [evaluate(scorer, part.questions, shots=part.shots, **how) for part in parts]
-    prompts = [contexts_digest(p.questions, mode, p.shots, scorer.style) for p in parts]
     made_by = _made_by(model, dtype) | {
         "limit": limit,
         "fewshot": (fewshot or exam) if n_shots else None,

@@ -2,10 +2,12 @@
 
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
 
+from medkor_jax.commands import eval as eval_command
 from medkor_jax.commands.eval import evaluate_file
 from medkor_jax.commands.exam_parts import read_parts, usual
 from medkor_jax.data.chat import ChatTemplate, render
@@ -331,3 +333,14 @@ def test_letters_and_their_likelihoods_are_those_of_the_real_task(hub, small, na
     np.testing.assert_allclose(ours, normalised, atol=2e-4)
     assert np.ptp(normalised, axis=1).min() > 0.1  # the letters are told apart
     assert report.overall.accuracy == found["results"]["it"]["acc,none"]
+
+
+def test_a_translator_is_put_no_exam_and_that_is_said_before_its_weights_are_read(
+    small, tmp_path, monkeypatch
+):
+    directory = shutil.copytree(small, tmp_path / "translator")
+    template = (GEMMA3.parent / "translator.jinja").read_text("utf-8")
+    (directory / "chat_template.jinja").write_text(template, "utf-8")
+    monkeypatch.setattr(eval_command, "open_scorer", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(ValueError, match="a translator's .* set style to 'plain'"):
+        evaluate_file(str(directory), "embedded", language="en", style="chat", limit=1)
