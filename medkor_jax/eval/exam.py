@@ -27,21 +27,22 @@ from typing import Any
 
 import numpy as np
 
-from medkor_jax.data.contents import checksum
-from medkor_jax.data.question import LETTERS, Question, answer_text, cloze_prompt, prompt
-from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
+from medkor_jax.data.question import (
+    LETTERS,
+    Question,
+    answer_text,
+    prompt,
+)
+from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.style import Style
 from medkor_jax.eval import answers, harness
+from medkor_jax.eval.asked import CLOZE, contexts, systems
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.scores import MODES, Answer
 from medkor_jax.eval.scoring import Continuation, Scorer
 
 MAX_REASONING_TOKENS = 512
 READ_VERSION = 2  # raise it when answers are read otherwise out of the same text: stored ones are then asked for again
-CLOZE = ("cloze", "cloze_norm")
-_PROMPTS = {"reason": reasoning_prompt} | dict.fromkeys(
-    CLOZE, cloze_prompt
-)  # where they are not those of the harness
 
 
 def evaluate(
@@ -75,6 +76,7 @@ def evaluate(
         scorer.style,
         max_positions=scorer.max_positions,
         max_new_tokens=new_tokens,
+        systems=systems(questions, mode),
     )
     read = _reader(scorer, questions, requests, mode, max_new_tokens, form)
     shown = {prompt(shot) for shot in shots}
@@ -182,20 +184,6 @@ def _answer(question: Question, found: _Found, among_shots: bool, truncated: boo
         truncated=truncated,
         **further,
     )
-
-
-def contexts(questions: Sequence[Question], mode: str, shots: Sequence[Question] = ()) -> list[str]:
-    """Returns what is asked of each question in this mode, in whatever form, up to where the answer is due."""
-    if mode in _PROMPTS:
-        return [_PROMPTS[mode](question) for question in questions]
-    return [harness.context(question, shots) for question in questions]
-
-
-def contexts_digest(
-    questions: Sequence[Question], mode: str, shots: Sequence[Question], style: Style
-) -> str:
-    """Returns a digest of everything the model reads of these questions: it tells one version of the prompts from another."""
-    return checksum([style.text(asked) for asked in contexts(questions, mode, shots)])
 
 
 def _batches(

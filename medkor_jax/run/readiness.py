@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from medkor_jax.data.check import TRAINED, DataReport, check
 from medkor_jax.data.licences import licence_notes, licence_of
-from medkor_jax.data.pairs import DIRECTIONS, translation_prompt
+from medkor_jax.data.pairs import DIRECTIONS, translation_ids
 from medkor_jax.data.parts import check_parts
 from medkor_jax.data.rows import BadDataError
 from medkor_jax.parallel.mesh import check_batch
@@ -153,7 +153,7 @@ def _check_lengths(recipe: Recipe, corpora: Corpora) -> None:
             for given, to in DIRECTIONS
         ]
         for pair, text, given, to in asked:
-            n_tokens = len(style.prompt(translation_prompt(text, given, to)))
+            n_tokens = len(translation_ids(style, text, given, to))
             if n_tokens + recipe.max_translation_tokens > room:
                 raise ValueError(
                     f"{source.name}: {pair.id} has {n_tokens} tokens as a prompt; with max_translation_tokens "
