@@ -10,7 +10,7 @@ B starts at zero, so a fresh adapter changes nothing. How an adapter is applied 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import jax
@@ -79,16 +79,24 @@ def make_lora(
     return tree
 
 
-def merge(base: Tree, lora: Tree, *, scale: float, donate: bool = False) -> Tree:
+def merge(base: Tree, lora: Tree, *, scale: float) -> Tree:
     """Returns `base` with every adapter folded in: W + scale * A @ B.
 
     base["layers"][name]: [L, in, out]; lora[name]: A [L, in, R], B [L, R, out]. Accumulates in float32,
     one layer at a time, and rounds once to the dtype of `base`. Unadapted leaves are the same arrays.
-    donate: whether the adapted matrices of `base` are used up, so that both are never held.
 
     Raises: ValueError, naming the key, if an adapter has no matrix in `base` or does not fit it, or the matrix is in int8.
     Source: Hu et al. 2021 (arXiv:2106.09685), eq. 3.
     """
+    return _merged(base, lora, scale, _merge_matrix)
+
+
+def merge_in_place(base: Tree, lora: Tree, *, scale: float) -> Tree:
+    """Returns the same as `merge`; the adapted matrices of `base` are used up (donated), so that both are never held."""
+    return _merged(base, lora, scale, _merge_matrix_in_place)
+
+
+def _merged(base: Tree, lora: Tree, scale: float, fold: Callable[..., jax.Array]) -> Tree:
     layers = dict(base["layers"])
     for name, pair in lora.items():
         if name not in layers:
@@ -105,7 +113,6 @@ def merge(base: Tree, lora: Tree, *, scale: float, donate: bool = False) -> Tree
             raise ValueError(
                 f"adapter {name!r} has A {pair['a'].shape}, B {pair['b'].shape}; matrix is {layers[name].shape}"
             )
-        fold = _merge_matrix_in_place if donate else _merge_matrix
         layers[name] = fold(layers[name], pair["a"], pair["b"], scale)
     return {**base, "layers": layers}
 

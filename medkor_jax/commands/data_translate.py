@@ -4,7 +4,7 @@
     say(done.table())
 
 Question and options are translated one by one, a question of several lines line by line, each asked as
-translation is taught (`data.pairs`); the key is carried over, and a text without a word of the other
+translation is taught (`data.pairs`), of a translator such as TranslateGemma by its own chat template; the key is carried over, and a text without a word of the other
 language (a number, a drug's Latin name) is kept. What the model wrote goes to OUT.work.jsonl, some questions at a
 time, so that a killed run resumes where it stopped and ends with the same file. A row is kept only if it passes
 `data.translated_exam.find_faults`; the others, with the reasons, are in OUT.failed.jsonl.
@@ -29,7 +29,7 @@ from medkor_jax.commands.translation_work import Work, json_lines
 from medkor_jax.data import rows
 from medkor_jax.data.contents import sha256_of
 from medkor_jax.data.language import has_hangul
-from medkor_jax.data.pairs import LABELS, translation_prompt
+from medkor_jax.data.pairs import LABELS
 from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Source
 from medkor_jax.data.sources import load_questions
@@ -240,14 +240,13 @@ def _render(
         for question in questions
     ]
     wanted = [
-        line.strip()
+        (line.strip(), given, to)
         for question in texts
         for lines in question
         for line in lines
         if _needs(line, to)
     ]
-    prompts = [translation_prompt(line, given, to) for line in wanted]
-    written = iter(translate(scorer, prompts, max_new_tokens=max_new_tokens) if prompts else ())
+    written = iter(translate(scorer, wanted, max_new_tokens=max_new_tokens) if wanted else ())
     made = []
     for question, parts in zip(questions, texts, strict=True):
         is_whole, translations = True, []

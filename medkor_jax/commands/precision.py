@@ -162,7 +162,7 @@ def _texts(names: Sequence[str], split: str, limit: int) -> Iterator[tuple[str, 
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """What one form gave. nats: of each text, [texts]; tokens: of each, the same in all forms; answers: of each exam."""
+    """What one form gave. bytes: of the base, 0 of a form that no run has; nats: of each text, [texts]; tokens: of each, the same in all forms; answers: of each exam."""
 
     form: Form
     bytes: int
@@ -182,10 +182,10 @@ def _ask(
     mesh = asking_mesh(model, form.param_dtype)
     with jax.set_mesh(mesh):
         loaded = load(model, form.param_dtype, mesh)
-        held = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params.base))
+        n_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params.base))
         if form.change is not None:
             params = loaded.params.replace(base=form.change(loaded.params.base))
-            loaded = dataclasses.replace(loaded, params=params)
+            loaded, n_bytes = dataclasses.replace(loaded, params=params), 0
         scorer = ModelScorer(loaded, dtype=jnp.dtype(dtype), mesh=mesh, batch_size=_BATCH)
         nats, tokens = {}, {}
         for name, examples in told.items():
@@ -197,7 +197,7 @@ def _ask(
             name: evaluate(scorer, asked, mode="letter", source=name, batch_size=_BATCH).answers
             for name, asked in questions.items()
         }
-    return _Asked(form, held, nats, tokens, answers)
+    return _Asked(form, n_bytes, nats, tokens, answers)
 
 
 def _ids(scorer: ModelScorer, example: Example) -> list[int]:
@@ -241,7 +241,8 @@ def table(found: dict[str, Any]) -> str:
         f"{found['weights']}, activations in {found['dtype']}; differences from {found['first']}, with 95 % intervals of pairs"
     ]
     for form, row in found["forms"].items():
-        lines.append(f"{form}: {row['words']}, {row['bytes'] / 1e6:.0f} MB as loaded")
+        size = f", {row['bytes'] / 1e6:.0f} MB" if row["bytes"] else ", rounded after loading"
+        lines.append(f"{form}: {row['words']}{size}")
         for name, text in row["texts"].items():
             lines.append(
                 f"  {name}: {text['nats']:.4f} nats a token ({text['tokens']} tokens, {text['texts']} texts); "

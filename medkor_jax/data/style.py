@@ -43,6 +43,9 @@ class Style(Protocol):
     def prompt(self, asked: str, *, system: str = "") -> list[int]:
         """Returns its ids, <bos> first."""
 
+    def translation(self, text: str, given: str, target: str) -> list[int] | None:
+        """Returns the ids of a text to translate where the form has its own way to ask for that, else None: `pairs.translation_ids`."""
+
     def answer(self, text: str, *, marked: bool = False) -> list[int]:
         """Returns the ids of an answer right behind a prompt, without what ends it.
 
@@ -74,15 +77,18 @@ class Plain:
         self.tokenizer = tokenizer
 
     def text(self, asked: str, *, system: str = "") -> str:
-        return f"{system}\n\n{asked}" if system else asked
+        return f"{system.rstrip()}\n\n{asked}" if system else asked
 
     def prompt(self, asked: str, *, system: str = "") -> list[int]:
         return [self.tokenizer.bos_id, *self.answer(self.text(asked, system=system))]
 
+    def translation(self, text: str, given: str, target: str) -> None:
+        return None
+
     def answer(self, text: str, *, marked: bool = False) -> list[int]:
-        return (
-            self.tokenizer.encode_marked(text) if marked else self.tokenizer.encode_batch([text])[0]
-        )
+        if marked:
+            return self.tokenizer.encode_marked(text)
+        return self.tokenizer.encode_batch([text])[0]
 
     def answered(self, asked: str, answer: str) -> list[int]:
         return self.prompt(asked + answer)

@@ -26,12 +26,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from medkor_jax.data.contents import checksum
-from medkor_jax.data.question import LETTERS, Question, answer_text, cloze_prompt, prompt
-from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
+from medkor_jax.data.question import LETTERS, Question, answer_text, prompt
+from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.style import Style
 from medkor_jax.data.thinking import check_thinking, switch
 from medkor_jax.eval import harness
+from medkor_jax.eval.asked import CLOZE, contexts, systems
 from medkor_jax.eval.found import (
     Found,
     Limits,
@@ -47,10 +47,6 @@ from medkor_jax.eval.scoring import Scorer
 
 MAX_REASONING_TOKENS = 512
 READ_VERSION = 2  # raise it when answers are read otherwise out of the same text: stored ones are then asked for again
-CLOZE = ("cloze", "cloze_norm")
-_PROMPTS = {"reason": reasoning_prompt} | dict.fromkeys(
-    CLOZE, cloze_prompt
-)  # where they are not those of the harness
 
 
 def evaluate(
@@ -88,7 +84,7 @@ def evaluate(
         scorer.style,
         max_positions=scorer.max_positions,
         max_new_tokens=limits.total,
-        system=switch(max_thinking_tokens, scorer.style.name),
+        systems=systems(questions, mode, switch(max_thinking_tokens, scorer.style.name)),
     )
     read = _reader(scorer, questions, requests, mode, limits, form)
     shown = {prompt(shot) for shot in shots}
@@ -198,25 +194,6 @@ def _answer(question: Question, found: Found, among_shots: bool, truncated: bool
         truncated=truncated,
         **further,
     )
-
-
-def contexts(questions: Sequence[Question], mode: str, shots: Sequence[Question] = ()) -> list[str]:
-    """Returns what is asked of each question in this mode, in whatever form, up to where the answer is due."""
-    if mode in _PROMPTS:
-        return [_PROMPTS[mode](question) for question in questions]
-    return [harness.context(question, shots) for question in questions]
-
-
-def contexts_digest(
-    questions: Sequence[Question],
-    mode: str,
-    shots: Sequence[Question],
-    style: Style,
-    system: str = "",
-) -> str:
-    """Returns a digest of everything the model reads of these questions: it tells one version of the prompts from another."""
-    asked = contexts(questions, mode, shots)
-    return checksum([style.text(one, system=system) for one in asked])
 
 
 def _batches(

@@ -1,4 +1,4 @@
-"""The `kormedmcqa` v3.0 task of lm-evaluation-harness 0.4.13: what the model reads and where it stops.
+"""The prompts of lm-evaluation-harness 0.4.13, and where a text of its `kormedmcqa` v3.0 task stops.
 
     for request in requests(questions, shots, style, max_positions=32768):
         request.context, request.token_ids      # equal to the harness's, character for character, id for id
@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
-from medkor_jax.data.question import Question, answer_text, prompt
+from medkor_jax.data.question import Question, answer_text, preamble, prompt
 from medkor_jax.data.style import Style
 from medkor_jax.data.thinking import hide_thought
 
@@ -56,9 +57,8 @@ def requests(
     Raises: ValueError if `max_positions` leaves no room for a prompt.
     """
     asked = [context(question, shots) for question in questions]
-    return bounded(
-        questions, asked, style, max_positions=max_positions, max_new_tokens=max_new_tokens
-    )
+    limits: Any = dict(max_positions=max_positions, max_new_tokens=max_new_tokens)
+    return bounded(questions, asked, style, systems=[*map(preamble, questions)], **limits)
 
 
 def bounded(
@@ -68,9 +68,12 @@ def bounded(
     *,
     max_positions: int | None,
     max_new_tokens: int,
-    system: str = "",
+    systems: Sequence[str] = (),
 ) -> list[Request]:
-    """Returns one request a question, what is asked already made; for `requests`, and for exams that ask otherwise."""
+    """Returns one request a question, what is asked already made; for `requests`, and for exams that ask otherwise.
+
+    systems: the system's text of each, () for none.
+    """
     if max_positions is not None and max_positions <= max_new_tokens:
         raise ValueError(
             f"a model of {max_positions} positions cannot hold a prompt and {max_new_tokens} new tokens; "
@@ -78,7 +81,7 @@ def bounded(
         )
     limit = None if max_positions is None else max_positions - max_new_tokens
     built = []
-    for question, text in zip(questions, asked, strict=True):
+    for question, text, system in zip(questions, asked, systems or [""] * len(asked), strict=True):
         ids = style.prompt(text, system=system)
         kept = ids if limit is None else ids[-limit:]
         built.append(

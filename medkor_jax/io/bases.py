@@ -14,7 +14,6 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from medkor_jax.data.contents import checksum, files_digest
 from medkor_jax.data.reading import read_json
@@ -31,7 +30,7 @@ from medkor_jax.io.files import read_sealed, write_json, write_sealed
 from medkor_jax.io.streaming import WeightsError
 from medkor_jax.io.weights import Weights
 from medkor_jax.model.config import ModelConfig
-from medkor_jax.model.dtypes import QUANTIZED, float_of, is_quantized
+from medkor_jax.model.dtypes import QUANTIZED, float_of
 from medkor_jax.model.params import Tree, abstract_base, matrix_paths
 from medkor_jax.model.quantized import Quantized, stack_quantizer
 from medkor_jax.parallel import hosts
@@ -87,10 +86,7 @@ def open_base(directory: pathlib.Path) -> Weights:
     config = ModelConfig.from_json(raw)
 
     def read(dtype: Any, shardings: Tree | None = None) -> Tree:
-        abstract = _abstract(config, dtype, shardings)
-        if is_quantized(jnp.dtype(dtype)):
-            return _restore_quantized(directory / "tree", abstract)
-        return restore_tree(directory / "tree", abstract)
+        return _restore(directory / "tree", _abstract(config, dtype, shardings))
 
     def make_digest() -> str:
         # The files are those that were written, or else (saved once more) they hold the same tensors.
@@ -148,8 +144,10 @@ def _abstract(config: ModelConfig, dtype: Any, shardings: Tree | None) -> Tree:
     return abstract_like(abstract, shardings)
 
 
-def _restore_quantized(directory: pathlib.Path, abstract: Tree) -> Tree:
-    """Returns a base with its matrices in int8, read and quantised one stacked matrix at a time."""
+def _restore(directory: pathlib.Path, abstract: Tree) -> Tree:
+    """Returns the stored base; one with matrices in int8 is read and quantised a stacked matrix at a time."""
+    if not any(isinstance(leaf, Quantized) for leaf in matrix_paths(abstract).values()):
+        return restore_tree(directory, abstract)
     restored = []
     for path, leaf in sorted(
         matrix_paths(abstract).items(), key=lambda one: -math.prod(one[1].shape)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from medkor_jax.data.licences import TRAINED_ON, is_non_commercial, licence_notes, licence_of
+from medkor_jax.data.style import PLAIN
 from medkor_jax.io.models import Model, read_ledger
 from medkor_jax.io.weights import is_hub_id
 from medkor_jax.model.config import ModelConfig
@@ -193,7 +194,8 @@ def _scores(history: History) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for name, report in last.items():
-        asked = f"{report['mode']}, {report['shots']} shots, {report['split']}"
+        form = report.get("style", PLAIN)
+        asked = f"{report['mode']}, {form} prompts, {report['shots']} shots, {report['split']}"
         before = _score(first[name]) if name in first else "not measured"
         lines.append(
             f"| {name} | {asked} | {before} | {_score(report)} | {_overall(report)['n']} |"

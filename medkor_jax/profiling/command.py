@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from medkor_jax.io.loaded_model import LoadedModel, load
 from medkor_jax.parallel.mesh import check_batch, make_mesh, place_batch, shard_tree
 from medkor_jax.profiling.timeline import BATCH_MARK, KINDS, Spent, read_spent
+from medkor_jax.run.asked_form import asked_form
 from medkor_jax.run.config_file import load_recipe
 from medkor_jax.run.corpora import Corpora
 from medkor_jax.run.named_model import open_model
@@ -143,7 +144,11 @@ def loaded_at(recipe: Recipe, phase: Phase, stage: str, mesh: jax.sharding.Mesh)
         chain.insert(0, phases[before])
     model = open_model(before)
     loaded = load(
-        model, recipe.param_dtype, mesh, language_unit=recipe.language_unit, style=recipe.style
+        model,
+        recipe.param_dtype,
+        mesh,
+        language_unit=recipe.language_unit,
+        style=asked_form(recipe).style.name,
     )
     for one in chain:
         loaded = add_trees(loaded, one, one.lora, seed=recipe.seed)

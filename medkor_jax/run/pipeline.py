@@ -29,14 +29,15 @@ from medkor_jax.eval.report import Report
 from medkor_jax.eval.verdict import read_verdict
 from medkor_jax.io.bases import open_base
 from medkor_jax.io.checkpoint import digest_tree
-from medkor_jax.io.loaded_model import LoadedModel, load, style_of
+from medkor_jax.io.loaded_model import LoadedModel, load
 from medkor_jax.io.models import Model
-from medkor_jax.model.dtypes import float_of, is_quantized, slow_here
+from medkor_jax.model.dtypes import float_of, slow_here
 from medkor_jax.model.params import Params, Tree
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.agreement import require_same, require_shared
 from medkor_jax.parallel.hosts import say
 from medkor_jax.parallel.mesh import make_mesh
+from medkor_jax.run.asked_form import asked_form
 from medkor_jax.run.candidates import on_demand_of
 from medkor_jax.run.choosing import choose, may_run, open_later
 from medkor_jax.run.corpora import Corpora
@@ -44,12 +45,11 @@ from medkor_jax.run.course import Course, conclude, note
 from medkor_jax.run.final import sit_final
 from medkor_jax.run.lineage import Finished, Lineage, Stale
 from medkor_jax.run.measurement import Measured, Measurer
-from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import ConfigError, Phase, Recipe
 from medkor_jax.run.readiness import checks
 from medkor_jax.run.stage_plans import stage_plan
 from medkor_jax.run.summary import closing_table
-from medkor_jax.run.trees import add_trees, merge_full, merge_lora, on_base
+from medkor_jax.run.trees import add_trees, merge_held, on_base
 from medkor_jax.train.loop import run_stage
 from medkor_jax.train.stage import Stage
 
@@ -59,9 +59,8 @@ class Run:
 
     def __init__(self, recipe: Recipe, *, accept_changed: bool = False) -> None:
         """accept_changed: see `lineage.Lineage`."""
-        model = open_model(recipe.weights)
-        style = style_of(model, recipe.style)
-        self._other_style = model.style if model.style not in ("", style.name) else ""
+        self._form = asked_form(recipe)
+        style = self._form.style
         self.recipe = recipe = dataclasses.replace(recipe, style=style.name)
         self.directory = pathlib.Path(recipe.run_dir)
         self.mesh = make_mesh(recipe.mesh)
@@ -92,9 +91,7 @@ class Run:
         say(
             f"run {self.directory}: {', '.join(phase.name for phase in recipe.in_force)} on {_devices()}"
         )
-        say(f"the model is taught and asked in {recipe.style} form")
-        if self._other_style:
-            say(f"{recipe.weights} was taught in {self._other_style} form before")
+        say(self._form.words)
         if words := slow_here(recipe.dtype, "--config.dtype=float32"):
             say(words)
         with jax.set_mesh(self.mesh):
@@ -273,22 +270,14 @@ class Run:
         phases stand on it, and the same merge again finds it."""
         recipe, params = self.recipe, loaded.params
         hosts.at(f"{phase.name}, merging")
-        made_of = checksum(
-            [
-                loaded.base.digest,
-                digest_tree(params.lora),
-                params.lora_scale,
-                float_of(recipe.param_dtype),
-            ]
-        )
+        lora, dtype = digest_tree(params.lora), float_of(recipe.param_dtype)
+        made_of = checksum([loaded.base.digest, lora, params.lora_scale, dtype])
         directory = self.directory / "bases" / f"{phase.name}-{made_of[:12]}"
         if hosts.first(f"is {directory.name} merged", (directory / "lineage.json").is_file):
             say(f"{phase.name}: merged before, {directory}")
             loaded = on_base(loaded, open_base(directory), recipe.param_dtype, self.mesh)
-        elif is_quantized(recipe.param_dtype):
-            loaded = merge_full(loaded, phase.name, directory, recipe.param_dtype, self.mesh)
         else:
-            loaded = merge_lora(loaded, phase.name, directory, param_dtype=recipe.param_dtype)
+            loaded = merge_held(loaded, phase.name, directory, recipe.param_dtype, self.mesh)
         self._bases = {loaded.base.digest: loaded.params.base}
         return loaded
 

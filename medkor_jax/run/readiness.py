@@ -16,13 +16,13 @@ from jax.sharding import Mesh
 
 from medkor_jax.data.check import TRAINED, DataReport, check
 from medkor_jax.data.licences import licence_notes, licence_of
-from medkor_jax.data.pairs import DIRECTIONS, translation_prompt
+from medkor_jax.data.pairs import DIRECTIONS, translation_ids
 from medkor_jax.data.parts import check_parts
 from medkor_jax.data.rows import BadDataError
 from medkor_jax.data.thinking import switch
 from medkor_jax.eval.harness import MAX_NEW_TOKENS
-from medkor_jax.io.loaded_model import style_of
 from medkor_jax.parallel.mesh import check_batch
+from medkor_jax.run.asked_form import asked_form
 from medkor_jax.run.at_hand import is_at_hand
 from medkor_jax.run.candidates import ON
 from medkor_jax.run.choosing import check_order, may_run, told
@@ -76,7 +76,7 @@ def check_recipe(recipe: Recipe) -> DataReport:
         before, obstacles[str(error)] = [], [LEAKS]
     report = check(
         uses_of(recipe),
-        style_of(open_model(recipe.weights), recipe.style),
+        asked_form(recipe).style,
         allowed=recipe.allow_leaks,
         form=recipe.reasoning,
         load=corpora.of_use,
@@ -131,7 +131,7 @@ def _check_stage(
         check_batch(stage.batch_size, stage.microbatches, mesh)
     make_batches(
         stage_plan(recipe, corpora, phase, stage, name),
-        style_of(open_model(recipe.weights), recipe.style),
+        asked_form(recipe).style,
         recipe.language_unit,
     )
 
@@ -154,7 +154,7 @@ def _check_room(exam: Exam, name: str, style: str, room: int) -> None:
 def _check_lengths(recipe: Recipe, corpora: Corpora) -> None:
     """Raises: ValueError if an exam or a pair that judges has no room in the model that the run starts from."""
     model = open_model(recipe.weights)
-    style, room = style_of(model, recipe.style), model.config.max_positions
+    style, room = asked_form(recipe).style, model.config.max_positions
     for exam in (*recipe.exams, *recipe.final):
         _check_room(exam, model.name, style.name, room)
     for source in dict.fromkeys(
@@ -166,7 +166,7 @@ def _check_lengths(recipe: Recipe, corpora: Corpora) -> None:
             for given, to in DIRECTIONS
         ]
         for pair, text, given, to in asked:
-            n_tokens = len(style.prompt(translation_prompt(text, given, to)))
+            n_tokens = len(translation_ids(style, text, given, to))
             if n_tokens + recipe.max_translation_tokens > room:
                 raise ValueError(
                     f"{source.name}: {pair.id} has {n_tokens} tokens as a prompt; with max_translation_tokens "

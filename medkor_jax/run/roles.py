@@ -108,6 +108,7 @@ ROLES: dict[str, dict[str, str]] = {
         held_share=ELSEWHERE,
         part=ELSEWHERE,
         part_by=ELSEWHERE,
+        asked_as=ELSEWHERE,
     ),
 }
 

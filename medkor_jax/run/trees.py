@@ -17,13 +17,13 @@ from jax.sharding import Mesh
 
 from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.adapt.language import make_language
-from medkor_jax.adapt.lora import LoraSettings, make_lora, merge
+from medkor_jax.adapt.lora import LoraSettings, make_lora, merge, merge_in_place
 from medkor_jax.io.bases import save_base
 from medkor_jax.io.checkpoint import digest_tree
 from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.io.rounding import MOST_LOST, MOST_NOISE, Probe, compare, rms
 from medkor_jax.io.weights import Weights
-from medkor_jax.model.dtypes import float_of
+from medkor_jax.model.dtypes import float_of, is_quantized
 from medkor_jax.model.params import BACK, FRONT, Params, Tree, abstract_base, edge_blocks
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.hosts import say
@@ -101,7 +101,8 @@ def merge_lora(
     params, probe = loaded.params, Probe(loaded.config, loaded.tokenizer)
     adapted = probe.logits(params)
     plain = probe.logits(params.replace(lora={}))
-    merged = merge(params.base, params.lora, scale=params.lora_scale, donate=donate)
+    fold = merge_in_place if donate else merge
+    merged = fold(params.base, params.lora, scale=params.lora_scale)
     kept = compare(
         adapted - plain, probe.logits(params.replace(base=merged, lora={})) - plain, rms(adapted)
     )
@@ -137,16 +138,19 @@ def merge_lora(
     )
 
 
-def merge_full(
+def merge_held(
     loaded: LoadedModel, by: str, directory: pathlib.Path, param_dtype: str, mesh: Mesh
 ) -> LoadedModel:
-    """Returns the model with LoRA folded into its full-precision weights, as they lie on disk, and the result held in `param_dtype`.
+    """Returns the model with LoRA folded into its base, which is held in `param_dtype` on `mesh`; see `merge_lora`.
 
-    For a base in int8, whose steps are larger than what a young adapter changes. One process merges in the host's memory,
-    of which it takes the base once, in bfloat16; several on `mesh`, where each has its part.
+    The steps of a base in int8 are larger than what a young adapter changes: there LoRA is folded into the full-precision
+    weights, as they lie on disk, and the result is quantised again. One process does so in the host's memory, of which it
+    takes the base once, in bfloat16; several on `mesh`, where each has its part.
 
     Raises: FloatingPointError as `merge_lora`.
     """
+    if not is_quantized(param_dtype):
+        return merge_lora(loaded, by, directory, param_dtype=param_dtype)
     place = host_mesh() if hosts.n_processes() == 1 else mesh
     dtype = float_of(param_dtype)
     abstract = abstract_base(loaded.config, dtype)

@@ -44,6 +44,9 @@ def test_fewer_bits_are_further_off(found):
     first = found["forms"]["float32"]["exams"]["embedded ko"]
     assert first["same_letter"] == 12 and first["more"] == 0
     sizes = {form: row["bytes"] for form, row in found["forms"].items()}
+    assert (
+        sizes["int8-tables"] == sizes["4-bit"] == 0
+    )  # no run holds them: nothing is said of their size
     assert sizes["float32"] == 2 * sizes["bfloat16"] > 2 * sizes["int8"]
 
 

@@ -11,7 +11,7 @@ from medkor_jax.data.question import prompt
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.data.style import Plain
 from medkor_jax.data.thinking import SWITCH, hide_thought
-from medkor_jax.eval import exam, harness
+from medkor_jax.eval import asked, exam, harness
 from medkor_jax.eval.answers import parse_answer, parse_reasoned
 from medkor_jax.eval.metric import pairing
 from medkor_jax.eval.report import Report
@@ -232,6 +232,14 @@ def test_room_is_kept_for_the_thought(make_question, tokenizer):
 
 def test_the_digest_of_the_prompts_tells_the_switch(make_question, tokenizer):
     questions, style = [make_question(1)], Chat(tokenizer)
-    plain = exam.contexts_digest(questions, "reason", (), style)
+    plain = asked.contexts_digest(questions, "reason", (), style)
     assert plain == checksum([reasoning_prompt(questions[0])])  # as it was
-    assert plain != exam.contexts_digest(questions, "reason", (), style, SWITCH)
+    assert plain != asked.contexts_digest(questions, "reason", (), style, SWITCH)
+
+
+def test_what_a_named_exam_puts_in_front_stands_behind_the_switch(make_question, monkeypatch):
+    monkeypatch.setattr(asked, "preamble", lambda question: "About anatomy.")
+    questions = [make_question(1)]
+    assert asked.systems(questions, "harness", SWITCH) == [f"{SWITCH} About anatomy."]
+    assert asked.systems(questions, "harness") == ["About anatomy."]
+    assert asked.systems(questions, "reason", SWITCH) == [SWITCH]

@@ -550,7 +550,7 @@ def test_the_card_tells_lineage_licences_and_scores(run, tmp_path):
     assert "phase4: title of phase4. phase4 opens. Waived: by hand." in card
     assert "phase2" not in card and "elsewhere" not in card  # not in the line of this model
     assert (
-        "| korean | letter, 0 shots, valid | 21.0% [40.0%, 60.0%] | 62.5% [52.5%, 72.5%] | 96 |"
+        "| korean | letter, plain prompts, 0 shots, valid | 21.0% [40.0%, 60.0%] | 62.5% [52.5%, 72.5%] | 96 |"
         in card
     )
     assert (

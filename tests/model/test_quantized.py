@@ -9,7 +9,7 @@ import pytest
 from jax.extend import core
 
 from medkor_jax.adapt.expansion import make_expansion
-from medkor_jax.adapt.lora import merge
+from medkor_jax.adapt.lora import merge, merge_in_place
 from medkor_jax.model.config import preset
 from medkor_jax.model.decode import Decoder
 from medkor_jax.model.dtypes import check_dtype, check_param_dtype, float_of
@@ -189,7 +189,7 @@ def test_merging_in_place_is_merging(make_base, make_adapters):
     adapters = jax.tree.map(jnp.asarray, make_adapters(plain))
     kept = merge(plain, adapters, scale=0.5)
     copied = jax.tree.map(jnp.copy, plain)
-    used_up = merge(copied, adapters, scale=0.5, donate=True)
+    used_up = merge_in_place(copied, adapters, scale=0.5)
     jax.tree.map(np.testing.assert_array_equal, kept, used_up)
     assert copied["layers"]["q"].is_deleted() and not plain["layers"]["q"].is_deleted()
     assert not copied["embed"].is_deleted()

@@ -75,6 +75,9 @@ def _every_leaf():
 def test_every_leaf_has_exactly_one_rule_and_every_rule_a_leaf():
     leaves = {path: leaf for path, leaf in _every_leaf().items() if leaf.shape}
     assert len(leaves) == 15 + 3 * (14 + 2 + 26)  # the base; what learns, and its two moments
+    in_int8 = leaf_paths({"base": abstract_base(preset("tiny"), jnp.int8)})
+    assert len(in_int8) == 15 + 7  # of a matrix in int8 its values, and their scales
+    leaves |= in_int8
     found = {path: [p for p, _ in RULES if re.search(rf"(^|/){p}$", path)] for path in leaves}
     assert {path: rules for path, rules in found.items() if len(rules) != 1} == {}
     assert {rules[0] for rules in found.values()} == {pattern for pattern, _ in RULES}

@@ -143,7 +143,7 @@ def test_a_phase_again_finds_the_merged_base(
     run_dir = shutil.copytree(finished, tmp_path / "run")
     for name in ("verdict.json", "record.json", "model.json", "summary.json"):
         (run_dir / "phase0" / name).unlink()
-    monkeypatch.setattr(pipeline, "merge_full", None)
+    monkeypatch.setattr(pipeline, "merge_held", None)
     config = make_config(run_dir, tiny_base_dir, run=("phase0",))
     pipeline.Run(make_recipe(config)).all()
     assert "merged before" in capsys.readouterr().out
