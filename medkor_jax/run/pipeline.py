@@ -228,11 +228,10 @@ class Run:
         return loaded
 
     def _translator(self, name: str) -> Scorer:
-        """Returns the weights that translate an exam, on the mesh; no other base is held beside them."""
+        """Returns the weights that translate an exam, on the mesh. It is asked before any phase, and no other base is held then."""
         model = open_model(name)
         if name == self.recipe.weights:
             return self.measurer.scorer(self._load(model))
-        self._bases.clear()
         return self.measurer.scorer(load(model, self.recipe.param_dtype, self.mesh))
 
     def _train(self, course: Course, stage: Stage, name: str) -> LoadedModel:

@@ -1,8 +1,10 @@
 """Exams that a run translates for itself: once, before it trains, checked by their originals and by what came of them."""
 
 import dataclasses
+import gc
 import json
 import shutil
+import weakref
 
 import pytest
 
@@ -43,7 +45,7 @@ class Translator:
     """The run's own scorer, loaded as it is; what it writes is looked up: the embedded exam in English."""
 
     def __init__(self, true, spoil=(), dies_at=None):
-        self.style, self.dies_at, self.calls = true.style, dies_at, []
+        self.true, self.style, self.dies_at, self.calls = true, true.style, dies_at, []
         self.known = {}
         for split in KOREAN:
             for before, after in zip(KOREAN[split], ENGLISH[split]):
@@ -258,16 +260,27 @@ def test_another_translator_makes_it_anew_and_what_stands_on_it_is_stale(
 def test_one_base_is_held_at_a_time_and_the_runs_own_is_the_last(
     tmp_path, tiny_base_dir, other, translators, monkeypatch
 ):
-    held = []
+    held, loaded, alive = [], [], []
+    true = pipeline.Run._translator
     monkeypatch.setattr(
         pipeline.Run, "phase", lambda self, phase: held.append(list(self._bases)) or None
     )
+
+    def translator(self, name):
+        gc.collect()
+        alive.append([one() is not None for one in loaded])
+        scorer = true(self, name)
+        loaded.append(weakref.ref(scorer))
+        translators.pop()  # who made it does not hold it
+        return scorer
+
+    monkeypatch.setattr(pipeline.Run, "_translator", translator)
     monkeypatch.setattr(pipeline, "sit_final", lambda *_: None)
     config = config_of(tmp_path / "run", tiny_base_dir)
     config["phase0"]["data"]["exam-train"]["translator"] = str(other)
     config["exams"]["choice"]["source"]["limit"] = 20
     run(config)
-    assert [name for name, _ in translators] == [str(other), str(tiny_base_dir)]
+    assert alive == [[], [False]]
     assert held == [[open_model(tiny_base_dir).base.digest]]
 
 
