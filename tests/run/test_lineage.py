@@ -101,7 +101,7 @@ TABLE = {
         "run_dir": None, "run": (("phase2",), DONE), "phases": None, "exams": None, "final": (dict(last=dict(source=dict(path="embedded", language="en", split="test"))), DONE),
         "weights": None, "held_out": ({}, JUDGED), "held_out_tokens": (32, JUDGED), "max_translation_tokens": (9, DONE), "dtype": ("bfloat16", STALE),
         "param_dtype": ("bfloat16", STALE), "remat": ("full", DONE), "attention": ("blocked", DONE), "chunk": (64, DONE), "language_unit": ("document", STALE),
-        "mesh": (dict(data=2, fsdp=2), DONE), "topology": ("v5e:4x4", DONE), "reasoning": (dict(opening="[", closing="]"), DONE), "seed": (1, STALE),
+        "mesh": (dict(data=2, fsdp=2), DONE), "topology": ("v5e:4x4", DONE), "style": None, "reasoning": (dict(opening="[", closing="]"), DONE), "seed": (1, STALE),
         "allow_leaks": (("x ~ y",), DONE), "drop_bad": (True, DONE), "log_every": (3, DONE),
     },
     Phase: {
@@ -118,13 +118,14 @@ TABLE = {
         "validate_every": (1, DONE), "take": None, "reward": None,
     },
     Exam: {
-        "source": None, "mode": ("cloze", JUDGED), "shots": None, "fewshot": None, "batch_size": (4, DONE), "max_new_tokens": (9, DONE),
+        "source": None, "mode": ("cloze", JUDGED), "shots": None, "fewshot": None, "batch_size": (4, DONE), "max_new_tokens": (9, DONE), "max_thinking_tokens": None,
         "phases": (("phase0", "phase1", "phase2"), DONE),
     },
     Source: {
         "name": None, "kind": None, "path": None, "split": ("test", None), "subset": ("x", None), "language": ("ko", STALE), "weight": (2.0, STALE),
         "licence": ("CC BY 4.0", DONE), "fields": None, "limit": (20, STALE), "skip": None, "answers_from": None,
         "revision": ("abc", DONE), "rationale": None, "held_share": None, "part": None, "part_by": (("text",), DONE),
+        "asked_as": None, "translated_to": None, "translator": None,  # of exams: `test_translated`, `test_named_exams`
     },
 }  # fmt: skip
 PLACES = {
