@@ -14,6 +14,10 @@ ENGLISH = {"english-text": trained(public.GUIDELINES)}
 KOREAN_TEXT = {"korean-text": trained(public.MEDICAL_O1)}
 KOREAN_EXAM = {"korean-exam-train": trained(public.KORMEDMCQA, kind="exam")}
 KOREAN = KOREAN_TEXT | KOREAN_EXAM
+ENGLISH_EXAM = {
+    "english-exam-train": trained(public.KORMEDMCQA_ENGLISH, kind="exam", split="train"),
+    "medqa-train": trained(public.MEDQA, kind="exam", split="train"),
+}
 PAIRS = {
     "medical-pairs": trained(public.PUBMED_PAIRS),
     "general-pairs": trained(public.GENERAL_PAIRS),
@@ -41,8 +45,7 @@ def phase1():
     p.gate.reading, p.gate.threshold, p.gate.on_failure = "absolute", 0.4, "train"
     p.remedy_lora.rank = 16
     p.remedy.trees, p.remedy.steps = ("lora",), 1000
-    exam = trained(public.MEDQA_TRAIN, kind="exam")
-    p.remedy.data = {"english-exam-train": exam} | ENGLISH
+    p.remedy.data = ENGLISH_EXAM | ENGLISH
     return p
 
 

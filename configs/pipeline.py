@@ -4,9 +4,10 @@ All data is public and named in `configs/public.py`, with its licences: `medkor 
 configs/pipeline.py` brings it. To take your own data, set a phase's `data` in a config of your own
 (`config.phase3.data = {...}`).
 
-A held-out share of MedQA's training questions chooses the model in phase 1, as no KorMedMCQA in English is
-published; MedQA's test, whose 1,273 questions can tell 3 points, holds it from then on. KorMedMCQA's test is
-put to the finished model once. What each gate asks, and why: docs/GATES.md.
+The exam's English version, which chooses the model in phase 1, is not published: the run translates KorMedMCQA's
+dev, and its train for phase 1's remedy, before anything is trained. MedQA's test, whose 1,273 questions can tell
+3 points, holds the chosen model from then on. KorMedMCQA's test is put to the finished model once. What each gate
+asks, and why: docs/GATES.md.
 """
 
 from configs import common, phases, public
@@ -25,9 +26,10 @@ def get_config(run=ALL):
         for make in phases.ORDER:
             config[make.__name__] = make()
     config.exams = {
-        # No English KorMedMCQA is published: a share of MedQA's training questions stands for it, which phase 1
-        # does not train on.
-        "english-choice": dict(source=held_out(public.MEDQA_TRAIN), phases=ALL[:2]),
+        # The questions of "korean" in English: they choose, and what is held later is measured by others (MedQA).
+        "english-choice": dict(
+            source=public.KORMEDMCQA_ENGLISH | dict(split="dev"), phases=ALL[:2]
+        ),
         "english": dict(source=public.MEDQA | dict(split="test"), phases=ALL[1:]),
         "korean": dict(source=KOREAN),
         "korean-reasoned": dict(source=KOREAN, mode="reason", phases=REASONING),

@@ -157,6 +157,8 @@ def _read(recipe: Recipe, one: Wanted, revision: str) -> str:
         counts.append(f"{' '.join(filter(None, (part.subset, part.split)))} {len(rows):,} rows")
     for use in uses_of(recipe):
         if use.source.name in {source.name for source in one.sources} and use.source.path == one.id:
-            first = dataclasses.replace(use.source, limit=_FIRST_ROWS, skip=0, revision=revision)
+            first = dataclasses.replace(
+                use.source.original, limit=_FIRST_ROWS, skip=0, revision=revision
+            )
             loader_of(Use(use.purpose, first), recipe.reasoning)(first, drop_bad=True)
     return "; ".join(counts)

@@ -27,7 +27,8 @@ from medkor_jax.run.at_hand import NotHereError, is_at_hand
 from medkor_jax.run.corpora import Corpora, uses_of
 from medkor_jax.run.hub_named import Told, Wanted, ask_hub, named_on_hub, unsaid
 from medkor_jax.run.phases import Phase, Recipe
-from medkor_jax.run.readiness import LEAKS, checks
+from medkor_jax.run.readiness import LEAKS, TRANSLATIONS, checks
+from medkor_jax.run.translated import find_translations, translators_of
 
 NOT_CHECKED = "NOT CHECKED: "
 
@@ -38,6 +39,7 @@ def rehearse(recipe: Recipe) -> tuple[str, Preflight]:
     told = ask_hub(wanted)
     corpora = Corpora(recipe.drop_bad, recipe.reasoning, say=False, only_here=True)
     with download.without_network():
+        find_translations(recipe, corpora)
         loaded = {use: _loaded(corpora, use) for use in uses_of(recipe)}
         findings = [
             *_of_hub(wanted, told),
@@ -95,11 +97,18 @@ def _of_sources(loaded: dict[Use, int | Exception]) -> Iterator[Finding]:
 def _of_checks(recipe: Recipe, corpora: Corpora) -> Iterator[Finding]:
     """Everything that `medkor run` asks before it trains, as far as it can be asked of what is here."""
     missing = [use.source.name for use in uses_of(recipe) if not corpora.has(use.source)]
+    uses = uses_of(recipe)
+    awaited = dict.fromkeys(
+        use.source.name for use in uses if corpora.translations.is_awaited(use.source)
+    )
     unmade: dict[str, str] = {}
     for name, ask in checks(recipe, corpora).items():
         found, trouble, is_open = "holds", "", False
         try:
             found = (ask() or found).replace("\n", "\n    ")
+            if name == TRANSLATIONS and awaited:
+                words = f"whether the translations of {', '.join(awaited)} pass their checks: the run makes them"
+                found, is_open = f"{found}\n    {NOT_CHECKED}{words}", True
         except NotHereError as error:
             found, is_open = f"{NOT_CHECKED}{error}", True
         except download.HubUnreachableError:
@@ -136,6 +145,11 @@ def _phase_lines(recipe: Recipe, loaded: dict[Use, int | Exception]) -> list[str
     """Returns what each phase would do: where it starts, what it reads under which licence, its steps and what it asks."""
     rows = {use.source: found for use, found in loaded.items() if isinstance(found, int)}
     lines = [f"What would happen, into {recipe.run_dir}:"]
+    for name, sources in translators_of(recipe).items():
+        named = ", ".join(source.name for source in sources)
+        lines.append(
+            f"  before all phases: {named} translated by {name}, unless that was done before"
+        )
     for phase in recipe.in_force:
         lines.append(
             f"  {phase.name}: {phase.title}; from {' or '.join(recipe.upstream_of(phase))}"

@@ -43,6 +43,7 @@ from medkor_jax.run.data_lock import with_lock
 from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import Recipe
 from medkor_jax.run.readiness import GATES, checks
+from medkor_jax.run.translated import find_translations, translators_of
 
 _PACKAGES = (
     "medkor-jax",
@@ -117,7 +118,7 @@ def _findings(recipe: Recipe) -> Iterator[Finding]:
     yield _found("all-reduce", lambda: _all_reduce(made))
     yield _found("run directory", lambda: _run_directory(recipe))
     yield _found("data", lambda: _data(recipe))
-    for name in recipe.outside_weights:
+    for name in dict.fromkeys([*recipe.outside_weights, *translators_of(recipe)]):
         yield _found(f"weights {name}", functools.partial(_weights, name))
     for name, when in only_if(recipe).items():
         yield Finding(f"weights {name}", _later(name, when))
@@ -144,6 +145,7 @@ def _findings(recipe: Recipe) -> Iterator[Finding]:
         )
     elif not model.trouble:
         corpora = Corpora(recipe.drop_bad, recipe.reasoning, say=False)
+        find_translations(recipe, corpora)
         asked = checks(recipe, corpora, made)
         for name in [name for name in asked if "/" not in name]:
             yield _found(name, functools.partial(_holds, name, asked[name]))

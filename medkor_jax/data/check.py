@@ -87,11 +87,12 @@ def check(
     form: ReasoningFormat = ReasoningFormat(),
     load: Callable[[Use], Loaded] | None = None,
     read_before: Sequence[tuple[str, Sequence[Trained]]] = (),
+    compared: Callable[[Use], Sequence[Any]] | None = None,
 ) -> DataReport:
     """Returns what is in each source, and what is judged by but also trained on or shown as an example.
 
     allowed: leaks that the config names, see `leakage.unexcused`. load: how a source is read; by default again, see `loader_of`.
-    read_before: what the weights were trained on already.
+    read_before: what the weights were trained on already. compared: what leaks are looked for in, where that is more than is loaded.
     """
     reports, loaded_of = [], {}
     for use in uses:
@@ -100,7 +101,12 @@ def check(
         except BadDataError as error:  # nothing at all could be read
             loaded_of[use] = Loaded([], error.bad)
         reports.append(_describe(use, loaded_of[use], style, form))
-    leaks = leaks_of(uses, lambda use: loaded_of[use].rows, read_before)
+
+    def documents(use: Use) -> Sequence[Any]:
+        rows = loaded_of[use].rows
+        return compared(use) if compared and len(rows) else rows
+
+    leaks = leaks_of(uses, documents, read_before)
     left = unexcused(leaks, allowed)
     return DataReport(reports, left, [leak for leak in leaks if leak not in left])
 

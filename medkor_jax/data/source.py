@@ -26,7 +26,8 @@ EMBEDDED = "embedded"  # the exam, texts and pairs that come with this package; 
 PARTS = ("", "train", "held_out")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_OPTIONAL = ("rationale", "held_share", "part", "part_by", "asked_as")
+_OPTIONAL = ("rationale", "held_share", "part", "part_by", "asked_as", "translated_to")
+_UNSAID = ("revision", "translator")  # digests of the rows tell more
 _OF_NAMES = ("fields", "rationale", "part_by")
 
 
@@ -78,6 +79,13 @@ class Source:
     asked_as: str = ""
     """Form of an exam's prompts: "" KorMedMCQA's; "medqa", "medmcqa" or "mmlu/SUBJECT", as
     lm-evaluation-harness asks those."""
+    translated_to: str = ""
+    """"en" or "ko": the run translates the exam's questions into it before it trains anything, and
+    reads those whose translation passes its checks; `language` is that of the rows as they are
+    given. "": they are read as they are."""
+    translator: str = ""
+    """Weights that translate, named as the run's `weights` are, such as a TranslateGemma's hub id.
+    "": the run's own, as they are before any training."""
 
     def __post_init__(self) -> None:
         if self.path in NAMED and self.kind in OF_QUESTIONS:
@@ -130,13 +138,44 @@ class Source:
                 f"part is {self.part!r} and held_share {self.held_share:g}: give both, such as "
                 "part='train' and held_share=0.02, or neither"
             )
+        return self._wrong_translation()
+
+    def _wrong_translation(self) -> str:
+        if not self.translated_to:
+            named = f"translator is {self.translator!r} and translated_to ''"
+            return f"{named}: say into which language, 'ko' or 'en'" if self.translator else ""
+        if self.translated_to not in LANGUAGES:
+            return f"translated_to is {self.translated_to!r}, expected 'ko', 'en' or ''"
+        if self.kind != "exam":
+            return f"translated_to of kind {self.kind!r}; only an exam's questions are translated"
+        if self.language == self.translated_to:
+            return (
+                f"language and translated_to are both {self.language!r}; `language` is that of the "
+                "rows as they are given: there is nothing to translate"
+            )
         return ""
 
+    @property
+    def original(self) -> Source:
+        """The rows that are translated, as they are given; itself where nothing is."""
+        return dataclasses.replace(self, translated_to="", translator="")
+
+    def translation_in(self, path: pathlib.Path) -> Source:
+        """Returns the source that reads the translation from the file that the run made of it."""
+        return Source(
+            self.name,
+            self.kind,
+            str(path),
+            language=self.translated_to,
+            weight=self.weight,
+            licence=self.licence,
+        )
+
     def settings(self) -> dict[str, Any]:
-        """Returns the keys as plain data, without the revision (digests of the rows tell more) and without those of `_OPTIONAL` that are
-        off: what was written before they existed still says the same."""
+        """Returns the keys as plain data, without those of `_UNSAID` and without those of `_OPTIONAL` that are off: what was written
+        before they existed still says the same."""
         said = dataclasses.asdict(self)
-        return {k: v for k, v in said.items() if k != "revision" and (v or k not in _OPTIONAL)}
+        return {k: v for k, v in said.items() if k not in _UNSAID and (v or k not in _OPTIONAL)}
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> Source:

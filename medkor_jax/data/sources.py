@@ -48,6 +48,10 @@ def load_questions(
         raise ValueError(
             f"source {source.name!r} is of kind {source.kind!r}, expected {' or '.join(map(repr, OF_QUESTIONS))}"
         )
+    if source.translated_to:
+        raise ValueError(
+            f"source {source.name!r} is translated by the run that names it; read `original`, or the file that the run made"
+        )
     # What is passed over is read and checked as well, and counts in the numbers of rows.
     whole = dataclasses.replace(source, skip=0, limit=source.limit and source.limit + source.skip)
     loaded = (

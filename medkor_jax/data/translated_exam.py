@@ -30,12 +30,13 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 @dataclasses.dataclass(frozen=True)
 class TranslatedQuestion:
-    """What the model made of one question. is_whole: no text of it was cut by length."""
+    """What the model made of one question. is_whole: no text of it was cut by length. n_tokens: written for it."""
 
     id: str
     question: str
     options: tuple[str, ...]
     is_whole: bool
+    n_tokens: int = 0
 
 
 def row_of(question: Question, translated: TranslatedQuestion) -> dict[str, Any]:

@@ -241,7 +241,10 @@ def _data(model: Model, history: History) -> str:
     for source in history.sources:
         part = " ".join(filter(None, (source.get("subset"), source["split"], source.get("part"))))
         revision = f", revision {source['revision'][:12]}" if source.get("revision") else ""
-        where = f"{_place(source['path'])} ({part}{revision})"
+        made = ""
+        if source.get("translated_to"):
+            made = f", put into {source['translated_to']} by {source['translator']}"
+        where = f"{_place(source['path'])} ({part}{revision}{made})"
         lines.append(
             f"| {source['name']} | {source['kind']} | {where} | {source['use']} | {source['licence'] or 'not stated'} |"
         )

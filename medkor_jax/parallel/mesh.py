@@ -211,3 +211,9 @@ def lay(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
 def replicate(x: jax.Array) -> jax.Array:
     """Returns x whole on every device, so that every process can read it."""
     return lay(x, *[None] * x.ndim)
+
+
+def devices_in_words() -> str:
+    """Returns "4 TPU v5e devices", or what there is."""
+    devices = jax.devices()
+    return f"{len(devices)} {devices[0].device_kind} device{'s' if len(devices) > 1 else ''}"

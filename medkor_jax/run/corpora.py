@@ -19,6 +19,7 @@ from medkor_jax.data.check import FEWSHOT, JUDGED, TRAINED, Use, leaks_of, loade
 from medkor_jax.data.contents import content_digest
 from medkor_jax.data.kept import size_bytes
 from medkor_jax.data.leakage import Leak, unexcused
+from medkor_jax.data.likeness import content_key
 from medkor_jax.data.pairs import Pair, load_pairs
 from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat
@@ -30,6 +31,7 @@ from medkor_jax.parallel.hosts import say
 from medkor_jax.run.at_hand import NotHereError, is_at_hand, is_here
 from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import Recipe
+from medkor_jax.run.translation_files import TranslationFiles
 
 
 class LeakError(ValueError):
@@ -58,6 +60,7 @@ class Corpora:
         self._only_here, self._here = only_here, dict[tuple[str, ...], bool]()
         self._loaded: dict[tuple[str, Source], Loaded] = {}
         self._digests: dict[Source, str] = {}
+        self.translations = TranslationFiles()
         self._said: set[Source] = set()
 
     def examples(self, sources: Sequence[Source]) -> list[tuple[Source, Sequence[Example]]]:
@@ -76,6 +79,15 @@ class Corpora:
         """Returns a source's documents as leaks are looked for in them, see `check.loader_of`."""
         return self._load(use.source, loader_of(use, self._form))
 
+    def compared(self, use: Use) -> Sequence[Any]:
+        """Returns what leaks are looked for in: the documents, and of a translation the questions that it was made from too."""
+        found = self.of_use(use).rows
+        if self.translations.of(use.source) is None:
+            return found
+        passed = {question.origin for question in found}
+        originals = self.questions(use.source.original)
+        return [*found, *(q for q in originals if (q.origin or content_key(q)) in passed)]
+
     def rows(self, source: Source) -> Sequence[Example | Question]:
         """Returns every row that the source gives, a question as a question."""
         return (
@@ -86,9 +98,10 @@ class Corpora:
 
     def digest(self, source: Source) -> str:
         """Returns a digest of every row that `source` gives, as it is taught or read."""
-        if source not in self._digests:
-            self._digests[source] = content_digest(self.rows(source))
-        return self._digests[source]
+        place = self.translations.read_from(source)
+        if place not in self._digests:
+            self._digests[place] = content_digest(self.rows(source))
+        return self._digests[place]
 
     def said(self, source: Source) -> str:
         """Returns what a record keeps of a source that is trained on: what it is, how many rows, and their digest."""
@@ -103,9 +116,10 @@ class Corpora:
             for use in uses_of(recipe)
             if self.has(use.source) and (use.purpose == JUDGED or not weights)
         ]
-        return (
-            leaks_of(uses, lambda use: self.of_use(use).rows, read) if read or not weights else []
-        )
+        found: dict[str, Leak] = {}
+        for leak in leaks_of(uses, self.compared, read) if read or not weights else ():
+            found.setdefault(leak.key, leak)  # a translation and what it was made from: the same
+        return list(found.values())
 
     def read_before(
         self, recipe: Recipe, weights: Sequence[str] = ()
@@ -115,7 +129,9 @@ class Corpora:
         Raises: LeakError if some of it cannot be read any more, and is not named in allow_leaks as "NAME@WEIGHTS ~ *".
         """
         trained = frozenset(
-            _content(use.source) for use in uses_of(recipe) if use.purpose == TRAINED
+            _content(self.translations.read_from(use.source))
+            for use in uses_of(recipe)
+            if use.purpose == TRAINED
         )
         allowed = [
             name.removesuffix(" ~ *") for name in recipe.allow_leaks if name.endswith(" ~ *")
@@ -151,6 +167,7 @@ class Corpora:
 
     def has(self, source: Source) -> bool:
         """Whether the source may be read: all of them where fetching is allowed."""
+        source = self.translations.read_from(source)
         if not self._only_here:
             return True
         key = (source.path, source.subset, source.split, source.revision)
@@ -161,6 +178,7 @@ class Corpora:
     def _load(self, source: Source, load: Callable[..., Loaded]) -> Loaded:
         if not self.has(source):
             raise NotHereError(f"{source.name} ({source.path}) is not here yet")
+        source = self.translations.read_from(source)
         key = (getattr(load, "func", load).__name__, source)
         if key not in self._loaded:
             loaded = self._loaded[key] = load(source, drop_bad=self._drop_bad)

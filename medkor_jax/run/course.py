@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 from medkor_jax.data.licences import TRAINED_ON, licence_of
+from medkor_jax.data.rows import Source
 from medkor_jax.eval.judgement import Evidence, Judgement, judge_all
 from medkor_jax.eval.verdict import GateClosed, read_verdict, waive, write_verdict
 from medkor_jax.io.files import write_json
@@ -154,10 +155,21 @@ def _sources(recipe: Recipe, phase: Phase, rounds: int) -> list[dict[str, str]]:
             "use": use,
             **{name: getattr(source, name) for name in said},
             "licence": licence_of(source),
+            **_translated(recipe, source),
         }
         for use, sources in uses.items()
         for source in sources
     ]
+
+
+def _translated(recipe: Recipe, source: Source) -> dict[str, str]:
+    """Returns into which language the source was put, and by which weights; {} if its rows are read as they are given."""
+    if not source.translated_to:
+        return {}
+    return {
+        "translated_to": source.translated_to,
+        "translator": source.translator or recipe.weights,
+    }
 
 
 def note(run_dir: pathlib.Path, phase: Phase, event: str, **what: Any) -> None:

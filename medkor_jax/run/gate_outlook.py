@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import statistics
 
+from medkor_jax.data.likeness import content_key
+from medkor_jax.data.rows import Source
 from medkor_jax.eval.gate import MIN_QUESTIONS, Condition, Gate
 from medkor_jax.eval.metric import KNOWING
 from medkor_jax.eval.power import LEAST_CHANCE, outlook
@@ -81,6 +83,9 @@ def _told(recipe: Recipe, corpora: Corpora, phase: Phase, asked: Gate | Conditio
     n, chance = len(questions), statistics.mean(1 / len(question.options) for question in questions)
     told = outlook(asked, n, 1 / chance, confidence=phase.gate.confidence, looks=phase.looks)
     what = f"{phase.name}, {_said(recipe, phase, asked)}"
+    made = corpora.translations.of(exam.source)
+    if made:
+        what += f" ({made.words})"
     if phase.gate.decides:
         if n < MIN_QUESTIONS:
             raise ConfigError(
@@ -100,7 +105,7 @@ def _told(recipe: Recipe, corpora: Corpora, phase: Phase, asked: Gate | Conditio
                 f"{what}: the threshold is not above guessing ({chance:.1%}), which opens no gate; ask for more"
             )
         _check_questions_apart(recipe, corpora, phase, asked, what)
-    return told.words
+    return f"{'at most ' if corpora.translations.is_awaited(exam.source) else ''}{told.words}"
 
 
 def _check_questions_apart(
@@ -110,19 +115,19 @@ def _check_questions_apart(
     reference = recipe.reference_of(phase)
     if not compares(asked) or not with_reference(asked) or reference is None:
         return
-    mine = {
-        (q.question, q.options)
-        for q in corpora.questions(recipe.exam(exam_of(phase, asked)).source)
-    }
+    mine = _known(corpora, recipe.exam(exam_of(phase, asked)).source)
     for name in sorted(chosen_by(reference)):
-        shared = mine & {
-            (q.question, q.options) for q in corpora.questions(recipe.exam(name).source)
-        }
+        shared = mine & _known(corpora, recipe.exam(name).source)
         if shared:
             raise ConfigError(
                 f"{what}: {len(shared)} of its questions are in exam {name!r} too, by which {reference.name} chose its model; a "
                 "reference is measured by questions that did not choose it (skip and limit, another split or file)"
             )
+
+
+def _known(corpora: Corpora, source: Source) -> set[str]:
+    """Returns what names each question: a translation is the question that it was made from."""
+    return {question.origin or content_key(question) for question in corpora.questions(source)}
 
 
 def _said(recipe: Recipe, phase: Phase, asked: Gate | Condition) -> str:

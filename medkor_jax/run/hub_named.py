@@ -17,8 +17,11 @@ from medkor_jax.io import download
 from medkor_jax.io.download import HubFacts
 from medkor_jax.io.weights import is_hub_id
 from medkor_jax.run.at_hand import is_here, is_on_hub
+from medkor_jax.run.candidates import candidates_of
+from medkor_jax.run.choosing import only_if
 from medkor_jax.run.corpora import uses_of
 from medkor_jax.run.phases import Recipe
+from medkor_jax.run.translated import translators_of
 
 DATASET, MODEL = "dataset", "model"
 # Models whose terms have to be accepted on their page, as far as is known without asking.
@@ -99,9 +102,10 @@ def named_on_hub(recipe: Recipe) -> list[Wanted]:
         if is_on_hub(source):
             of.setdefault((source.path, source.revision), []).append(source)
     data = [Wanted(DATASET, name, revision, tuple(s)) for (name, revision), s in of.items()]
+    translators = translators_of(recipe)
     roles = {
-        name: _role(recipe, name)
-        for name in recipe.outside_weights
+        name: _role(recipe, name, translators.get(name, ()))
+        for name in dict.fromkeys([*recipe.outside_weights, *translators, *only_if(recipe)])
         if is_hub_id(name) and not pathlib.Path(name).exists()
     }
     return [*data, *(Wanted(MODEL, name, role=role) for name, role in roles.items())]
@@ -112,10 +116,19 @@ def _part(source: Source) -> str:
     return " ".join(filter(None, (source.subset, source.split, part)))
 
 
-def _role(recipe: Recipe, name: str) -> str:
-    phases = [p.name for p in recipe.phases if name in p.candidates]
+def _role(recipe: Recipe, name: str, translated: Sequence[Source]) -> str:
+    phases = [
+        phase.name
+        for phase in recipe.phases
+        if name in [candidate.weights for candidate in candidates_of(phase, recipe.phases)]
+    ]
+    if when := only_if(recipe).get(name):
+        phases[-1] += f", which a run opens only if {when}"
     start = ["what the run starts from"] if name == recipe.weights else []
-    return ", ".join([*start, *(f"a candidate of {phase}" for phase in phases)])
+    by_it = (
+        [f"translates {' and '.join(source.name for source in translated)}"] if translated else []
+    )
+    return ", ".join([*start, *(f"a candidate of {phase}" for phase in phases), *by_it])
 
 
 def ask_hub(wanted: Sequence[Wanted]) -> list[Told]:

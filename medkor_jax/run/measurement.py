@@ -12,6 +12,7 @@ was written. It decides nothing: that is the gate's business.
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -63,6 +64,13 @@ class Measured:
         return {
             name: self.stored[name] for name in ("digest", "watch", "exams", "translations")
         } | {"answers": files}
+
+
+def read_evidence(directory: pathlib.Path) -> Evidence:
+    """Returns what was measured last of the model that a phase left in its directory."""
+    stored = json.loads((directory / "summary.json").read_text(encoding="utf-8"))["after"]
+    reports = {exam: Report.read(directory / stored["answers"][exam]) for exam in stored["exams"]}
+    return Evidence(reports, {text: loss["nats"] for text, loss in stored["watch"].items()})
 
 
 def _nothing(digest: str) -> dict[str, Any]:
@@ -146,7 +154,7 @@ class Measurer:
         questions = self.corpora.questions(exam.source)
         shots = self.corpora.questions(exam.fewshot)[: exam.shots] if exam.fewshot else ()
         return evaluate(
-            self._scorer(loaded, exam.batch_size),
+            self.scorer(loaded, exam.batch_size),
             questions,
             mode=exam.mode,
             shots=shots,
@@ -200,7 +208,8 @@ class Measurer:
         report.write(file)
         return str(file.relative_to(self.directory))
 
-    def _scorer(self, loaded: LoadedModel, batch_size: int) -> ModelScorer:
+    def scorer(self, loaded: LoadedModel, batch_size: int = _TRANSLATION_BATCH) -> ModelScorer:
+        """Returns the model as it is asked."""
         return ModelScorer(
             loaded, dtype=jnp.dtype(self.recipe.dtype), mesh=self.mesh, batch_size=batch_size
         )
@@ -219,7 +228,7 @@ class Measurer:
 
     def _translate(self, loaded: LoadedModel, source: Source) -> TranslationReport:
         return evaluate_translation(
-            self._scorer(loaded, _TRANSLATION_BATCH),
+            self.scorer(loaded),
             self.corpora.pairs(source),
             source=source.name,
             split=source.subset or source.split,

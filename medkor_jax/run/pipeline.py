@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import pathlib
 import time
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 from medkor_jax.data.contents import checksum
 from medkor_jax.data.reading import add_readings
 from medkor_jax.eval.judgement import Evidence
-from medkor_jax.eval.report import Report
+from medkor_jax.eval.scoring import Scorer
 from medkor_jax.eval.verdict import read_verdict
 from medkor_jax.io.bases import open_base
 from medkor_jax.io.checkpoint import digest_tree
@@ -36,7 +35,7 @@ from medkor_jax.model.params import Params, Tree
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.agreement import require_same, require_shared
 from medkor_jax.parallel.hosts import say
-from medkor_jax.parallel.mesh import make_mesh
+from medkor_jax.parallel.mesh import devices_in_words, make_mesh
 from medkor_jax.run.asked_form import asked_form
 from medkor_jax.run.candidates import on_demand_of
 from medkor_jax.run.choosing import choose, may_run, open_later
@@ -44,9 +43,10 @@ from medkor_jax.run.corpora import Corpora
 from medkor_jax.run.course import Course, conclude, note
 from medkor_jax.run.final import sit_final
 from medkor_jax.run.lineage import Finished, Lineage, Stale
-from medkor_jax.run.measurement import Measured, Measurer
+from medkor_jax.run.measurement import Measured, Measurer, read_evidence
+from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import ConfigError, Phase, Recipe
-from medkor_jax.run.readiness import checks
+from medkor_jax.run.readiness import make_ready
 from medkor_jax.run.stage_plans import stage_plan
 from medkor_jax.run.summary import closing_table
 from medkor_jax.run.trees import add_trees, merge_held, on_base
@@ -78,9 +78,7 @@ class Run:
         recipe = self.recipe
         require_same("the config", checksum(repr(dataclasses.replace(recipe, run_dir=""))))
         require_shared(self.directory)
-        for check in checks(recipe, self.corpora, self.mesh).values():
-            if words := check():
-                say(words)
+        make_ready(recipe, self.corpora, self.mesh, self._translator)
         require_same(
             "the data",
             {
@@ -89,7 +87,7 @@ class Run:
             },
         )
         say(
-            f"run {self.directory}: {', '.join(phase.name for phase in recipe.in_force)} on {_devices()}"
+            f"run {self.directory}: {', '.join(phase.name for phase in recipe.in_force)} on {devices_in_words()}"
         )
         say(self._form.words)
         if words := slow_here(recipe.dtype, "--config.dtype=float32"):
@@ -229,6 +227,13 @@ class Run:
         self._bases[digest] = loaded.params.base
         return loaded
 
+    def _translator(self, name: str) -> Scorer:
+        """Returns the weights that translate an exam, on the mesh. It is asked before any phase, and no other base is held then."""
+        model = open_model(name)
+        if name == self.recipe.weights:
+            return self.measurer.scorer(self._load(model))
+        return self.measurer.scorer(load(model, self.recipe.param_dtype, self.mesh))
+
     def _train(self, course: Course, stage: Stage, name: str) -> LoadedModel:
         """Returns the phase's model after a stage."""
         if not stage.steps:
@@ -238,7 +243,8 @@ class Run:
         )
         reference = self._reference_params(course) if stage.retention.is_on else None
         loaded = run_stage(plan, course.loaded, reference, self.mesh)
-        return dataclasses.replace(loaded, read=add_readings(loaded.read, stage.data, by=plan.name))
+        read = [self.corpora.translations.read_from(source) for source in stage.data]
+        return dataclasses.replace(loaded, read=add_readings(loaded.read, read, by=plan.name))
 
     def _reference_params(self, course: Course) -> Params:
         """Returns the model retention holds to, which is the one the gate compares with: that of the phase marked as
@@ -260,10 +266,7 @@ class Run:
         if reference is None:
             return before.evidence
         self.lineage.open(reference.name)
-        own = self.directory / reference.name
-        stored = json.loads((own / "summary.json").read_text(encoding="utf-8"))["after"]
-        reports = {exam: Report.read(own / stored["answers"][exam]) for exam in stored["exams"]}
-        return Evidence(reports, {text: loss["nats"] for text, loss in stored["watch"].items()})
+        return read_evidence(self.directory / reference.name)
 
     def _merge(self, phase: Phase, loaded: LoadedModel) -> LoadedModel:
         """Returns the model on its merged base. A base is named by what it is made of and never written over: later
@@ -280,8 +283,3 @@ class Run:
             loaded = merge_held(loaded, phase.name, directory, recipe.param_dtype, self.mesh)
         self._bases = {loaded.base.digest: loaded.params.base}
         return loaded
-
-
-def _devices() -> str:
-    devices = jax.devices()
-    return f"{len(devices)} {devices[0].device_kind} device{'s' if len(devices) > 1 else ''}"

@@ -9,9 +9,10 @@ Both ask the same functions of the same data, so that what is clean for one is c
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
+import jax
 from jax.sharding import Mesh
 
 from medkor_jax.data.check import TRAINED, DataReport, check
@@ -21,7 +22,10 @@ from medkor_jax.data.parts import check_parts
 from medkor_jax.data.rows import BadDataError
 from medkor_jax.data.thinking import switch
 from medkor_jax.eval.harness import MAX_NEW_TOKENS
+from medkor_jax.eval.scoring import Scorer
+from medkor_jax.parallel.hosts import say
 from medkor_jax.parallel.mesh import check_batch
+from medkor_jax.run import translated
 from medkor_jax.run.asked_form import asked_form
 from medkor_jax.run.at_hand import is_at_hand
 from medkor_jax.run.candidates import ON
@@ -31,10 +35,50 @@ from medkor_jax.run.gate_outlook import gate_outlook
 from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import ConfigError, Exam, Phase, Recipe
 from medkor_jax.run.stage_plans import stage_plan
+from medkor_jax.run.translating import translate_all
 from medkor_jax.train.drawing import make_batches
 from medkor_jax.train.stage import Stage
 
-LEAKS, LICENCES, GATES = "leaks", "licences", "gates"
+LEAKS, LICENCES, GATES, TRANSLATIONS = "leaks", "licences", "gates", "translations"
+
+
+def make_ready(
+    recipe: Recipe, corpora: Corpora, mesh: Mesh, scorer_of: Callable[[str], Scorer]
+) -> None:
+    """Makes all checks, says what they say, and translates what the run translates for itself (`translated`).
+
+    An exam that is still to be translated is checked by its questions as they are given, and then by the rows that passed.
+
+    Raises: as `checks`.
+    """
+    pending = translated.find_translations(recipe, corpora)
+    _ask(checks(recipe, corpora, mesh))
+    if pending:
+        with jax.set_mesh(mesh):
+            translate_all(recipe, corpora, pending, scorer_of)
+        by_rows = {LEAKS, GATES, *_stages_with(recipe, {source.name for source in pending})}
+        again = checks(recipe, corpora, mesh)
+        _ask({name: again[name] for name in again if name in by_rows})
+
+
+def _ask(asked: dict[str, Callable[[], str | None]]) -> None:
+    for ask in asked.values():
+        if words := ask():
+            say(words)
+
+
+def _stages_with(recipe: Recipe, names: set[str]) -> Iterator[str]:
+    """Yields the checks of the stages that read one of these sources."""
+    for phase, stage, name in _stages(recipe):
+        if names & {source.name for source in (*stage.data, *stage.validation)}:
+            yield f"{phase.name}/{name}"
+
+
+def _stages(recipe: Recipe) -> Iterator[tuple[Phase, Stage, str]]:
+    for phase in may_run(recipe):
+        for stage, name in ((phase.train, "train"), (phase.remedy, "remedy")):
+            if stage.steps:
+                yield phase, stage, name
 
 
 def checks(
@@ -50,16 +94,17 @@ def checks(
         "order": partial(_check_upstream, recipe),
         "parts": partial(check_parts, [use.source for use in uses_of(recipe)]),
         LICENCES: partial(_told_licences, recipe),
+        TRANSLATIONS: partial(translated.told, recipe, corpora),
         LEAKS: partial(corpora.refuse_leaks, recipe),
         GATES: partial(gate_outlook, recipe, corpora),
         "lengths": partial(_check_lengths, recipe, corpora),
     }
-    for phase in may_run(recipe):
-        for stage, name in ((phase.train, "train"), (phase.remedy, "remedy")):
-            if stage.steps:
-                found[f"{phase.name}/{name}"] = partial(
-                    _check_stage, recipe, corpora, mesh, phase, stage, name
-                )
+    for phase, stage, name in _stages(recipe):
+        found[f"{phase.name}/{name}"] = partial(
+            _check_stage, recipe, corpora, mesh, phase, stage, name
+        )
+    if not any(use.source.translated_to for use in uses_of(recipe)):
+        del found[TRANSLATIONS]
     return found
 
 
@@ -69,6 +114,7 @@ def check_recipe(recipe: Recipe) -> DataReport:
     Rows that cannot be read are listed, and the rest is looked at without them.
     """
     corpora = Corpora(True, recipe.reasoning, say=False)
+    translated.find_translations(recipe, corpora)
     obstacles: dict[str, list[str]] = {}
     try:
         before = corpora.read_before(recipe)
@@ -80,6 +126,7 @@ def check_recipe(recipe: Recipe) -> DataReport:
         allowed=recipe.allow_leaks,
         form=recipe.reasoning,
         load=corpora.of_use,
+        compared=corpora.compared,
         read_before=before,
     )
     unreadable = {str(bad) for source in report.sources for bad in source.bad}

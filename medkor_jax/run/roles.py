@@ -109,6 +109,8 @@ ROLES: dict[str, dict[str, str]] = {
         part=ELSEWHERE,
         part_by=ELSEWHERE,
         asked_as=ELSEWHERE,
+        translated_to=ELSEWHERE,
+        translator=ELSEWHERE,
     ),
 }
 

@@ -16,6 +16,7 @@ from medkor_jax.data.licences import TRAINED_ON, licence_notes
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.translation_report import METRIC_NAMES
 from medkor_jax.eval.verdict import GateClosed, read_verdict
+from medkor_jax.run.translation_files import report_words, reports_of
 
 FINAL = "final.json"
 
@@ -100,6 +101,7 @@ def closing_table(run_dir: pathlib.Path, phases: Sequence[str]) -> str:
         lines.append(
             f"  {name} exam {start}{since} -> {_score(last['after']['exams'][name], interval=True)}"
         )
+    lines += [f"  translated exam, {report_words(report)}" for report in reports_of(run_dir)]
     lines += [f"  {note}" for note in licence_notes(_trained_on(summaries))]
     return "\n".join([*lines, *_final_lines(run_dir)])
 

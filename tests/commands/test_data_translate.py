@@ -6,8 +6,7 @@ import json
 import pytest
 
 from medkor_jax import cli
-from medkor_jax.commands.data_translate import finish_exam, translate_exam
-from medkor_jax.commands.translation_work import Work
+from medkor_jax.commands.data_translate import translate_exam
 from medkor_jax.data import embedded
 from medkor_jax.data.exams import load
 from medkor_jax.data.likeness import content_key
@@ -15,7 +14,9 @@ from medkor_jax.data.pairs import LABELS
 from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Source
 from medkor_jax.data.style import Plain
+from medkor_jax.eval.exam_translation import finish_exam
 from medkor_jax.eval.scoring import Continuation
+from medkor_jax.eval.translation_work import Work
 
 KOREAN, ENGLISH = (embedded.questions("valid", language)[:20] for language in ("ko", "en"))
 

@@ -77,7 +77,7 @@ def check_source(recipe, use, revision):
     """Returns lines about one source: its split, its columns and what its first rows are read as."""
     import datasets
 
-    source, subset = use.source, use.source.subset or None
+    source, subset = use.source.original, use.source.subset or None
     head = f"{source.name} ({use.purpose}, {subset or 'default'} {source.split})"
     try:
         splits = datasets.get_dataset_split_names(source.path, subset, revision=revision)
@@ -120,7 +120,13 @@ def _read(recipe, use, rows):
         lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         file.write_text("".join(lines), "utf-8")
         source = dataclasses.replace(
-            use.source, path=str(file), held_share=0.0, part="", skip=0, limit=0, revision=""
+            use.source.original,
+            path=str(file),
+            held_share=0.0,
+            part="",
+            skip=0,
+            limit=0,
+            revision="",
         )
         return loader_of(use, recipe.reasoning)(source, drop_bad=True)
 

@@ -65,12 +65,12 @@ def standins() -> dict[str, Standin]:
         "sean0042/KorMedMCQA": Standin(
             "cc-by-nc-2.0",
             {
-                ("doctor", split): [_kormedmcqa(q, i) for i, q in enumerate(questions)]
-                for split, questions in (
-                    ("train", _half("ko", 1)),
-                    ("dev", embedded.questions("valid", "ko")),
-                    ("test", embedded.questions("test", "ko")),
-                    ("fewshot", _half("ko", 1)[:5]),
+                ("doctor", split): [_kormedmcqa(q, year, i) for i, q in enumerate(questions)]
+                for split, year, questions in (
+                    ("train", 2018, _half("ko", 1)),
+                    ("dev", 2020, embedded.questions("valid", "ko")),
+                    ("test", 2022, embedded.questions("test", "ko")),
+                    ("fewshot", 2018, _half("ko", 1)[:5]),
                 )
             },
         ),
@@ -192,8 +192,8 @@ def _lettered(question):
     return {letter: question.options[i] for i, letter in enumerate("ABCDE")}
 
 
-def _kormedmcqa(question, number):
-    row = {"subject": "doctor", "year": 2020, "period": 1, "q_number": number + 1}
+def _kormedmcqa(question, year, number):
+    row = {"subject": "doctor", "year": year, "period": 1, "q_number": number + 1}
     row |= {"question": question.question, **_lettered(question)}
     return row | {"answer": question.answer + 1, "cot": ""}
 

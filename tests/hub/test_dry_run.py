@@ -18,7 +18,6 @@ SMALL = [
     for key in (
         "held_out.english",
         "held_out.korean",
-        "exams.english-choice.source",
         *(
             f"{phase.name}.{of}data.{source.name}"
             for phase in RECIPE.phases
@@ -29,7 +28,7 @@ SMALL = [
     )
 ]
 # The facts of one relation are told alike, and so are the stand-ins' documents.
-ALIKE = "--config.allow_leaks=('english-text ~ english-choice','english-text ~ english','english-exam-train ~ english')"
+ALIKE = "--config.allow_leaks=('english-text ~ english-choice','english-text ~ english','medqa-train ~ english')"
 RECORD_ONLY = [
     ALIKE,
     *(f"--config.{phase.name}.gate.on_failure=continue" for phase in RECIPE.phases),
@@ -79,6 +78,30 @@ def test_without_network_it_says_what_it_would_fetch_and_could_not_check(
     assert "?      NOT CHECKED: columns, rows and languages of english-text" in said
     assert "nothing found that would stop this run" in said
     assert not (tmp_path / "run").exists()
+    for name, split in (("english-choice", "dev"), ("english-exam-train", "train")):
+        by = "by google/medgemma-4b-it, as it is before any training; how many questions is not known"
+        assert f"{name}: sean0042/KorMedMCQA doctor {split} into English {by}" in said
+    assert (
+        "NOT CHECKED: whether the translations of english-exam-train, english-choice pass" in said
+    )
+    assert (
+        "model google/medgemma-4b-it: what the run starts from, translates english-exam-train and english-choice"
+        in said
+    )
+    assert (
+        "model google/medgemma-27b-text-it: a candidate of phase1, which a run opens only if phase0 does not pass"
+        in said
+    )
+
+
+def test_a_translator_is_one_of_the_models_to_be_fetched(no_network, tmp_path, capsys):
+    named = "--config.exams.english-choice.source.translator=google/translategemma-4b-it"
+    assert dry_run(tmp_path, named) == 0
+    said = capsys.readouterr().out
+    assert "model google/translategemma-4b-it: translates english-choice" in said
+    assert "gated: accept its terms at https://huggingface.co/google/translategemma-4b-it" in said
+    assert "before all phases: english-choice translated by google/translategemma-4b-it" in said
+    assert "before all phases: english-exam-train translated by google/medgemma-4b-it" in said
 
 
 def test_what_is_here_is_checked_as_a_run_would(hub, no_network, pipeline, tmp_path, capsys):
@@ -89,6 +112,9 @@ def test_what_is_here_is_checked_as_a_run_would(hub, no_network, pipeline, tmp_p
     assert "exam korean, judged" in said and "text korean, judged" in said
     assert "leaks ok holds" in said
     assert "96 questions; an equal model opens it" in said
+    assert "at most 96 questions; an equal model opens it" in said  # dev, not translated yet
+    assert "english-choice: sean0042/KorMedMCQA doctor dev into English by " in said
+    assert "as it is before any training: 96 questions, " in said
     assert "lengths ? NOT CHECKED: google/medgemma-4b-it is not here" in said
 
     assert (
@@ -101,7 +127,7 @@ def test_what_is_here_is_checked_as_a_run_would(hub, no_network, pipeline, tmp_p
     assert dry_run(tmp_path, *SMALL, *RECORD_ONLY, wrong, config=pipeline) == 1
     assert "no column 'thinkings' (nearest: 'thinking')" in capsys.readouterr().out
 
-    assert dry_run(tmp_path, *SMALL[:3], *RECORD_ONLY, config=pipeline) == 1
+    assert dry_run(tmp_path, *SMALL[:2], *RECORD_ONLY, config=pipeline) == 1
     said = capsys.readouterr().out
     assert "parts " in said and "cut otherwise (held_share 0.0" in said
     assert not (tmp_path / "run").exists()

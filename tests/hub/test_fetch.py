@@ -54,10 +54,7 @@ def asked(standin_root, tmp_path_factory, monkeypatch):
 
 
 # The share that is held out is larger than in the config: the stand-ins are small.
-LARGER = [
-    f"--config.{key}.held_share=0.3"
-    for key in ("held_out.english", "held_out.korean", "exams.english-choice.source")
-]
+LARGER = [f"--config.{key}.held_share=0.3" for key in ("held_out.english", "held_out.korean")]
 
 
 def fetch(directory, *arguments):
@@ -78,8 +75,8 @@ def test_everything_is_listed_fetched_read_and_pinned(asked, tmp_path, capsys):
     assert fetch(tmp_path, "--list") == 0 and {call for call, *_ in asked} == {"info"}
     listed = capsys.readouterr().out
     assert (
-        "data set sean0042/KorMedMCQA: korean-exam-train (doctor train), korean (doctor dev)"
-        in listed
+        "data set sean0042/KorMedMCQA: english-exam-train (doctor train), korean-exam-train (doctor train), "
+        "english-choice (doctor dev), korean (doctor dev)" in listed
     )
     assert "licence: CC BY-NC 2.0; the hub's card says a licence" in listed
     assert (

@@ -343,6 +343,37 @@ def test_a_translation_by_two_processes_is_written_once(start, tiny_base_dir, tm
     assert written[0] == written[1] and len(written[0].splitlines()) == 7
 
 
+@pytest.mark.slow
+def test_an_exam_translated_in_a_run_of_two_processes_is_what_one_makes(start, tmp_path):
+    """A random model translates nothing: of these rows all but one hold no word to translate, and pass."""
+    rows = [
+        {
+            "question": f"Hb {10 + i}.5 g/dL, MCV {70 + i}?",
+            **dict(zip("ABCD", ("CT", "MRI", "EKG", "EEG"))),
+        }
+        for i in range(20)
+    ]
+    exam = tmp_path / "exam.jsonl"
+    rows.append(rows[0] | {"question": "다음 중 3개는?"})
+    lines = (json.dumps(row | {"answer": "A"}, ensure_ascii=False) + "\n" for row in rows)
+    exam.write_text("".join(lines), "utf-8")
+    source = dict(path=exam, language="ko", split="train", limit=0, translated_to="en")
+    asked = [f"--config.exams.english.source.{key}={value}" for key, value in source.items()]
+    asked += ["--config.run=('phase0',)", "--config.phase0.steps=1"]
+    two, one = (
+        ended(start(tmp_path / name, *asked, processes=n, **how))
+        for name, n, how in (("two", 2, {}), ("one", 1, dict(mesh=(1, 1, 1), devices=1)))
+    )
+    assert two[0] == [0, 0] and one[0] == [0], (two, one)
+    assert "english: translated 21 of 21" in two[1][0]
+    assert "translated 21 of 21" not in two[1][1]
+    for file in ("english.jsonl", "english.jsonl.work.jsonl", "english.jsonl.failed.jsonl"):
+        made = [(tmp_path / name / "translated" / file).read_bytes() for name in ("two", "one")]
+        assert made[0] == made[1] and (made[0] or "failed" in file), file
+    report = json.loads((tmp_path / "two/translated/english.json").read_text())
+    assert report["n_questions"] == 21 and report["n_passed"] in (20, 21)
+
+
 def test_one_that_fails_is_named_with_its_error_by_all(start, one_phase, tmp_path):
     codes, logs = ended(
         start(

@@ -1,4 +1,4 @@
-"""What `medkor data translate` has written so far, so that a killed run goes on and ends with the
+"""What a model has written so far of an exam's translation, so that a killed run goes on and ends with the
 same file.
 
 work = Work(path, {"to": "en", "batch_size": 16}, questions)
@@ -80,7 +80,11 @@ def _read_whole(lines: Sequence[str]) -> Iterator[TranslatedQuestion]:
         try:
             read = json.loads(line)
             yield TranslatedQuestion(
-                read["id"], read["question"], tuple(read["options"]), read["is_whole"]
+                read["id"],
+                read["question"],
+                tuple(read["options"]),
+                read["is_whole"],
+                read.get("n_tokens", 0),  # not counted by earlier versions
             )
         except (ValueError, KeyError, TypeError):
             return
