@@ -15,10 +15,13 @@ from medkor_jax.commands.ask import ask, exam_question
 from medkor_jax.commands.eval import evaluate_file
 from medkor_jax.commands.stream import Stream
 from medkor_jax.data import embedded
+from medkor_jax.data.contents import checksum, content_digest
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.data.thinking import SWITCH
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.eval import harness
+from medkor_jax.eval.exam import READ_VERSION
+from medkor_jax.eval.scorer import ModelScorer
 from medkor_jax.io.export_tokenizer import write_tokenizer
 from medkor_jax.io.loaded_model import style_of
 from medkor_jax.io.models import open_model
@@ -205,6 +208,22 @@ def test_asking_shows_its_thinking_apart(models):
         assert asked.probabilities == () and not asked.is_closed
 
 
+def test_asking_sends_the_switch_as_the_systems_text(models, monkeypatch):
+    sent, ask_logits = [], ModelScorer.next_logits
+
+    def noting(self, prompts, token_ids):
+        sent.extend(prompts)
+        return ask_logits(self, prompts, token_ids)
+
+    monkeypatch.setattr(ModelScorer, "next_logits", noting)
+    question = exam_question("embedded", 1, language="en")
+    style = style_of(open_model(models["own"]))
+    for settings, system in ((LONG, SWITCH), (dict(max_new_tokens=20), "")):
+        shown(models["own"], question, form=OWN, **settings)
+        expected = style.prompt(reasoning_prompt(question), system=system)
+        assert sent.pop()[: len(expected)] == expected
+
+
 def test_a_stream_writes_headings_and_never_half_a_mark():
     text = f"{OPENS}thought\nScurvy <b> it is.\n{CLOSES}\nC"
     for step in (1, 2, 7):
@@ -257,6 +276,12 @@ def test_a_config_says_it_and_a_run_of_before_stays_what_it_was(models, tiny_bas
         recipe = recipe_of(models["own"], tmp_path, **exam)
         return exam_asked(recipe, Corpora(False, recipe.reasoning), recipe.exams[0])
 
+    recipe = recipe_of(models["own"], tmp_path)
+    questions = Corpora(False, recipe.reasoning).questions(recipe.exams[0].source)
+    asked = [reasoning_prompt(question) for question in questions]
+    said = (READ_VERSION, "reason", asked, content_digest(questions), (512, recipe.reasoning))
+    how = (recipe.dtype, recipe.param_dtype, recipe.language_unit)
+    assert digest() == checksum(repr((said, how)))  # as it was before there was a limit
     assert digest() == digest(max_thinking_tokens=0) != digest(max_thinking_tokens=5)
     assert digest(max_thinking_tokens=5) != digest(max_thinking_tokens=6)
     with pytest.raises(ValueError, match="'letter' mode reads the model right behind"):

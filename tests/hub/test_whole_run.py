@@ -13,7 +13,7 @@ from medkor_jax.train.rewards import Earned, Reward
 from tests.run.test_translated import ENGLISH, KOREAN, Translator
 
 from .standins import standins
-from .test_dry_run import ALIKE, PIPELINE, RECIPE, SMALL
+from .test_dry_run import ALIKE, RECIPE, SMALL
 
 NAMES = [phase.name for phase in RECIPE.phases]
 

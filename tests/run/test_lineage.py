@@ -101,8 +101,9 @@ TABLE = {
         "run_dir": None, "run": (("phase2",), DONE), "phases": None, "exams": None, "final": (dict(last=dict(source=dict(path="embedded", language="en", split="test"))), DONE),
         "weights": None, "held_out": ({}, JUDGED), "held_out_tokens": (32, JUDGED), "max_translation_tokens": (9, DONE), "dtype": ("bfloat16", STALE),
         "param_dtype": ("bfloat16", STALE), "remat": ("full", DONE), "attention": ("blocked", DONE), "chunk": (64, DONE), "language_unit": ("document", STALE),
-        "mesh": (dict(data=2, fsdp=2), DONE), "topology": ("v5e:4x4", DONE), "style": None, "reasoning": (dict(opening="[", closing="]"), DONE), "seed": (1, STALE),
+        "mesh": (dict(data=2, fsdp=2), DONE), "topology": ("v5e:4x4", DONE), "reasoning": (dict(opening="[", closing="]"), DONE), "seed": (1, STALE),
         "allow_leaks": (("x ~ y",), DONE), "drop_bad": (True, DONE), "log_every": (3, DONE),
+        "style": None,  # of a checkpoint with a template: tests/run/test_chat_run.py
     },
     Phase: {
         "name": None, "title": ("another title", DONE), "after": ("phase0", STALE), "candidates": None, "lora": (dict(rank=3), STALE),
@@ -118,7 +119,8 @@ TABLE = {
         "validate_every": (1, DONE), "take": None, "reward": None,
     },
     Exam: {
-        "source": None, "mode": ("cloze", JUDGED), "shots": None, "fewshot": None, "batch_size": (4, DONE), "max_new_tokens": (9, DONE), "max_thinking_tokens": None,
+        "source": None, "mode": ("cloze", JUDGED), "shots": None, "fewshot": None, "batch_size": (4, DONE), "max_new_tokens": (9, DONE),
+        "max_thinking_tokens": None,  # no letter exam has it: tests/commands/test_thinking.py
         "phases": (("phase0", "phase1", "phase2"), DONE),
     },
     Source: {
