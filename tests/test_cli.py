@@ -140,7 +140,7 @@ def test_eval_in_reason_mode_and_of_pairs(tiny_base_dir, exam, tmp_path, capsys)
 def test_scoring_without_adapters_is_scoring_the_base(tiny_base_dir, tmp_path):
     import jax.numpy as jnp
 
-    from medkor_jax.commands.opening import open_scorer
+    from medkor_jax.commands.opening import base_of, open_scorer
     from medkor_jax.io.models import open_model, save_model
 
     base = open_model(tiny_base_dir)
@@ -156,7 +156,8 @@ def test_scoring_without_adapters_is_scoring_the_base(tiny_base_dir, tmp_path):
     adapted = save_model(tmp_path / "phase", params.replace(lora=lora, lora_scale=2.0), base.base)
     found = {}
     for adapters in (True, False):
-        with open_scorer(adapted, dtype="float32", batch_size=2, adapters=adapters) as scorer:
+        asked = adapted if adapters else base_of(adapted)
+        with open_scorer(asked, dtype="float32", batch_size=2) as scorer:
             found[adapters] = scorer.next_logits([[2, 40, 50]], [5, 6])
     assert (found[False] == plain).all() and abs(found[True] - plain).max() > 1e-3
 

@@ -1,4 +1,4 @@
-"""The examples in module docstrings: they parse, what they call is there, and takes the arguments that they give it.
+"""The examples in module docstrings and the commands of the pages: they parse, what they call is there, and takes the arguments that they give it.
 
 An example is what stands four spaces in. Nothing of it is run: a name that is only used (`config`, `params`) stands for a
 value that the reader has, and may be anything. What is called must exist, in the module itself or elsewhere in the package;
@@ -8,9 +8,11 @@ so must what is asked of a value whose type is known, as it came of a call to so
 import ast
 import builtins
 import collections
+import contextlib
 import functools
 import importlib
 import inspect
+import io
 import pathlib
 import pkgutil
 import re
@@ -303,11 +305,38 @@ def fault_of_command(line):
     first, *arguments = shlex.split(line, comments=True)
     if first == "python":
         return "" if arguments[1] in MODULES else f"{arguments[1]} is not there"
+    said = io.StringIO()
     try:
-        cli.make_parser().parse_known_args(arguments)
+        with contextlib.redirect_stderr(said):
+            _, more = cli.make_parser().parse_known_args(arguments)
     except SystemExit:
-        return f"not understood: {line}"
-    return ""
+        return f"not understood: {line}: {said.getvalue().strip().splitlines()[-1]}"
+    unknown = [one for one in more if one.startswith("-") and not one.startswith("--config.")]
+    return f"{', '.join(unknown)} of {line}" if unknown else ""
+
+
+def faults_of_page(page):
+    """Returns what is no command of ours among those that a page shows: lines of a block, and pieces of code with options in
+    them, which may leave out what a reader knows."""
+    whole, mentioned = commands_of(page)
+    faults = [why for one in whole if (why := fault_of_command(one))]
+    more = [why for one in mentioned if (why := fault_of_command(one))]
+    return faults + [why for why in more if "arguments are required" not in why]
+
+
+def commands_of(page):
+    """Returns the commands in the blocks of a page, and those in its text."""
+    text = page.replace("\\\n", " ")
+    blocks = re.findall(r"(?ms)^```\w*\n(.*?)^```", text)
+    lines = [line for block in blocks for line in block.split("\n")]
+    lines += [line[4:] for line in text.split("\n") if line.startswith("    ")]
+    prose = re.sub(r"(?ms)^```\w*\n.*?^```", "", text)
+    inline = (" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose))
+    mentioned = [part for code in inline for part in code.split("; ") if " --" in part]
+    return [
+        [one.strip() for one in found if one.strip().startswith("medkor ")]
+        for found in (lines, mentioned)
+    ]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -339,3 +368,23 @@ def test_what_is_asked_of_a_known_value_must_be_there():
     asked = "Judges.\n\n    judgement = judge(gate, report)\n    judgement.{}\n"
     assert not faults_of(asked.format("words"), module)
     assert faults_of(asked.format("wording"), module) == ["Judgement has no wording"]
+
+
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "launch").glob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_a_page_are_understood(page):
+    assert faults_of_page(page.read_text("utf-8")) == []
+
+
+def test_a_stale_command_of_a_page_is_found():
+    page = "`medkor eval --exam medqa\n--modes letter`.\n\n    medkor eval --weights W --exam E --mode lettre   # why\n"
+    page += (
+        "\n```bash\nmedkor run --config C \\\n  --config.a=1 --dry-run\nmedkor eval --exam E\n```\n"
+    )
+    page = page.replace("medkor eval --exam medqa", "medkor eval --weights W --exam medqa")
+    assert [len(found) for found in commands_of(page)] == [3, 1]
+    faults = faults_of_page(page)
+    assert len(faults) == 3 and "--modes" in faults[2]
+    assert "--weights" in faults[0] and "'lettre'" in faults[1]

@@ -82,9 +82,17 @@ def add_tags(parser: argparse.ArgumentParser, when: str = "") -> None:
     parser.add_argument("--tags", nargs=2, metavar=("OPEN", "CLOSE"), help=words)
 
 
-def add_part(parser: argparse.ArgumentParser, split: str) -> None:
-    """Adds which part of a hub's or of the embedded exam is meant; `split` is the default."""
-    words = f"for a hub id or embedded (default: {split})"
+def add_thinking(parser: argparse.ArgumentParser) -> None:
+    words = (
+        "ask it to think first, in at most N tokens besides: chat style, reason and harness mode "
+        "(default: 0, not asked)"
+    )
+    parser.add_argument("--max-thinking-tokens", type=whole(0), default=0, metavar="N", help=words)
+
+
+def add_part(parser: argparse.ArgumentParser, split: str, default: str = "") -> None:
+    """Adds which part of a hub's or of the embedded exam is meant; `split` is the default. default: what it is called."""
+    words = f"for a hub id or embedded (default: {default or split})"
     parser.add_argument("--split", default=split, help=words)
     parser.add_argument("--subset", default="", help="for a hub id, such as doctor")
 

@@ -4,14 +4,14 @@
 
 Mode `reason`: the reasoning streams as it is written, then come the letters' probabilities right behind its
 closing tag. Mode `letter`: the probabilities alone, right behind the exam's prompt, as `medkor eval` compares
-them. A question without options is only continued. Greedy, one question at a time; an exam is `medkor eval`'s.
+them. A question without options is only continued. What the model thinks first, asked to or not, is shown apart, under a
+heading. Greedy, one question at a time; an exam is `medkor eval`'s.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -27,20 +27,26 @@ from medkor_jax.commands.arguments import (
     add_part,
     add_style,
     add_tags,
+    add_thinking,
     whole,
 )
 from medkor_jax.commands.opening import asking_mesh, check_mesh
-from medkor_jax.data.cells import composed
+from medkor_jax.commands.posed import exam_question, typed_question
+from medkor_jax.commands.stream import ANSWER, Stream
 from medkor_jax.data.language import ENGLISH, KOREAN, has_hangul
 from medkor_jax.data.question import LETTERS, Question, prompt
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
-from medkor_jax.data.rows import Source
-from medkor_jax.data.sources import load_questions
 from medkor_jax.data.style import AUTO, CHAT
-from medkor_jax.data.tokenizer import Tokenizer
+from medkor_jax.data.thinking import (
+    check_thinking,
+    count_thought,
+    hide_thought,
+    split_thought,
+    switch,
+)
 from medkor_jax.eval.exam import evaluate
 from medkor_jax.eval.scorer import ModelScorer
-from medkor_jax.io.loaded_model import LoadedModel, load
+from medkor_jax.io.loaded_model import LoadedModel, load, style_of
 from medkor_jax.model.completion import STOP_STRING, Completion
 from medkor_jax.model.decode import Decoder
 from medkor_jax.model.dtypes import slow_here
@@ -49,8 +55,6 @@ from medkor_jax.parallel.mesh import MeshShape
 from medkor_jax.run.named_model import open_model
 
 MODES = ("reason", "letter")
-_OPTION = re.compile(rf"^[ \t]*([{LETTERS}])[.)][ \t]+", re.MULTILINE)
-_ASKED_FOR = re.compile(r"\s*(?:정답|풀이|Answer|Reasoning)\s*[:：]\s*$")
 _BAR = 24  # characters of a probability of 1
 _QUESTION = 'a text, its options as lines "A. ..."; without it and --exam, standard input'
 
@@ -65,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--question", help=_QUESTION)
     parser.add_argument("--mode", default="reason", choices=MODES)
     parser.add_argument("--max-new-tokens", type=whole(1), default=512)
+    add_thinking(parser)
     add_tags(parser)
     add_style(parser)
     add_dtype(parser)
@@ -86,6 +91,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         question,
         mode=arguments.mode,
         max_new_tokens=arguments.max_new_tokens,
+        max_thinking_tokens=arguments.max_thinking_tokens,
         form=ReasoningFormat(*arguments.tags or ()),
         dtype=arguments.dtype,
         style=arguments.style,
@@ -99,44 +105,13 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What came back. text: after the prompt, without the closing tag; probabilities: a letter each, () without options."""
+    """What came back. text: what was said after the prompt, without the closing tag; probabilities: a letter each, () without
+    options or where thinking did not end; thought: what it thought before."""
 
     text: str
     probabilities: tuple[float, ...]
     is_closed: bool  # the reasoning ended with its tag, by itself
-
-
-def exam_question(
-    exam: str, row: int, *, split: str = "valid", subset: str = "", language: str = ""
-) -> Question:
-    """Returns question `row`, counted from 1, of a file, a hub id or "embedded". Raises: ValueError if there are fewer."""
-    source = Source(exam, "exam", exam, split=split, subset=subset, language=language)
-    loaded = load_questions(source, drop_bad=True)
-    questions = loaded.rows
-    for note in (*loaded.notes, *(f"left out: {row}" for row in loaded.bad)):
-        print(f"{exam}: {note}", file=sys.stderr)
-    if not 1 <= row <= len(questions):
-        raise ValueError(f"{exam} has questions 1 to {len(questions)}; row {row} was asked for")
-    return questions[row - 1]
-
-
-def typed_question(text: str) -> Question | str:
-    """Returns the question that a text holds, options as lines "A. ...", or the text itself if it has none.
-
-    Such a question has no key: its `answer` means nothing.
-    """
-    text = _ASKED_FOR.sub("", composed(text).strip())
-    found = list(_OPTION.finditer(text))
-    if not text:
-        raise ValueError(
-            "the question is empty; give --question TEXT, --exam FILE --row N, or text on standard input"
-        )
-    if len(found) < 2 or [match[1] for match in found] != list(LETTERS[: len(found)]):
-        return text
-    ends = [match.start() for match in found[1:]] + [len(text)]
-    options = tuple(text[match.end() : end].strip() for match, end in zip(found, ends))
-    language = "ko" if has_hangul(text) else "en"
-    return Question("typed", "typed", None, language, text[: found[0].start()].strip(), options, 0)
+    thought: str = ""
 
 
 def ask(
@@ -146,6 +121,7 @@ def ask(
     mode: str,
     write: Callable[[str], None],
     max_new_tokens: int = 512,
+    max_thinking_tokens: int = 0,
     form: ReasoningFormat = ReasoningFormat(),
     dtype: str = "float32",
     style: str = AUTO,
@@ -153,7 +129,10 @@ def ask(
 ) -> Asked:
     """Returns the answer; its text goes to `write` in parts while it is being written.
 
-    Raises: ValueError, before the weights are read, on another mode or on a question without options in letter mode.
+    max_thinking_tokens: above 0, it is asked to think first, in that many tokens besides.
+
+    Raises: ValueError, before the weights are read, on another mode, on a question without options in letter mode, or on
+    thinking in a mode or form that has none.
     """
     if mode not in MODES:
         raise ValueError(f"mode {mode!r} is unknown; it is one of {', '.join(MODES)}")
@@ -161,8 +140,10 @@ def ask(
         raise ValueError(
             'letter mode compares options and this question has none; write them as lines "A. ...", or use mode reason'
         )
+    check_thinking(max_thinking_tokens, mode)
     check_mesh(mesh)
     model = open_model(weights)
+    system = switch(max_thinking_tokens, style_of(model, style).name) if max_thinking_tokens else ""
     made = asking_mesh(model, dtype, mesh)
     if words := slow_here(dtype, "--dtype float32"):
         print(words, file=sys.stderr)  # what is written is an answer
@@ -177,23 +158,45 @@ def ask(
             report = evaluate(scorer, [cast("Question", question)], mode="letter", batch_size=1)
             return Asked("", report.answers[0].probabilities, is_closed=False)
         asked = question if isinstance(question, str) else reasoning_prompt(question)
-        ids = loaded.style.prompt(asked)
+        ids = loaded.style.prompt(asked, system=system)
         stop = () if isinstance(question, str) else (form.closing,)
         by_token = model.language_unit == "token"
-        decoder = _decoder(loaded, dtype)
-        stream = _Stream(write, stop)
-        (written,) = decoder.generate(
+        stream = Stream(write, stop)
+        (written,) = _decoder(loaded, dtype).generate(
             loaded.params,
             [ids],
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max_new_tokens + max_thinking_tokens,
             stop=stop,
             on_text=lambda texts: stream.show(texts[0]),
             languages=None if by_token else [KOREAN if has_hangul(asked) else ENGLISH],
         )
         stream.finish(written.text)
-        if isinstance(question, str):
-            return Asked(written.text, (), is_closed=False)
-        return _with_letters(scorer, loaded.tokenizer, question, ids, written, form, write)
+        return _read(scorer, question, ids, written, form, max_thinking_tokens, write)
+
+
+def _read(
+    scorer: ModelScorer,
+    question: Question | str,
+    ids: list[int],
+    written: Completion,
+    form: ReasoningFormat,
+    max_thinking_tokens: int,
+    write: Callable[[str], None],
+) -> Asked:
+    """Returns what was written in its parts, with the letters' probabilities where there are options and thinking has ended."""
+    of_tags = form.is_own and not isinstance(question, str)
+    is_closed = written.finish == STOP_STRING
+    parts = split_thought(written.text + (form.closing if of_tags and is_closed else ""))
+    n_thought = count_thought(written.tokens, scorer.tokenizer)
+    if not parts.is_closed or n_thought > (max_thinking_tokens or n_thought):
+        write(
+            f"\n(thinking did not end within its {max_thinking_tokens or len(written.tokens)} tokens)"
+        )
+        return Asked(parts.said, (), is_closed=False, thought=parts.thought)
+    if isinstance(question, str):
+        return Asked(parts.said, (), is_closed=False, thought=parts.thought)
+    letters = _letters(scorer, question, ids, written, form, write)
+    return Asked(parts.said, letters, is_closed, parts.thought)
 
 
 def _decoder(loaded: LoadedModel, dtype: str) -> Decoder:
@@ -204,6 +207,7 @@ def _decoder(loaded: LoadedModel, dtype: str) -> Decoder:
         stop_ids=tokenizer.stop_ids,
         check_every=1,
         decode=tokenizer.decode,
+        to_search=hide_thought,
         routing=make_routing(tokenizer, loaded.config.vocab_size, by_token=by_token),
     )
 
@@ -235,26 +239,33 @@ def shown_prompt(question: Question | str, mode: str) -> str:
     return prompt(question) if mode == "letter" else reasoning_prompt(question)
 
 
-def _with_letters(
+def _letters(
     scorer: ModelScorer,
-    tokenizer: Tokenizer,
     question: Question,
     ids: list[int],
     written: Completion,
     form: ReasoningFormat,
     write: Callable[[str], None],
-) -> Asked:
-    """Returns the answer with the probability of each letter as the next token behind the closing tag."""
+) -> tuple[float, ...]:
+    """Returns the probability of each letter as the next token behind the closing tag."""
+    tokenizer, style = scorer.tokenizer, scorer.style
     is_closed = written.finish == STOP_STRING
     tokens = list(written.tokens)
     if (
         not is_closed
     ):  # by length, or by an end that the model set too early: the tag is put in its place
-        tokens = [token for token in tokens if token not in tokenizer.stop_ids] + tokenizer.encode(
-            f" {form.closing}"
+        tokens = [token for token in tokens if token not in tokenizer.stop_ids]
+        tokens += (
+            style.answer(form.closing, marked=True)
+            if form.is_own
+            else tokenizer.encode(f" {form.closing}")
         )
-    write(form.closing if is_closed else f" {form.closing} (not closed by the model)")
-    letters = [tokenizer.encode(f" {letter}") for letter in LETTERS[: len(question.options)]]
+    shown = ANSWER.rstrip() if form.is_own else form.closing
+    write(shown if is_closed else f" {shown} (not closed by the model)")
+    letters = [
+        tokenizer.encode(f"{form.before_letter}{letter}")
+        for letter in LETTERS[: len(question.options)]
+    ]
     if any(len(letter) != 1 for letter in letters):
         raise ValueError(
             f"the tokenizer spells the letters in {letters}; probabilities need one token each"
@@ -262,26 +273,4 @@ def _with_letters(
     logits = scorer.next_logits([ids + tokens], [letter[0] for letter in letters])[0].astype(
         np.float64
     )
-    return Asked(written.text, tuple(softmax(logits).tolist()), is_closed)
-
-
-class _Stream:
-    """Writes what is new of a growing text, keeping back what may still change: half a character, half a stop string."""
-
-    def __init__(self, write: Callable[[str], None], stop: Sequence[str]) -> None:
-        self._write, self._stop, self._shown = write, stop, 0
-
-    def show(self, text: str) -> None:
-        text = text.rstrip("\ufffd")
-        held = max(
-            (n for s in self._stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0
-        )
-        self._emit(text[: len(text) - held])
-
-    def finish(self, text: str) -> None:
-        self._emit(text)
-
-    def _emit(self, text: str) -> None:
-        if len(text) > self._shown:
-            self._write(text[self._shown :])
-            self._shown = len(text)
+    return tuple(softmax(logits).tolist())

@@ -15,7 +15,7 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from medkor_jax.commands.arguments import (
@@ -25,20 +25,26 @@ from medkor_jax.commands.arguments import (
     add_part,
     add_style,
     add_tags,
+    add_thinking,
     whole,
 )
+from medkor_jax.commands.exam_parts import read_parts, usual
 from medkor_jax.commands.opening import check_mesh, open_scorer, shown
+from medkor_jax.data.contents import checksum
 from medkor_jax.data.leakage import find_leaks
+from medkor_jax.data.named_exams import NAMED
 from medkor_jax.data.pairs import Pair, load_pairs
 from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import EMBEDDED, Source
-from medkor_jax.data.sources import load_questions
 from medkor_jax.data.style import AUTO
-from medkor_jax.eval.exam import MAX_REASONING_TOKENS, READ_VERSION, contexts_digest, evaluate
+from medkor_jax.data.thinking import check_thinking, switch
+from medkor_jax.eval.asked import contexts_digest
+from medkor_jax.eval.exam import MAX_REASONING_TOKENS, READ_VERSION, evaluate
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.translation import MAX_TRANSLATION_TOKENS, evaluate_translation
 from medkor_jax.eval.translation_report import TranslationReport
+from medkor_jax.io.loaded_model import style_of
 from medkor_jax.io.models import Model
 from medkor_jax.parallel.hosts import say
 from medkor_jax.parallel.mesh import MeshShape
@@ -62,20 +68,23 @@ _LONGEST = "reason mode (default 512) and --pairs (default 256): longest answer"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", required=True, help=WEIGHTS)
     asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--exam", help="a file, a hub id, or embedded")
+    asked.add_argument("--exam", help=f"a file, a hub id, embedded, or {', '.join(NAMED)}")
     words = "sentence pairs, translated both ways and scored: a file, a hub id, or embedded"
     asked.add_argument("--pairs", help=words)
-    add_part(parser, "valid")
+    add_part(parser, "", "valid, or the exam's own")
     words = "default: read from the text"
     parser.add_argument("--language", default="", choices=("", "ko", "en"), help=words)
     parser.add_argument("--answers-from", type=int, choices=(0, 1), help=_KEYS)
     parser.add_argument("--fewshot", help="a file or hub id whose first questions are the shots")
     modes = ("letter", "harness", "cloze", "cloze_norm", "reason")
-    parser.add_argument("--mode", default="letter", choices=modes)
-    parser.add_argument("--shots", type=whole(0), default=0)
+    words = "default: letter, or as the named exam is asked"
+    parser.add_argument("--mode", default="", choices=modes, help=words)
+    words = "default: 0, or as the named exam is asked"
+    parser.add_argument("--shots", type=whole(0), help=words)
     parser.add_argument("--max-new-tokens", type=whole(1), help=_LONGEST)
+    add_thinking(parser)
     add_tags(parser, "reason mode: ")
-    words = "first N questions or pairs (default: all)"
+    words = "first N questions (of each subset) or pairs (default: all)"
     parser.add_argument("--limit", type=whole(0), default=0, help=words)
     add_style(parser)
     add_dtype(parser)
@@ -94,6 +103,9 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     if arguments.out:
         report.write(arguments.out)
     say(json.dumps(report.summary(), ensure_ascii=False) if arguments.json else report.table())
+    named = NAMED.get(arguments.exam)
+    if named and not arguments.json and arguments.mode in ("", named.mode):
+        say(f"  may stand beside {named.beside}")
 
 
 def _report(arguments: argparse.Namespace) -> Report | TranslationReport:
@@ -112,6 +124,7 @@ def _report(arguments: argparse.Namespace) -> Report | TranslationReport:
     if shared["max_new_tokens"] is None:
         del shared["max_new_tokens"]
     if arguments.pairs:
+        shared["split"] = shared["split"] or "valid"
         return evaluate_pairs(arguments.weights, arguments.pairs, **shared)
     return evaluate_file(
         arguments.weights,
@@ -122,6 +135,7 @@ def _report(arguments: argparse.Namespace) -> Report | TranslationReport:
         n_shots=arguments.shots,
         answers_from=arguments.answers_from,
         form=ReasoningFormat(*arguments.tags or ()),
+        max_thinking_tokens=arguments.max_thinking_tokens,
         **shared,
     )
 
@@ -130,62 +144,61 @@ def evaluate_file(
     weights: str,
     exam: str,
     *,
-    mode: str,
-    split: str = "valid",
+    mode: str = "",
+    split: str = "",
     subset: str = "",
     language: str = "",
     fewshot: str | None = None,
-    n_shots: int = 0,
+    n_shots: int | None = None,
     limit: int = 0,
     dtype: str = "float32",
     batch_size: int = 16,
     drop_bad: bool = False,
     max_new_tokens: int = MAX_REASONING_TOKENS,
+    max_thinking_tokens: int = 0,
     form: ReasoningFormat = ReasoningFormat(),
     answers_from: int | None = None,
     style: str = AUTO,
     mesh: MeshShape | None = None,
 ) -> Report:
-    """Returns every answer of `weights` to the questions of `exam` (a file, a hub id or "embedded").
+    """Returns every answer of `weights` to the questions of `exam` (a file, a hub id, "embedded" or an exam's name).
 
-    Its parameters are the options of `medkor eval`, one for one: so they are many. answers_from: what the numbers of the exam's keys count from (see `Source`).
+    Its parameters are the options of `medkor eval`, one for one: so they are many. mode, split, n_shots: see `exam_parts.usual`.
+    answers_from: what the numbers of the exam's keys count from (see `Source`).
     max_new_tokens, form: for reason mode, how long an answer may be and between which tags it reasons.
+    max_thinking_tokens: see `eval.exam.evaluate`.
 
     Raises: ValueError if the shots are not there, or asked for in reason mode, before the weights are loaded;
     BadDataError, WeightsError.
     """
-
-    def questions(path: str, split: str, **rest: Any) -> list[Question]:
-        source = Source(path, "exam", path, split=split, subset=subset, language=language, **rest)
-        return shown(source.name, load_questions(source, drop_bad=drop_bad))
-
     check_mesh(mesh)
+    mode, split, n_shots = usual(exam, mode, split, n_shots)
     _check_mode(mode, n_shots)
-    asked = questions(exam, split, limit=limit, answers_from=answers_from)
-    shots = _shots(fewshot, n_shots, lambda path: questions(path, "fewshot"))
+    check_thinking(max_thinking_tokens, mode)
+    read: Any = dict(subset=subset, language=language, limit=limit, answers_from=answers_from)
+    parts = read_parts(exam, split, fewshot=fewshot, n_shots=n_shots, drop_bad=drop_bad, **read)
     model = open_model(weights)
-    seen = seen_in_training(model, weights, exam, asked)
+    seen = seen_in_training(model, weights, exam, [q for part in parts for q in part.questions])
+    asked_in = style_of(
+        model, style
+    )  # what cannot be asked in this form is refused before the weights are read
+    think = switch(max_thinking_tokens, asked_in.name)
+    prompts = [contexts_digest(p.questions, mode, p.shots, asked_in, think) for p in parts]
     opened: Any = dict(dtype=dtype, batch_size=batch_size, style=style, mesh_shape=mesh)
+    how: Any = dict(source=exam, split=known_split(exam, split), batch_size=batch_size)
+    how |= dict(mode=mode, max_new_tokens=max_new_tokens, form=form)
+    how |= dict(max_thinking_tokens=max_thinking_tokens)
     with open_scorer(model, **opened) as scorer:
-        report = evaluate(
-            scorer,
-            asked,
-            mode=mode,
-            shots=shots,
-            source=exam,
-            split=known_split(exam, split),
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            form=form,
-        )
+        reports = [evaluate(scorer, part.questions, shots=part.shots, **how) for part in parts]
     made_by = _made_by(model, dtype) | {
         "limit": limit,
-        "fewshot": fewshot if shots else None,
-        "prompts": contexts_digest(asked, mode, shots, scorer.style),
+        "fewshot": (fewshot or exam) if n_shots else None,
+        "prompts": prompts[0] if len(prompts) == 1 else checksum(prompts),
         "read_version": READ_VERSION,
         "seen_in_training": seen,
     }
-    return dataclasses.replace(report, made_by=made_by)
+    answers = tuple(answer for report in reports for answer in report.answers)
+    return dataclasses.replace(reports[0], answers=answers, made_by=made_by)
 
 
 def _made_by(model: Model, dtype: str) -> dict[str, Any]:
@@ -195,20 +208,6 @@ def _made_by(model: Model, dtype: str) -> dict[str, Any]:
 def _check_mode(mode: str, n_shots: int) -> None:
     if mode == "reason" and n_shots:
         raise ValueError(f"{n_shots} shots are asked for; reason mode is asked without any")
-
-
-def _shots(fewshot: str | None, n: int, read: Callable[[str], list[Question]]) -> list[Question]:
-    """Returns the first n questions of the few-shot file. Raises: ValueError if it holds fewer, or is not named."""
-    if not n:
-        return []
-    if fewshot is None:
-        raise ValueError(
-            f"{n} shots are asked for and no few-shot file is named; give --fewshot FILE"
-        )
-    shots = read(fewshot)[:n]
-    if len(shots) < n:
-        raise ValueError(f"{fewshot} holds {len(shots)} questions; {n} shots were asked for")
-    return shots
 
 
 def seen_in_training(

@@ -7,7 +7,11 @@
 
 Ids equal those of `transformers` for any content that holds no control token. Content that does (the characters
 "<end_of_turn>" in a question) stays text here, while `transformers` would end the turn: control tokens come from the
-template alone. What it does not do: choose when to chat (`io.loaded_model`), read images or call tools.
+template alone. A translator's template (TranslateGemma's) takes one text with the codes of its two languages, and nothing else:
+
+    chat.translation("열이 난다.", "ko", "en")
+
+What it does not do: choose when to chat (`io.loaded_model`), read images or call tools.
 """
 
 from __future__ import annotations
@@ -15,13 +19,16 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from medkor_jax.data.contents import sha256_of
 from medkor_jax.data.style import CHAT, Parts
 from medkor_jax.data.tokenizer import Tokenizer
 
 SYSTEM, USER, MODEL = "system", "user", "assistant"
-Message = Mapping[str, str]
+Message = Mapping[str, Any]  # role and content: a text, or of a translator a list of one item
+# What a translator's template reads of a content's item, and so what tells one: Google's model card of TranslateGemma
+GIVEN, TARGET = "source_lang_code", "target_lang_code"
 # what a control token looks like; which are, the vocabulary says
 _PIECE = re.compile(r"(<\w+>|\[multimodal\])")
 
@@ -42,10 +49,9 @@ class ChatTemplate:
     def __init__(self, template: str, tokenizer: Tokenizer) -> None:
         self.template, self.tokenizer = template, tokenizer
         self.digest = sha256_of([template])
-        asked, whole = (
-            self.render(_messages("1")),
-            self.render([*_messages("1"), _said("2")], opens=False),
-        )
+        self.translates = GIVEN in template
+        first = [_to_translate("1", "ko", "en")] if self.translates else _messages("1")
+        asked, whole = self.render(first), self.render([*first, _said("2")], opens=False)
         if asked.count("1") != 1 or not whole.startswith(asked + "2"):
             raise ChatError(
                 f"the chat template renders a question and its answer as {whole!r}; the answer was to follow {asked!r}"
@@ -55,7 +61,7 @@ class ChatTemplate:
             raise ChatError(
                 f"the chat template ends a turn of the model with {whole[len(asked) + 1 :]!r}, and not with a control token"
             )
-        opened = self.prompt("1")
+        opened = self._ids(first)
         if opened[0] != tokenizer.bos_id:
             raise ChatError(
                 f"the chat template begins a conversation with {asked!r}, and not with <bos>, without which Gemma is far off"
@@ -75,6 +81,7 @@ class ChatTemplate:
 
     def text(self, asked: str, *, system: str = "") -> str:
         """Returns the prompt as text. Raises: ChatError, as `prompt`."""
+        self._check_converses()
         return self.render(_messages(asked, system=system))
 
     def prompt(
@@ -84,19 +91,26 @@ class ChatTemplate:
 
         before: (asked, answered) turns. system goes where the template puts it.
 
-        Raises: ChatError if the template has no place for a system text, or refuses the turns.
+        Raises: ChatError if the template has no place for a system text, refuses the turns, or is a translator's.
         """
+        self._check_converses()
         return self._ids(_messages(asked, system=system, before=before))
 
-    def answer(self, text: str) -> list[int]:
+    def translation(self, text: str, given: str, target: str) -> list[int] | None:
+        """By the template where it is a translator's."""
+        return self._ids([_to_translate(text, given, target)]) if self.translates else None
+
+    def answer(self, text: str, *, marked: bool = False) -> list[int]:
         """The space in front of a plain answer is no part of a turn."""
-        return self.tokenizer.encode(text.strip())
+        encode = self.tokenizer.encode_marked if marked else self.tokenizer.encode
+        return encode(text.strip())
 
     def answered(self, asked: str, answer: str) -> list[int]:
+        self._check_converses()
         turns = [*_messages(asked), _said(answer.strip())]
         return self._ids(turns, opens=False)[: -len(self.turn_end)]
 
-    def dialogue(self, parts: Parts) -> tuple[list[int], list[bool]]:
+    def dialogue(self, parts: Parts, *, marked: bool = False) -> tuple[list[int], list[bool]]:
         """Of parts that nobody says before the first turn, the last is the user's and those before it the system's.
 
         Raises: ChatError if the template shows an earlier turn otherwise once a later one is there.
@@ -110,7 +124,7 @@ class ChatTemplate:
                 raise ChatError(
                     f"the chat template shows {len(turns[:i])} turns otherwise when another follows; such dialogues cannot be taught whole"
                 )
-            said = self.answer(answer)
+            said = self.answer(answer, marked=marked)
             loss += [False] * (len(opened) - len(ids)) + [True] * (len(said) + 1)
             loss += [False] * (len(self.turn_end) - 1)
             ids = [*opened, *said, *self.turn_end]
@@ -120,9 +134,18 @@ class ChatTemplate:
         """A turn without its beginning is none."""
         return splittable and not is_dialogue
 
+    def _check_converses(self) -> None:
+        if self.translates:
+            raise ChatError(
+                f"the chat template is a translator's (it reads {GIVEN}): it takes a text to translate and no other question; "
+                "set style to 'plain' to ask it something else"
+            )
+
     def _ids(self, messages: Sequence[Message], *, opens: bool = True) -> list[int]:
         mark = _Mark(self.tokenizer.control_ids)
-        hidden = [{**message, "content": mark.hide(message["content"])} for message in messages]
+        hidden = [
+            {**message, "content": mark.hide_content(message["content"])} for message in messages
+        ]
         return rendered_ids(self.tokenizer, self.render(hidden, opens=opens), mark.show)
 
 
@@ -154,6 +177,12 @@ class _Mark:
 
         return _PIECE.sub(name, content)
 
+    def hide_content(self, content: Any) -> Any:
+        """Returns the same of a content that is a list of items, whose texts they are."""
+        if isinstance(content, str):
+            return self.hide(content)
+        return [{**item, "text": self.hide(item["text"])} for item in content]
+
     def show(self, part: str) -> str:
         return re.sub(
             f"\ue000{self._name}(\\d+)\ue001", lambda match: self._hidden[int(match[1])], part
@@ -167,6 +196,11 @@ def _messages(
     for earlier, answer in before:
         messages += [{"role": USER, "content": earlier}, _said(answer.strip())]
     return [*messages, {"role": USER, "content": asked}]
+
+
+def _to_translate(text: str, given: str, target: str) -> Message:
+    item = {"type": "text", GIVEN: given, TARGET: target, "text": text}
+    return {"role": USER, "content": [item]}
 
 
 def _said(text: str) -> Message:

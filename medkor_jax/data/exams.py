@@ -142,6 +142,7 @@ def _question(
         rationale=rationale,
         number=_number(row),
         origin=plain_number(row.get("translated_from")),
+        asked_as=source.asked_as,
     )
 
 

@@ -46,7 +46,7 @@ class Encoded:
 def encode(example: Example, style: Style) -> Encoded:
     """Returns the example's tokens in the form in which the model is taught; running text is the same in every form."""
     if example.is_dialogue:
-        ids, loss = style.dialogue(example.parts)
+        ids, loss = style.dialogue(example.parts, marked=example.is_marked)
     else:
         ids, loss = Plain(style.tokenizer).dialogue(example.parts)
         if not example.eos:

@@ -17,7 +17,7 @@ import itertools
 import pathlib
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medkor_jax.data import rows
 from medkor_jax.data.cells import BadRowReason, text_of
@@ -27,6 +27,9 @@ from medkor_jax.data.notes import Note, Tally
 from medkor_jax.data.parts import of_part
 from medkor_jax.data.rows import BadDataError, BadRow, Example, Loaded, Source
 from medkor_jax.data.tables import CELLS, TEXT
+
+if TYPE_CHECKING:
+    from medkor_jax.data.style import Style
 
 LABELS = {"en": "English:", "ko": "한국어:"}
 NESTED = "translation"  # the column that some data sets keep {en, ko} in
@@ -78,6 +81,12 @@ def load_pairs(source: Source, *, drop_bad: bool) -> Loaded[Pair]:
 def translation_prompt(text: str, given: str, target: str) -> str:
     """Returns what the model is asked: the text under its language's label, then the other label."""
     return f"{LABELS[given]} {text}\n{LABELS[target]}"
+
+
+def translation_ids(style: Style, text: str, given: str, target: str) -> list[int]:
+    """Returns the ids of the same in a form: by a translator's own template, else of `translation_prompt`."""
+    own = style.translation(text, given, target)
+    return style.prompt(translation_prompt(text, given, target)) if own is None else own
 
 
 def both_ways(pair: Pair) -> list[Example]:

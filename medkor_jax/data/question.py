@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from medkor_jax.data.named_exams import FORMS, STRIPPED, preamble_of
 from medkor_jax.data.rows import Example
 
 LETTERS = "ABCDEFGHIJ"  # as far as a question's options may go
@@ -20,7 +21,8 @@ class Question:
     """One question. `answer` counts from 0; `id` is unique within its exam; `fact` is set by the embedded exam only.
 
     number: where it stood in the exam of its year, "period/number", "" where that is not known. origin: of a translation
-    made here, what names the question that it was made from (`likeness.content_key`).
+    made here, what names the question that it was made from (`likeness.content_key`). asked_as: the form of its prompt, see
+    `named_exams.FORMS`; no part of what the question is, so not of its digest either: the prompts have their own.
     """
 
     id: str
@@ -34,20 +36,33 @@ class Question:
     fact: str = ""
     number: str = ""
     origin: str = ""
+    asked_as: str = dataclasses.field(default="", repr=False)
 
 
 def prompt(question: Question) -> str:
-    """Returns what the model is asked, up to and including the colon; the English form is its exact twin.
+    """Returns what the model is asked, up to and including the colon, in the question's own form.
 
-    Source: lm-evaluation-harness 0.4.13, task kormedmcqa v3.0, doc_to_text (full-width colon, no space after it).
+    Source: lm-evaluation-harness 0.4.13, doc_to_text of tasks kormedmcqa v3.0 (full-width colon, no space after it; the English
+    form is its exact twin), medqa_4options, medmcqa and mmlu_*.
     """
+    form = question.asked_as.partition("/")[0]
+    stem = question.question.strip() if form in STRIPPED else question.question
     options = "".join(f"{letter}. {option}\n" for letter, option in zip(LETTERS, question.options))
-    return f"{question.question.strip()}\n{options}{'정답：' if question.language == 'ko' else 'Answer:'}"
+    return FORMS[form].format(stem=stem, options=options, due=_due(question))
+
+
+def preamble(question: Question) -> str:
+    """Returns what the form puts in front of all shots, as system text where there is a chat; "" in most forms."""
+    return preamble_of(question.asked_as)
 
 
 def cloze_prompt(question: Question) -> str:
     """Returns the question without its options, up to and including the colon; an option's text may follow it."""
-    return f"{question.question.strip()}\n{'정답：' if question.language == 'ko' else 'Answer:'}"
+    return f"{question.question.strip()}\n{_due(question)}"
+
+
+def _due(question: Question) -> str:
+    return "정답：" if question.language == "ko" else "Answer:"
 
 
 def answer_text(question: Question) -> str:

@@ -4,8 +4,8 @@
 
     reasoning_prompt(question) + reasoned_text(question, ReasoningFormat())
 
-The tags are plain text, not tokens of their own, so any tokenizer and any exported model can write them. The
-prompt is that of the exam with another last line, so that a model can be asked both for a letter at once and
+The tags are plain text, not tokens of their own, so any tokenizer and any exported model can write them. A config may take
+the marks around MedGemma's thought instead (`thinking`), which are control tokens and leave no space beside them. The prompt is that of the exam with another last line, so that a model can be asked both for a letter at once and
 for its reasoning. What it does not do: read an answer out of text (`eval.answers`).
 """
 
@@ -15,26 +15,43 @@ import dataclasses
 
 from medkor_jax.data import exams, rows
 from medkor_jax.data.question import LETTERS, Question, prompt
-from medkor_jax.data.rows import Example, Loaded, Source
+from medkor_jax.data.rows import Example, Loaded, MarkedExample, Source
+from medkor_jax.data.thinking import LABEL, THOUGHT_CLOSES, THOUGHT_OPENS, holds_mark
 
 _ASKED = {"ko": "풀이：", "en": "Reasoning:"}
 _ANSWERED = {"ko": "정답：", "en": "Answer:"}
+_OWN = (THOUGHT_OPENS + LABEL.strip(), THOUGHT_CLOSES)
 
 
 @dataclasses.dataclass(frozen=True)
 class ReasoningFormat:
-    """The tags around the reasoning, as plain text."""
+    """The tags around the reasoning: plain text, or the marks of MedGemma's own thought."""
 
     opening: str = "<R>"
-    """Tag in front of the reasoning."""
+    """Tag in front of the reasoning; "<unused94>thought" is the model's own, with its closing."""
     closing: str = "<R/>"
-    """Tag behind it; one letter follows."""
+    """Tag behind it; one letter follows. "<unused95>": the model's own."""
 
     def __post_init__(self) -> None:
         if not self.opening.strip() or not self.closing.strip() or self.opening == self.closing:
             raise ValueError(
                 f"reasoning tags are {self.opening!r} and {self.closing!r}; they must be two different texts"
             )
+        if not self.is_own and holds_mark(self.opening + self.closing):
+            raise ValueError(
+                f"reasoning tags are {self.opening!r} and {self.closing!r}; the model's own are {_OWN[0]!r} and {_OWN[1]!r}, and "
+                "other tags may not hold these marks"
+            )
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the tags are those of the model's own thinking, which are control tokens and no text."""
+        return (self.opening, self.closing) == _OWN
+
+    @property
+    def before_letter(self) -> str:
+        """What stands between the closing tag and the letter."""
+        return "" if self.is_own else " "
 
 
 def load(
@@ -78,14 +95,19 @@ def reasoned_text(question: Question, form: ReasoningFormat) -> str:
         raise ValueError(
             f"the rationale of {question.id!r} holds {form.opening!r} or {form.closing!r}; choose other tags"
         )
+    if form.is_own:
+        return f"{form.opening}\n{rationale}{form.closing}{LETTERS[question.answer]}"
     return f" {form.opening} {rationale} {form.closing} {LETTERS[question.answer]}"
 
 
 def reasoned_example(question: Question, form: ReasoningFormat) -> Example:
     """Returns the question as reasoning to learn: loss on tags, rationale, letter and the eos that ends it."""
     parts = ((reasoning_prompt(question), False), (reasoned_text(question, form), True))
-    return Example(question.id, parts, question.language, splittable=False)
+    kind = MarkedExample if form.is_own else Example
+    return kind(question.id, parts, question.language, splittable=False)
 
 
 def _holds_tag(question: Question, form: ReasoningFormat) -> bool:
-    return form.opening in question.rationale or form.closing in question.rationale
+    """The marks of a thought end or begin one whatever the tags are."""
+    text = question.rationale
+    return form.opening in text or form.closing in text or (form.is_own and holds_mark(text))

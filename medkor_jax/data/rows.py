@@ -53,11 +53,19 @@ class Example:
     language: str
     splittable: bool
     eos: bool = True
+    is_marked = False  # no field: what is stored of an example stays what it was
 
     @property
     def is_dialogue(self) -> bool:
         """Whether it begins with what the model is asked: such a document has the form in which the model is asked."""
         return not self.parts[0][1]
+
+
+class MarkedExample(Example):
+    """One whose answer was written by code around a rationale that holds no mark of a thought: the marks in what the model
+    says are its control tokens. Made by `reasoning` alone; readers of data make none."""
+
+    is_marked = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,14 +17,16 @@ from typing import Annotated, Any
 from medkor_jax.data.cells import composed
 from medkor_jax.data.files import SUFFIXES
 from medkor_jax.data.language import LANGUAGES
+from medkor_jax.data.named_exams import NAMED, check_asked_as
 
 KINDS = dict(text="text", chat="text", exam="exams", reasoning="reasoning", translation="pairs")
 """What a source may be, and the module of this room whose `load` reads it."""
+OF_QUESTIONS = ("exam", "reasoning")  # kinds whose rows are questions
 EMBEDDED = "embedded"  # the exam, texts and pairs that come with this package; the model of that name: `io.embedded_model`
 PARTS = ("", "train", "held_out")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_OPTIONAL = ("rationale", "held_share", "part", "part_by", "translated_to")
+_OPTIONAL = ("rationale", "held_share", "part", "part_by", "asked_as", "translated_to")
 _UNSAID = ("revision", "translator")  # digests of the rows tell more
 _OF_NAMES = ("fields", "rationale", "part_by")
 
@@ -39,7 +41,8 @@ class Source:
     """What a row is: "text", "chat", "exam", "reasoning" or "translation"."""
     path: str
     """"embedded", a file (CSV, TSV, JSON, JSON Lines, Parquet), a directory laid out like a hub
-    data set, or a hub id."""
+    data set, a hub id, or of questions an exam's name (kormedmcqa, medqa, medqa-5, mmlu-medical,
+    medmcqa), which brings language, licence, answers_from and asked_as."""
     split: str = "train"
     """Split of a hub data set, or of the embedded exam."""
     subset: str = ""
@@ -73,6 +76,9 @@ class Source:
     """Questions passed over before that, so that two exams of one file share none."""
     answers_from: int | None = None
     """What the numbers of an exam's keys count from, 0 or 1. None: the file tells."""
+    asked_as: str = ""
+    """Form of an exam's prompts: "" KorMedMCQA's; "medqa", "medmcqa" or "mmlu/SUBJECT", as
+    lm-evaluation-harness asks those."""
     translated_to: str = ""
     """"en" or "ko": the run translates the exam's questions into it before it trains anything, and
     reads those whose translation passes its checks; `language` is that of the rows as they are
@@ -82,14 +88,30 @@ class Source:
     "": the run's own, as they are before any training."""
 
     def __post_init__(self) -> None:
+        if self.path in NAMED and self.kind in OF_QUESTIONS:
+            self._take_named()
         if wrong := self._wrong():
             raise ValueError(f"source {self.name!r}: {wrong}")
         for name in _OF_NAMES:
             object.__setattr__(self, name, tuple(map(composed, getattr(self, name))))
 
+    def _take_named(self) -> None:
+        """Puts the data set in the place of the exam's name, and what belongs to it where nothing is said.
+
+        Raises: ValueError for a subset that is not there.
+        """
+        named = NAMED[self.path]
+        for key, value in named.settings(self.path, self.subset).items():
+            if getattr(self, key) in ("", None):
+                object.__setattr__(self, key, value)
+        object.__setattr__(self, "path", named.path)
+
     def _wrong(self) -> str:
-        """Returns what is wrong with the settings, "" if nothing is."""
-        is_of_questions = self.kind in ("exam", "reasoning")
+        """Returns what is wrong with the settings, "" if nothing is. Raises: ValueError for a form that is none."""
+        is_of_questions = self.kind in OF_QUESTIONS
+        check_asked_as(self.asked_as)
+        if self.asked_as and not is_of_questions:
+            return f"asked_as is {self.asked_as!r} of kind {self.kind!r}; only questions are asked"
         if self.skip < 0 or (self.skip and not is_of_questions):
             return f"skip is {self.skip} of kind {self.kind!r}, expected 0, or more for questions"
         if self.answers_from not in (None, 0, 1):

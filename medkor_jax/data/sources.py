@@ -30,10 +30,10 @@ from medkor_jax.data.rows import (  # noqa: F401  (this module is where others t
     Loaded,
     Source,
 )
+from medkor_jax.data.source import OF_QUESTIONS
 from medkor_jax.data.stored import StoredExamples
 
 IN_MEMORY_BYTES = 8 * 2**20
-OF_QUESTIONS = ("exam", "reasoning")  # kinds whose rows are questions
 
 
 def load_questions(

@@ -43,15 +43,20 @@ class Style(Protocol):
     def prompt(self, asked: str, *, system: str = "") -> list[int]:
         """Returns its ids, <bos> first."""
 
-    def answer(self, text: str) -> list[int]:
-        """Returns the ids of an answer right behind a prompt, without what ends it."""
+    def translation(self, text: str, given: str, target: str) -> list[int] | None:
+        """Returns the ids of a text to translate where the form has its own way to ask for that, else None: `pairs.translation_ids`."""
+
+    def answer(self, text: str, *, marked: bool = False) -> list[int]:
+        """Returns the ids of an answer right behind a prompt, without what ends it.
+
+        marked: code wrote it, and the marks of a thought in it are the model's control tokens (`Tokenizer.encode_marked`)."""
 
     def answered(self, asked: str, answer: str) -> list[int]:
         """Returns the ids of prompt and answer made of one text: to see whether they are those of the two apart."""
 
-    def dialogue(self, parts: Parts) -> tuple[list[int], list[bool]]:
+    def dialogue(self, parts: Parts, *, marked: bool = False) -> tuple[list[int], list[bool]]:
         """Returns the ids of a whole dialogue without its <bos>, and which of them carry loss: the model's, with the token
-        that ends them."""
+        that ends them. marked: as in `answer`, for what the model says."""
 
     def may_cut(self, splittable: bool, is_dialogue: bool) -> bool:
         """Returns whether a document that may be cut as text may be cut in this form."""
@@ -72,23 +77,28 @@ class Plain:
         self.tokenizer = tokenizer
 
     def text(self, asked: str, *, system: str = "") -> str:
-        return f"{system}\n\n{asked}" if system else asked
+        return f"{system.rstrip()}\n\n{asked}" if system else asked
 
     def prompt(self, asked: str, *, system: str = "") -> list[int]:
         return [self.tokenizer.bos_id, *self.answer(self.text(asked, system=system))]
 
-    def answer(self, text: str) -> list[int]:
+    def translation(self, text: str, given: str, target: str) -> None:
+        return None
+
+    def answer(self, text: str, *, marked: bool = False) -> list[int]:
+        if marked:
+            return self.tokenizer.encode_marked(text)
         return self.tokenizer.encode_batch([text])[0]
 
     def answered(self, asked: str, answer: str) -> list[int]:
         return self.prompt(asked + answer)
 
-    def dialogue(self, parts: Parts) -> tuple[list[int], list[bool]]:
+    def dialogue(self, parts: Parts, *, marked: bool = False) -> tuple[list[int], list[bool]]:
         """Parts are tokenised apart: a prompt's tokens do not depend on its answer. <eos> ends the last."""
         ids: list[int] = []
         loss: list[bool] = []
         for text, is_said in parts:
-            part = self.answer(text)
+            part = self.answer(text, marked=marked and is_said)
             ids += part
             loss += [is_said] * len(part)
         return [*ids, self.tokenizer.eos_id], [*loss, parts[-1][1]]

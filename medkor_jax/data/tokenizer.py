@@ -6,7 +6,8 @@
 Ids equal those of the reference fast tokenizer, with one deliberate difference: control tokens are
 never read out of text. The characters "<start_of_turn>" in an exam question are ordinary text, and
 only code can place the token. Newline and tab runs and markup tags, which the vocabulary marks as
-whole pieces, are still found in text as the reference finds them.
+whole pieces, are still found in text as the reference finds them. Two control tokens are shown in text that a model
+wrote: those around its thought (`thinking`), as the reference shows them.
 
 What a file carries along beside its vocabulary is left out when it is read, see `tokenizer_engines`.
 
@@ -37,6 +38,8 @@ _NEVER_WRITTEN = re.compile(
     r"<(pad|bos|unk|mask|image_soft_token|start_of_image|end_of_image)>|\[multimodal\]"
 )
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+THOUGHT_OPENS, THOUGHT_CLOSES = "<unused94>", "<unused95>"  # around what MedGemma thinks
+_MARK = re.compile(f"({THOUGHT_OPENS}|{THOUGHT_CLOSES})")
 
 
 class Tokenizer:
@@ -56,6 +59,8 @@ class Tokenizer:
         self.bos_id, self.eos_id, self.pad_id = ids["<bos>"], ids["<eos>"], ids["<pad>"]
         self.end_of_turn_id = ids.get("<end_of_turn>")
         self.control_ids = {piece: i for piece, i in ids.items() if CONTROL_PIECE.fullmatch(piece)}
+        marks = (THOUGHT_OPENS, THOUGHT_CLOSES)
+        self._marks = {ids[mark]: mark for mark in marks if mark in self.control_ids}
         self.is_hangul_piece = np.fromiter(map(has_hangul, pieces), bool, len(pieces))
         self.byte_value = np.full(len(pieces), -1, np.int16)
         for piece, i in ids.items():
@@ -158,9 +163,31 @@ class Tokenizer:
         return self._engine.encode_batch(list(texts))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text; control tokens give none, nor do rows of an embedding beyond the vocabulary, which a model may
-        write all the same; bytes that form no character give U+FFFD."""
-        return self._engine.decode([int(i) for i in ids if i < self.vocab_size])
+        """Returns the text; control tokens give none, but for the marks of a thought; nor do rows of an embedding beyond the
+        vocabulary, which a model may write all the same; bytes that form no character give U+FFFD."""
+        parts: list[str] = []
+        between: list[int] = []
+        for i in (int(i) for i in ids if i < self.vocab_size):
+            if i in self._marks:
+                parts += [self._engine.decode(between), self._marks[i]]
+                between = []
+            else:
+                between.append(i)
+        return "".join([*parts, self._engine.decode(between)])
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Returns ids of a text that code wrote, in which the marks of a thought are meant as such; never for data.
+
+        Raises: ValueError if the vocabulary does not have them.
+        """
+        found: list[int] = []
+        for part in _MARK.split(text):
+            if _MARK.fullmatch(part) and part not in self.control_ids:
+                raise ValueError(
+                    f"the vocabulary has no piece {part!r} to think with; use other reasoning tags"
+                )
+            found += [self.control_ids[part]] if _MARK.fullmatch(part) else self.encode(part)
+        return found
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

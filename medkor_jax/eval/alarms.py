@@ -106,6 +106,11 @@ def _unparsed_alarm(report: Scored) -> str | None:
     if len(unparsed) / report.overall.n <= UNPARSED_SHARE:
         return None
     found = f"no answer could be read in {len(unparsed)} of {report.overall.n} texts"
+    if report.thinking and report.thinking.unfinished:
+        found += (
+            f" ({report.thinking.unfinished:.0%} of all did not finish thinking: a larger max_thinking_tokens, "
+            "or a model that goes in circles)"
+        )
     if report.reasoning:
         cut = sum(not a.is_whole for a in report.answers)
         return (

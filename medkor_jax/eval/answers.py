@@ -11,6 +11,9 @@ filter are kept because published scores contain them: a full-width colon does n
 is found only behind "정답" or "정답은". Questions of more than five options, which that exam does not have, are read by
 the same patterns with their own letters.
 
+What a model thought (`data.thinking`) is no answer: what stands behind the block is read, and nothing where it was not
+closed. Where the reasoning tags are the block's own marks, they are read as tags.
+
 What it does not do: compare option texts, read digits, or guess. A letter beyond the question's own
 options is not an answer.
 """
@@ -23,6 +26,7 @@ import re
 
 from medkor_jax.data.question import LETTERS
 from medkor_jax.data.reasoning import ReasoningFormat
+from medkor_jax.data.thinking import split_thought
 
 _KOREAN = (
     r"정답[:\s]*([{letters}])",
@@ -75,10 +79,11 @@ def extract_letter(text: str, language: str = "ko", n_options: int = len(HARNESS
 
 
 def parse_answer(text: str, n_options: int, language: str = "ko") -> int | None:
-    """Returns the 0-based option that `text` chose, or None: nothing found, or a letter past the options."""
+    """Returns the 0-based option that `text` chose, or None: nothing found, a letter past the options, or a thought that was
+    not closed."""
     if not 2 <= n_options <= len(LETTERS):
         raise ValueError(f"a question with {n_options} options; 2 to {len(LETTERS)} can be read")
-    letter = extract_letter(text, language, n_options)
+    letter = extract_letter(split_thought(text).said, language, n_options)
     if not letter or LETTERS.index(letter) >= n_options:
         return None
     return LETTERS.index(letter)
@@ -103,8 +108,13 @@ def parse_reasoned(
     """Returns the parts of "<R> reasoning <R/> C". Strict: "C.", "C or D" and "the answer is C" are no single letter.
 
     A letter without the format is still read (what follows the last closing tag, or the whole text), so that
-    reward and score can weigh the two apart.
+    reward and score can weigh the two apart. Of a thought that was not closed nothing is.
     """
+    parts = split_thought(text)
+    if not parts.is_closed:
+        return Reasoned(False, None, "")
+    if not form.is_own:
+        text = parts.said
     before, closing, after = text.rpartition(form.closing)
     letter = after.strip()
     allowed = LETTERS[:n_options]

@@ -11,7 +11,8 @@ it, reasoning between its tags and then one letter (`data.reasoning`); a text cu
 log-likelihood of its tokens (lm-evaluation-harness calls it `acc`). A sum favours short options. `cloze_norm`: the same
 divided by the option's characters (`acc_norm` there). Where options differ much in length, neither is right by itself,
 and an alarm says which of them the score follows.
-Letter scores are steadier and cheaper; only harness scores may be set beside published ones; a model of a few
+A model may be asked to think first (`data.thinking`), where it writes: its thought has a limit of its own, is counted apart and
+is never read as an answer. Letter scores are steadier and cheaper; only harness scores may be set beside published ones; a model of a few
 hundred million parameters often knows an answer that it cannot bind to a letter (Robinson & Wingate 2023,
 arXiv:2210.12353), and cloze shows that. Modes are never mixed in a comparison.
 
@@ -25,23 +26,27 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
-from medkor_jax.data.contents import checksum
-from medkor_jax.data.question import LETTERS, Question, answer_text, cloze_prompt, prompt
-from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
+from medkor_jax.data.question import LETTERS, Question, answer_text, prompt
+from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.style import Style
-from medkor_jax.eval import answers, harness
+from medkor_jax.data.thinking import check_thinking, switch
+from medkor_jax.eval import harness
+from medkor_jax.eval.asked import CLOZE, contexts, systems
+from medkor_jax.eval.found import (
+    Found,
+    Limits,
+    read_cloze,
+    read_logits,
+    read_reasoned,
+    read_text,
+    read_thoughtful,
+)
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.scores import MODES, Answer
-from medkor_jax.eval.scoring import Continuation, Scorer
+from medkor_jax.eval.scoring import Scorer
 
 MAX_REASONING_TOKENS = 512
 READ_VERSION = 2  # raise it when answers are read otherwise out of the same text: stored ones are then asked for again
-CLOZE = ("cloze", "cloze_norm")
-_PROMPTS = {"reason": reasoning_prompt} | dict.fromkeys(
-    CLOZE, cloze_prompt
-)  # where they are not those of the harness
 
 
 def evaluate(
@@ -55,6 +60,7 @@ def evaluate(
     batch_size: int = 16,
     confidence: float = 0.95,
     max_new_tokens: int = MAX_REASONING_TOKENS,
+    max_thinking_tokens: int = 0,
     form: ReasoningFormat = ReasoningFormat(),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -62,43 +68,44 @@ def evaluate(
 
     Questions go to the scorer longest first, `batch_size` at a time, so that neighbours pad little and a
     batch that does not fit fails at once. `on_progress(done, total)` is called after each. max_new_tokens and
-    form are read in reason mode only; the other modes have theirs fixed.
+    form are read in reason mode only; the other modes have theirs fixed. max_thinking_tokens: above 0, the model is asked to
+    think first, in that many tokens besides.
 
     Raises: ValueError for an unknown mode, no questions, shots in reason mode, a letter that is not one token
-    after its prompt, or logits that are not finite.
+    after its prompt, logits that are not finite, or thinking in a mode or form that has none.
     """
     _check_asked(questions, mode, shots, f"{source or 'this exam'} {split}")
+    check_thinking(max_thinking_tokens, mode)
     new_tokens = {"harness": harness.MAX_NEW_TOKENS, "reason": max_new_tokens}.get(mode, 1)
+    limits = Limits(new_tokens, max_thinking_tokens)
     requests = harness.bounded(
         questions,
         contexts(questions, mode, shots),
         scorer.style,
         max_positions=scorer.max_positions,
-        max_new_tokens=new_tokens,
+        max_new_tokens=limits.total,
+        systems=systems(questions, mode, switch(max_thinking_tokens, scorer.style.name)),
     )
-    read = _reader(scorer, questions, requests, mode, max_new_tokens, form)
+    read = _reader(scorer, questions, requests, mode, limits, form)
     shown = {prompt(shot) for shot in shots}
 
     answered: dict[int, Answer] = {}
     for batch in _batches(questions, requests, batch_size):
-        asked = [questions[i] for i in batch]
-        for i, found in zip(
-            batch, read([list(requests[i].token_ids) for i in batch], asked), strict=True
-        ):
-            answered[i] = _answer(
-                questions[i], found, prompt(questions[i]) in shown, requests[i].truncated
-            )
+        found = read([list(requests[i].token_ids) for i in batch], [questions[i] for i in batch])
+        for i, one in zip(batch, found, strict=True):
+            is_shown = prompt(questions[i]) in shown
+            answered[i] = _answer(questions[i], one, is_shown, requests[i].truncated)
         if on_progress is not None:
             on_progress(len(answered), len(questions))
-    ordered = tuple(answered[i] for i in range(len(questions)))
     return Report(
         mode=mode,
         shots=len(shots),
         source=source,
         split=split,
-        answers=ordered,
+        answers=tuple(answered[i] for i in range(len(questions))),
         confidence=confidence,
         max_new_tokens=max_new_tokens if mode == "reason" else None,
+        max_thinking_tokens=max_thinking_tokens or None,
         style=scorer.style.name,
     )
 
@@ -119,9 +126,7 @@ def _check_asked(
         raise ValueError(f"{mode} mode shows no options, so it has no shots; set shots to 0")
 
 
-# The 0-based option, None where none could be read; the text; and what else an Answer says in this mode.
-_Found = tuple[int | None, str, dict[str, Any]]
-_Read = Callable[[list[list[int]], list[Question]], list[_Found]]
+_Read = Callable[[list[list[int]], list[Question]], list[Found]]
 
 
 def _reader(
@@ -129,7 +134,7 @@ def _reader(
     questions: Sequence[Question],
     requests: Sequence[harness.Request],
     mode: str,
-    max_new_tokens: int,
+    limits: Limits,
     form: ReasoningFormat,
 ) -> _Read:
     """Returns what asks the model a batch of prompts in this mode, and reads what each question got.
@@ -139,34 +144,41 @@ def _reader(
     style = scorer.style
     letters = _letter_tokens(style, questions, requests) if mode == "letter" else {}
 
-    def read_letters(prompts: list[list[int]], asked: list[Question]) -> list[_Found]:
+    def ask_letters(prompts: list[list[int]], asked: list[Question]) -> list[Found]:
         logits = scorer.next_logits(prompts, letters[asked[0].language])
-        return [_read_logits(row, question) for question, row in zip(asked, logits, strict=True)]
+        return [read_logits(row, question) for question, row in zip(asked, logits, strict=True)]
 
-    def read_cloze(prompts: list[list[int]], asked: list[Question]) -> list[_Found]:
+    def ask_cloze(prompts: list[list[int]], asked: list[Question]) -> list[Found]:
         options = [
             [style.answer(f" {option}") for option in question.options] for question in asked
         ]
         nats = scorer.continuation_nats(prompts, options)
-        return [_read_cloze(row, question, mode) for question, row in zip(asked, nats, strict=True)]
+        return [read_cloze(row, question, mode) for question, row in zip(asked, nats, strict=True)]
 
-    def read_reasoned(prompts: list[list[int]], asked: list[Question]) -> list[_Found]:
-        written = scorer.complete(prompts, max_new_tokens=max_new_tokens, stop=())
+    def ask_reasoned(prompts: list[list[int]], asked: list[Question]) -> list[Found]:
+        written = scorer.complete(prompts, max_new_tokens=limits.total, stop=())
         return [
-            _read_reasoned(one, question, form)
+            read_reasoned(one, question, limits, form)
             for question, one in zip(asked, written, strict=True)
         ]
 
-    def read_texts(prompts: list[list[int]], asked: list[Question]) -> list[_Found]:
-        texts = scorer.generate(prompts, max_new_tokens=harness.MAX_NEW_TOKENS, stop=harness.STOP)
-        return [_read_text(text, question) for question, text in zip(asked, texts, strict=True)]
+    def ask_texts(prompts: list[list[int]], asked: list[Question]) -> list[Found]:
+        asked_for: Any = dict(max_new_tokens=limits.total, stop=harness.STOP)
+        if limits.thought:
+            written = scorer.complete(prompts, **asked_for)
+            return [
+                read_thoughtful(one, question, limits)
+                for question, one in zip(asked, written, strict=True)
+            ]
+        texts = scorer.generate(prompts, **asked_for)
+        return [read_text(text, question) for question, text in zip(asked, texts, strict=True)]
 
-    return {"letter": read_letters, "reason": read_reasoned, "harness": read_texts}.get(
-        mode, read_cloze
+    return {"letter": ask_letters, "reason": ask_reasoned, "harness": ask_texts}.get(
+        mode, ask_cloze
     )
 
 
-def _answer(question: Question, found: _Found, among_shots: bool, truncated: bool) -> Answer:
+def _answer(question: Question, found: Found, among_shots: bool, truncated: bool) -> Answer:
     predicted, text, further = found
     return Answer(
         id=question.id,
@@ -182,20 +194,6 @@ def _answer(question: Question, found: _Found, among_shots: bool, truncated: boo
         truncated=truncated,
         **further,
     )
-
-
-def contexts(questions: Sequence[Question], mode: str, shots: Sequence[Question] = ()) -> list[str]:
-    """Returns what is asked of each question in this mode, in whatever form, up to where the answer is due."""
-    if mode in _PROMPTS:
-        return [_PROMPTS[mode](question) for question in questions]
-    return [harness.context(question, shots) for question in questions]
-
-
-def contexts_digest(
-    questions: Sequence[Question], mode: str, shots: Sequence[Question], style: Style
-) -> str:
-    """Returns a digest of everything the model reads of these questions: it tells one version of the prompts from another."""
-    return checksum([style.text(asked) for asked in contexts(questions, mode, shots)])
 
 
 def _batches(
@@ -254,44 +252,3 @@ def _letter_token(style: Style, question: Question, context: str) -> int:
             "Use mode 'harness', or a tokenizer that keeps a letter whole"
         )
     return apart[0]
-
-
-def _read_logits(logits: np.ndarray, question: Question) -> _Found:
-    from scipy.special import softmax  # half a second, which a config need not wait for
-
-    own = np.asarray(logits, np.float64)[: len(question.options)]
-    if not np.isfinite(own).all():
-        raise ValueError(
-            f"question {question.id!r} has option logits {own.tolist()}; they must be finite: check weights and dtype"
-        )
-    chosen = int(own.argmax())
-    return chosen, LETTERS[chosen], {"probabilities": tuple(softmax(own).tolist())}
-
-
-def _read_cloze(nats: np.ndarray, question: Question, mode: str) -> _Found:
-    """nats: float64 [options]. Normalised, each is what its option would cost at the mean length of this question's options.
-
-    The factor is the same for all options, so the choice is `acc_norm`'s; it puts the probabilities on the scale of the sum's.
-    """
-    lengths = np.array([len(option) for option in question.options])
-    scale = lengths.mean() / lengths if mode == "cloze_norm" else 1.0
-    chosen, text, further = _read_logits(-np.asarray(nats) * scale, question)
-    return chosen, text, further | {"option_lengths": tuple(lengths.tolist())}
-
-
-def _read_text(text: str, question: Question) -> _Found:
-    text = harness.cut_at_stop(text)
-    return answers.parse_answer(text, len(question.options), question.language), text, {}
-
-
-def _read_reasoned(written: Continuation, question: Question, form: ReasoningFormat) -> _Found:
-    # A text cut by length may happen to stand at a letter, or just behind the closing tag: it is not an answer yet.
-    found = answers.parse_reasoned(
-        written.text if written.is_whole else "", len(question.options), form
-    )
-    how = {
-        "has_format": found.has_format,
-        "is_whole": written.is_whole,
-        "n_tokens": written.n_tokens,
-    }
-    return found.answer, written.text, how

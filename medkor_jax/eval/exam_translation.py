@@ -24,7 +24,7 @@ from typing import Any
 
 from medkor_jax.data.contents import sha256_of
 from medkor_jax.data.language import has_hangul
-from medkor_jax.data.pairs import LABELS, translation_prompt
+from medkor_jax.data.pairs import LABELS
 from medkor_jax.data.question import Question
 from medkor_jax.data.style import Style
 from medkor_jax.data.translated_exam import TranslatedQuestion, find_faults, row_of
@@ -128,9 +128,8 @@ def _render(
 ) -> list[TranslatedQuestion]:
     """Returns the questions in language `to`; all their lines go to the scorer together."""
     given = other_language(to)
-    wanted = [line for question in questions for line in lines_of(question, to)]
-    prompts = [translation_prompt(line, given, to) for line in wanted]
-    written = iter(translate(scorer, prompts, max_new_tokens=max_new_tokens) if prompts else ())
+    wanted = [(line, given, to) for question in questions for line in lines_of(question, to)]
+    written = iter(translate(scorer, wanted, max_new_tokens=max_new_tokens) if wanted else ())
     made = []
     for question in questions:
         of_question: list[Continuation] = []

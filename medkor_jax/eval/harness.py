@@ -1,4 +1,4 @@
-"""The `kormedmcqa` v3.0 task of lm-evaluation-harness 0.4.13: what the model reads and where it stops.
+"""The prompts of lm-evaluation-harness 0.4.13, and where a text of its `kormedmcqa` v3.0 task stops.
 
     for request in requests(questions, shots, style, max_positions=32768):
         request.context, request.token_ids      # equal to the harness's, character for character, id for id
@@ -12,15 +12,20 @@ The English form (prompt ending in "Answer:") is this project's own; the harness
 fewer than five options lists only those it has. Published numbers are without chat template. With one
 (`--apply_chat_template --fewshot_as_multiturn=False`) the whole context is the user's turn, and so it is here; its default, a
 turn a shot, cannot be rendered for this task, whose shots hold their answers: two turns of the user would follow each other.
+
+A thought (`data.thinking`) is where this differs: the harness looks for its stop strings everywhere, and so cuts a thought at
+its first sentence; here they are looked for outside of it alone, so that what is said behind it is reached.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
-from medkor_jax.data.question import Question, answer_text, prompt
+from medkor_jax.data.question import Question, answer_text, preamble, prompt
 from medkor_jax.data.style import Style
+from medkor_jax.data.thinking import hide_thought
 
 STOP = ("Q:", "</s>", "<|im_end|>", ".", "\n\n")
 MAX_NEW_TOKENS = 1024
@@ -52,9 +57,8 @@ def requests(
     Raises: ValueError if `max_positions` leaves no room for a prompt.
     """
     asked = [context(question, shots) for question in questions]
-    return bounded(
-        questions, asked, style, max_positions=max_positions, max_new_tokens=max_new_tokens
-    )
+    limits: Any = dict(max_positions=max_positions, max_new_tokens=max_new_tokens)
+    return bounded(questions, asked, style, systems=[*map(preamble, questions)], **limits)
 
 
 def bounded(
@@ -64,8 +68,12 @@ def bounded(
     *,
     max_positions: int | None,
     max_new_tokens: int,
+    systems: Sequence[str] = (),
 ) -> list[Request]:
-    """Returns one request a question, what is asked already made; for `requests`, and for exams that ask otherwise."""
+    """Returns one request a question, what is asked already made; for `requests`, and for exams that ask otherwise.
+
+    systems: the system's text of each, () for none.
+    """
     if max_positions is not None and max_positions <= max_new_tokens:
         raise ValueError(
             f"a model of {max_positions} positions cannot hold a prompt and {max_new_tokens} new tokens; "
@@ -73,13 +81,13 @@ def bounded(
         )
     limit = None if max_positions is None else max_positions - max_new_tokens
     built = []
-    for question, text in zip(questions, asked, strict=True):
-        ids = style.prompt(text)
+    for question, text, system in zip(questions, asked, systems or [""] * len(asked), strict=True):
+        ids = style.prompt(text, system=system)
         kept = ids if limit is None else ids[-limit:]
         built.append(
             Request(
                 question.id,
-                style.text(text),
+                style.text(text, system=system),
                 tuple(kept),
                 truncated=len(kept) < len(ids),
             )
@@ -88,7 +96,8 @@ def bounded(
 
 
 def cut_at_stop(text: str, stop: Sequence[str] = STOP) -> str:
-    """Returns `text` up to the first stop string in it."""
+    """Returns `text` up to the first stop string that stands in it outside of a thought."""
+    searched = hide_thought(text)
     for term in stop:
-        text = text.split(term, 1)[0]
-    return text
+        searched = searched.split(term, 1)[0]
+    return text[: len(searched)]

@@ -67,7 +67,7 @@ def is_at_chance(report: Report, metric: str) -> bool:
 
 def pairing(report: Report, reference: Report) -> list[int]:
     """Returns for each answer the place of the reference's answer to the same question, asked in the same way."""
-    for name in ("mode", "style", "shots", "max_new_tokens"):
+    for name in ("mode", "style", "shots", "max_new_tokens", "max_thinking_tokens"):
         mine, theirs = getattr(report, name), getattr(reference, name)
         if mine != theirs:
             raise ValueError(

@@ -5,7 +5,7 @@
     report.write("answers.jsonl");  Report.read("answers.jsonl")      # the same report again
 
 Only the answers are stored; scores and alarms are computed from them, so a report read from disk cannot
-say something else than its answers do. Lines of modes other than reason do not mention how an answer was written.
+say something else than its answers do. Lines do not mention how an answer was written where its mode does not say so.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _DESCRIBED = (
     "confidence",
     "style",
 )  # what a report says of itself beside its answers
-_OF_SOME_MODES = (*OF_REASONING, "option_lengths")
+_OF_SOME_MODES = (*OF_REASONING, "n_thought", "option_lengths")
+_SAID_IF_SO = ("max_new_tokens", "max_thinking_tokens", "made_by")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Report(Scored):
             **self._described(),
             "at_chance": self.is_at_chance,
             **({"reasoning": dataclasses.asdict(self.reasoning)} if self.reasoning else {}),
+            **({"thinking": dataclasses.asdict(self.thinking)} if self.thinking else {}),
             "scores": [dataclasses.asdict(score) for score in self.scores],
             "alarms": list(self.alarms),
         }
@@ -68,6 +70,8 @@ class Report(Scored):
             )
         if self.reasoning:
             lines.append(f"  {self.reasoning.words}")
+        if self.thinking:
+            lines.append(f"  {self.thinking.words}")
         return "\n".join([*lines, *(f"  ALARM: {alarm}" for alarm in self.alarms)])
 
     def write(self, path: str | os.PathLike) -> None:
@@ -94,7 +98,7 @@ class Report(Scored):
 
     def _described(self) -> dict[str, Any]:
         described = {name: getattr(self, name) for name in _DESCRIBED}
-        more = {"max_new_tokens": self.max_new_tokens, "made_by": self.made_by}
+        more = {name: getattr(self, name) for name in _SAID_IF_SO}
         return described | {name: value for name, value in more.items() if value is not None}
 
 
@@ -102,7 +106,7 @@ def _parse(row: dict[str, Any]) -> tuple[Answer, dict[str, Any]]:
     """Returns the answer that a line holds, and what the line says of the report."""
     row.setdefault("style", PLAIN)  # as all were before there was a choice
     shared = {name: row.pop(name) for name in _DESCRIBED}
-    shared |= {name: row.pop(name, None) for name in ("max_new_tokens", "made_by")}
+    shared |= {name: row.pop(name, None) for name in _SAID_IF_SO}
     for name in ("probabilities", "option_lengths"):
         if row.get(name) is not None:
             row[name] = tuple(row[name])

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medkor_jax.data.language import ENGLISH, KOREAN, check_language_unit, token_languages
+from medkor_jax.data.thinking import count_thought, hide_thought
 from medkor_jax.eval.scoring import Continuation
 from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.model.completion import LENGTH
@@ -76,6 +77,7 @@ class ModelScorer:
             dtype=dtype,
             stop_ids=tokenizer.stop_ids,
             decode=tokenizer.decode,
+            to_search=hide_thought,
             routing=self.routing,
         )
 
@@ -97,7 +99,8 @@ class ModelScorer:
     def generate(
         self, prompts: list[list[int]], *, max_new_tokens: int, stop: tuple[str, ...]
     ) -> list[str]:
-        """Returns the greedy continuations as text without control tokens, each cut before its first stop string."""
+        """Returns the greedy continuations as text, of control tokens only the marks of a thought, each cut before its first
+        stop string outside of a thought."""
         return [
             written.text
             for written in self.complete(prompts, max_new_tokens=max_new_tokens, stop=stop)
@@ -116,7 +119,15 @@ class ModelScorer:
                 stop=stop,
                 languages=self.languages_of(batch),
             )
-            return [Continuation(c.text, len(c.tokens), c.finish != LENGTH) for c in completions]
+            return [
+                Continuation(
+                    c.text,
+                    len(c.tokens),
+                    c.finish != LENGTH,
+                    count_thought(c.tokens, self.tokenizer),
+                )
+                for c in completions
+            ]
 
         return self._in_batches(prompts, ask)
 

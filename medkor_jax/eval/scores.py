@@ -14,6 +14,7 @@ import functools
 from collections.abc import Sequence
 
 from medkor_jax.data.style import PLAIN
+from medkor_jax.data.thinking import split_thought
 from medkor_jax.eval import stats
 
 MODES = ("letter", "harness", "reason", "cloze", "cloze_norm")
@@ -42,6 +43,8 @@ class Answer:
     has_format: bool | None = None  # reasoning between its tags, and whole
     is_whole: bool | None = None  # the model ended its text itself, so it was not cut by length
     n_tokens: int | None = None  # written: tags, reasoning and letter
+    # Where it was asked to think (then harness mode says the two above too), or reasons in its thought; None elsewhere.
+    n_thought: int | None = None  # of n_tokens, those of its thought
     # Cloze modes only; None elsewhere, and then not written.
     option_lengths: tuple[int, ...] | None = None  # [options], characters
 
@@ -65,6 +68,26 @@ class ReasoningShares:
         return (
             f"format {self.has_format:.1%}, one valid letter {self.one_letter:.1%}, both {self.both:.1%}, "
             f"cut at {self.max_new_tokens} tokens {self.cut:.1%}, {self.mean_tokens:.0f} tokens on average"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ThinkingShares:
+    """How much was thought and said. unfinished: the share whose thought was not closed, or longer than its limit (None: it was
+    asked for none of its own)."""
+
+    mean_thought: float
+    mean_said: float
+    thought_at_all: float
+    unfinished: float
+    max_thinking_tokens: int | None
+
+    @property
+    def words(self) -> str:
+        limit = f" within {self.max_thinking_tokens} tokens" if self.max_thinking_tokens else ""
+        return (
+            f"thinking: {self.mean_thought:.0f} tokens thought and {self.mean_said:.0f} said on average, "
+            f"{self.thought_at_all:.1%} thought, {self.unfinished:.1%} did not finish thinking{limit}"
         )
 
 
@@ -101,6 +124,7 @@ class Scored:
     confidence: float = 0.95
     max_new_tokens: int | None = None  # reason mode only: what an answer was given to end in
     style: str = PLAIN  # the form in which all were asked
+    max_thinking_tokens: int | None = None  # what a thought was given to end in; None: not asked
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -155,6 +179,24 @@ class Scored:
             cut=share(not a.is_whole for a in self.answers),
             mean_tokens=share(a.n_tokens for a in self.answers),
             max_new_tokens=self.max_new_tokens,
+        )
+
+    @functools.cached_property
+    def thinking(self) -> ThinkingShares | None:
+        """How much was thought; None where nobody was to think."""
+        told = [a for a in self.answers if a.n_thought is not None]
+        if not told:
+            return None
+        limit, share = self.max_thinking_tokens, lambda found: sum(found) / len(told)
+        is_closed = lambda a: (
+            split_thought(a.text).is_closed and a.n_thought <= (limit or a.n_thought)
+        )
+        return ThinkingShares(
+            mean_thought=share(a.n_thought for a in told),
+            mean_said=share(a.n_tokens - a.n_thought for a in told),
+            thought_at_all=share(a.n_thought > 0 for a in told),
+            unfinished=share(not is_closed(a) for a in told),
+            max_thinking_tokens=limit,
         )
 
     def _score(self, answers: Sequence[Answer], group: str, exam: str, year: int | None) -> Score:

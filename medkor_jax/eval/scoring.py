@@ -18,11 +18,14 @@ from medkor_jax.data.style import Style
 
 @dataclasses.dataclass(frozen=True)
 class Continuation:
-    """What a model wrote after a prompt. is_whole: it ended by a stop token or stop string, and not by length."""
+    """What a model wrote after a prompt. is_whole: it ended by a stop token or stop string, and not by length.
+
+    n_thought: of n_tokens, those of its thought, marks included."""
 
     text: str
     n_tokens: int  # the stop token included
     is_whole: bool
+    n_thought: int = 0
 
 
 class Scorer(Protocol):
@@ -42,7 +45,8 @@ class Scorer(Protocol):
     def generate(
         self, prompts: list[list[int]], *, max_new_tokens: int, stop: tuple[str, ...]
     ) -> list[str]:
-        """Returns the greedy continuations as text without control tokens, each cut before its first stop string."""
+        """Returns the greedy continuations as text, of control tokens only the marks of a thought, each cut before its first
+        stop string outside of a thought."""
 
     def complete(
         self, prompts: list[list[int]], *, max_new_tokens: int, stop: tuple[str, ...]

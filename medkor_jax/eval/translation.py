@@ -3,7 +3,7 @@ r"""How well a model translates: held-out pairs, both directions, greedy.
     report = evaluate_translation(scorer, load_pairs(source, drop_bad=False).rows, source="embedded", split="test")
     print(report.table())
 
-The model is asked as `data.pairs` teaches it ("English: ...\n한국어:") and its text ends at a newline or where the
+The model is asked as `data.pairs` teaches it ("English: ...\n한국어:"), a translator (TranslateGemma) by its own chat template, and its text ends at a newline or where the
 model ends it. What it wrote is scored by `translation_report`. What it does not do: judge meaning, or align.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from medkor_jax.data.pairs import DIRECTIONS, Pair, translation_prompt
+from medkor_jax.data.pairs import DIRECTIONS, Pair, translation_ids
 from medkor_jax.eval.scoring import Continuation, Scorer
 from medkor_jax.eval.translation_report import Translated, TranslationReport
 
@@ -46,11 +46,10 @@ def evaluate_translation(
     done: dict[int, Continuation] = {}
     for at in range(0, len(order), batch_size):
         batch = order[at : at + batch_size]
-        prompts = [
-            translation_prompt(text(pair, given), given, target)
-            for pair, given, target in (asked[i] for i in batch)
+        wanted = [
+            (text(pair, given), given, target) for pair, given, target in (asked[i] for i in batch)
         ]
-        done |= zip(batch, translate(scorer, prompts, max_new_tokens=max_new_tokens), strict=True)
+        done |= zip(batch, translate(scorer, wanted, max_new_tokens=max_new_tokens), strict=True)
         if on_progress is not None:
             on_progress(len(done), len(asked))
     outputs = tuple(
@@ -71,8 +70,10 @@ def evaluate_translation(
     )
 
 
-def translate(scorer: Scorer, prompts: Sequence[str], *, max_new_tokens: int) -> list[Continuation]:
-    """Returns the continuation of each prompt up to the end of its line, without the space around it."""
-    encoded = [scorer.style.prompt(prompt) for prompt in prompts]
+def translate(
+    scorer: Scorer, wanted: Sequence[tuple[str, str, str]], *, max_new_tokens: int
+) -> list[Continuation]:
+    """Returns the translation of each (text, given, target) up to the end of its line, without the space around it."""
+    encoded = [translation_ids(scorer.style, *one) for one in wanted]
     written = scorer.complete(encoded, max_new_tokens=max_new_tokens, stop=STOP)
     return [dataclasses.replace(one, text=one.text.strip()) for one in written]

@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from medkor_jax.data.tokenizer import Tokenizer
+from medkor_jax.data.tokenizer import THOUGHT_CLOSES, THOUGHT_OPENS, Tokenizer
 from medkor_jax.data.tokenizer_engines import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from medkor_jax.io.files import write_json
 
@@ -212,6 +212,9 @@ def fast_spec(
 ) -> dict[str, Any]:
     """Returns the content of a tokenizer.json for a sentencepiece byte-pair vocabulary with byte fallback.
 
+    The marks of a thought are not called special, as in the published files, so that what was thought can be told from what
+    was said in the text that `transformers` decodes.
+
     Source: the format of `tokenizers` 0.2x, as published with Gemma 3.
     """
     ids = {piece: i for i, piece in enumerate(pieces)}
@@ -227,7 +230,7 @@ def fast_spec(
                 "lstrip": False,
                 "rstrip": False,
                 "normalized": False,
-                "special": kind != USER_DEFINED,
+                "special": kind != USER_DEFINED and piece not in (THOUGHT_OPENS, THOUGHT_CLOSES),
             }
             for i, (piece, kind) in enumerate(zip(pieces, types, strict=True))
             if kind in (UNKNOWN, CONTROL, USER_DEFINED)

@@ -22,7 +22,7 @@ class Completion:
     """One row's continuation.
 
     tokens: up to and with the stop token, or up to the token that completes the stop string.
-    text: without control tokens, cut before the stop string; empty if the decoder was given no `decode`.
+    text: as it was decoded, cut before the stop string; empty if the decoder was given no `decode`.
     """
 
     tokens: tuple[int, ...]
@@ -41,8 +41,11 @@ class Row:
         decode: Callable[[Sequence[int]], str] | None,
         stop: Sequence[str],
         stop_ids: Sequence[int],
+        to_search: Callable[[str], str] = str,
     ) -> None:
+        """to_search: what of a text stop strings are looked for in, everything at its place."""
         self._decode, self._stop, self._stop_ids = decode, stop, stop_ids
+        self._to_search = to_search
         self._n_searched = 0
         self.tokens: list[int] = []
         self.nats: list[float] = []
@@ -54,10 +57,10 @@ class Row:
             return
         self.tokens += [int(token) for token in new if token != NOTHING]
         self.nats += [float(x) for token, x in zip(new, nats) if token != NOTHING]
-        if self._stop and find_stop(self._text(), self._stop) is not None:
+        if self._stop and self._stop_in(self._text()) is not None:
             # The token that completes it: the text is the same however many tokens were decoded at a time.
             ends = range(self._n_searched + 1, len(self.tokens) + 1)
-            n = next(n for n in ends if find_stop(self._text(n), self._stop) is not None)
+            n = next(n for n in ends if self._stop_in(self._text(n)) is not None)
             self.tokens, self.finish = self.tokens[:n], STOP_STRING
         elif self.tokens[-1] in self._stop_ids:
             self.finish = STOP_TOKEN
@@ -66,10 +69,13 @@ class Row:
     def completion(self) -> Completion:
         text = self._text()
         if self.finish == STOP_STRING:
-            text = text[: find_stop(text, self._stop)]
+            text = text[: self._stop_in(text)]
         return Completion(
             tuple(self.tokens), text, self.finish or LENGTH, tuple(self.nats[: len(self.tokens)])
         )
+
+    def _stop_in(self, text: str) -> int | None:
+        return find_stop(self._to_search(text), self._stop)
 
     def _text(self, n: int | None = None) -> str:
         return "" if self._decode is None else self._decode(self.tokens[:n])

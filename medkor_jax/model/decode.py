@@ -75,10 +75,10 @@ class Decoder:
         check_every: int = 8,
         room: int = 256,
         with_nats: bool = False,
+        to_search: Callable[[str], str] = str,
     ) -> None:
-        """decode: token ids to text without control tokens. routing: how tokens get their language, and which are never
-        written; None for one language a row, given with each call, and no token mute.
-
+        """decode: token ids to text. routing: how tokens get their language, and which are never written; None for one
+        language a row, given with each call, and no token mute. to_search: what of a text stop strings are looked for in.
         with_nats: completions say how likely each token was where it was drawn, under temperature.
         check_every: tokens between two looks of the host. room: new tokens a row that the cache has room for at first.
         """
@@ -88,7 +88,7 @@ class Decoder:
         self.settings = Settings(
             config, jnp.dtype(dtype), sampling, tuple(stop_ids), check_every, with_nats
         )
-        self._decode, self._room = decode, room
+        self._decode, self._room, self._to_search = decode, room, to_search
         self._is_constant = routing is None or routing.language.shape[1] == 1
         self._routing = Routing.constant(config.vocab_size) if routing is None else routing
 
@@ -119,7 +119,7 @@ class Decoder:
         room = max_new_tokens if on_text else min(max_new_tokens, self._room)
         size = bucket(prompt.tokens.shape[1] + room)
         state, *emitted = _start(params, prompt, self._routing, settings=settings, size=size)
-        rows = [Row(self._decode, stop, settings.stop_ids) for _ in prompts]
+        rows = [Row(self._decode, stop, settings.stop_ids, self._to_search) for _ in prompts]
         n_new = 1
         while True:
             for row, new, nats in zip(rows, *map(np.asarray, emitted)):

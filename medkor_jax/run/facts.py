@@ -17,7 +17,9 @@ from typing import Any
 from medkor_jax.data.contents import checksum, content_digest
 from medkor_jax.data.pairs import both_ways
 from medkor_jax.data.rows import Source
-from medkor_jax.eval.exam import READ_VERSION, contexts
+from medkor_jax.data.thinking import SWITCH
+from medkor_jax.eval.asked import contexts, systems
+from medkor_jax.eval.exam import READ_VERSION
 from medkor_jax.eval.translation import STOP
 from medkor_jax.run.corpora import Corpora
 from medkor_jax.run.phases import Exam, Phase, Recipe
@@ -67,12 +69,16 @@ def exam_asked(recipe: Recipe, corpora: Corpora, exam: Exam) -> str:
     questions = corpora.questions(exam.source)
     shots = corpora.questions(exam.fewshot)[: exam.shots] if exam.fewshot else ()
     reasoned = (exam.max_new_tokens, recipe.reasoning) if exam.mode == "reason" else ()
+    limit = exam.max_thinking_tokens  # not said where it is 0, as before there was one
+    thinking = ((limit, SWITCH),) if limit else ()
+    in_front = [text for text in systems(questions, exam.mode) if text]
     said = (
         READ_VERSION,
         exam.mode,
-        contexts(questions, exam.mode, shots),
+        in_front + contexts(questions, exam.mode, shots),
         content_digest(questions),
         reasoned,
+        *thinking,
     )
     return checksum(repr((said, _how(recipe, corpora))))
 

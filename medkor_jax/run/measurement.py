@@ -162,6 +162,7 @@ class Measurer:
             split=exam.source.split,
             batch_size=exam.batch_size,
             max_new_tokens=exam.max_new_tokens,
+            max_thinking_tokens=exam.max_thinking_tokens,
             form=self.recipe.reasoning,
         )
 

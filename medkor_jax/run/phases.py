@@ -22,6 +22,7 @@ from medkor_jax.data.language import check_language_unit
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import Source
 from medkor_jax.data.style import AUTO, check_style
+from medkor_jax.data.thinking import check_thinking
 from medkor_jax.eval.exam import MAX_REASONING_TOKENS
 from medkor_jax.eval.gate import Gate
 from medkor_jax.eval.scores import MODES
@@ -59,12 +60,16 @@ class Exam:
     max_new_tokens: Annotated[int, ">= 1"] = MAX_REASONING_TOKENS
     """Longest reasoned answer, in tokens; one that is cut off there is wrong. Read in reason mode
     alone."""
+    max_thinking_tokens: Annotated[int, ">= 0"] = 0
+    """Longest thought before the answer, in tokens of its own; a longer one is wrong. 0: not asked to think. For "reason" and
+    "harness" in chat style, of models that think if the system text says so (MedGemma 27B, 1.5)."""
     phases: tuple[str, ...] = ()
     """Phases to whose models it is put. (): to all; one that generates is expensive."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"exam mode is {self.mode!r}; expected {' or '.join(MODES)}")
+        check_thinking(self.max_thinking_tokens, self.mode)
         if self.mode == "reason" and self.shots:
             raise ValueError(
                 f"exam {self.source.name!r} asks for {self.shots} shots; reason mode is asked without any: set shots to 0"

@@ -17,10 +17,11 @@ from jax.sharding import Mesh
 
 from medkor_jax.data.check import TRAINED, DataReport, check
 from medkor_jax.data.licences import licence_notes, licence_of
-from medkor_jax.data.pairs import DIRECTIONS, translation_prompt
+from medkor_jax.data.pairs import DIRECTIONS, translation_ids
 from medkor_jax.data.parts import check_parts
 from medkor_jax.data.rows import BadDataError
-from medkor_jax.eval import harness
+from medkor_jax.data.thinking import switch
+from medkor_jax.eval.harness import MAX_NEW_TOKENS
 from medkor_jax.eval.scoring import Scorer
 from medkor_jax.parallel.hosts import say
 from medkor_jax.parallel.mesh import check_batch
@@ -32,7 +33,7 @@ from medkor_jax.run.choosing import check_order, may_run, told
 from medkor_jax.run.corpora import Corpora, LeakError, uses_of
 from medkor_jax.run.gate_outlook import gate_outlook
 from medkor_jax.run.named_model import open_model
-from medkor_jax.run.phases import ConfigError, Phase, Recipe
+from medkor_jax.run.phases import ConfigError, Exam, Phase, Recipe
 from medkor_jax.run.stage_plans import stage_plan
 from medkor_jax.run.translating import translate_all
 from medkor_jax.train.drawing import make_batches
@@ -182,21 +183,32 @@ def _check_stage(
     )
 
 
+def _check_room(exam: Exam, name: str, style: str, room: int) -> None:
+    thinking = exam.max_thinking_tokens
+    try:
+        switch(thinking, style)
+    except ValueError as error:
+        raise ValueError(f"exam {exam.source.name!r}: {error}") from error
+    said = MAX_NEW_TOKENS if exam.mode == "harness" else exam.max_new_tokens
+    if exam.mode == "harness" and not thinking and said >= room:
+        raise ValueError(
+            f"exam {exam.source.name!r}: harness mode writes up to {said} tokens, and {name} has {room} positions for "
+            "prompt and answer; ask in letter mode, which generates nothing"
+        )
+    if (exam.mode == "reason" or thinking) and said + thinking >= room:
+        thought = f" and max_thinking_tokens {thinking}" if thinking else ""
+        raise ValueError(
+            f"exam {exam.source.name!r}: max_new_tokens is {said}{thought}, and {name} has {room} positions for "
+            "prompt and answer; ask for fewer"
+        )
+
+
 def _check_lengths(recipe: Recipe, corpora: Corpora) -> None:
     """Raises: ValueError if an exam or a pair that judges has no room in the model that the run starts from."""
     model = open_model(recipe.weights)
     style, room = asked_form(recipe).style, model.config.max_positions
     for exam in (*recipe.exams, *recipe.final):
-        if exam.mode == "reason" and exam.max_new_tokens >= room:
-            raise ValueError(
-                f"exam {exam.source.name!r}: max_new_tokens is {exam.max_new_tokens}, and {model.name} has {room} positions for "
-                "prompt and answer; ask for fewer"
-            )
-        if exam.mode == "harness" and room <= harness.MAX_NEW_TOKENS:
-            raise ValueError(
-                f"exam {exam.source.name!r}: harness mode writes up to {harness.MAX_NEW_TOKENS} tokens, and {model.name} has {room} "
-                "positions for prompt and answer; ask in letter mode, which generates nothing"
-            )
+        _check_room(exam, model.name, style.name, room)
     for source in dict.fromkeys(
         source for phase in recipe.in_force for source in phase.translations
     ):
@@ -206,7 +218,7 @@ def _check_lengths(recipe: Recipe, corpora: Corpora) -> None:
             for given, to in DIRECTIONS
         ]
         for pair, text, given, to in asked:
-            n_tokens = len(style.prompt(translation_prompt(text, given, to)))
+            n_tokens = len(translation_ids(style, text, given, to))
             if n_tokens + recipe.max_translation_tokens > room:
                 raise ValueError(
                     f"{source.name}: {pair.id} has {n_tokens} tokens as a prompt; with max_translation_tokens "

@@ -87,6 +87,7 @@ ROLES: dict[str, dict[str, str]] = {
         fewshot=ELSEWHERE,
         batch_size=NOTHING,
         max_new_tokens=ELSEWHERE,
+        max_thinking_tokens=ELSEWHERE,
         phases=ELSEWHERE,
     ),
     "Source": dict(
@@ -107,6 +108,7 @@ ROLES: dict[str, dict[str, str]] = {
         held_share=ELSEWHERE,
         part=ELSEWHERE,
         part_by=ELSEWHERE,
+        asked_as=ELSEWHERE,
         translated_to=ELSEWHERE,
         translator=ELSEWHERE,
     ),

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from medkor_jax import cli
-from medkor_jax.commands import ask as asking
 from medkor_jax.commands.ask import Asked, answer_table, ask, exam_question, typed_question
 from medkor_jax.commands.eval import evaluate_file
+from medkor_jax.commands.stream import Stream
 from medkor_jax.data import embedded
 from medkor_jax.data.question import prompt
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
@@ -109,7 +109,7 @@ def test_letter_mode_is_what_eval_says(tiny_base_dir):
 
 def test_a_stream_shows_nothing_twice_and_nothing_half():
     parts = []
-    stream = asking._Stream(parts.append, ("<R/>",))
+    stream = Stream(parts.append, ("<R/>",))
     for text in (
         "a",
         "a\ufffd",

@@ -31,6 +31,7 @@ class PieceTokenizer:
 
     pad_id, eos_id, bos_id, end_of_turn_id = 0, 1, 2, 3
     vocab_size = 380
+    control_ids: dict[str, int] = {}
     is_writable = np.ones(380, bool)
 
     def __init__(self):

@@ -15,7 +15,7 @@ from medkor_jax.train.rewards import Earned, Reward
 from tests.run.test_translated import ENGLISH, KOREAN, Translator
 
 from .standins import standins
-from .test_dry_run import ALIKE, PIPELINE, RECIPE, SMALL
+from .test_dry_run import ALIKE, RECIPE, SMALL
 
 NAMES = [phase.name for phase in RECIPE.phases]
 
@@ -69,7 +69,7 @@ def weights(make_base, tiny_base_dir, tmp_path):
 def test_all_phases_of_the_pipeline_run_to_the_end(
     hub, weights, tmp_path, monkeypatch, request, capsys
 ):
-    config = str(request.config.rootpath / PIPELINE)
+    config = str(request.config.rootpath / "configs/pipeline.py")
     true, loaded = running.Run._translator, []
 
     def translator(self, name):

@@ -69,6 +69,20 @@ def test_new_layout_means_the_same_as_the_old():
     assert ModelConfig.from_hf({"model_type": "gemma3", "text_config": new}) == preset("gemma3-4b")
 
 
+@pytest.mark.parametrize("local", [{}, {"sliding_attention": {"rope_type": "default"}}])
+def test_the_mixed_layout_means_the_same(local):
+    """TranslateGemma's of January 2026: the bases flat, rope_scaling null, and of rope_parameters the factor alone."""
+    mixed = MULTIMODAL["text_config"] | {
+        "rope_theta": 1_000_000.0,
+        "rope_local_base_freq": 10_000.0,
+        "rope_scaling": None,
+        "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0}, **local},
+    }
+    assert ModelConfig.from_hf({"model_type": "gemma3", "text_config": mixed}) == preset(
+        "gemma3-4b"
+    )
+
+
 def test_every_number_of_the_file_is_read():
     odd = {
         "model_type": "gemma3_text", "vocab_size": 101, "hidden_size": 12, "num_attention_heads": 6,

@@ -103,6 +103,7 @@ TABLE = {
         "param_dtype": ("bfloat16", STALE), "remat": ("full", DONE), "attention": ("blocked", DONE), "chunk": (64, DONE), "language_unit": ("document", STALE),
         "mesh": (dict(data=2, fsdp=2), DONE), "topology": ("v5e:4x4", DONE), "reasoning": (dict(opening="[", closing="]"), DONE), "seed": (1, STALE),
         "allow_leaks": (("x ~ y",), DONE), "drop_bad": (True, DONE), "log_every": (3, DONE),
+        "style": None,  # of a checkpoint with a template: tests/run/test_chat_run.py
     },
     Phase: {
         "name": None, "title": ("another title", DONE), "after": ("phase0", STALE), "candidates": None, "lora": (dict(rank=3), STALE),
@@ -119,12 +120,14 @@ TABLE = {
     },
     Exam: {
         "source": None, "mode": ("cloze", JUDGED), "shots": None, "fewshot": None, "batch_size": (4, DONE), "max_new_tokens": (9, DONE),
+        "max_thinking_tokens": None,  # no letter exam has it: tests/commands/test_thinking.py
         "phases": (("phase0", "phase1", "phase2"), DONE),
     },
     Source: {
         "name": None, "kind": None, "path": None, "split": ("test", None), "subset": ("x", None), "language": ("ko", STALE), "weight": (2.0, STALE),
         "licence": ("CC BY 4.0", DONE), "fields": None, "limit": (20, STALE), "skip": None, "answers_from": None,
         "revision": ("abc", DONE), "rationale": None, "held_share": None, "part": None, "part_by": (("text",), DONE),
+        "asked_as": None, "translated_to": None, "translator": None,  # of exams: `test_translated`, `test_named_exams`
     },
 }  # fmt: skip
 PLACES = {
