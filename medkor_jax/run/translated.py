@@ -15,8 +15,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from medkor_jax.data.contents import file_digest
-from medkor_jax.data.pairs import translation_prompt
+from medkor_jax.data.contents import checksum, file_digest
+from medkor_jax.data.pairs import translation_ids
 from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Source, file_label
 from medkor_jax.data.style import Style
@@ -141,7 +141,7 @@ def _check_room(recipe: Recipe, source: Source, name: str, lines: Sequence[str])
     style, room = _style(recipe, name, model), model.config.max_positions
     given = other_language(source.translated_to)
     for line in sorted(lines, key=len)[-_LONGEST:]:
-        n_tokens = len(style.prompt(translation_prompt(line, given, source.translated_to)))
+        n_tokens = len(translation_ids(style, line, given, source.translated_to))
         if n_tokens + MAX_NEW_TOKENS > room:
             raise ConfigError(
                 f"{source.name}: a line of {n_tokens} tokens and the {MAX_NEW_TOKENS} of its translation are more than the {room} "
@@ -164,7 +164,7 @@ def settings_for(
     return settings_of(model.digest, style, questions, dtype=recipe.dtype, **how) | {
         "held_in": recipe.param_dtype,
         "template": style.digest,
-        "prompt": translation_prompt("", other_language(to), to),
+        "prompt": checksum(translation_ids(style, "1", other_language(to), to)),
     }
 
 
