@@ -13,6 +13,7 @@ Source: transformers 5.24, `AutoTokenizer`, `TokenizersBackend.convert_to_native
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from collections.abc import Iterable
@@ -44,7 +45,18 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def read_tokenizer(directory: pathlib.Path) -> Tokenizer:
-    """Raises: FileNotFoundError if there is no tokenizer; WeightsError if its files are broken or cannot be followed."""
+    """Returns the tokenizer of a checkpoint; the same object while its files are the same: a large one takes seconds to read.
+
+    Raises: FileNotFoundError if there is no tokenizer; WeightsError if its files are broken or cannot be followed.
+    """
+    named = [*directory.glob("*token*.json"), *directory.glob("tokenizer.model")]
+    files = tuple((path.name, path.read_bytes()) for path in sorted(named) if path.is_file())
+    return _read(directory, files)
+
+
+@functools.lru_cache(maxsize=4)
+def _read(directory: pathlib.Path, files: tuple[tuple[str, bytes], ...]) -> Tokenizer:
+    """files: all that is read of the directory; they tell one tokenizer from another."""
     path = directory / "tokenizer.json"
     try:
         config = read_tokenizer_config(directory)

@@ -224,3 +224,13 @@ def test_every_value_read_is_checked(checkpoint, file, key, bad):
     assert any(
         bad is one or (bad == one and type(bad) is type(one)) for one in fine.get(key, [])
     ), (key, bad)
+
+
+def test_a_tokenizer_is_read_once_while_its_files_are_the_same(tiny_base_dir, tmp_path):
+    write_tokenizer(Tokenizer.load(tiny_base_dir), tmp_path, max_positions=64)
+    first = read_tokenizer(tmp_path)
+    assert read_tokenizer(tmp_path) is first
+    assert Tokenizer.load(tiny_base_dir) is Tokenizer.load(tiny_base_dir)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec | {"truncation": None}))
+    assert read_tokenizer(tmp_path) is not first
