@@ -2,6 +2,7 @@ import pytest
 
 from medkor_jax.data.check import FEWSHOT, JUDGED, TRAINED, Use, check
 from medkor_jax.data.rows import Source
+from medkor_jax.data.style import Plain
 
 STEM = "신경내분비종양에서 올라가는 종양표지자로 알맞은 것은?"
 
@@ -27,7 +28,7 @@ def uses(write_jsonl):
 
 
 def test_report(uses, byte_tokenizer):
-    report = check(uses, byte_tokenizer)
+    report = check(uses, Plain(byte_tokenizer))
     train, words, _valid, _shots = report.sources
     assert (train.rows, train.languages, train.source.licence, train.purpose) == (
         1,
@@ -69,7 +70,7 @@ def test_reasoning_on_a_judged_question_is_a_leak(write_jsonl, byte_tokenizer):
     path = write_jsonl("r.jsonl", [{**row, "cot": "NSE이다."}, row])
     report = check(
         [Use(TRAINED, Source("r", "reasoning", path)), Use(JUDGED, Source("valid", "exam", path))],
-        byte_tokenizer,
+        Plain(byte_tokenizer),
     )
     reasoned, valid = report.sources
     assert reasoned.rows == 1 and reasoned.notes == (

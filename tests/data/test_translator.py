@@ -3,17 +3,17 @@
 import pathlib
 
 import pytest
-from medkor_jax.commands.translation_work import Work
 
-from medkor_jax.commands.data_translate import finish_exam
 from medkor_jax.data import embedded
 from medkor_jax.data.chat import ChatError, ChatTemplate
 from medkor_jax.data.exams import load
 from medkor_jax.data.pairs import Pair, translation_ids, translation_prompt
 from medkor_jax.data.rows import Source
 from medkor_jax.data.style import Plain
+from medkor_jax.eval.exam_translation import finish_exam
 from medkor_jax.eval.scoring import Continuation
 from medkor_jax.eval.translation import evaluate_translation
+from medkor_jax.eval.translation_work import Work
 
 from .test_chat import CONTENTS, GEMMA3, their_ids
 from .test_chat import both as both

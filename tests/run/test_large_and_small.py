@@ -94,7 +94,7 @@ def made(tiny_base_dir, large, tmp_path_factory):
 @pytest.fixture
 def nothing_is_done(monkeypatch):
     monkeypatch.setattr(pipeline, "run_stage", lambda *_: pytest.fail("a stage was trained"))
-    monkeypatch.setattr(pipeline, "merge_lora", lambda *_, **__: pytest.fail("merged"))
+    monkeypatch.setattr(pipeline, "merge_held", lambda *_, **__: pytest.fail("merged"))
     monkeypatch.setattr(pipeline.Measurer, "examine", lambda *_: pytest.fail("an exam was asked"))
 
 
