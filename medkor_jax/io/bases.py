@@ -17,6 +17,7 @@ import jax
 
 from medkor_jax.data.contents import checksum, files_digest
 from medkor_jax.data.reading import read_json
+from medkor_jax.data.style import PLAIN
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.carried import Carried, open_carried, save_carried
 from medkor_jax.io.checkpoint import (
@@ -124,7 +125,7 @@ def open_base(directory: pathlib.Path) -> Weights:
         make_carried,
         stored_dtype=said["dtype"],
         read=read_json(said.get("read", ())),
-        style=said.get("style", ""),
+        style=said.get("style", PLAIN),
     )
 
 

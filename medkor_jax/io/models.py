@@ -168,6 +168,17 @@ def read_ledger(run_dir: pathlib.Path) -> list[dict[str, Any]]:
     return read_whole_json(path) if path.exists() else []
 
 
+def style_of_phase(directory: pathlib.Path) -> str:
+    """Returns the form in which the phase of this directory was taught, "" if it has not finished; opens no weights."""
+    path = directory / "model.json"
+    return _style_said(read_whole_sealed(path)) if path.is_file() else ""
+
+
+def _style_said(said: dict[str, Any]) -> str:
+    """What was trained before there was a choice was asked plainly."""
+    return said.get("style", PLAIN)
+
+
 def _open_phase(directory: pathlib.Path) -> Model:
     said = read_whole_sealed(directory / "model.json")
     if said.get("format") != _FORMAT:
@@ -189,7 +200,7 @@ def _open_phase(directory: pathlib.Path) -> Model:
         said["adapters_digest"],
         said["route"],
         read,
-        said.get("style", PLAIN),  # what was trained before there was a choice was asked plainly
+        _style_said(said),
     )
 
 

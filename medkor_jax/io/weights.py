@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from medkor_jax.data.contents import checksum, file_digest, remembered, sha256_of
 from medkor_jax.data.reading import Reading, read_json
+from medkor_jax.data.style import PLAIN
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.io.carried import Carried, read_carried
 from medkor_jax.io.download import download
@@ -51,7 +52,7 @@ class Weights:
     make_carried() returns what stands beside them, for an export to carry on.
     read: what is known to have been trained on, of weights that come from a run of this program.
     stored_dtype: the narrower of the two that loses nothing of what is stored. style: the form in which a run of this program
-    taught them, "" where none did.
+    taught them, "" where none did; PLAIN of those that were made before there was a choice.
     """
 
     name: str
@@ -213,7 +214,7 @@ def _said_by_export(directory: pathlib.Path) -> tuple[tuple[Reading, ...], str]:
         return (), ""
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-        return read_json(said.get("read", ())), said.get("style", "")
+        return read_json(said.get("read", ())), said.get("style", PLAIN)
     except (ValueError, AttributeError) as error:
         raise WeightsError(f"{path} is damaged: {error}") from error
 

@@ -13,7 +13,7 @@ import pathlib
 
 from medkor_jax.data.style import AUTO, Style
 from medkor_jax.io.loaded_model import style_of
-from medkor_jax.io.models import open_model as open_phase
+from medkor_jax.io.models import style_of_phase
 from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import Recipe
 
@@ -41,8 +41,5 @@ def asked_form(recipe: Recipe) -> AskedForm:
 
 def _begun(recipe: Recipe) -> str:
     """Returns the form of the first phase that this run has finished; "" if none has."""
-    for phase in recipe.phases:
-        directory = pathlib.Path(recipe.run_dir) / phase.name
-        if (directory / "model.json").is_file():
-            return open_phase(directory).style
-    return ""
+    found = (style_of_phase(pathlib.Path(recipe.run_dir) / phase.name) for phase in recipe.phases)
+    return next(filter(None, found), "")

@@ -12,9 +12,11 @@ from medkor_jax.adapt.language import make_language
 from medkor_jax.adapt.lora import make_lora
 from medkor_jax.io.bases import save_base
 from medkor_jax.io.checkpoint import digest_tree, save_tree
-from medkor_jax.io.files import write_json, write_sealed
-from medkor_jax.io.models import open_model, save_model
+from medkor_jax.io.files import read_sealed, write_json, write_sealed
+from medkor_jax.io.hf import EXPORT_RECORD
+from medkor_jax.io.models import open_model, save_model, style_of_phase
 from medkor_jax.io.streaming import WeightsError
+from medkor_jax.io.weights import _said_by_export
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 
 
@@ -195,3 +197,17 @@ def test_outside_weights_that_are_gone_are_named(tmp_path, tiny_base_dir, adapte
     shutil.rmtree(tmp_path / "models")
     with pytest.raises(WeightsError, match="needs outside weights.*models/base.*with digest"):
         open_model(tmp_path / "run/phase1")
+
+
+def test_what_was_taught_before_there_was_a_choice_was_taught_plainly(
+    phase, tiny_base_dir, tmp_path
+):
+    assert open_model(tiny_base_dir).style == "plain"  # a merge that says nothing of it
+    stored = read_sealed(phase / "model.json")
+    del stored["style"]
+    write_sealed(phase / "model.json", stored)
+    assert open_model(phase).style == style_of_phase(phase) == "plain"
+    assert style_of_phase(tmp_path / "run/phase1") == ""
+    assert _said_by_export(tmp_path) == ((), "")
+    (tmp_path / EXPORT_RECORD).write_text('{"read": []}')
+    assert _said_by_export(tmp_path) == ((), "plain")
