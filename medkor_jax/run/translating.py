@@ -85,7 +85,7 @@ class _Report:
 
     def write(self, digest: str = "", **found: Any) -> dict[str, Any]:
         """Returns what it says now, which is on disk then. digest: of the whole file."""
-        seconds = round(self._seconds + time.monotonic() - self._began, 1)
+        seconds = round(self._seconds + time.monotonic() - self._began, 3)
         said = {
             "format": FORMAT,
             "name": self.source.name,
