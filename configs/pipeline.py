@@ -19,7 +19,9 @@ KOREAN = public.KORMEDMCQA | dict(split="dev")
 
 
 def get_config(run=ALL):
-    """Returns the config of the phases `run`, and of those before them."""
+    """Returns the config of the phases `run`, and of those before them. run: also the name of the last one, as in
+    `--config configs/pipeline.py:phase3`."""
+    run = up_to(run) if isinstance(run, str) else run
     config = common.get_config()
     config.phases = ALL
     with config.unlocked():

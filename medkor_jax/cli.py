@@ -63,6 +63,7 @@ VERBS = {
     "bench": Verb("bench", "measure speed and memory beside transformers with PEFT", FIRST_ALONE),
     "plan": Verb("plan", "what every stage of a config needs on a machine: memory, time, money"),
     "profile": Verb("profile", "trace a few real steps of a stage, and say where their time goes"),
+    "init": Verb("init", "copy the configs that come with the program, to be changed"),
     "config": Verb("config", "what a config says, what its keys mean, how two configs differ"),
     "waive": Verb("waive", "let the next phase start although a verdict failed, with a reason"),
 }
@@ -145,6 +146,7 @@ def make_parser(names: Sequence[str] = tuple(VERBS)) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="medkor", description="Teach MedGemma the Korean medical licensing exam."
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version, and end")
     places = {"": parser.add_subparsers(dest="command", required=True, metavar="command")}
     for name, verb in VERBS.items():
         family, _, word = name.rpartition(" ")
@@ -159,6 +161,16 @@ def make_parser(names: Sequence[str] = tuple(VERBS)) -> argparse.ArgumentParser:
             if verb.processes != ONE:
                 add_place(command)
     return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for: every other command does without."""
+
+    def __call__(self, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"medkor {version('medkor-jax')}")
+        sys.exit(0)
 
 
 def _module(name: str):

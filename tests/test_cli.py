@@ -3,8 +3,10 @@
 import argparse
 import csv
 import importlib
+import importlib.metadata
 import inspect
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -16,7 +18,8 @@ from medkor_jax.data import embedded
 from medkor_jax.eval.verdict import GateClosed
 from medkor_jax.run import pipeline
 
-QUICKSTART = str(pathlib.Path(__file__).parents[1] / "configs/quickstart.py")
+REPOSITORY = pathlib.Path(__file__).parents[1]
+QUICKSTART = str(REPOSITORY / "configs/quickstart.py")
 
 
 @pytest.fixture
@@ -224,6 +227,11 @@ def test_scoring_without_adapters_is_scoring_the_base(tiny_base_dir, tmp_path):
         (["bench", "--cases", "txet"], 1, "'txet' is none of"),
         (["verify", "--weights", "random:tiny"], 1, "exists only here"),
         (["waive", "nowhere/verdict.json", "--reason", "x"], 3, "does not exist"),
+        (["waive", "configs", "--reason", "x"], 1, "a directory without a verdict.json"),
+        (["eval", "--weights", "configs/phase", "--exam", "embedded"], 1, "--language ko or en"),
+        (["ask", "--weights", "embedded", "--exam", "embedded"], 1, "--language ko or en"),
+        (["run", "--config", "configs/pipeline.py:phaze3"], 2, "'phaze3' is no phase"),
+        (["init", "."], 1, "is there already"),
     ],
 )
 def test_a_failure_is_one_sentence_and_its_code(arguments, code, words, capsys):
@@ -233,6 +241,55 @@ def test_a_failure_is_one_sentence_and_its_code(arguments, code, words, capsys):
     assert cli.main(arguments) == code
     error = capsys.readouterr().err
     assert error.startswith("medkor: ") and words in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("name", ["configs/phase", "rums/quickstart"])
+def test_a_directory_that_is_not_there_is_not_only_a_hub_that_is_not_reached(
+    name, capsys, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    asked = ["--exam", "embedded", "--language", "en"]
+    assert cli.main(["eval", "--weights", name, *asked]) == 1
+    said = capsys.readouterr().err
+    near = " (nearest: configs/phase" if name.startswith("configs") else ""
+    assert f"there is no {name} here{near}" in said and "as a hub id: " in said
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"medkor {importlib.metadata.version('medkor-jax')}\n"
+
+
+def test_a_config_anywhere_finds_its_neighbours_and_ours(tmp_path):
+    """In a process of its own: what one config imported is known to the next."""
+
+    def run(*words, at):
+        ran = subprocess.run(
+            [sys.executable, "-m", "medkor_jax.cli", *words],
+            cwd=at,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        )
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    quick = (REPOSITORY / "configs/quickstart.py").read_text()
+    (tmp_path / "mine.py").write_text(quick)
+    run("config", "--config", "mine.py", "--changed", at=tmp_path)
+    run("init", "study", at=tmp_path)
+    changed = tmp_path / "study/configs/common.py"
+    changed.write_text(changed.read_text().replace('"runs/medkor"', '"runs/of-the-copy"'))
+    said = run("config", "--config", "configs/phase3.py", "--changed", at=tmp_path / "study")
+    assert 'config.run_dir = "runs/of-the-copy"' in said
+
+
+def test_the_last_phase_of_a_config_is_named_behind_a_colon(capsys):
+    assert cli.main(["config", "--config", "configs/pipeline.py:phase3", "--changed"]) == 0
+    said = capsys.readouterr().out
+    assert "config.phase3.title" in said and "config.phase4a_text" not in said
 
 
 def test_no_command_is_bad_usage():

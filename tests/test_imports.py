@@ -47,8 +47,8 @@ MAY_IMPORT = {
         "run",
     ),
 }
-TOP = {"cli", "__init__", "nearest"}
-EVERYWHERE = ("nearest",)  # below all rooms
+TOP = {"cli", "__init__", "nearest", "bar"}
+EVERYWHERE = ("nearest", "bar")  # below all rooms
 BANNED = {
     "data": ("jax", "jaxlib", "flax", "optax", "orbax", "torch"),
     "": (

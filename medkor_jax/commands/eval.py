@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from medkor_jax.bar import Bar
 from medkor_jax.commands.arguments import (
     WEIGHTS,
     add_dtype,
@@ -28,7 +29,7 @@ from medkor_jax.commands.arguments import (
     add_thinking,
     whole,
 )
-from medkor_jax.commands.exam_parts import read_parts, usual
+from medkor_jax.commands.exam_parts import Part, read_parts, usual
 from medkor_jax.commands.opening import check_mesh, open_scorer, shown
 from medkor_jax.data.contents import checksum
 from medkor_jax.data.leakage import find_leaks
@@ -42,10 +43,12 @@ from medkor_jax.data.thinking import check_thinking, switch
 from medkor_jax.eval.asked import contexts_digest
 from medkor_jax.eval.exam import MAX_REASONING_TOKENS, READ_VERSION, evaluate
 from medkor_jax.eval.report import Report
+from medkor_jax.eval.scorer import ModelScorer
 from medkor_jax.eval.translation import MAX_TRANSLATION_TOKENS, evaluate_translation
 from medkor_jax.eval.translation_report import TranslationReport
 from medkor_jax.io.loaded_model import style_of
 from medkor_jax.io.models import Model
+from medkor_jax.parallel import hosts
 from medkor_jax.parallel.hosts import say
 from medkor_jax.parallel.mesh import MeshShape
 from medkor_jax.run.corpora import describe_leak, documents_read
@@ -189,7 +192,7 @@ def evaluate_file(
     how |= dict(mode=mode, max_new_tokens=max_new_tokens, form=form)
     how |= dict(max_thinking_tokens=max_thinking_tokens)
     with open_scorer(model, **opened) as scorer:
-        reports = [evaluate(scorer, part.questions, shots=part.shots, **how) for part in parts]
+        reports = [_asked(scorer, part, exam, how) for part in parts]
     made_by = _made_by(model, dtype) | {
         "limit": limit,
         "fewshot": (fewshot or exam) if n_shots else None,
@@ -199,6 +202,19 @@ def evaluate_file(
     }
     answers = tuple(answer for report in reports for answer in report.answers)
     return dataclasses.replace(reports[0], answers=answers, made_by=made_by)
+
+
+def _asked(scorer: ModelScorer, part: Part, exam: str, how: dict[str, Any]) -> Report:
+    """Returns the answers to one part of an exam; says meanwhile how far it is."""
+    n = len(part.questions)
+    with Bar(exam, total=n, unit="question", on=hosts.is_first()) as bar:
+        return evaluate(
+            scorer,
+            part.questions,
+            shots=part.shots,
+            on_progress=lambda done, _: bar.to(done),
+            **how,
+        )
 
 
 def _made_by(model: Model, dtype: str) -> dict[str, Any]:
@@ -276,7 +292,11 @@ def evaluate_pairs(
     model = open_model(weights)
     seen_in_training(model, weights, pairs, asked)
     opened: Any = dict(dtype=dtype, batch_size=batch_size, style=style, mesh_shape=mesh)
-    with open_scorer(model, **opened) as scorer:
+    n = 2 * len(asked)  # both ways
+    with (
+        open_scorer(model, **opened) as scorer,
+        Bar(pairs, total=n, unit="translation", on=hosts.is_first()) as bar,
+    ):
         return evaluate_translation(
             scorer,
             asked,
@@ -284,4 +304,5 @@ def evaluate_pairs(
             split=known_split(pairs, split),
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
+            on_progress=lambda done, _: bar.to(done),
         )

@@ -41,7 +41,7 @@ def load(source: Source, *, drop_bad: bool) -> Loaded[Question]:
     if source.path == rows.EMBEDDED:
         if not source.language:
             raise ValueError(
-                f"source {source.name!r}: the embedded exam is in two languages; set language to 'ko' or 'en'"
+                f"source {source.name!r}: the embedded exam is in two languages: say which (--language ko or en; in a config, `language` of the source)"
             )
         told = embedded.reasonings if source.kind == "reasoning" else embedded.questions
         questions = told(source.split, source.language)

@@ -36,6 +36,7 @@ from medkor_jax.model.config import ModelConfig, preset
 from medkor_jax.model.dtypes import check_param_dtype, float_of
 from medkor_jax.model.params import Tree, abstract_base, matrix_paths
 from medkor_jax.model.quantized import Quantized, stack_quantizer
+from medkor_jax.nearest import nearest
 from medkor_jax.parallel import hosts
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -156,7 +157,25 @@ def _open_path(name: str) -> Weights | None:
 
 
 def _open_hub(name: str) -> Weights | None:
-    return _from_hf(name, download(name)) if is_hub_id(name) else None
+    if not is_hub_id(name):
+        return None
+    from huggingface_hub import errors
+
+    try:
+        directory = download(name)
+    except WeightsError as error:
+        is_known = isinstance(error.__cause__, errors.GatedRepoError)
+        here = "" if is_known else _said_of_a_path(name)
+        raise type(error)(f"{here}{error}") from error
+    return _from_hf(name, directory)
+
+
+def _said_of_a_path(name: str) -> str:
+    """Returns what is said of "runs/quickstrat" in case a directory was meant."""
+    parent = pathlib.Path(name).parent
+    beside = [str(path) for path in parent.iterdir()] if parent.is_dir() else []
+    near = nearest(name, beside, least=0.6)
+    return f"there is no {name} here{f' (nearest: {near})' if near else ''}; as a hub id: "
 
 
 def is_hub_id(name: str) -> bool:

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import medkor_jax
 from medkor_jax.nearest import nearest
 from medkor_jax.run.building import build, fields_of, make, unknown
 from medkor_jax.run.choosing import check_candidates
@@ -26,6 +27,9 @@ from medkor_jax.run.config_keys import keys_of, renamed
 from medkor_jax.run.defaults import complete, is_mapping, phase_names
 from medkor_jax.run.gate_rules import check_gates
 from medkor_jax.run.phases import ConfigError, Phase, Recipe
+
+CONFIGS = pathlib.Path(medkor_jax.__file__).resolve().parent.parent / "configs"
+"""The configs that come with the program: beside the package, in a checkout and where it is installed."""
 
 _OVERRIDE = re.compile(r"(?P<flag>--?(?:no)?config\.)(?P<keys>[^=\s]+)")
 
@@ -64,12 +68,7 @@ def load_layers(path: str, overrides: Sequence[str] = ()) -> Layers:
     if not file.is_file():
         near = nearest(file, map(str, file.parent.glob("*.py")), least=0.6)
         raise ConfigError(f"no config file {file}" + (f"; nearest: {near}" if near else ""))
-    for place in (
-        file.resolve().parent.parent,
-        pathlib.Path.cwd(),
-    ):  # so that `from configs import common` works
-        if str(place) not in sys.path:
-            sys.path.insert(0, str(place))
+    _make_configs_importable(file)
     named = [parts for text in overrides if (parts := _named_by(text))]
     with _as_config_errors(path):
         values = flags.FlagValues()
@@ -88,6 +87,13 @@ def load_layers(path: str, overrides: Sequence[str] = ()) -> Layers:
                 f"not understood: {' '.join(left)}; overrides read --config.phase3.steps=100"
             )
     return Layers(path, of_file, values.config, frozenset(map(".".join, named)))
+
+
+def _make_configs_importable(file: pathlib.Path) -> None:
+    """So that `from configs import common` finds the file's neighbours, else those of the working directory, else ours."""
+    for place in (CONFIGS.parent, file.resolve().parent.parent, pathlib.Path.cwd()):
+        if (place / "configs").is_dir() and str(place) not in sys.path:
+            sys.path.insert(0, str(place))
 
 
 def _named_by(override: str) -> list[str]:
@@ -132,7 +138,21 @@ def _as_config_errors(path: str) -> Iterator[None]:
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         said = str(error.args[0]) if error.args else repr(error)  # str() of a KeyError is quoted
+        said = _without_traceback(said)
         raise ConfigError(f"{path}: {_in_short(' '.join(said.split()))}") from error
+
+
+def _without_traceback(said: str) -> str:
+    """Returns what an error in a config file said, and its place, of the traceback that ml_collections makes of it."""
+    if "Traceback (most recent call last)" not in said:
+        return said
+    places = re.findall(r'File "([^"]+)", line (\d+)', said)
+    words = re.findall(r"^\w*(?:Error|Exception): (.*)$", said, re.MULTILINE) or [
+        said.splitlines()[-1]
+    ]
+    of_config = [(file, line) for file, line in places if "ml_collections" not in file]
+    at = " ({}, line {})".format(*of_config[-1]) if of_config else ""
+    return f"{words[-1]}{at}"
 
 
 def _in_short(said: str) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from medkor_jax.bar import Bar
 from medkor_jax.data.contents import file_digest
 from medkor_jax.data.rows import Source
 from medkor_jax.eval.exam import evaluate
@@ -153,18 +154,20 @@ class Measurer:
         hosts.at(f"exam {name}")
         questions = self.corpora.questions(exam.source)
         shots = self.corpora.questions(exam.fewshot)[: exam.shots] if exam.fewshot else ()
-        return evaluate(
-            self.scorer(loaded, exam.batch_size),
-            questions,
-            mode=exam.mode,
-            shots=shots,
-            source=name,
-            split=exam.source.split,
-            batch_size=exam.batch_size,
-            max_new_tokens=exam.max_new_tokens,
-            max_thinking_tokens=exam.max_thinking_tokens,
-            form=self.recipe.reasoning,
-        )
+        with Bar(name, total=len(questions), unit="question", on=hosts.is_first()) as bar:
+            return evaluate(
+                self.scorer(loaded, exam.batch_size),
+                questions,
+                mode=exam.mode,
+                shots=shots,
+                source=name,
+                split=exam.source.split,
+                batch_size=exam.batch_size,
+                max_new_tokens=exam.max_new_tokens,
+                max_thinking_tokens=exam.max_thinking_tokens,
+                form=self.recipe.reasoning,
+                on_progress=lambda done, _: bar.to(done),
+            )
 
     def _stored(self, digest: str, kind: str, name: str, asked: str) -> dict[str, Any] | None:
         """Returns what was measured of this very model, asked this very thing; None if that was never done, or is damaged."""
@@ -227,11 +230,15 @@ class Measurer:
         )
 
     def _translate(self, loaded: LoadedModel, source: Source) -> TranslationReport:
-        return evaluate_translation(
-            self.scorer(loaded),
-            self.corpora.pairs(source),
-            source=source.name,
-            split=source.subset or source.split,
-            batch_size=_TRANSLATION_BATCH,
-            max_new_tokens=self.recipe.max_translation_tokens,
-        )
+        pairs = self.corpora.pairs(source)
+        n = 2 * len(pairs)  # both ways
+        with Bar(source.name, total=n, unit="translation", on=hosts.is_first()) as bar:
+            return evaluate_translation(
+                self.scorer(loaded),
+                pairs,
+                source=source.name,
+                split=source.subset or source.split,
+                batch_size=_TRANSLATION_BATCH,
+                max_new_tokens=self.recipe.max_translation_tokens,
+                on_progress=lambda done, _: bar.to(done),
+            )

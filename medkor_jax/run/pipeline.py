@@ -46,6 +46,7 @@ from medkor_jax.run.lineage import Finished, Lineage, Stale
 from medkor_jax.run.measurement import Measured, Measurer, read_evidence
 from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import ConfigError, Phase, Recipe
+from medkor_jax.run.provenance import note_start
 from medkor_jax.run.readiness import make_ready
 from medkor_jax.run.stage_plans import stage_plan
 from medkor_jax.run.summary import closing_table
@@ -120,6 +121,7 @@ class Run:
             "judged again" if finished else "started",
             upstream=[first.digest],
         )
+        note_start(self.directory / phase.name, self.recipe)
         course = self._begin(phase, itertools.chain([first], models), finished)
         if finished:
             self._load_trained(course, finished)

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from medkor_jax.bar import Bar
 from medkor_jax.parallel import hosts
 from medkor_jax.train.metrics import MetricsLog
 from medkor_jax.train.stage_plan import StagePlan
@@ -28,23 +29,13 @@ class Progress:
     """Of one stage, from step `start` on. saved: the step of the last checkpoint."""
 
     def __init__(self, plan: StagePlan, start: int, saved: Callable[[], int]) -> None:
-        from tqdm import tqdm
-
         stage = plan.stage
         self._name, self._start, self._saved = plan.name, start, saved
         self._rates = {
             rule.name: learning_rate(rule, stage.schedule) for rule in stage.rules_in_force
         }
         self._log = MetricsLog(plan.directory, start)
-        self._bar = tqdm(
-            total=stage.steps,
-            initial=start,
-            desc=plan.name,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=1.0,
-            disable=not hosts.is_first(),
-        )
+        self._bar = Bar(plan.name, total=stage.steps, unit="step", start=start, on=hosts.is_first())
         self._waiting: list[tuple[int, int, dict[str, float], Any]] = []
         self._clock = time.perf_counter()
 
@@ -110,13 +101,12 @@ class Progress:
             self._log.write(number, row)
             self._require_finite(number, row["loss"])
         shown = {"reward": f"{row['rollout/reward']:.3f}"} if "rollout/reward" in row else {}
-        self._bar.set_postfix(
+        self._bar.to(
+            self._waiting[-1][0],
             loss=f"{float(row['loss']):.3f}",
             tokens_s=f"{row['tokens_per_second']:.0f}",
             **shown,
-            refresh=False,
         )
-        self._bar.update(self._waiting[-1][0] - self._bar.n)
         self._waiting.clear()
 
     def validated(self, number: int, nats: float) -> None:

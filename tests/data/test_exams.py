@@ -313,7 +313,7 @@ def test_a_rationale_to_another_letter_than_the_key_is_left_out(write_jsonl):
 
 
 def test_embedded_exam_needs_a_language():
-    with pytest.raises(ValueError, match="set language to 'ko' or 'en'"):
+    with pytest.raises(ValueError, match="two languages: say which .--language ko or en"):
         load("embedded", split="valid")
     korean, english = (
         load("embedded", split="valid", language=language).rows for language in ("ko", "en")
