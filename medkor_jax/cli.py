@@ -65,6 +65,9 @@ VERBS = {
     "profile": Verb("profile", "trace a few real steps of a stage, and say where their time goes"),
     "init": Verb("init", "copy the configs that come with the program, to be changed"),
     "config": Verb("config", "what a config says, what its keys mean, how two configs differ"),
+    "runs": Verb("runs", "what is in the runs directory, a line a run"),
+    "show": Verb("show", "how far a run is, phase by phase, and how it was made"),
+    "gc": Verb("gc", "list what of a run can go; delete it only when told"),
     "waive": Verb("waive", "let the next phase start although a verdict failed, with a reason"),
 }
 FAMILIES = {

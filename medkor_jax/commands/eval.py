@@ -12,8 +12,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import pathlib
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +27,7 @@ from medkor_jax.commands.arguments import (
     add_thinking,
     whole,
 )
-from medkor_jax.commands.exam_parts import Part, read_parts, usual
+from medkor_jax.commands.exam_parts import Part, known_split, read_parts, usual
 from medkor_jax.commands.opening import check_mesh, open_scorer, shown
 from medkor_jax.data.contents import checksum
 from medkor_jax.data.leakage import find_leaks
@@ -53,16 +51,6 @@ from medkor_jax.parallel.hosts import say
 from medkor_jax.parallel.mesh import MeshShape
 from medkor_jax.run.corpora import describe_leak, documents_read
 from medkor_jax.run.named_model import open_model
-
-SPLITS = (
-    "train",
-    "training",
-    "valid",
-    "validation",
-    "dev",
-    "test",
-    "fewshot",
-)  # words in a file's name that say which it is
 
 _KEYS = "what number keys count from, if the exam does not tell"
 _LONGEST = "reason mode (default 512) and --pairs (default 256): longest answer"
@@ -248,14 +236,6 @@ def seen_in_training(
         "sources": [name for name, _ in documents],
         "not_compared": [words.split(":")[0] for words in lost],
     }
-
-
-def known_split(path: str, split: str) -> str:
-    """Returns the split as far as it is known: of a file, what its name says; of a hub id or what is embedded, what was asked for."""
-    if not pathlib.Path(path).is_file():
-        return split
-    words = re.split(r"[^a-z]+", pathlib.Path(path).name.lower())
-    return next((word for word in words if word in SPLITS), "not said")
 
 
 def evaluate_pairs(

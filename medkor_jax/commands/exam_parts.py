@@ -9,6 +9,8 @@ What it does not do: ask.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +19,9 @@ from medkor_jax.data.named_exams import NAMED
 from medkor_jax.data.question import Question
 from medkor_jax.data.rows import Source
 from medkor_jax.data.sources import load_questions
+
+_SPLITS = ("train", "training", "valid", "validation", "dev", "test", "fewshot")
+"""Words in a file's name that say which it is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,3 +85,11 @@ def read_parts(
             )
         parts.append(Part(questions, shots))
     return parts
+
+
+def known_split(path: str, split: str) -> str:
+    """Returns the split as far as it is known: of a file, what its name says; of a hub id or what is embedded, what was asked for."""
+    if not pathlib.Path(path).is_file():
+        return split
+    words = re.split(r"[^a-z]+", pathlib.Path(path).name.lower())
+    return next((word for word in words if word in _SPLITS), "not said")

@@ -51,14 +51,20 @@ def note_start(directory: pathlib.Path, recipe: Recipe) -> None:
         "processes": hosts.n_processes(),
         **_software(),
     }
-    text = config_file(plain(recipe), "Resolved: what this phase ran with.")
+    text = config_file(plain(recipe), f"What {directory.name} ran with")
     before = hosts.first("starts before", lambda: read_provenance(directory))
     starts = before.get("starts", [])
     if starts and before["config"] != text:
         starts[-1].setdefault("config", before["config"])
     write_json(
         directory / FILE,
-        {"format": FORMAT, "phase": directory.name, "config": text, "starts": [*starts, start]},
+        {
+            "format": FORMAT,
+            "phase": directory.name,
+            "run": [phase.name for phase in recipe.in_force],
+            "config": text,
+            "starts": [*starts, start],
+        },
     )
 
 

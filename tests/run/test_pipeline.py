@@ -61,13 +61,6 @@ def make_config(run_dir, weights):
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def finished(tiny_base_dir, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("finished") / "run"
-    pipeline.Run(make_recipe(make_config(directory, tiny_base_dir))).all()
-    return directory
-
-
 @pytest.fixture
 def run_dir(finished, tmp_path):
     """A copy of the finished run, to be spoilt."""
