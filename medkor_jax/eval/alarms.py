@@ -1,6 +1,6 @@
 """What looks wrong in a report: sentences with numbers and the usual cause.
 
-    find_alarms(report)      # ("no answer could be read in 12 of 40 texts, ...",)
+    find_alarms(report)      # (Alarm("unread answers", "no answer could be read in 12 of 40 texts, ..."),)
 
 An alarm stops nothing; the gate decides what it forbids.
 """
@@ -8,6 +8,7 @@ An alarm stops nothing; the gate decides what it forbids.
 from __future__ import annotations
 
 import collections
+from typing import NamedTuple
 
 from medkor_jax.data.question import LETTERS
 from medkor_jax.eval import stats
@@ -18,14 +19,29 @@ DOMINANT_SHARE = 0.6  # of answers on one letter ...
 DOMINANT_EXCESS = 0.2  # ... and this much more than the key has of it
 DOMINANT_MIN_ANSWERS = 10
 UNPARSED_SHARE = 0.1
+_EVEN = 1.02  # the likeliest option's probability, as a multiple of an even share: below, none is preferred
 LENGTH_EXCESS = 0.2  # answers on the shortest (or longest) option more than the key has of them, beyond guessing's error
 
 
-def find_alarms(report: Scored) -> tuple[str, ...]:
+class Alarm(NamedTuple):
+    """short: what it is about, in a few words, for whoever was told of it before."""
+
+    short: str
+    words: str
+
+
+def find_alarms(report: Scored) -> tuple[Alarm, ...]:
     """Returns the alarms of a report, gravest first; () if nothing looks wrong."""
-    about_answers = (_chance_alarm, _dominance_alarm, _length_alarm, _unparsed_alarm)
-    raised = (*(find(report) for find in about_answers), *_prompt_alarms(report))
-    return tuple(alarm for alarm in raised if alarm)
+    about_answers = {
+        "at chance": _chance_alarm,
+        "one letter": _dominance_alarm,
+        "by length": _length_alarm,
+        "unread answers": _unparsed_alarm,
+    }
+    raised = [
+        Alarm(short, words) for short, find in about_answers.items() if (words := find(report))
+    ]
+    return (*raised, *(Alarm("prompts", words) for words in _prompt_alarms(report)))
 
 
 def _chance_alarm(report: Scored) -> str | None:
@@ -40,18 +56,38 @@ def _chance_alarm(report: Scored) -> str | None:
             "counted from 0 against 1, digits against letters, options shuffled without their key), or the prompt is "
             "not the one trained on."
         )
+    return (
+        f"{found}, not told apart from guessing ({score.chance:.1%}; guessing does as well with probability {p:.2f}). "
+        f"Likely cause: {_cause_of_chance(report)}."
+    )
+
+
+def _cause_of_chance(report: Scored) -> str:
+    """Returns the likeliest cause of this case first: what the probabilities say, else how many questions there are."""
     by_mode = {
         "letter": "letters compared with a space where training had none",
         "harness": "few-shot answers in digits where letters are asked",
         "reason": "a model that was never taught to reason in this form",
         "cloze": "questions that make no sense without their options",
         "cloze_norm": "questions that make no sense without their options",
-    }
-    return (
-        f"{found}, not told apart from guessing ({score.chance:.1%}; guessing does as well with probability {p:.2f}). "
-        f"Likely cause: weights not loaded, a prompt format the model never saw, {by_mode[report.mode]}, a model too "
-        "small for this exam, or too few questions."
+    }[report.mode]
+    lost = "weights not loaded, or a prompt format the model never saw"
+    spread = [max(a.probabilities) * a.n_options for a in report.answers if a.probabilities]
+    if spread and sum(spread) / len(spread) < _EVEN:
+        return f"{lost}: it finds all options equally likely; else {by_mode}"
+    n, chance = report.overall.n, report.overall.chance
+    needed = _told_from(n, chance)
+    few = (
+        f"too few questions: of {n}, less than {needed:.0%} right can be luck; "
+        if needed > chance + 0.1
+        else ""
     )
+    return f"{few}a model that does not know this (small, or not yet trained on it); {by_mode}; or {lost}"
+
+
+def _told_from(n: int, chance: float) -> float:
+    """Returns the least share right of `n` whose 95 % interval lies above `chance`."""
+    return next((k / n for k in range(n + 1) if stats.wilson(k, n).low > chance), 1.0)
 
 
 def _dominance_alarm(report: Scored) -> str | None:

@@ -16,7 +16,7 @@ import os
 from typing import Any
 
 from medkor_jax.data.style import PLAIN
-from medkor_jax.eval.alarms import find_alarms
+from medkor_jax.eval.alarms import Alarm, find_alarms
 from medkor_jax.eval.lines import read_lines, write_lines
 from medkor_jax.eval.scores import OF_REASONING, Answer, Score, Scored
 
@@ -41,6 +41,15 @@ class Report(Scored):
     @functools.cached_property
     def alarms(self) -> tuple[str, ...]:
         """Sentences: what looks wrong, with numbers, and the likely cause."""
+        return tuple(alarm.words for alarm in self._alarms)
+
+    @property
+    def alarming(self) -> tuple[str, ...]:
+        """The same in a few words each: "at chance", "one letter", ..."""
+        return tuple(alarm.short for alarm in self._alarms)
+
+    @functools.cached_property
+    def _alarms(self) -> tuple[Alarm, ...]:
         return find_alarms(self)
 
     def summary(self) -> dict[str, Any]:

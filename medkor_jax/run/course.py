@@ -15,7 +15,7 @@ from typing import Any
 
 from medkor_jax.data.licences import TRAINED_ON, licence_of
 from medkor_jax.data.rows import Source
-from medkor_jax.eval.judgement import Evidence, Judgement, judge_all
+from medkor_jax.eval.judgement import Evidence, Judgement, judge_all, said_of
 from medkor_jax.eval.verdict import GateClosed, read_verdict, waive, write_verdict
 from medkor_jax.io.files import write_json
 from medkor_jax.io.loaded_model import LoadedModel
@@ -55,7 +55,7 @@ class Course:
             phase.gate, phase.exam, found, start, self.reference, looks=phase.looks
         )
         self.looks.append((what, judgement))
-        say(f"{phase.name}, {what}: {judgement.words}")
+        say(f"{phase.name}, {what}: {said_of(judgement.words, phase.gate.on_failure)}")
         return judgement
 
 

@@ -86,6 +86,7 @@ class Measurer:
         self, recipe: Recipe, corpora: Corpora, directory: pathlib.Path, mesh: jax.sharding.Mesh
     ) -> None:
         self.recipe, self.corpora, self.directory, self.mesh = recipe, corpora, directory, mesh
+        self._told: dict[str, set[str]] = {}  # alarms by exam
 
     def measure(self, phase: Phase, loaded: LoadedModel, when: str) -> Measured:
         """Returns all that is measured in `phase` of the model as it stands, and prints it."""
@@ -101,9 +102,7 @@ class Measurer:
                 stored["files"][name] = self._write(
                     own / "answers" / f"{name}-{when}.jsonl", reports[name]
                 )
-                say(
-                    f"  {when}, {reports[name].table() if reports[name].alarms else phase_lines(name, reports[name])}"
-                )
+                say(f"  {when}, {self._said(name, reports[name])}")
             stored["exams"][name], stored["asked"][f"exams/{name}"] = reports[name].summary(), asked
         for source in recipe.held_out:
             name, asked = source.name, held_out_asked(recipe, self.corpora, source)
@@ -133,6 +132,16 @@ class Measurer:
             stored["asked"][key] = asked
         self._seal(own / f"measured-{when}.json", stored)
         return Measured(reports, stored)
+
+    def _said(self, name: str, report: Report) -> str:
+        """Returns what is said of an exam: in full with its alarms the first time that they are raised, else in one line."""
+        told = self._told.setdefault(name, set())
+        is_new = not told.issuperset(report.alarming)
+        told.update(report.alarming)
+        if is_new:
+            return report.table()
+        before = f"; ALARM as before: {', '.join(report.alarming)}" if report.alarming else ""
+        return phase_lines(name, report) + before
 
     def candidate(self, phase: Phase, model: Model, load: Callable[[Model], LoadedModel]) -> Report:
         """Returns a candidate's answers to the phase's exam, which are on disk then. load: called only if it was never asked."""

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from medkor_jax.eval.judgement import said_of
 from medkor_jax.eval.verdict import GateClosed, read_verdict
 from medkor_jax.io.models import is_run
 from medkor_jax.run.provenance import read_provenance
@@ -145,12 +146,12 @@ def _verdict(directory: pathlib.Path) -> tuple[str, str]:
         verdict = read_verdict(directory / "verdict.json")
     except GateClosed as error:
         return "damaged", str(error)
-    words = verdict["judgement"]["words"]
+    words = said_of(verdict["judgement"]["words"], verdict["gate"]["on_failure"])
     if verdict["passed"]:
         return "passed", words
     if not verdict["waiver"]:
         return "closed", words
-    is_recorded = verdict["gate"].get("on_failure") == "continue"
+    is_recorded = verdict["gate"]["on_failure"] == "continue"
     return ("recorded" if is_recorded else "waived"), words
 
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from medkor_jax.data.contents import checksum
 from medkor_jax.data.reading import add_readings
-from medkor_jax.eval.judgement import Evidence
+from medkor_jax.eval.judgement import Evidence, said_of
 from medkor_jax.eval.scoring import Scorer
 from medkor_jax.eval.verdict import read_verdict
 from medkor_jax.io.bases import open_base
@@ -108,7 +108,8 @@ class Run:
         if finished and not finished.judged_otherwise:
             self.lineage.open(phase.name)
             judged = read_verdict(self.directory / phase.name / "verdict.json")["judgement"]
-            say(f"\n{phase.name}: done before; {judged['words']}")
+            words = said_of(judged["words"], phase.gate.on_failure)
+            say(f"\n{phase.name}: done before; {words}")
             return
         say(f"\n== {phase.name}: {phase.title}")
         if finished:

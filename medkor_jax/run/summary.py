@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from medkor_jax.data.licences import TRAINED_ON, licence_notes
+from medkor_jax.eval.judgement import said_of
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.translation_report import METRIC_NAMES
 from medkor_jax.eval.verdict import GateClosed, read_verdict
+from medkor_jax.run.changes import Change, read_change
 from medkor_jax.run.translation_files import report_words, reports_of
 
 FINAL = "final.json"
@@ -66,10 +68,13 @@ def closing_table(run_dir: pathlib.Path, phases: Sequence[str]) -> str:
             lines.append(
                 f"  {'loss, ' + name:<28} {before['watch'][name]['nats']:>8.3f} -> {loss['nats']:.3f}"
             )
+        here = run_dir / summary["phase"]
         for name, report in after["exams"].items():
             lines.append(
                 f"  {'exam, ' + name:<28} {_score(before['exams'][name]):>8} -> {_score(report, interval=True)}"
             )
+            if change := read_change(name, (here, before), (here, after)):
+                lines.append(f"  {'':<28} {'':>8}    {change.words}{_not_learnt(report, change)}")
             if shares := report.get("reasoning"):
                 lines.append(
                     f"  {'  of these texts':<28} {shares['both']:.1%} have the format and one letter"
@@ -101,6 +106,9 @@ def closing_table(run_dir: pathlib.Path, phases: Sequence[str]) -> str:
         lines.append(
             f"  {name} exam {start}{since} -> {_score(last['after']['exams'][name], interval=True)}"
         )
+        was = (run_dir / asked_first["phase"], asked_first["before"])
+        if change := read_change(name, was, (run_dir / last["phase"], last["after"])):
+            lines.append(f"    {change.words} over these phases, the same {change.n} questions")
     lines += [f"  translated exam, {report_words(report)}" for report in reports_of(run_dir)]
     lines += [f"  {note}" for note in licence_notes(_trained_on(summaries))]
     return "\n".join([*lines, *_final_lines(run_dir)])
@@ -174,6 +182,11 @@ def _score(summary: dict[str, Any], interval: bool = False) -> str:
     return f"{text} [{score['low']:.1%}, {score['high']:.1%}] of {score['n']} ({summary['mode']}, {summary['split']})"
 
 
+def _not_learnt(report: dict[str, Any], change: Change) -> str:
+    """A reasoned exam is what its phases train for: a fall there is named for what it is."""
+    return ": not learnt" if report["mode"] == "reason" and change.verdict == "fell" else ""
+
+
 def _translation_lines(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Returns 'en-ko chrF 12.1 -> 61.0 [58.2, 63.5] over 40' for each direction and metric."""
     lines = []
@@ -189,5 +202,9 @@ def _translation_lines(before: dict[str, Any], after: dict[str, Any]) -> list[st
 def _verdict(verdict: dict[str, Any] | None) -> str:
     if verdict is None:
         return "missing or damaged"
+    on_failure = verdict["gate"]["on_failure"]
+    words = said_of(verdict["judgement"]["words"], on_failure)
+    if on_failure == "continue":
+        return words
     waived = f" Waived: {verdict['waiver']['reason']}." if verdict["waiver"] else ""
-    return f"{'PASSED' if verdict['passed'] else 'CLOSED'}. {verdict['judgement']['words']}{waived}"
+    return f"{'PASSED' if verdict['passed'] else 'CLOSED'}. {words}{waived}"

@@ -211,6 +211,28 @@ def test_each_fault_raises_its_alarm_with_a_cause(make_report, predicted, key, w
     assert f"ALARM: {alarm}" in make_report(predicted, key).table()
 
 
+@pytest.mark.parametrize(
+    ("n", "likeliest", "first"),
+    [
+        (8, 0.2, "weights not loaded"),
+        (80, 0.2, "weights not loaded"),
+        (8, 0.7, "too few questions: of 8, less than 50% right can be luck"),
+        (200, 0.7, "a model that does not know this"),
+        (200, None, "a model that does not know this"),
+    ],
+)
+def test_the_likeliest_cause_of_chance_comes_first(make_report, n, likeliest, first):
+    report = make_report(("ABCDE" * n)[:n], (("BCDEA" * 4 + "ABCDE") * n)[:n])
+    if likeliest:
+        rest = (1 - likeliest) / 4
+        sure = [(likeliest, rest, rest, rest, rest)] * n
+        answers = [dataclasses.replace(a, probabilities=p) for a, p in zip(report.answers, sure)]
+        report = dataclasses.replace(report, answers=tuple(answers))
+    (alarm,) = [alarm for alarm in report.alarms if "not told apart from guessing" in alarm]
+    assert f"Likely cause: {first}" in alarm
+    assert report.alarming[0] == "at chance"
+
+
 def test_chance_follows_the_number_of_options(make_report):
     assert not make_report(
         "AB" * 10, "AB" * 5 + "BA" * 5, n_options=5

@@ -1,5 +1,6 @@
 """The closing table, from files as a run leaves them."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,7 +9,7 @@ from medkor_jax.eval.gate import Condition, Gate
 from medkor_jax.eval.judgement import Evidence, judge_all
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.scores import Answer
-from medkor_jax.eval.verdict import write_verdict
+from medkor_jax.eval.verdict import waive, write_verdict
 from medkor_jax.run.summary import closing_table
 
 
@@ -146,6 +147,77 @@ def test_what_came_of_the_whole_is_told_of_the_model_that_was_taken(tmp_path):
     assert "korean loss 3.000 -> 3.200 (NOT lower than before)" in lines
     assert "english exam 60.0% -> 65.0% [55.0%, 75.0%] of 40 (cloze, valid)" in lines
     assert any(line.startswith("phase0 title") for line in lines)  # it is shown all the same
+
+
+def exam_of(directory, when, report):
+    """What a phase's summary says of the exam `english`, whose answers are on disk then."""
+    report.write(directory / f"{when}.jsonl")
+    return {
+        "digest": when,
+        "watch": {},
+        "exams": {"english": report.summary()},
+        "translations": {},
+        "answers": {"english": f"{when}.jsonl"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("mode", "right", "words"),
+    [
+        ("letter", (30, 60), "+30.0 points [+21."),
+        ("letter", (30, 33), "+3.0 points"),
+        ("letter", (60, 30), "-30.0 points"),
+        ("reason", (60, 30), "fell: not learnt"),
+    ],
+)
+def test_what_rose_or_fell_is_said_with_its_paired_interval(
+    mode, right, words, make_report, tmp_path
+):
+    before, after = (make_report("A" * n + ("BCDE" * 25)[: 100 - n]) for n in right)
+    if mode == "reason":
+        written = dict(has_format=True, is_whole=True, n_tokens=9)
+        before, after = (
+            dataclasses.replace(
+                report,
+                mode=mode,
+                max_new_tokens=20,
+                answers=tuple(dataclasses.replace(a, **written) for a in report.answers),
+            )
+            for report in (before, after)
+        )
+    pair = [exam_of(tmp_path / "phase3", w, r) for w, r in (("b", before), ("a", after))]
+    (tmp_path / "phase3/summary.json").write_text(json.dumps(
+        {"phase": "phase3", "model": "a", "title": "", "seconds": 1, "rounds": 0, "before": pair[0], "after": pair[1]}
+    ))  # fmt: skip
+    table = closing_table(tmp_path, ["phase3"])
+    how = {30: "rose", 3: "cannot be told apart", -30: "fell"}[right[1] - right[0]]
+    assert words in table and table.count(f", {how}") == 2
+    assert ("not learnt" in table) == (mode == "reason")
+    assert f"{how} over these phases, the same 100 questions" in table
+
+
+def test_other_questions_are_not_compared(make_report, tmp_path):
+    pair = [exam_of(tmp_path / "phase3", w, make_report("A" * n)) for w, n in (("b", 9), ("a", 8))]
+    (tmp_path / "phase3/summary.json").write_text(json.dumps(
+        {"phase": "phase3", "model": "a", "title": "", "seconds": 1, "rounds": 0, "before": pair[0], "after": pair[1]}
+    ))  # fmt: skip
+    assert "points" not in closing_table(tmp_path, ["phase3"])
+
+
+def test_a_gate_that_stops_nothing_says_recorded(make_report, tmp_path):
+    write(tmp_path, "phase0", measured(4.0, 0.5), measured(4.5, 0.55))
+    report = make_report("A" * 20 + "B" * 20)
+    gate = Gate(threshold=0.97, reading="absolute", on_failure="continue")
+    found = Evidence({"english": report}, {})
+    path = tmp_path / "phase0/verdict.json"
+    write_verdict(path, phase="phase0", gate=gate, looks=[("after", judge_all(gate, "english", found, found, found))],
+                  report=report, reference=None, digests=dict(weights="w", data="d", config="c"))  # fmt: skip
+    waive(path, "the config says so")
+    (line,) = [
+        line for line in closing_table(tmp_path, ["phase0"]).split("\n") if "verdict:" in line
+    ]
+    assert "Recorded, and goes on (as a gate it would stay closed): 50.0%" in line
+    assert "CLOSED" not in line and "Waived" not in line
 
 
 def test_a_run_without_a_finished_phase_says_so(tmp_path):
