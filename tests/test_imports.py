@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "train": ("model", "adapt", "io", "data", "parallel", "eval.answers"),
     "eval": ("model", "adapt", "io", "data", "parallel"),
     "run": ("model", "adapt", "io", "data", "parallel", "train", "eval"),
+    "report": ("data", "io", "parallel", "train", "eval", "run"),
     "plan": ("model", "adapt", "parallel", "train", "run", "io", "data"),
     "profiling": ("model", "adapt", "parallel", "train", "run", "io", "data"),
     "bench": ("model", "adapt", "io", "data", "parallel", "train", "eval", "plan", "run"),
@@ -45,6 +46,7 @@ MAY_IMPORT = {
         "profiling",
         "bench",
         "run",
+        "report",
     ),
 }
 TOP = {"cli", "__init__", "nearest", "bar"}

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 from medkor_jax.commands import dry_run, preflight
 from medkor_jax.commands.arguments import CONFIG
+from medkor_jax.commands.report import write_at_the_end
+from medkor_jax.eval.verdict import GateClosed
 from medkor_jax.parallel.hosts import say
 from medkor_jax.run import pipeline
 from medkor_jax.run.config_file import load_recipe
@@ -48,5 +50,10 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         return code
     for aside in restart(recipe, arguments.restart):
         say(f"earlier results are now in {aside}")
-    pipeline.Run(recipe, accept_changed=arguments.accept_changed).all()
+    try:
+        pipeline.Run(recipe, accept_changed=arguments.accept_changed).all()
+    except GateClosed:
+        write_at_the_end(recipe.run_dir)
+        raise
+    write_at_the_end(recipe.run_dir)
     return 0

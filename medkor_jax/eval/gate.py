@@ -165,3 +165,19 @@ def _check_reading(what: str, asked: Gate | Condition, *, may_be_one: bool = Fal
         raise ValueError(
             f"{what} has allow_chance=True and metric {asked.metric!r}, of which guessing has no value; leave it out"
         )
+
+
+def said_of(words: str, on_failure: str) -> str:
+    """Returns a judgement's words as a person is to read them: a gate that goes on either way records, and does not close.
+
+    on_failure: the gate's.
+    """
+    if on_failure != "continue":
+        return words
+    for said, instead in (
+        ("The gate opens", "would open"),
+        ("The gate stays closed", "would stay closed"),
+    ):
+        if words.startswith(said):
+            return f"Recorded, and goes on (as a gate it {instead}){words.removeprefix(said)}"
+    return words

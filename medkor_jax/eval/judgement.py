@@ -72,22 +72,6 @@ class Judgement:
         }
 
 
-def said_of(words: str, on_failure: str) -> str:
-    """Returns a judgement's words as a person is to read them: a gate that goes on either way records, and does not close.
-
-    on_failure: the gate's.
-    """
-    if on_failure != "continue":
-        return words
-    for said, instead in (
-        ("The gate opens", "would open"),
-        ("The gate stays closed", "would stay closed"),
-    ):
-        if words.startswith(said):
-            return f"Recorded, and goes on (as a gate it {instead}){words.removeprefix(said)}"
-    return words
-
-
 def judge(
     gate: Gate | Condition,
     report: Report,

@@ -15,7 +15,8 @@ from typing import Any
 
 from medkor_jax.data.licences import TRAINED_ON, licence_of
 from medkor_jax.data.rows import Source
-from medkor_jax.eval.judgement import Evidence, Judgement, judge_all, said_of
+from medkor_jax.eval.gate import said_of
+from medkor_jax.eval.judgement import Evidence, Judgement, judge_all
 from medkor_jax.eval.verdict import GateClosed, read_verdict, waive, write_verdict
 from medkor_jax.io.files import write_json
 from medkor_jax.io.loaded_model import LoadedModel
@@ -96,9 +97,11 @@ def conclude(
 
 def _summary(course: Course, recipe: Recipe, model: Model, seconds: float) -> dict[str, Any]:
     phase = course.phase
+    reference = recipe.reference_of(phase)
     return {
         "phase": phase.name,
         "title": phase.title,
+        "reference": reference.name if reference else "",
         "model": model.digest,
         "rounds": course.rounds,
         "seconds": round(seconds, 1),
@@ -149,7 +152,7 @@ def _sources(recipe: Recipe, phase: Phase, rounds: int) -> list[dict[str, str]]:
         "judged by": judged,
         "measured on": (*recipe.held_out, *phase.translations),
     }
-    said = ("name", "kind", "path", "subset", "split", "part", "revision")
+    said = ("name", "kind", "path", "subset", "split", "part", "revision", "language")
     return [
         {
             "use": use,

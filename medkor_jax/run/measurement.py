@@ -22,9 +22,11 @@ import jax.numpy as jnp
 
 from medkor_jax.bar import Bar
 from medkor_jax.data.contents import file_digest
+from medkor_jax.data.question import LETTERS, Question
 from medkor_jax.data.rows import Source
 from medkor_jax.eval.exam import evaluate
 from medkor_jax.eval.judgement import Evidence
+from medkor_jax.eval.lines import write_lines
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.scorer import ModelScorer
 from medkor_jax.eval.translation import evaluate_translation
@@ -72,6 +74,12 @@ def read_evidence(directory: pathlib.Path) -> Evidence:
     stored = json.loads((directory / "summary.json").read_text(encoding="utf-8"))["after"]
     reports = {exam: Report.read(directory / stored["answers"][exam]) for exam in stored["exams"]}
     return Evidence(reports, {text: loss["nats"] for text, loss in stored["watch"].items()})
+
+
+def _asked(question: Question) -> dict[str, Any]:
+    """What stands beside the answers for whoever reads them: answers name their questions by id."""
+    said = ("id", "question", "options", "language", "year", "exam")
+    return {name: getattr(question, name) for name in said} | {"key": LETTERS[question.answer]}
 
 
 def _nothing(digest: str) -> dict[str, Any]:
@@ -163,6 +171,7 @@ class Measurer:
         hosts.at(f"exam {name}")
         questions = self.corpora.questions(exam.source)
         shots = self.corpora.questions(exam.fewshot)[: exam.shots] if exam.fewshot else ()
+        write_lines(self.directory / "questions" / f"{name}.jsonl", map(_asked, questions), {})
         with Bar(name, total=len(questions), unit="question", on=hosts.is_first()) as bar:
             return evaluate(
                 self.scorer(loaded, exam.batch_size),

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from medkor_jax.eval.judgement import said_of
+from medkor_jax.eval.gate import said_of
 from medkor_jax.eval.verdict import GateClosed, read_verdict
 from medkor_jax.io.models import is_run
 from medkor_jax.run.provenance import read_provenance

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 
 from medkor_jax.data.contents import checksum
 from medkor_jax.data.reading import add_readings
-from medkor_jax.eval.judgement import Evidence, said_of
+from medkor_jax.eval.gate import said_of
+from medkor_jax.eval.judgement import Evidence
 from medkor_jax.eval.scoring import Scorer
 from medkor_jax.eval.verdict import read_verdict
 from medkor_jax.io.bases import open_base

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from medkor_jax.data.licences import TRAINED_ON, licence_notes
-from medkor_jax.eval.judgement import said_of
+from medkor_jax.eval.gate import said_of
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.translation_report import METRIC_NAMES
 from medkor_jax.eval.verdict import GateClosed, read_verdict
@@ -68,17 +68,7 @@ def closing_table(run_dir: pathlib.Path, phases: Sequence[str]) -> str:
             lines.append(
                 f"  {'loss, ' + name:<28} {before['watch'][name]['nats']:>8.3f} -> {loss['nats']:.3f}"
             )
-        here = run_dir / summary["phase"]
-        for name, report in after["exams"].items():
-            lines.append(
-                f"  {'exam, ' + name:<28} {_score(before['exams'][name]):>8} -> {_score(report, interval=True)}"
-            )
-            if change := read_change(name, (here, before), (here, after)):
-                lines.append(f"  {'':<28} {'':>8}    {change.words}{_not_learnt(report, change)}")
-            if shares := report.get("reasoning"):
-                lines.append(
-                    f"  {'  of these texts':<28} {shares['both']:.1%} have the format and one letter"
-                )
+        lines += _exam_lines(run_dir / summary["phase"], before, after)
         for name, report in after["translations"].items():
             lines += [
                 f"  {'translation, ' + name:<28} {line}"
@@ -89,7 +79,7 @@ def closing_table(run_dir: pathlib.Path, phases: Sequence[str]) -> str:
             *_condition_lines(summary["verdict"]),
             "",
         ]
-    chain = _chain(summaries)
+    chain = chain_of(summaries)
     first, last = chain[0], chain[-1]
     lines.append("In all:")
     for name in last["after"]["watch"]:
@@ -114,9 +104,9 @@ def closing_table(run_dir: pathlib.Path, phases: Sequence[str]) -> str:
     return "\n".join([*lines, *_final_lines(run_dir)])
 
 
-def _chain(summaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def chain_of(summaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the phases that led to the last one's model: a candidate that was not taken is none of them."""
-    chain = [summaries[-1]]
+    chain = summaries[-1:]
     for earlier in reversed(summaries[:-1]):
         if earlier["model"] == chain[0]["before"]["digest"]:
             chain.insert(0, earlier)
@@ -180,6 +170,22 @@ def _score(summary: dict[str, Any], interval: bool = False) -> str:
     if not interval:
         return text
     return f"{text} [{score['low']:.1%}, {score['high']:.1%}] of {score['n']} ({summary['mode']}, {summary['split']})"
+
+
+def _exam_lines(
+    directory: pathlib.Path, before: dict[str, Any], after: dict[str, Any]
+) -> list[str]:
+    """Returns for each exam of a phase its scores, what changed, and how reasoned answers are written."""
+    lines = []
+    for name, report in after["exams"].items():
+        was = _score(before["exams"][name])
+        lines.append(f"  {'exam, ' + name:<28} {was:>8} -> {_score(report, interval=True)}")
+        if change := read_change(name, (directory, before), (directory, after)):
+            lines.append(f"  {'':<28} {'':>8}    {change.words}{_not_learnt(report, change)}")
+        if shares := report.get("reasoning"):
+            said = f"{shares['both']:.1%} have the format and one letter"
+            lines.append(f"  {'  of these texts':<28} {said}")
+    return lines
 
 
 def _not_learnt(report: dict[str, Any], change: Change) -> str:

@@ -1,0 +1,254 @@
+"""What a report opens with: five questions answered with numbers, and how Korean and English moved phase by phase.
+
+    opening = make_opening(run)
+    opening["answers"][0]       # {"question": "Did English hold?", "answer": "...", "tone": "good", "details": [...]}
+    opening["path"]             # a point a phase: Korean gained against English kept, with intervals
+
+English is compared with the model that the gates compare with (their reference, else the first phase's start), Korean with the
+model that was asked first. Shares of right answers, paired by question; nothing is judged anew.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from medkor_jax.bar import in_words
+from medkor_jax.report.files import PhaseFiles, RunFiles
+from medkor_jax.run.changes import Change, change_between
+
+GOOD, BAD, UNSURE = "good", "bad", "unsure"
+Place = tuple[PhaseFiles, str]
+
+
+def make_opening(run: RunFiles) -> dict[str, Any]:
+    """Returns {"answers": five, "path": points}, as JSON types."""
+    answers = [_english(run), _korean(run), _cost(run), _gates(run), _trust(run)]
+    return {"answers": answers, "path": path_of(run)}
+
+
+def reference_of(run: RunFiles) -> Place | None:
+    """Returns the model that English is held to: (phase, "before" or "after")."""
+    if not run.chain:
+        return None
+    name = run.chain[-1].summary.get("reference", "")
+    found = next((phase for phase in run.chain if phase.name == name), None)
+    return (found, "after") if found else (run.chain[0], "before")
+
+
+def languages_of(run: RunFiles) -> dict[str, str]:
+    """Returns {exam: "en" or "ko"} of the exams that the last phase was asked, by most of their questions."""
+    found = {}
+    for name in run.chain[-1].exams("after") if run.chain else ():
+        if report := run.chain[-1].report("after", name):
+            languages = [a.language for a in report.answers]
+            found[name] = max(set(languages), key=languages.count)
+    return found
+
+
+def first_asked(run: RunFiles, exam: str, start: Place | None = None) -> Place | None:
+    """Returns the earliest model that was asked an exam, from `start` on."""
+    places = [(phase, when) for phase in run.chain for when in ("before", "after")]
+    later = places[places.index(start) :] if start else places
+    return next((place for place in later if exam in place[0].exams(place[1])), None)
+
+
+def change_since(
+    run: RunFiles, exam: str, start: Place | None, end: Place | None = None
+) -> Change | None:
+    """Returns how an exam changed from `start` (else the first model that was asked it) to the last."""
+    begin = first_asked(run, exam, start)
+    end = end or (run.chain[-1], "after")
+    if begin is None or exam not in end[0].exams(end[1]):
+        return None
+    reports = [phase.report(when, exam) for phase, when in (begin, end)]
+    try:
+        return change_between(*reports) if all(reports) else None
+    except ValueError:
+        return None  # other questions, or asked in another way: not to be compared
+
+
+def path_of(run: RunFiles) -> list[dict[str, Any]]:
+    """Returns a point a phase, from the reference on: how far Korean and English moved, in points with their intervals."""
+    reference, languages = reference_of(run), languages_of(run)
+    first = {
+        language: next((n for n, of in languages.items() if of == language), None)
+        for language in ("ko", "en")
+    }
+    if reference is None or None in first.values():
+        return []
+    points = []
+    for phase in run.chain[run.chain.index(reference[0]) :]:
+        moved = {
+            language: change_since(run, str(exam), reference, (phase, "after"))
+            for language, exam in first.items()
+        }
+        if all(moved.values()):
+            points.append(
+                {"phase": phase.name, "exams": first} | {k: _json(v) for k, v in moved.items() if v}
+            )
+    return points
+
+
+def _json(change: Change) -> dict[str, Any]:
+    return {
+        "points": 100 * change.difference,
+        "low": 100 * change.interval.low,
+        "high": 100 * change.interval.high,
+        "verdict": change.verdict,
+    }
+
+
+def _moved(run: RunFiles, language: str, start: Place | None) -> tuple[list[str], list[Change]]:
+    """Returns a line an exam of that language, and the changes."""
+    lines, changes = [], []
+    for exam, of in languages_of(run).items():
+        if of != language:
+            continue
+        score = _overall(run.chain[-1].exams("after")[exam])
+        said = f"{exam}: {score['accuracy']:.1%} of {score['n']} right [{score['low']:.1%}, {score['high']:.1%}]"
+        change = change_since(run, exam, start)
+        begin = first_asked(run, exam, start)
+        if change is not None and begin is not None:
+            changes.append(change)
+            since = f"since {'the start of ' if begin[1] == 'before' else ''}{begin[0].name}"
+            said = f"{exam}: {change.words}, {since}; now {score['accuracy']:.1%} of {score['n']}"
+        lines.append(said)
+    return lines, changes
+
+
+def _english(run: RunFiles) -> dict[str, Any]:
+    question = "Did English hold?"
+    if not run.chain:
+        return _answer(question, UNSURE, "No phase has finished.")
+    lines, changes = _moved(run, "en", reference_of(run))
+    losses, tone = _losses(run, reference_of(run), "en"), UNSURE
+    last = run.chain[-1].verdict
+    if not changes:
+        said = "Not measured against an earlier model."
+    elif any(change.verdict == "fell" for change in changes):
+        said, tone = f"It fell: {_points(changes[0])}.", BAD
+    elif all(change.interval.low > -0.05 for change in changes):
+        said, tone = f"Yes: {_points(changes[0])}, at most 5 points lost.", GOOD
+    else:
+        said = f"No fall can be told ({_points(changes[0])}), nor excluded."
+    if last and not last["passed"] and last["judgement"]["reading"] != "absolute":
+        said += " The last gate did not open."
+    return _answer(question, tone, said, lines + losses)
+
+
+def _korean(run: RunFiles) -> dict[str, Any]:
+    question = "What did Korean gain?"
+    if not run.chain:
+        return _answer(question, UNSURE, "No phase has finished.")
+    lines, changes = _moved(run, "ko", None)
+    losses, tone = _losses(run, (run.chain[0], "before"), "ko"), UNSURE
+    best = max(changes, key=lambda change: change.interval.low, default=None)
+    if best is None:
+        said = "No Korean exam was asked before and after."
+    elif best.verdict == "rose":
+        said, tone = f"{_points(best)}.", GOOD
+    elif all(change.verdict == "fell" for change in changes):
+        said, tone = f"It lost: {_points(best)}.", BAD
+    else:
+        said = f"Nothing that can be told: {_points(best)}."
+    if not lines and losses:
+        said = losses[0]
+    return _answer(question, tone, said, lines + losses)
+
+
+def _points(change: Change) -> str:
+    low, high = (100 * end for end in change.interval)
+    return (
+        f"{100 * change.difference:+.1f} points [{low:+.1f}, {high:+.1f}] of {change.n} questions"
+    )
+
+
+def _losses(run: RunFiles, start: Place | None, language: str) -> list[str]:
+    if start is None:
+        return []
+    said_of = {
+        source["name"]: source.get("language", "")
+        for phase in run.chain
+        for source in phase.summary.get("sources", ())
+    }
+    before, after = start[0].losses(start[1]), run.chain[-1].losses("after")
+    return [
+        f"held-out loss, {name}: {before[name]:.3f} to {nats:.3f} nats a token"
+        for name, nats in after.items()
+        if name in before and (said_of.get(name) or name[:2].lower()) == language
+    ]
+
+
+def _cost(run: RunFiles) -> dict[str, Any]:
+    costs = [
+        (phase.seconds, phase.name) for phase in run.on_disk.phases if phase.seconds is not None
+    ]
+    if not costs:
+        return _answer("Which phase cost what?", UNSURE, "No phase has finished.")
+    total = sum(seconds for seconds, _ in costs)
+    seconds, name = max(costs)
+    most = f"{in_words(total)} in all; {name} took most, {in_words(seconds)} ({seconds / max(total, 1e-9):.0%})."
+    lines = [f"{name}: {in_words(seconds)}" for seconds, name in costs]
+    return _answer("Which phase cost what?", GOOD, most, lines)
+
+
+def _gates(run: RunFiles) -> dict[str, Any]:
+    question = "Why did a gate close?"
+    closed = [phase for phase in run.phases if phase.state in ("closed", "waived")]
+    lines = [f"{phase.name} ({phase.state}): {phase.said}" for phase in closed]
+    lines += [f"{phase.name}: {phase.said}" for phase in run.phases if phase.state == "recorded"]
+    if closed:
+        names = " and ".join(
+            f"{phase.name}'s {'closed' if phase.state == 'closed' else 'was waived'}"
+            for phase in closed
+        )
+        return _answer(question, BAD, f"{names}: {closed[0].said}", lines)
+    judged = [phase for phase in run.phases if phase.verdict]
+    n = sum(phase.state == "passed" for phase in judged)
+    recorded = len(judged) - n
+    also = f"; {recorded} {'was' if recorded == 1 else 'were'} recorded only" if recorded else ""
+    return _answer(question, GOOD, f"None did: {n} of {len(judged)} opened{also}.", lines)
+
+
+def _trust(run: RunFiles) -> dict[str, Any]:
+    """What speaks against leaning on these numbers."""
+    doubts = list(run.faults)
+    if run.chain:
+        for name, exam in run.chain[-1].exams("after").items():
+            doubts += [f"{name}: {alarm}" for alarm in exam["alarms"]]
+    for phase in run.phases:
+        if accepted := phase.record.get("accepted"):
+            doubts.append(f"{phase.name} was kept although {', '.join(accepted)} changed")
+        starts = phase.provenance.get("starts", ())
+        if any(start["git"] and not start["git"]["is_clean"] for start in starts):
+            doubts.append(f"{phase.name} ran with code that is not committed")
+    looks = [len(phase.verdict["looks"]) for phase in run.phases if phase.verdict]
+    finals = [
+        f"final exam {sat['looks'][-1]['exam']}: looked at {len(sat['looks'])} times"
+        for sat in run.final.values()
+        if len(sat["looks"]) > 1
+    ]
+    if run.on_disk.state not in ("finished", "closed"):
+        doubts.insert(0, f"the run is {run.on_disk.state}; what follows is what there is")
+    known = "one thing" if len(doubts) == 1 else f"{len(doubts)} things"
+    said = (
+        f"{known} to know first: {doubts[0]}"
+        if doubts
+        else "Nothing found that speaks against them."
+    )
+    lines = [
+        *doubts,
+        *finals,
+        f"{sum(looks)} looks at {len(looks)} gates' questions, counted in their intervals",
+    ]
+    return _answer("Can these numbers be leaned on?", UNSURE if doubts else GOOD, said, lines)
+
+
+def _overall(exam: dict[str, Any]) -> dict[str, Any]:
+    return next(score for score in exam["scores"] if score["group"] == "all")
+
+
+def _answer(
+    question: str, tone: str, said: str, details: list[str] | None = None
+) -> dict[str, Any]:
+    return {"question": question, "tone": tone, "answer": said, "details": details or []}

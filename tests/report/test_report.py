@@ -1,0 +1,261 @@
+"""The report of a run: what it says, that nothing in it becomes markup, and how it stands in a real browser."""
+
+import html.parser
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from medkor_jax import cli
+from medkor_jax.commands import report as command
+from medkor_jax.eval.report import Report
+from medkor_jax.eval.verdict import read_verdict
+from medkor_jax.io.files import write_json, write_sealed
+from medkor_jax.report.files import read_run
+from medkor_jax.report.opening import make_opening
+from medkor_jax.report.page import as_markdown, facts_of, write_report
+from medkor_jax.report.sections import make_sections
+
+from ..run.conftest import finished  # noqa: F401
+
+HOSTILE = (
+    '</script><script>hacked=1</script><img src=x onerror="hacked=1">"><b>]]>\u2028|`$a$` {{7*7}}'
+)
+CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --hide-scrollbars"
+).split()
+
+
+@pytest.fixture
+def run_dir(finished, tmp_path):  # noqa: F811
+    return pathlib.Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def answer_otherwise(run_dir, file, right):
+    """Rewrites the answers in a phase's file: as many are right as said."""
+    report = Report.read(run_dir / file)
+    rows = [json.loads(line) for line in (run_dir / file).read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row["predicted"] = row["key"] if i < right else "ABCDE"[(ord(row["key"]) - 64) % 5]
+        row["correct"] = i < right
+    (run_dir / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return len(report.answers)
+
+
+def said_of(run_dir):
+    return {one["question"]: one for one in make_opening(read_run(run_dir))["answers"]}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "tone", "words"),
+    [
+        (30, 8, "bad", "It fell: -55.0 points"),
+        (20, 20, "unsure", "No fall can be told (+0.0 points"),
+        (10, 38, "good", "Yes: +70.0 points"),
+    ],
+)
+def test_whether_english_held_is_said_from_the_answers(before, after, tone, words, run_dir):
+    # The reference is phase1's model; the last is phase3's.
+    n = answer_otherwise(run_dir, "phase1/answers/english-after.jsonl", before)
+    answer_otherwise(run_dir, "phase3/answers/english-after.jsonl", after)
+    found = said_of(run_dir)["Did English hold?"]
+    assert found["tone"] == tone and words in found["answer"] and n == 40
+    assert "since phase1; now" in found["details"][0]
+
+
+def test_a_closed_gate_and_a_doubt_come_first(run_dir):
+    verdict = read_verdict(run_dir / "phase3/verdict.json")
+    gate = verdict["gate"] | {"on_failure": "stop"}
+    write_sealed(run_dir / "phase3/verdict.json", verdict | {"waiver": None, "gate": gate})
+    found = said_of(run_dir)
+    assert found["Why did a gate close?"]["answer"].startswith(
+        "phase3's closed: The gate stays closed: "
+    )
+    assert any("phase0: Recorded" in line for line in found["Why did a gate close?"]["details"])
+    assert "not told apart from guessing" in found["Can these numbers be leaned on?"]["answer"]
+    assert "phase0 took most" in found["Which phase cost what?"]["answer"]
+
+
+def test_every_section_is_filled_from_the_files(finished):  # noqa: F811
+    found = make_sections(read_run(finished), price=3600.0)
+    assert [one["name"] for one in found["phases"]] == found["planned"]
+    assert [curve["loss"][-1][0] for curve in found["curves"]] == [2] * 4
+    assert {row["name"] for row in found["exams"]} == {"english"}
+    (letters,) = found["letters"]
+    assert sum(n for _, n, _ in letters["letters"]) + letters["unread"] == letters["n"] == 40
+    assert len(found["examples"]) == 40 and all(
+        one["question"] and one["options"] for one in found["examples"]
+    )
+    kinds = [one["kind"] for one in found["examples"]]
+    changed = [kind in ("gained", "lost") for kind in kinds]
+    assert changed == sorted(changed, reverse=True)
+    for row, phase in zip(found["costs"], found["phases"]):
+        summary = json.loads((finished / phase["name"] / "summary.json").read_text())
+        assert row["cost"] == pytest.approx(summary["seconds"]) and row["tokens"] > 0
+    start = found["lineage"]["phases"][0]["starts"][0]
+    assert start["packages"]["jax"] and found["lineage"]["licences"]
+    json.dumps(found)
+
+
+def make_hostile(run_dir):
+    """Puts markup wherever a user's data, or a user, can put text."""
+    for path in run_dir.glob("phase*/summary.json"):
+        summary = json.loads(path.read_text())
+        summary["title"] = HOSTILE
+        for source in summary["sources"]:
+            source |= {"name": HOSTILE, "path": HOSTILE, "licence": HOSTILE}
+        write_json(path, summary)
+        verdict = read_verdict(path.with_name("verdict.json"))
+        verdict["waiver"] = {"reason": HOSTILE, "time": HOSTILE}
+        verdict["judgement"]["words"] = f"The gate stays closed: {HOSTILE}"
+        write_sealed(path.with_name("verdict.json"), verdict)
+    for path in (*run_dir.glob("questions/*.jsonl"), *run_dir.glob("phase*/answers/*.jsonl")):
+        rows = [json.loads(line) for line in path.read_text().split("\n") if line]
+        for row in rows:
+            hostile = {
+                "question": HOSTILE,
+                "options": [HOSTILE] * 5,
+                "text": HOSTILE,
+                "exam": HOSTILE,
+            }
+            row |= {name: value for name, value in hostile.items() if name in row}
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    for path in run_dir.glob("phase*/provenance.json"):
+        found = json.loads(path.read_text())
+        found["config"] = HOSTILE
+        found["starts"][0]["command"] = ["medkor", HOSTILE]
+        write_json(path, found)
+
+
+class Elements(html.parser.HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.attributes = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append(tag)
+        self.attributes += [name for name, _ in attributes]
+
+
+def test_nothing_in_a_run_becomes_markup(run_dir):
+    plain = Elements(write_report(run_dir).read_text("utf-8"))
+    make_hostile(run_dir)
+    page = write_report(run_dir).read_text("utf-8")
+    found = Elements(page)
+    assert found.found.count("script") == plain.found.count("script") == 2
+    assert set(found.found) - set(plain.found) == set()
+    assert not any(name.startswith("on") for name in found.attributes)
+    assert "hacked=1" in page and "{{7*7}}" in page
+    for line in (run_dir / "report/report.md").read_text("utf-8").splitlines():
+        assert "<script" not in line.replace("\\<", "") and "`$a$`" not in line
+
+
+def test_a_table_in_markdown_keeps_its_columns(run_dir):
+    make_hostile(run_dir)
+    lines = as_markdown(facts_of(read_run(run_dir))).splitlines()
+    for line in lines:
+        if line.startswith("| "):
+            assert line.replace("\\|", "").count("|") in (5, 6)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda run: (run / "phase3/verdict.json").unlink(),
+        lambda run: (run / "phase3/summary.json").unlink(),
+        lambda run: (run / "phase2/summary.json").write_text("{"),
+        lambda run: (run / "phase2/verdict.json").write_text("[]"),
+        lambda run: (run / "phase3/train/metrics.jsonl").write_text('{"step": 1}\nnot json\n'),
+        lambda run: [path.unlink() for path in run.glob("phase*/answers/*.jsonl")],
+        lambda run: [path.write_text("x\n") for path in run.glob("questions/*")],
+        lambda run: (run / "final.json").write_text("{"),
+        lambda run: [path.unlink() for path in run.glob("phase*/provenance.json")],
+        lambda run: [shutil.rmtree(run / f"phase{i}") for i in range(4)],
+        lambda run: (run / "ledger.json").write_text("{"),
+    ],
+)
+def test_what_is_missing_or_damaged_leaves_the_rest(damage, run_dir, capsys):
+    damage(run_dir)
+    assert cli.main(["report", str(run_dir)]) == 0
+    page = (run_dir / "report/report.html").read_text("utf-8")
+    assert f"report: {run_dir}/report/report.html" in capsys.readouterr().out
+    assert "Did English hold?" in page
+
+
+def test_a_report_that_cannot_be_written_fails_no_run(run_dir, capsys, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr("medkor_jax.report.page.draw", broken)
+    command.write_at_the_end(str(run_dir))
+    said = capsys.readouterr().out
+    assert (
+        "could not be written (RuntimeError: no font)" in said
+        and f"medkor report {run_dir}" in said
+    )
+
+
+def test_what_is_no_run_is_said(tmp_path, capsys):
+    assert cli.main(["report", str(tmp_path)]) == 1
+    assert "is no run" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if not (pathlib.Path(CHROMIUM).exists() and pathlib.Path(DRIVER).exists()):
+        pytest.skip("needs Debian's packages chromium and chromium-driver")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.options import Options
+    from selenium.webdriver.chrome.service import Service
+
+    options = Options()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.get("about:blank")
+    driver.get_log("performance")  # what the browser's own first page asked for
+    yield driver
+    driver.quit()
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 800)])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("is_hostile", [False, True])
+def test_the_page_in_a_browser(is_hostile, scheme, width, height, browser, run_dir):
+    if is_hostile:
+        make_hostile(run_dir)
+    shape = dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", shape)
+    wanted = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": wanted})
+    browser.get(f"file://{write_report(run_dir)}")
+    run = browser.execute_script
+    assert run("return document.documentElement.scrollWidth <= innerWidth")
+    bottoms = run(
+        "return [...document.querySelectorAll('.opening section')].map(one => one.getBoundingClientRect().bottom)"
+    )
+    assert len(bottoms) == 5 and max(bottoms) <= height
+    paper = run("return getComputedStyle(document.body).backgroundColor")
+    assert paper == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(13, 17, 23)")
+    assert run("return document.querySelectorAll('#examples article').length") == 40
+    assert run("return typeof hacked") == "undefined"
+    if not is_hostile:
+        asked = run("return JSON.parse(document.getElementById('data').textContent)[3].question")
+        box = browser.find_element("id", "search")
+        box.send_keys(asked[:40])
+        assert run("return document.querySelectorAll('#examples article').length") < 40
+        assert asked in browser.find_element("id", "examples").text
+    assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []
+    sent = [json.loads(line["message"])["message"] for line in browser.get_log("performance")]
+    asked_for = [
+        one["params"]["request"]["url"]
+        for one in sent
+        if one["method"] == "Network.requestWillBeSent"
+    ]
+    assert asked_for and all(url.startswith("file://") for url in asked_for)
