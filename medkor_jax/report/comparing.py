@@ -63,7 +63,8 @@ def compare(runs: Sequence[RunFiles]) -> dict[str, Any]:
 def _exam(name: str, runs: Sequence[RunFiles]) -> dict[str, Any]:
     """Returns the score of each run, and what of it can be told beside the first's."""
     reports = [run.chain[-1].report("after", name) for run in runs]
-    first, found = reports[0], []
+    first = reports[0]
+    found: list[dict[str, Any]] = []
     asked = [run.questions.get(name) for run in runs]
     for report, questions in zip(reports, asked):
         if report is None:
@@ -101,7 +102,7 @@ def _beside(
         change = change_between(first, other)
     except ValueError as error:
         return None, str(error)
-    found = {
+    found: dict[str, Any] = {
         "points": 100 * change.difference,
         "low": 100 * change.interval.low,
         "high": 100 * change.interval.high,
