@@ -32,7 +32,7 @@ from medkor_jax.commands.arguments import (
 )
 from medkor_jax.commands.opening import asking_mesh, check_mesh
 from medkor_jax.commands.posed import exam_question, typed_question
-from medkor_jax.commands.stream import ANSWER, Stream
+from medkor_jax.commands.stream import ANSWER, Stream, goes_in_circles
 from medkor_jax.data.language import ENGLISH, KOREAN, has_hangul
 from medkor_jax.data.question import LETTERS, Question, prompt
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
@@ -171,6 +171,8 @@ def ask(
             languages=None if by_token else [KOREAN if has_hangul(asked) else ENGLISH],
         )
         stream.finish(written.text)
+        if goes_in_circles(written.text):
+            write(f"\n(it goes in circles: stopped after {len(written.tokens)} tokens)")
         return _read(scorer, question, ids, written, form, max_thinking_tokens, write)
 
 

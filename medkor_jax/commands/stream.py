@@ -21,6 +21,17 @@ _HALF_LABEL = re.compile(
 )
 
 
+_CIRCLES, _LEAST, _MOST = 6, 8, 240  # how often, and of how many characters
+
+
+def goes_in_circles(text: str) -> bool:
+    """Whether the text ends in the same 8 to 240 characters six times over: greedy writing then never says anything else."""
+    for n in range(_LEAST, min(_MOST, len(text) // _CIRCLES) + 1):
+        if text.endswith(text[-n:] * _CIRCLES):
+            return True
+    return False
+
+
 class Stream:
     """Writes what is new of a growing text, keeping back what may still change: half a character, half a stop string."""
 
@@ -28,12 +39,15 @@ class Stream:
         self._write, self._shown = write, 0
         self._stop = (*stop, THOUGHT_OPENS, THOUGHT_CLOSES)
 
-    def show(self, text: str) -> None:
+    def show(self, text: str) -> bool:
+        """Writes what is new; returns whether there is no use in going on."""
+        is_enough = goes_in_circles(text)
         text = _HALF_LABEL.sub("", text.rstrip("\ufffd"))
         held = max(
             (n for s in self._stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0
         )
         self._emit(text[: len(text) - held])
+        return is_enough
 
     def finish(self, text: str) -> None:
         self._emit(text)

@@ -101,12 +101,13 @@ class Decoder:
         stop: Sequence[str] = (),
         seeds: Sequence[int] | None = None,
         languages: Sequence[int] | None = None,
-        on_text: Callable[[list[str]], None] | None = None,
+        on_text: Callable[[list[str]], bool | None] | None = None,
     ) -> list[Completion]:
         """Returns one completion a prompt, all decoded in one batch.
 
         seeds: one a row, needed when sampling. languages: one a row, only for constant routing (default 0).
-        on_text: called with every row's text so far, after each `check_every` tokens; the last call has what is returned.
+        on_text: called with every row's text so far, after each `check_every` tokens; the last call has what is returned. True
+        ends all rows there.
 
         Raises: ValueError, before anything is compiled, on an empty or too long prompt or missing arguments.
         """
@@ -124,9 +125,8 @@ class Decoder:
         while True:
             for row, new, nats in zip(rows, *map(np.asarray, emitted)):
                 row.take(new, nats)
-            if on_text:
-                on_text([row.completion().text for row in rows])
-            if n_new == max_new_tokens or all(row.finish for row in rows):
+            is_enough = bool(on_text and on_text([row.completion().text for row in rows]))
+            if is_enough or n_new == max_new_tokens or all(row.finish for row in rows):
                 return [row.completion() for row in rows]
             n_steps = min(settings.check_every, max_new_tokens - n_new)
             if longest + n_new + n_steps > size:

@@ -11,7 +11,7 @@ import pytest
 from medkor_jax import cli
 from medkor_jax.commands.ask import Asked, answer_table, ask, exam_question, typed_question
 from medkor_jax.commands.eval import evaluate_file
-from medkor_jax.commands.stream import Stream
+from medkor_jax.commands.stream import Stream, goes_in_circles
 from medkor_jax.data import embedded
 from medkor_jax.data.question import prompt
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
@@ -124,6 +124,37 @@ def test_a_stream_shows_nothing_twice_and_nothing_half():
         stream.show(text)
     stream.finish("a열 <b ")
     assert parts == ["a", "열", " ", "<b", " "] and "".join(parts) == "a열 <b "
+
+
+@pytest.mark.parametrize(
+    ("text", "circles"),
+    [
+        ("It is so. " * 6, True),
+        ("First. " + "가나다라마바사 아자차카.\n" * 6, True),
+        ("It is so. " * 5, False),
+        ("a" * 47, False),  # six times eight are 48
+        ("ab" * 24, True),
+        ("".join(f"{i}. It is so. " for i in range(9)), False),
+        ("", False),
+    ],
+)
+def test_what_goes_in_circles(text, circles):
+    assert goes_in_circles(text) is circles
+    assert Stream(lambda part: None, ()).show(text) is circles
+
+
+def test_a_text_in_circles_is_not_written_to_its_end(tiny_base_dir, monkeypatch):
+    """The tiny model is made to say one thing again and again."""
+    shown, whole = [], Stream.show
+
+    def show(self, text):
+        shown.append(text)
+        return whole(self, text) or len(shown) == 5
+
+    monkeypatch.setattr(Stream, "show", show)
+    question, parts = embedded.questions("valid", "en")[0], []
+    asked = ask(str(tiny_base_dir), question, mode="reason", write=parts.append, max_new_tokens=40)
+    assert len(shown) == 5 and asked.text == shown[-1] and len(asked.probabilities) == 5
 
 
 def test_a_typed_question_is_read_from_its_lines():
