@@ -68,6 +68,9 @@ VERBS = {
     "runs": Verb("runs", "what is in the runs directory, a line a run"),
     "show": Verb("show", "how far a run is, phase by phase, and how it was made"),
     "report": Verb("report", "a run as one page for a browser, as Markdown and as JSON"),
+    "compare": Verb(
+        "compare", "runs side by side, with paired intervals: which is better, and can one tell"
+    ),
     "gc": Verb("gc", "list what of a run can go; delete it only when told"),
     "waive": Verb("waive", "let the next phase start although a verdict failed, with a reason"),
 }
