@@ -124,6 +124,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"medkor: {hosts.signed(str(error))}", file=sys.stderr)
         return hosts.leave(exit_code(error))
+    except KeyboardInterrupt as error:
+        at_what = f" at {hosts.where()}" if hosts.where() else ""
+        words = f"interrupted{at_what}; nothing is left half written: give the same command again"
+        print(f"medkor: {hosts.signed(words)}", file=sys.stderr)
+        return hosts.leave(exit_code(error))
     except BaseException:
         if hosts.n_processes() > 1:
             traceback.print_exc()
@@ -138,7 +143,13 @@ def exit_code(error: BaseException) -> int:
     from medkor_jax.parallel.hosts import Stopped
     from medkor_jax.run.phases import ConfigError
 
-    codes = ((ConfigError, 2), (ClusterError, 2), (GateClosed, 3), (Stopped, 143))
+    codes: tuple[tuple[type[BaseException], int], ...] = (
+        (ConfigError, 2),
+        (ClusterError, 2),
+        (GateClosed, 3),
+        (Stopped, 143),
+        (KeyboardInterrupt, 143),
+    )
     return next((code for kind, code in codes if isinstance(error, kind)), 1)
 
 

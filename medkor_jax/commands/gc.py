@@ -13,7 +13,8 @@ import pathlib
 from collections.abc import Sequence
 
 from medkor_jax.commands.tables import in_bytes, table
-from medkor_jax.run.on_disk import disposable
+from medkor_jax.run.holding import RunHeld, holder_of
+from medkor_jax.run.on_disk import Disposable, disposable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delete", action="store_true", help="delete what is listed")
 
 
+def _of(directory: pathlib.Path) -> list[Disposable]:
+    """Raises: RunHeld if a run is going on there."""
+    if other := holder_of(directory):
+        raise RunHeld(f"{directory} is in use by {other}: nothing of it can go")
+    return disposable(directory)
+
+
 def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    found = [one for path in arguments.run for one in disposable(pathlib.Path(path))]
+    found = [one for path in arguments.run for one in _of(pathlib.Path(path))]
     if not found:
         print("nothing can go")
         return

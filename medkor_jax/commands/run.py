@@ -18,6 +18,7 @@ from medkor_jax.parallel.hosts import say
 from medkor_jax.run import pipeline
 from medkor_jax.run.config_file import load_recipe
 from medkor_jax.run.data_lock import with_lock
+from medkor_jax.run.holding import held
 from medkor_jax.run.restart import restart
 
 _RESTART = "move this phase's directory aside and run it again"
@@ -48,12 +49,13 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         return dry_run.show(recipe)
     if arguments.preflight and (code := preflight.run(arguments, overrides)):
         return code
-    for aside in restart(recipe, arguments.restart):
-        say(f"earlier results are now in {aside}")
-    try:
-        pipeline.Run(recipe, accept_changed=arguments.accept_changed).all()
-    except GateClosed:
+    with held(recipe.run_dir):
+        for aside in restart(recipe, arguments.restart):
+            say(f"earlier results are now in {aside}")
+        try:
+            pipeline.Run(recipe, accept_changed=arguments.accept_changed).all()
+        except GateClosed:
+            write_at_the_end(recipe.run_dir)
+            raise
         write_at_the_end(recipe.run_dir)
-        raise
-    write_at_the_end(recipe.run_dir)
     return 0

@@ -38,11 +38,16 @@ def read_lines(
     """
     items, shared = [], None
     # Not splitlines(): a generated text may hold other line separators, which JSON leaves as they are.
-    for number, line in enumerate(
-        pathlib.Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1
-    ):
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); evaluate again") from error
+    for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):
         try:
-            item, said = make(json.loads(line))
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise TypeError(f"a line holds a {type(row).__name__}")
+            item, said = make(row)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path}, line {number} is not {what} written by this program ({error!r}); evaluate again"

@@ -8,7 +8,6 @@ one whose parts are not the recorded ones is refused.
 
 from __future__ import annotations
 
-import json
 import math
 import pathlib
 from typing import Any
@@ -27,7 +26,7 @@ from medkor_jax.io.checkpoint import (
     restore_tree,
     save_tree,
 )
-from medkor_jax.io.files import read_sealed, write_json, write_sealed
+from medkor_jax.io.files import read_json_file, read_sealed, write_json, write_sealed
 from medkor_jax.io.streaming import WeightsError
 from medkor_jax.io.weights import Weights
 from medkor_jax.model.config import ModelConfig
@@ -180,11 +179,9 @@ def read_whole_sealed(path: pathlib.Path) -> dict[str, Any]:
         raise WeightsError(f"{error}. Put it back, or run its phase again") from error
 
 
-def read_whole_json(path: pathlib.Path) -> Any:
-    """Returns a JSON file of a run. Raises: WeightsError if it is damaged."""
+def read_whole_json(path: pathlib.Path, kind: type = dict) -> Any:
+    """Returns a JSON file of a run that holds an object, or what is asked for. Raises: WeightsError if it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json_file(path, kind=kind)
     except ValueError as error:
-        raise WeightsError(
-            f"{path} is damaged ({error}); put it back, or run its phase again"
-        ) from error
+        raise WeightsError(f"{error}; put it back, or run its phase again") from error

@@ -58,11 +58,33 @@ def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
 
     Raises: ValueError, naming the file, if it is damaged or was changed; FileNotFoundError.
     """
+    return _unsealed(path, read_json_file(path, "checksum"))
+
+
+def read_if_sealed(path: str | os.PathLike, *keys: str) -> dict[str, Any]:
+    """Returns what `write_sealed` wrote, or an older version without a seal. Raises: as `read_json_file` and `read_sealed`."""
+    value = read_json_file(path, *keys)
+    return _unsealed(path, value) if "checksum" in value else value
+
+
+def read_json_file(path: str | os.PathLike, *keys: str, kind: Any = dict) -> Any:
+    """Returns what a JSON file holds, an object that has `keys` unless another kind is asked for.
+
+    Raises: ValueError, naming the file, if it is damaged or something else; FileNotFoundError.
+    """
     try:
-        value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-        stated = value.pop("checksum")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is damaged or no file of this program ({error!r})") from error
+        value: Any = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        if not isinstance(value, kind):
+            raise ValueError(f"it holds a {type(value).__name__}, not a {kind.__name__}")
+        if missing := [key for key in keys if key not in value]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged or no file of this program ({error})") from error
+    return value
+
+
+def _unsealed(path: str | os.PathLike, value: dict[str, Any]) -> dict[str, Any]:
+    stated = value.pop("checksum")
     if stated != checksum(value):
         raise ValueError(f"{path} was changed after it was written: its checksum does not hold")
     return value

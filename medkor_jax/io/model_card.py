@@ -9,13 +9,13 @@ so the chain that leads to this very model is followed rather than guessed. A mo
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from medkor_jax.data.licences import TRAINED_ON, is_non_commercial, licence_notes, licence_of
 from medkor_jax.data.style import PLAIN
+from medkor_jax.io.files import read_json_file
 from medkor_jax.io.models import Model, read_ledger
 from medkor_jax.io.weights import is_hub_id
 from medkor_jax.model.config import ModelConfig
@@ -120,7 +120,7 @@ def _bases(name: str, digest: str) -> list[dict[str, Any]]:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json_file(path)
 
 
 def _title(model: Model) -> str:

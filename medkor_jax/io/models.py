@@ -112,6 +112,10 @@ def open_model(name: str | os.PathLike) -> Model:
         return Model(str(name), base, style=base.style)
     if is_run(path):
         raise WeightsError(f"{path} is a run: name one of its phases' directories")
+    if (path / "record.json").is_file():
+        raise WeightsError(
+            f"{path}/model.json is not there, though its phase has ended: put it back, or run the phase again"
+        )
     base = open_weights(str(name))
     return Model(str(name), base, style=base.style)
 
@@ -165,7 +169,12 @@ def save_model(
 def read_ledger(run_dir: pathlib.Path) -> list[dict[str, Any]]:
     """Returns what a run did, oldest first; [] if nothing yet."""
     path = run_dir / "ledger.json"
-    return read_whole_json(path) if path.exists() else []
+    if not path.exists():
+        return []
+    entries = read_whole_json(path, list)
+    if not all(isinstance(one, dict) and "phase" in one for one in entries):
+        raise WeightsError(f"{path} is damaged: not every entry names a phase; put it back")
+    return entries
 
 
 def style_of_phase(directory: pathlib.Path) -> str:

@@ -36,6 +36,7 @@ _NEWS_S = 5.0  # for the reason to arrive, where an error may only be what anoth
 
 T = TypeVar("T")
 _peers: Peers | None = None
+_where = ""  # what this process is at
 _is_alone = False  # inside `first`: what process 0 does there, it does by itself
 _n_stages = 0
 
@@ -62,10 +63,17 @@ def say(*words: Any) -> None:
         print(*words, flush=n_processes() > 1)
 
 
-def at(where: str) -> None:
-    """Notes where this process is, for what is said if one fails."""
+def at(place: str) -> None:
+    """Notes where this process is, for what is said if one fails or is stopped."""
+    global _where
+    _where = place
     if _peers:
-        _peers.where = where
+        _peers.where = place
+
+
+def where() -> str:
+    """Returns what `at` noted last, "" if nothing was."""
+    return _where
 
 
 def wait(name: Any) -> None:
@@ -166,6 +174,10 @@ def stops(first_step: int, name: str) -> Iterator[Callable[[int], bool]]:
     finally:
         for heard, handler in before.items():
             signal.signal(heard, handler)
+    if (
+        caught and _peers is None
+    ):  # at the last step; several processes agree on it where the next stage begins
+        raise Stopped(_stopped_words(caught[0], f"the end of {name}"))
 
 
 @contextlib.contextmanager
@@ -179,7 +191,8 @@ def connected(
     """
     global _peers
     if place is None:
-        yield
+        with _ended_by_sigterm():
+            yield
         return
     _peers = _join(place)
     before = signal.signal(signal.SIGTERM, _stopped)
@@ -237,11 +250,28 @@ def _connect_jax(place: Place) -> None:
     state.client.connect()
 
 
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Within the block SIGTERM ends one process with a sentence, as it does several."""
+    try:
+        before = signal.signal(signal.SIGTERM, _stopped)
+    except ValueError:  # not in the main thread: whoever runs us there has the signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _stopped(number: int, _: Any) -> None:
     signal.signal(number, signal.SIG_IGN)  # it is on its way
-    raise Stopped(
-        f"stopped by {signal.Signals(number).name} at {_peers.where}; what was saved is kept, and the same command goes on"
-    )
+    raise Stopped(_stopped_words(number, where()))
+
+
+def _stopped_words(number: int, place: str) -> str:
+    at_what = f" at {place}" if place else ""
+    return f"stopped by {signal.Signals(number).name}{at_what}; what was saved is kept, and the same command goes on"
 
 
 def _fail(error: BaseException, code: int) -> None:

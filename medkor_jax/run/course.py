@@ -18,7 +18,7 @@ from medkor_jax.data.rows import Source
 from medkor_jax.eval.gate import said_of
 from medkor_jax.eval.judgement import Evidence, Judgement, judge_all
 from medkor_jax.eval.verdict import GateClosed, read_verdict, waive, write_verdict
-from medkor_jax.io.files import write_json
+from medkor_jax.io.files import write_json, write_sealed
 from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.io.models import Model, read_ledger, save_model
 from medkor_jax.parallel import hosts
@@ -78,7 +78,7 @@ def conclude(
         loaded.read,
         loaded.style.name,
     )
-    write_json(directory / "summary.json", _summary(course, recipe, model, seconds))
+    write_sealed(directory / "summary.json", _summary(course, recipe, model, seconds))
     _write_verdict(course, recipe, lineage, model, directory / "verdict.json")
     note(
         run_dir,

@@ -12,7 +12,6 @@ was written. It decides nothing: that is the gate's business.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -39,7 +38,7 @@ from medkor_jax.parallel.hosts import say
 from medkor_jax.run.corpora import Corpora
 from medkor_jax.run.facts import exam_asked, held_out_asked, pairs_asked
 from medkor_jax.run.phases import Phase, Recipe
-from medkor_jax.run.summary import phase_lines
+from medkor_jax.run.summary import phase_lines, read_summary
 from medkor_jax.train.text_loss import text_loss
 
 _TRANSLATION_BATCH = 16
@@ -71,7 +70,7 @@ class Measured:
 
 def read_evidence(directory: pathlib.Path) -> Evidence:
     """Returns what was measured last of the model that a phase left in its directory."""
-    stored = json.loads((directory / "summary.json").read_text(encoding="utf-8"))["after"]
+    stored = read_summary(directory)["after"]
     reports = {exam: Report.read(directory / stored["answers"][exam]) for exam in stored["exams"]}
     return Evidence(reports, {text: loss["nats"] for text, loss in stored["watch"].items()})
 

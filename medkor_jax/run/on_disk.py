@@ -22,11 +22,13 @@ from typing import Any
 from medkor_jax.eval.gate import said_of
 from medkor_jax.eval.verdict import GateClosed, read_verdict
 from medkor_jax.io.models import is_run
+from medkor_jax.run.holding import holder_of
 from medkor_jax.run.provenance import read_provenance
+from medkor_jax.run.summary import read_summary
 from medkor_jax.train.metrics import read_metrics
 
 _ASIDE = re.compile(r".+\.before-\d+")
-_ALIVE_SECONDS = 600  # a stage that wrote within these may still be running
+_YOUNG_SECONDS = 600  # what is written within these may still be written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +50,20 @@ class PhaseOnDisk:
 @dataclasses.dataclass(frozen=True)
 class RunOnDisk:
     """phases: those begun, in the order they run. planned: the names of all that its config runs, () where that is not known.
-    touched: when it wrote last, seconds since the epoch."""
+    touched: when it wrote last, seconds since the epoch. holder: who has it now, "" if nobody has."""
 
     directory: pathlib.Path
     phases: tuple[PhaseOnDisk, ...]
     planned: tuple[str, ...]
     n_bytes: int
     touched: float
+    holder: str
 
     @property
     def state(self) -> str:
-        """Returns "finished", "closed", "damaged", "stopped", "writing" (within ten minutes) or "empty"."""
+        """Returns "finished", "closed", "damaged", "stopped", "running" or "empty"."""
+        if self.holder:
+            return "running"
         if not self.phases:
             return "empty"
         if any(phase.state == "damaged" for phase in self.phases):
@@ -68,7 +73,7 @@ class RunOnDisk:
             return "closed"
         if last.is_done and last.name == (self.planned or (last.name,))[-1]:
             return "finished"
-        return "writing" if time.time() - self.touched < _ALIVE_SECONDS else "stopped"
+        return "stopped"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +107,7 @@ def look_at(directory: pathlib.Path) -> RunOnDisk:
     phases = tuple(_phase(directory / name) for name in sorted(names, key=_place_in(planned)))
     files = [path for path in directory.rglob("*") if path.is_file()]
     touched = max((path.stat().st_mtime for path in files), default=0.0)
-    return RunOnDisk(directory, phases, planned, _bytes(directory), touched)
+    return RunOnDisk(directory, phases, planned, _bytes(directory), touched, holder_of(directory))
 
 
 def _begun(directory: pathlib.Path) -> list[str]:
@@ -132,8 +137,7 @@ def _phase(directory: pathlib.Path) -> PhaseOnDisk:
     seconds = None
     if state not in ("under way", "damaged"):
         try:
-            summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
-            seconds = float(summary["seconds"])
+            seconds = float(read_summary(directory)["seconds"])
         except (OSError, ValueError, KeyError, TypeError):
             state, said = "damaged", f"{directory / 'summary.json'} cannot be read"
     return PhaseOnDisk(directory.name, state, said, seconds, _bytes(directory))
@@ -196,7 +200,7 @@ def _leftovers(directory: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
             continue
         if _ASIDE.fullmatch(path.name) and path.is_dir():
             yield path, "moved aside when its phase was run again"
-        elif path.suffix == ".tmp" and time.time() - path.stat().st_mtime > _ALIVE_SECONDS:
+        elif path.suffix == ".tmp" and time.time() - path.stat().st_mtime > _YOUNG_SECONDS:
             yield path, "left by a process that died while it wrote"
 
 

@@ -7,7 +7,6 @@ What it does not do: measure, or decide anything.
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from medkor_jax.eval.gate import said_of
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.translation_report import METRIC_NAMES
 from medkor_jax.eval.verdict import GateClosed, read_verdict
+from medkor_jax.io.files import read_if_sealed, read_json_file
 from medkor_jax.run.changes import Change, read_change
 from medkor_jax.run.translation_files import report_words, reports_of
 
@@ -32,6 +32,16 @@ def phase_lines(name: str, report: Report) -> str:
     )
 
 
+def read_summary(directory: pathlib.Path) -> dict[str, Any]:
+    """Returns what the phase in `directory` left. Raises: ValueError, with what to do, if it is damaged or was changed."""
+    try:
+        return read_if_sealed(directory / "summary.json", "phase", "model", "before", "after")
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; put it back, or run the phase again with --restart {directory.name}"
+        ) from error
+
+
 def read_summaries(run_dir: pathlib.Path, phases: Sequence[str]) -> list[dict[str, Any]]:
     """Returns what each finished phase left, with its verdict (None where that cannot be read)."""
     summaries = []
@@ -39,7 +49,7 @@ def read_summaries(run_dir: pathlib.Path, phases: Sequence[str]) -> list[dict[st
         path = run_dir / name / "summary.json"
         if not path.exists():
             continue
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = read_summary(path.parent)
         try:
             summary["verdict"] = read_verdict(run_dir / name / "verdict.json")
         except GateClosed:
@@ -125,7 +135,7 @@ def _trained_on(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def read_final(run_dir: pathlib.Path) -> dict[str, Any]:
     """Returns what `final.json` holds, {} if there is none: {digest of the questions: {n, looks}}."""
     path = run_dir / FINAL
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json_file(path) if path.exists() else {}
 
 
 def times(n: int) -> str:

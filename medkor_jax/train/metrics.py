@@ -32,7 +32,12 @@ class MetricsLog:
 
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
-        kept = [line for line in _lines(path) if _step(line) <= resumed_at]
+        kept, rows = [], [(line, _row(line)) for line in _lines(path)]
+        if damaged := sum(row is None for _, row in rows):
+            hosts.say(f"{path}: {damaged} damaged lines are left out")
+        for line, row in rows:
+            if row and row.get("step", row.get("at_step", 0)) <= resumed_at:
+                kept.append(line)
         hosts.alone(lambda: write_atomically(path, "".join(kept)))
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(
@@ -67,8 +72,8 @@ class MetricsLog:
 
 def read_metrics(directory: pathlib.Path) -> list[dict[str, Any]]:
     """Returns the lines of a stage that belong to a step, in order."""
-    rows = [json.loads(line) for line in _lines(directory / "metrics.jsonl")]
-    return [row for row in rows if "step" in row]
+    rows = [_row(line) for line in _lines(directory / "metrics.jsonl")]
+    return [row for row in rows if row and "step" in row]
 
 
 def _lines(path: pathlib.Path) -> list[str]:
@@ -77,14 +82,18 @@ def _lines(path: pathlib.Path) -> list[str]:
         return []
     return [
         line
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         if line.endswith("\n")
     ]
 
 
-def _step(line: str) -> int:
-    row = json.loads(line)
-    return row.get("step", row.get("at_step", 0))
+def _row(line: str) -> dict[str, Any] | None:
+    """Returns what a line holds; None of a damaged one, which no step depends on."""
+    try:
+        row = json.loads(line)
+        return row if isinstance(row, dict) else None
+    except ValueError:
+        return None
 
 
 def _plain(x: float) -> float | None:

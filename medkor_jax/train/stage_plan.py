@@ -17,7 +17,7 @@ from typing import Any
 from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import Example, Source
-from medkor_jax.io.files import write_json
+from medkor_jax.io.files import read_json_file, write_json
 from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.io.old_formats import STAGE_FORMAT, upgraded_stage
 from medkor_jax.parallel import hosts
@@ -71,9 +71,7 @@ def claim(plan: StagePlan, loaded: LoadedModel, trained: Any) -> None:
     """
     said = json.loads(json.dumps(said_of(plan, loaded.language_unit, trained, loaded.style.digest)))
     path = plan.directory / "stage.json"
-    before = hosts.first(
-        path, lambda: json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    )
+    before = hosts.first(path, lambda: read_json_file(path) if path.exists() else None)
     if before is not None:
         before = upgraded_stage(before)
         differing = [

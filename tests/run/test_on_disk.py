@@ -87,7 +87,6 @@ def stop(run_dir):
 STATES = {
     "finished": (lambda run: None, "phase3", "recorded"),
     "closed": (lambda run: close(run / "phase3"), "phase3", "closed"),
-    "writing": (lambda run: under_way(run / "phase3"), "phase3", "under way"),
     "stopped": (stop, "phase3", "under way"),
     "damaged": (lambda run: (run / "phase1/verdict.json").write_text("{"), "phase1", "damaged"),
     "empty": (

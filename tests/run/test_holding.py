@@ -1,0 +1,115 @@
+"""One run directory, one run."""
+
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from medkor_jax import cli
+from medkor_jax.parallel.cluster import host_name
+from medkor_jax.run import holding
+from medkor_jax.run.holding import FILE, RunHeld, held, holder_of
+
+HOLDS = (
+    "import sys, time\n"
+    "from medkor_jax.run.holding import held\n"
+    "sys.argv = ['medkor', 'run', '--config', 'mine.py']\n"
+    "with held(sys.argv_dir):\n"
+    "    print('held', flush=True)\n"
+    "    time.sleep(60)\n"
+)
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A process that has the directory."""
+    code = HOLDS.replace("sys.argv_dir", repr(str(tmp_path / "run")))
+    root = str(pathlib.Path(cli.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment
+    )
+    assert process.stdout.readline() == b"held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_another_process_is_named_and_its_death_frees_the_directory(other, tmp_path):
+    with pytest.raises(RunHeld) as refused, held(tmp_path / "run"):
+        pass
+    said = str(refused.value)
+    assert f"process {other.pid} on {host_name()}" in said and "medkor run --config mine.py" in said
+    assert holder_of(tmp_path / "run") and "wait for it" in said
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    with held(tmp_path / "run"):
+        assert f"process {os.getpid()} " in holder_of(tmp_path / "run")
+    assert holder_of(tmp_path / "run") == ""
+
+
+def test_of_those_that_start_at_one_moment_one_runs(tmp_path):
+    code = (
+        "import sys, time\n"
+        "from medkor_jax.run.holding import RunHeld, held\n"
+        f"time.sleep(max(0, {time.time() + 4} - time.time()))\n"
+        "try:\n"
+        f"    with held({str(tmp_path / 'run')!r}):\n"
+        "        print('has it'); time.sleep(3)\n"
+        "except RunHeld:\n"
+        "    print('refused')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(cli.__file__).parents[1])}
+    start = lambda: subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    said = [process.communicate()[0].strip() for process in [start() for _ in range(3)]]
+    assert sorted(said) == ["has it", "refused", "refused"]
+
+
+@pytest.mark.parametrize(
+    ("who", "is_free"),
+    [
+        (None, True),
+        ({"pid": os.getpid(), "host": host_name()}, False),
+        ({"pid": 2**22 + 12345, "host": host_name()}, True),
+        ({"pid": 1, "host": "another-host"}, False),
+        ("not json", True),
+    ],
+)
+def test_where_a_disk_has_no_locks_what_the_file_says_counts(who, is_free, tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    if who is not None:
+        (tmp_path / FILE).write_text(who if isinstance(who, str) else json.dumps(who))
+    if is_free:
+        with held(tmp_path):
+            assert holding.holder_of(tmp_path)
+        assert (tmp_path / FILE).read_text() == ""
+    else:
+        with pytest.raises(RunHeld, match="in use by process"), held(tmp_path):
+            pass
+
+
+def test_a_run_that_is_held_is_refused_and_nothing_moves(other, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    (run_dir / "phase3").mkdir()
+    (run_dir / "ledger.json").write_text("[]")
+    config = str(pathlib.Path(cli.__file__).parents[1] / "configs/quickstart.py")
+    asked = ["run", "--config", config, f"--config.run_dir={run_dir}", "--restart", "phase3"]
+    assert cli.main(asked) == 1
+    assert f"{run_dir} is in use by process {other.pid}" in capsys.readouterr().err
+    assert (run_dir / "phase3").is_dir() and not (run_dir / "phase3.before-1").exists()
+    assert cli.main(["gc", str(run_dir), "--delete"]) == 1
+    assert "nothing of it can go" in capsys.readouterr().err
+    assert cli.main(["runs", str(tmp_path)]) == 0
+    assert "running" in capsys.readouterr().out
