@@ -2,7 +2,7 @@
 
     text_loss(loaded, mesh, corpus, compute, batch_size=16, seq_len=1024, max_tokens=65536)["nats"]
 
-Two models that read the same text in the same shape are compared piece by piece (`report.compared`): a document, or the part
+Two models that read the same text in the same shape are compared piece by piece (`report.comparing`): a document, or the part
 of it that a row holds.
 
 It trains nothing and judges nothing.
@@ -65,8 +65,7 @@ def _pieces(batch: dict[str, np.ndarray], nats: np.ndarray) -> list[list[float]]
     found = []
     for row, weights in enumerate(batch["loss_weights"]):
         segments = batch["segment_ids"][row, batch["loss_positions"][row]]
-        of_loss = nats[row] * weights
         for segment in np.unique(segments[weights > 0]):
-            here = segments == segment
-            found.append([float(of_loss[here].sum()), float(weights[here].sum())])
+            here = (segments == segment) & (weights > 0)
+            found.append([float((nats[row] * weights)[here].sum()), float(weights[here].sum())])
     return found

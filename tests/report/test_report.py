@@ -14,7 +14,7 @@ from medkor_jax.eval.gate import Gate
 from medkor_jax.eval.judgement import judge
 from medkor_jax.eval.report import Report
 from medkor_jax.eval.verdict import read_verdict
-from medkor_jax.io.files import write_json, write_sealed
+from medkor_jax.io.files import read_sealed, write_json, write_sealed
 from medkor_jax.report.english import gate_looks, over_the_run
 from medkor_jax.report.files import read_run
 from medkor_jax.report.opening import make_opening
@@ -171,6 +171,25 @@ def test_a_long_run_keeps_the_page_small():
     assert len(whole) <= 200 and np.nanmax(whole) == np.nanmin(whole) == 0.5
 
 
+def test_exams_are_shown_by_subject_and_year_where_there_are_several(run_dir):
+    file = run_dir / "phase3/answers/english-after.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row |= {"exam": ("doctor", "nurse")[i % 2], "year": 2020 + i % 4}
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = read_sealed(run_dir / "phase3/summary.json")
+    summary["after"]["exams"]["english"] = Report.read(file).summary()
+    write_sealed(run_dir / "phase3/summary.json", summary)
+    rows = make_sections(read_run(run_dir))["exams"]
+    shown = [(row["score"]["exam"], row["score"]["year"], row["score"]["n"]) for row in rows[1:]]
+    assert rows[0]["score"]["n"] == 40 and set(shown) == {
+        ("doctor", None, 20), ("nurse", None, 20), ("doctor", 2020, 10), ("doctor", 2022, 10),
+        ("nurse", 2021, 10), ("nurse", 2023, 10),
+    }  # fmt: skip
+    page = write_report(run_dir).read_text("utf-8")
+    assert "By subject and year: 6 rows" in page and "nurse 2023" in page
+
+
 def test_a_config_is_said_once_and_what_is_pinned_with_it(run_dir):
     pinned = Lock({"a/b": "1234"}, {"c/d": "5678"})
     write_lock(run_dir, pinned)
@@ -186,11 +205,11 @@ def test_a_config_is_said_once_and_what_is_pinned_with_it(run_dir):
 def make_hostile(run_dir):
     """Puts markup wherever a user's data, or a user, can put text."""
     for path in run_dir.glob("phase*/summary.json"):
-        summary = json.loads(path.read_text())
+        summary = read_sealed(path)
         summary["title"] = HOSTILE
         for source in summary["sources"]:
             source |= {"name": HOSTILE, "path": HOSTILE, "licence": HOSTILE}
-        write_json(path, summary)
+        write_sealed(path, summary)
         verdict = read_verdict(path.with_name("verdict.json"))
         verdict["waiver"] = {"reason": HOSTILE, "time": HOSTILE}
         verdict["judgement"]["words"] = f"The gate stays closed: {HOSTILE}"
