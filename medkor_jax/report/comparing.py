@@ -5,8 +5,8 @@
 
 The first run is what the others are compared with. Exams: shares of right answers by McNemar's exact test and the paired
 interval, which both have to tell them apart; the probability of the right option by bootstrap over questions. Held-out losses: by
-bootstrap over documents. All comparisons of a kind share 95 %: each of n has an interval of 1 - 5 % / n. Where the questions or
-the text differ, or how they were asked, that is said instead.
+bootstrap over documents. All comparisons of a kind (shares, probabilities, losses) share 95 %: each of n has an interval of
+1 - 5 % / n. Where the questions or the text differ, or how they were asked, that is said instead.
 
 What it does not do: say whether a recipe is better. That needs several runs of each, with other seeds; these are two models.
 """
@@ -28,7 +28,7 @@ from medkor_jax.run.changes import change_between
 from medkor_jax.run.facts import differing
 
 FORMAT = 1
-CONFIDENCE = 0.95  # of all comparisons of exams together, and of all of losses
+CONFIDENCE = 0.95  # of all comparisons of a kind together
 MIN_PIECES = 8  # of a text: fewer tell nothing of how much such texts differ
 UNTOLD = "cannot be told apart"
 

@@ -60,8 +60,8 @@ def _answers(compared: dict[str, Any]) -> list[str]:
     """Returns a line a run: on what it is better or worse, and on what one cannot tell."""
     sure = compared["confidence"]
     lines = [
-        f"Which is better, and can one tell ({sure['together']:.0%} for all exams together, so {sure['exam']:.2%} each; "
-        f"the same for losses, {sure['loss']:.2%} each)"
+        f"Which is better, and can one tell ({sure['together']:.0%} for all exams together, so {sure['exam']:.2%} for each; "
+        f"the same for losses, {sure['loss']:.2%} for each)"
     ]
     things = [(exam["exam"], exam["runs"]) for exam in compared["exams"]]
     things += [(f"{text['text']} loss", text["runs"]) for text in compared["losses"]]
