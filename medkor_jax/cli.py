@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     from medkor_jax.eval.verdict import GateClosed
-    from medkor_jax.parallel import hosts
+    from medkor_jax.parallel import hosts, stopping
 
     try:
         place = _place(arguments)
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"medkor: {hosts.signed(str(error))}", file=sys.stderr)
         return hosts.leave(exit_code(error))
     except KeyboardInterrupt as error:
-        at_what = f" at {hosts.where()}" if hosts.where() else ""
+        at_what = f" at {stopping.where()}" if stopping.where() else ""
         words = f"interrupted{at_what}; nothing is left half written: give the same command again"
         print(f"medkor: {hosts.signed(words)}", file=sys.stderr)
         return hosts.leave(exit_code(error))
@@ -140,7 +140,7 @@ def exit_code(error: BaseException) -> int:
     """Returns what the command ends with for an error: see the head of this file."""
     from medkor_jax.eval.verdict import GateClosed
     from medkor_jax.parallel.cluster import ClusterError
-    from medkor_jax.parallel.hosts import Stopped
+    from medkor_jax.parallel.stopping import Stopped
     from medkor_jax.run.phases import ConfigError
 
     codes: tuple[tuple[type[BaseException], int], ...] = (

@@ -8,14 +8,17 @@ import inspect
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from medkor_jax import cli
 from medkor_jax.data import embedded
 from medkor_jax.eval.verdict import GateClosed
+from medkor_jax.parallel import hosts
 from medkor_jax.run import pipeline
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -253,6 +256,21 @@ def test_a_directory_that_is_not_there_is_not_only_a_hub_that_is_not_reached(
     said = capsys.readouterr().err
     near = " (nearest: configs/phase" if name.startswith("configs") else ""
     assert f"there is no {name} here{near}" in said and "as a hub id: " in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_outside_training_is_one_sentence(number, monkeypatch, capsys, tmp_path):
+    def interrupted(self):
+        hosts.at("exam english")
+        os.kill(os.getpid(), number)
+        time.sleep(30)  # it comes at once
+
+    monkeypatch.setattr(pipeline.Run, "all", interrupted)
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.main(["run", "--config", QUICKSTART, f"--config.run_dir={tmp_path}"]) == 143
+    said = capsys.readouterr().err
+    assert said.startswith("medkor: ") and said.count("\n") == 1 and "at exam english; " in said
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_version(capsys):

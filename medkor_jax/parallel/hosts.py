@@ -24,9 +24,11 @@ from typing import Any, TypeVar
 
 import jax
 
+from medkor_jax.parallel import stopping
 from medkor_jax.parallel.cluster import Place, host_name
 from medkor_jax.parallel.coordination import HEARTBEAT_S, Service
 from medkor_jax.parallel.peers import Peers
+from medkor_jax.parallel.stopping import Stopped
 
 WAIT_S = 300.0
 """How long the processes wait for each other at the start; MEDKOR_WAIT_S sets another limit."""
@@ -36,13 +38,8 @@ _NEWS_S = 5.0  # for the reason to arrive, where an error may only be what anoth
 
 T = TypeVar("T")
 _peers: Peers | None = None
-_where = ""  # what this process is at
 _is_alone = False  # inside `first`: what process 0 does there, it does by itself
 _n_stages = 0
-
-
-class Stopped(RuntimeError):
-    """A signal ended the run where nothing had to be saved; the same command goes on."""
 
 
 def is_first() -> bool:
@@ -65,15 +62,9 @@ def say(*words: Any) -> None:
 
 def at(place: str) -> None:
     """Notes where this process is, for what is said if one fails or is stopped."""
-    global _where
-    _where = place
+    stopping.at(place)
     if _peers:
         _peers.where = place
-
-
-def where() -> str:
-    """Returns what `at` noted last, "" if nothing was."""
-    return _where
 
 
 def wait(name: Any) -> None:
@@ -177,7 +168,7 @@ def stops(first_step: int, name: str) -> Iterator[Callable[[int], bool]]:
     if (
         caught and _peers is None
     ):  # at the last step; several processes agree on it where the next stage begins
-        raise Stopped(_stopped_words(caught[0], f"the end of {name}"))
+        raise Stopped(stopping.words_of(caught[0], f"the end of {name}"))
 
 
 @contextlib.contextmanager
@@ -191,11 +182,11 @@ def connected(
     """
     global _peers
     if place is None:
-        with _ended_by_sigterm():
+        with stopping.ended_by_sigterm():
             yield
         return
     _peers = _join(place)
-    before = signal.signal(signal.SIGTERM, _stopped)
+    before = signal.signal(signal.SIGTERM, stopping.stop)
     try:
         yield
         wait("the end")
@@ -248,30 +239,6 @@ def _connect_jax(place: Place) -> None:
         heartbeat_timeout=HEARTBEAT_S,
     )
     state.client.connect()
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Within the block SIGTERM ends one process with a sentence, as it does several."""
-    try:
-        before = signal.signal(signal.SIGTERM, _stopped)
-    except ValueError:  # not in the main thread: whoever runs us there has the signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _stopped(number: int, _: Any) -> None:
-    signal.signal(number, signal.SIG_IGN)  # it is on its way
-    raise Stopped(_stopped_words(number, where()))
-
-
-def _stopped_words(number: int, place: str) -> str:
-    at_what = f" at {place}" if place else ""
-    return f"stopped by {signal.Signals(number).name}{at_what}; what was saved is kept, and the same command goes on"
 
 
 def _fail(error: BaseException, code: int) -> None:

@@ -17,6 +17,7 @@ from medkor_jax.data.sources import load_examples
 from medkor_jax.io.checkpoint import digest_tree
 from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.io.models import open_model
+from medkor_jax.parallel import hosts
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
 from medkor_jax.train import loop
 from medkor_jax.train.compute import ComputeSettings
@@ -128,9 +129,10 @@ def power_cut():
     "n, deed, error, stands_at",
     [
         (3, lambda: os.kill(os.getpid(), signal.SIGTERM), loop.StoppedEarly, 3),
+        (STEPS, lambda: os.kill(os.getpid(), signal.SIGTERM), hosts.Stopped, STEPS),
         (6, power_cut, OSError, 4),
     ],
-    ids=["SIGTERM during step 3", "killed at step 6, saved at 4"],
+    ids=["SIGTERM during step 3", "SIGTERM during the last step", "killed at step 6, saved at 4"],
 )
 def test_an_interrupted_stage_gives_the_bits_of_one_that_never_stopped(
     n, deed, error, stands_at, run, plan, disturb, uninterrupted, monkeypatch
