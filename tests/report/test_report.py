@@ -4,6 +4,7 @@ import html.parser
 import json
 import pathlib
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from medkor_jax.commands import report as command
 from medkor_jax.eval.gate import Gate
 from medkor_jax.eval.judgement import judge
 from medkor_jax.eval.report import Report
-from medkor_jax.eval.verdict import read_verdict
+from medkor_jax.eval.verdict import GateClosed, read_verdict
 from medkor_jax.io.files import read_sealed, write_json, write_sealed
 from medkor_jax.report.english import gate_looks, over_the_run
 from medkor_jax.report.files import read_run
@@ -303,6 +304,28 @@ def test_a_report_that_cannot_be_written_fails_no_run(run_dir, capsys, monkeypat
     )
 
 
+@pytest.mark.parametrize("ends_by", ["its last phase", "a closed gate"])
+def test_a_run_ends_by_saying_where_its_report_is(ends_by, run_dir, capsys, monkeypatch):
+    class Ended:
+        def __init__(self, *_, **__):
+            pass
+
+        def all(self):
+            if ends_by == "a closed gate":
+                raise GateClosed("phase3: closed")
+
+    recipe = types.SimpleNamespace(run_dir=str(run_dir), all_phases=())
+    monkeypatch.setattr("medkor_jax.commands.run.load_recipe", lambda *_: recipe)
+    monkeypatch.setattr("medkor_jax.commands.run.with_lock", lambda recipe: recipe)
+    monkeypatch.setattr("medkor_jax.commands.run.pipeline.Run", Ended)
+    code = cli.main(["run", "--config", "any.py"])
+    assert code == (0 if ends_by == "its last phase" else 3)
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: {run_dir}/report/report.html"
+    assert (run_dir / "report/report.json").stat().st_mtime >= (
+        run_dir / "ledger.json"
+    ).stat().st_mtime
+
+
 def test_what_is_no_run_is_said(tmp_path, capsys):
     assert cli.main(["report", str(tmp_path)]) == 1
     assert "is no run" in capsys.readouterr().err
@@ -361,7 +384,8 @@ def test_the_page_in_a_browser(is_hostile, scheme, width, height, browser, run_d
         box = browser.find_element("id", "search")
         box.send_keys(asked[:40])
         assert 0 < run(n_shown) < 10
-        assert asked in browser.find_element("id", "examples").text
+        found = browser.find_element("id", "examples").text
+        assert asked in found and "(right" in found and "answered)" in found
     assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []
     sent = [json.loads(line["message"])["message"] for line in browser.get_log("performance")]
     asked_for = [
