@@ -23,6 +23,7 @@ from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.io.models import Model, read_ledger, save_model
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.hosts import say
+from medkor_jax.run.board import write_board
 from medkor_jax.run.gate_outlook import reference_account
 from medkor_jax.run.lineage import Finished, Lineage
 from medkor_jax.run.measurement import Measured
@@ -88,6 +89,7 @@ def conclude(
         words=judgement.words,
         model=model.digest,
     )
+    write_board(run_dir, [one.name for one in recipe.all_phases])
     if not judgement.passed and phase.gate.on_failure != "continue":
         raise GateClosed(
             f"{phase.name}: {judgement.words} No later phase may start; train further, or waive "

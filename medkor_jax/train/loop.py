@@ -133,7 +133,7 @@ def _steps(
                     f"{plan.name} stopped before step {number} of {total}, its state saved: {error}"
                 ) from None
             state, metrics = update(state, batch)
-            progress.stepped(number, int((batch["segment_ids"] > 0).sum()), drawn, metrics)
+            progress.stepped(number, batch, drawn, metrics)
             is_last = number == total
             asked_to_stop = not is_last and not may_begin(number + 1)
             if number % plan.log_every == 0 or is_last or asked_to_stop:

@@ -1,18 +1,18 @@
 """What a person sees of a stage while it runs: the bar, the log, and how long a step takes.
 
     with Progress(plan, start=0, saved=lambda: 0) as progress:
-        progress.stepped(1, n_tokens, drawn, metrics)       # noted; nothing waits for the device
+        progress.stepped(1, batch, drawn, metrics)          # noted; nothing waits for the device
         progress.flush()                                    # written, once all of it is there
         progress.validated(1, nats)
 
 Metrics wait on the device until they are flushed, so that steps follow one another without a look
-at them. A loss that is not finite is found then, and ends the stage.
+at them. A loss that is not finite is found then, and ends the stage; the batch of that step is kept.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -31,12 +31,13 @@ class Progress:
     def __init__(self, plan: StagePlan, start: int, saved: Callable[[], int]) -> None:
         stage = plan.stage
         self._name, self._start, self._saved = plan.name, start, saved
+        self._directory = plan.directory
         self._rates = {
             rule.name: learning_rate(rule, stage.schedule) for rule in stage.rules_in_force
         }
         self._log = MetricsLog(plan.directory, start)
         self._bar = Bar(plan.name, total=stage.steps, unit="step", start=start, on=hosts.is_first())
-        self._waiting: list[tuple[int, int, dict[str, float], Any]] = []
+        self._waiting: list[tuple[int, Mapping[str, np.ndarray], dict[str, float], Any]] = []
         self._clock = time.perf_counter()
 
     def __enter__(self) -> Progress:
@@ -47,20 +48,27 @@ class Progress:
         self._log.close()
 
     def stepped(
-        self, number: int, n_tokens: int, drawn: dict[str, float], metrics: dict[str, jax.Array]
+        self,
+        number: int,
+        batch: Mapping[str, np.ndarray],
+        drawn: dict[str, float],
+        metrics: dict[str, jax.Array],
     ) -> None:
-        """Notes a step. n_tokens: that are no padding; drawn: what is known of how its batch was
-        made.
+        """Notes a step. batch: what it learnt from; drawn: what is known of how that was made.
 
         Raises: FloatingPointError, as `flush`.
         """
         if number == self._start + 1:
-            self._first(number, n_tokens, drawn, metrics)
+            self._first(number, batch, drawn, metrics)
         else:
-            self._waiting.append((number, n_tokens, drawn, metrics))
+            self._waiting.append((number, batch, drawn, metrics))
 
     def _first(
-        self, number: int, n_tokens: int, drawn: dict[str, float], metrics: dict[str, jax.Array]
+        self,
+        number: int,
+        batch: Mapping[str, np.ndarray],
+        drawn: dict[str, float],
+        metrics: dict[str, jax.Array],
     ) -> None:
         """The first step is written at once, without a time: compiling is in it."""
         jax.block_until_ready(metrics)
@@ -75,9 +83,9 @@ class Progress:
             number,
             {name: np.asarray(value) for name, value in metrics.items()}
             | drawn
-            | {"tokens": n_tokens},
+            | {"tokens": _n_tokens(batch)},
         )
-        self._require_finite(number, metrics["loss"])
+        self._require_finite(number, metrics["loss"], batch)
 
     def flush(self) -> None:
         """Writes what waits. Raises: FloatingPointError if a loss is not finite."""
@@ -87,7 +95,8 @@ class Progress:
         now = time.perf_counter()
         seconds = (now - self._clock) / len(self._waiting)
         self._clock = now
-        for number, n_tokens, drawn, metrics in self._waiting:
+        for number, batch, drawn, metrics in self._waiting:
+            n_tokens = _n_tokens(batch)
             row = {name: np.asarray(value) for name, value in metrics.items()} | drawn
             row |= {
                 "tokens_per_second": n_tokens / seconds,
@@ -99,7 +108,7 @@ class Progress:
                 for name, rate in self._rates.items()
             }
             self._log.write(number, row)
-            self._require_finite(number, row["loss"])
+            self._require_finite(number, row["loss"], batch)
         shown = {"reward": f"{row['rollout/reward']:.3f}"} if "rollout/reward" in row else {}
         self._bar.to(
             self._waiting[-1][0],
@@ -114,10 +123,19 @@ class Progress:
         self._log.write(number, {"validation_nats": nats})
         self._clock = time.perf_counter()
 
-    def _require_finite(self, number: int, loss: Any) -> None:
-        if not np.isfinite(loss):
-            raise FloatingPointError(
-                f"{self._name}: the loss is {loss} at step {number}. Lower the learning rate, or "
-                "look at the "
-                f"data of that step; the last checkpoint is at step {self._saved()}"
-            )
+    def _require_finite(self, number: int, loss: Any, batch: Mapping[str, np.ndarray]) -> None:
+        if np.isfinite(loss):
+            return
+        path = self._directory / f"bad-batch-{number}.npz"
+        kept = {name: np.asarray(value) for name, value in batch.items()}
+        hosts.first(path, lambda: np.savez(path, allow_pickle=False, **kept))
+        raise FloatingPointError(
+            f"{self._name}: the loss is {loss} at step {number}. What it learnt from is kept in "
+            f"{path}; the last checkpoint is at step {self._saved()}. Lower the learning rate, or "
+            "mend the data, then start the phase again with --restart"
+        )
+
+
+def _n_tokens(batch: Mapping[str, np.ndarray]) -> int:
+    """Returns how many tokens of the batch are no padding."""
+    return int((batch["segment_ids"] > 0).sum())

@@ -14,6 +14,7 @@ from medkor_jax.commands.tables import in_bytes
 from medkor_jax.eval.verdict import read_verdict
 from medkor_jax.io.files import write_json, write_sealed
 from medkor_jax.run import pipeline
+from medkor_jax.run.board import scalars
 from medkor_jax.run.config_file import load_recipe, make_recipe
 from medkor_jax.run.defaults import plain
 from medkor_jax.run.on_disk import disposable, find_runs, look_at
@@ -183,3 +184,18 @@ def test_a_base_that_another_run_stands_on_stays(run_dir):
     assert base not in [one.path for one in disposable(run_dir)]
     shutil.rmtree(other)
     assert base in [one.path for one in disposable(run_dir)]
+
+
+def test_exams_gates_and_losses_are_on_the_board(finished):
+    found = list(scalars(finished, PHASES))
+    steps = {name: [step for said, _, step in found if said == name] for name, _, _ in found}
+    assert steps["gate/passed"] == [2, 4, 6, 8]  # two steps a phase
+    assert steps["exam/english/accuracy"] == steps["held_out/english/nats"]
+    assert steps["held_out/english/nats"] == [0, 2, 2, 2, 4, 4, 4, 6, 6, 6, 8, 8]
+    last = json.loads((finished / "phase3/summary.json").read_text())["after"]
+    assert found[-3:-1] == [
+        ("held_out/english/nats", last["watch"]["english"]["nats"], 8),
+        ("gate/passed", 0.0, 8),
+    ]
+    (events,) = (finished / "tensorboard").iterdir()
+    assert b"exam/english/accuracy" in events.read_bytes()

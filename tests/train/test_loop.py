@@ -8,6 +8,7 @@ import signal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from medkor_jax.adapt.lora import make_lora
@@ -197,6 +198,32 @@ def test_a_loss_that_is_not_finite_ends_the_stage_unsaved(run, plan, params):
     with pytest.raises(FloatingPointError, match="step 1"):
         run(staged(plan, steps=1, warmup_steps=0, save_every=1), broken)
     assert not [p for p in (plan.directory / "checkpoints").iterdir() if p.name.isdigit()]
+
+
+def test_the_batch_of_a_loss_that_is_not_finite_is_kept(run, plan, monkeypatch):
+    """Also where it is noticed some steps later, as it is written."""
+    drawn, whole, at = [], loop.make_step, 3
+
+    def poisoned(*arguments, **how):
+        step = whole(*arguments, **how)
+
+        class Step:
+            _cache_size = staticmethod(lambda: 1)
+
+            def __call__(self, state, frozen, reference, batch):
+                state, metrics = step(state, frozen, reference, batch)
+                drawn.append({name: np.asarray(value) for name, value in batch.items()})
+                bad = jnp.nan if len(drawn) == at else metrics["loss"]
+                return state, metrics | {"loss": bad}
+
+        return Step()
+
+    monkeypatch.setattr(loop, "make_step", poisoned)
+    with pytest.raises(FloatingPointError, match=f"at step {at}.*bad-batch-{at}.npz"):
+        run(dataclasses.replace(plan, log_every=5))
+    with np.load(plan.directory / f"bad-batch-{at}.npz", allow_pickle=False) as kept:
+        assert set(kept) == set(drawn[at - 1])
+        assert all(np.array_equal(kept[name], drawn[at - 1][name]) for name in kept)
 
 
 def test_best_takes_the_checkpoint_of_lowest_validation_loss(run, plan, corpus, monkeypatch):
