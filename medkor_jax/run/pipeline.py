@@ -46,6 +46,7 @@ from medkor_jax.run.final import sit_final
 from medkor_jax.run.lineage import Finished, Lineage, Stale
 from medkor_jax.run.measurement import Measured, Measurer, read_evidence
 from medkor_jax.run.named_model import open_model
+from medkor_jax.run.pace import heading
 from medkor_jax.run.phases import ConfigError, Phase, Recipe
 from medkor_jax.run.provenance import note_start
 from medkor_jax.run.readiness import make_ready
@@ -112,7 +113,7 @@ class Run:
             words = said_of(judged["words"], phase.gate.on_failure)
             say(f"\n{phase.name}: done before; {words}")
             return
-        say(f"\n== {phase.name}: {phase.title}")
+        say(heading(self.recipe, phase, self.directory))
         if finished:
             others = ", ".join(finished.judged_otherwise)
             say(f"{phase.name} was trained before and is judged again: other {others}")

@@ -70,7 +70,9 @@ def run_killed(run_dir, base, randomly, mean_seconds, signals):
                 if code == 0:
                     return struck
                 if code != 143:
-                    raise SystemExit(f"{run_dir}: {number.name} ended in exit code {code}")
+                    raise SystemExit(
+                        f"{run_dir}: {number.name} ended in exit code {code}"
+                    ) from None
             process.wait()
             continue
         if code:

@@ -1,5 +1,6 @@
 """What `medkor runs`, `show` and `gc` say of runs on disk, and what each phase keeps of how it was made."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import jax
 import pytest
 
 from medkor_jax import cli
+from medkor_jax.bar import in_words
 from medkor_jax.commands.tables import in_bytes
 from medkor_jax.eval.verdict import read_verdict
 from medkor_jax.io.files import write_json, write_sealed
@@ -18,6 +20,7 @@ from medkor_jax.run.board import scalars
 from medkor_jax.run.config_file import load_recipe, make_recipe
 from medkor_jax.run.defaults import plain
 from medkor_jax.run.on_disk import disposable, find_runs, look_at
+from medkor_jax.run.pace import heading, pace_before
 from medkor_jax.run.provenance import note_start, read_provenance
 from medkor_jax.run.restart import restart
 
@@ -184,6 +187,21 @@ def test_a_base_that_another_run_stands_on_stays(run_dir):
     assert base not in [one.path for one in disposable(run_dir)]
     shutil.rmtree(other)
     assert base in [one.path for one in disposable(run_dir)]
+
+
+def test_a_phase_says_what_lies_ahead(finished, tiny_base_dir, tmp_path):
+    recipe = make_recipe(make_config(finished, tiny_base_dir))
+    first, last = recipe.phases[0], recipe.phases[-1]
+    said = heading(recipe, last, finished)
+    rate, phase = pace_before(finished, "phase3")
+    assert phase == "phase3" and rate > 0
+    assert (
+        "== phase3 (4 of 4): " in said and f"the pace of {phase}; measured by english and" in said
+    )
+    assert f"2 steps of 256 tokens, about {in_words(512 / rate)} at {rate:,.0f} tokens/s" in said
+    assert "2 steps of 256 tokens; measured by english" in heading(recipe, first, tmp_path)
+    idle = dataclasses.replace(first, train=dataclasses.replace(first.train, steps=0))
+    assert "trains nothing at first" in heading(recipe, idle, tmp_path)
 
 
 def test_exams_gates_and_losses_are_on_the_board(finished):
