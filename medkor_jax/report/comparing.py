@@ -1,166 +1,286 @@
-"""Runs side by side: which is better on the same questions, and whether one can tell.
+"""Runs side by side: which is better on the same questions and texts, and whether one can tell.
 
     compared = compare([read_run(one) for one in directories])
-    print(as_table(compared))
+    compared["exams"][0]["runs"][1]["beside"]["verdict"]        # "better", "worse" or "cannot be told apart"
 
-The first run is what the others are compared with: shares of right answers by McNemar's exact test and the paired interval, the
-probability of the right option by bootstrap over questions. Where the questions, or how they were asked, differ, that is said
-instead. Held-out losses have no interval: a run keeps their mean, not each text's.
+The first run is what the others are compared with. Exams: shares of right answers by McNemar's exact test and the paired
+interval, which both have to tell them apart; the probability of the right option by bootstrap over questions. Held-out losses: by
+bootstrap over documents. All comparisons of a kind (shares, probabilities, losses) share 95 %: each of n has an interval of
+1 - 5 % / n. Where the questions or the text differ, or how they were asked, that is said instead.
+
+What it does not do: say whether a recipe is better. That needs several runs of each, with other seeds; these are two models.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from medkor_jax.bar import in_words
-from medkor_jax.data.contents import checksum
+import numpy as np
+
 from medkor_jax.eval import stats
 from medkor_jax.eval.metric import metric_needs, outcomes, pairing
 from medkor_jax.eval.report import Report
-from medkor_jax.report.files import RunFiles
+from medkor_jax.report.files import PhaseFiles, RunFiles
 from medkor_jax.run.changes import change_between
+from medkor_jax.run.facts import differing
+
+FORMAT = 1
+CONFIDENCE = 0.95  # of all comparisons of a kind together
+MIN_PIECES = 8  # of a text: fewer tell nothing of how much such texts differ
+UNTOLD = "cannot be told apart"
 
 
-def compare(runs: Sequence[RunFiles]) -> dict[str, Any]:
-    """Returns {"runs", "exams", "losses", "costs"}, as JSON types.
+@dataclasses.dataclass(frozen=True)
+class End:
+    """A run, and the phase whose model is compared."""
 
-    Raises: ValueError if there are fewer than two runs, or one has no finished phase.
+    run: RunFiles
+    phase: PhaseFiles
+
+    @property
+    def begun(self) -> list[tuple[PhaseFiles, float | None]]:
+        """Returns the phases until this one with their seconds; those of candidates that were not taken cost as well."""
+        n = self.run.phases.index(self.phase) + 1
+        seconds = (phase.seconds for phase in self.run.on_disk.phases)
+        return list(zip(self.run.phases[:n], seconds))
+
+    def asked(self, kind: str, name: str) -> str:
+        """Returns the digest of all that was asked, and how; "" where that was not kept."""
+        return self.phase.record.get("judged", {}).get(f"{kind}.{name}") or ""
+
+
+def compare(runs: Sequence[RunFiles], phase: str = "") -> dict[str, Any]:
+    """Returns {"runs", "exams", "losses", "costs", ...}, as JSON types. phase: after which they are compared; "": each one's last.
+
+    Raises: ValueError if there are fewer than two runs, or one has not finished the phase.
     """
     if len(runs) < 2:
         raise ValueError("one run is given; at least two can be compared")
-    for run in runs:
-        if not run.chain:
-            raise ValueError(f"{run.on_disk.directory} has no finished phase to compare")
-    last = [run.chain[-1] for run in runs]
-    exams = dict.fromkeys(name for phase in last for name in phase.exams("after"))
-    texts = dict.fromkeys(name for phase in last for name in phase.losses("after"))
+    ends = [_end(run, phase) for run in runs]
+    asked = [(name, *_answers(name, ends)) for name in _names(ends, PhaseFiles.exams)]
+    asked += _finals(ends)
+    texts = _names(ends, PhaseFiles.losses)
+    of_exams, of_losses = (
+        stats.confidence_of_look(CONFIDENCE, max(1, n * (len(runs) - 1)))
+        for n in (len(asked), len(texts))
+    )
     return {
-        "runs": [
-            {"run": str(run.on_disk.directory), "phase": phase.name, "state": run.on_disk.state}
-            for run, phase in zip(runs, last)
-        ],
-        "exams": [_exam(name, runs) for name in exams],
-        "losses": [
-            {"text": name, "nats": [phase.losses("after").get(name) for phase in last]}
-            for name in texts
-        ],
-        "costs": [
-            {
-                "seconds": sum(phase.seconds or 0 for phase in run.on_disk.phases),
-                "tokens": sum(
-                    row.get("tokens", 0)
-                    for phase in run.phases
-                    for stage in phase.stages
-                    for row in stage.rows
-                ),
-            }
-            for run in runs
-        ],
+        "format": FORMAT,
+        "runs": [_run(end, ends[0]) for end in ends],
+        "confidence": {"together": CONFIDENCE, "exam": of_exams, "loss": of_losses},
+        "exams": [_exam(*one, of_exams) for one in asked],
+        "losses": [_loss(name, ends, of_losses) for name in texts],
+        "costs": [_cost(end) for end in ends],
     }
 
 
-def _exam(name: str, runs: Sequence[RunFiles]) -> dict[str, Any]:
+def _end(run: RunFiles, phase: str) -> End:
+    if not run.chain:
+        raise ValueError(f"{run.on_disk.directory} has no finished phase to compare")
+    found = [one for one in run.chain if phase in ("", one.name)]
+    if not found:
+        names = ", ".join(one.name for one in run.chain)
+        raise ValueError(
+            f"{run.on_disk.directory} has not finished a phase {phase!r}; it has {names}"
+        )
+    return End(run, found[-1])
+
+
+def _names(ends: Sequence[End], of: Any) -> list[str]:
+    return list(dict.fromkeys(name for end in ends for name in of(end.phase, "after")))
+
+
+def _run(end: End, first: End) -> dict[str, Any]:
+    starts = end.phase.provenance.get("starts", ())
+    return {
+        "run": str(end.run.on_disk.directory),
+        "phase": end.phase.name,
+        "state": end.run.on_disk.state,
+        "model": end.phase.summary["model"],
+        "seed": starts[-1]["seed"] if starts else None,
+        "devices": starts[-1]["devices"] if starts else "",
+        "trained_otherwise": _trained_otherwise(first, end),
+    }
+
+
+def _trained_otherwise(first: End, other: End) -> list[dict[str, Any]]:
+    """Returns what decided how the phases that both have were trained, where it is not the same."""
+    theirs = {phase.name: phase.record.get("trained", {}) for phase, _ in other.begun}
+    return [
+        {"phase": phase.name, "what": change.name, "first": change.was, "here": change.now}
+        for phase, _ in first.begun
+        if phase.name in theirs
+        for change in differing(phase.record.get("trained", {}), theirs[phase.name])
+    ]
+
+
+def _answers(name: str, ends: Sequence[End]) -> tuple[list[Report | None], list[str]]:
+    """Returns what each run answered, and why the texts of its questions are not the first's: "" where nothing says so."""
+    reports = [
+        end.phase.report("after", name) if name in end.phase.exams("after") else None
+        for end in ends
+    ]
+    return reports, [_other_texts(name, ends[0], end) for end in ends]
+
+
+def _other_texts(name: str, first: End, other: End) -> str:
+    """Answers name their questions by id; what the ids stood for is in a digest, and in a file beside the run."""
+    if first.asked("exams", name) and first.asked("exams", name) == other.asked("exams", name):
+        return ""
+    texts, theirs = (end.run.questions.get(name, {}) for end in (first, other))
+    changed = sorted(
+        key
+        for key in texts.keys() & theirs.keys()
+        if any(texts[key].get(part) != theirs[key].get(part) for part in ("question", "options"))
+    )
+    if not changed:
+        return ""
+    return f"other questions than the first run's: {len(changed)} have another text, first {changed[0]!r}"
+
+
+def _finals(ends: Sequence[End]) -> list[tuple[str, list[Report | None], list[str]]]:
+    """Returns what each run's model answered to the final exams that all runs sat: these are kept by the digest of their questions."""
+    found = []
+    for digest, sat in ends[0].run.final.items():
+        if all(digest in end.run.final for end in ends):
+            reports = [_last_look(end, end.run.final[digest]["looks"]) for end in ends]
+            if any(reports):
+                name = f"{sat['looks'][-1]['exam']} (final)"
+                found.append((name, reports, [""] * len(ends)))
+    return found
+
+
+def _last_look(end: End, looks: Sequence[dict[str, Any]]) -> Report | None:
+    mine = [look for look in looks if look["model"] == end.phase.summary["model"]]
+    return _read(end.run.on_disk.directory / mine[-1]["answers"]) if mine else None
+
+
+def _read(path: pathlib.Path) -> Report | None:
+    try:
+        return Report.read(path)
+    except (OSError, ValueError):
+        return None
+
+
+def _exam(
+    name: str, reports: Sequence[Report | None], other_texts: Sequence[str], confidence: float
+) -> dict[str, Any]:
     """Returns the score of each run, and what of it can be told beside the first's."""
-    reports = [run.chain[-1].report("after", name) for run in runs]
     first = reports[0]
     found: list[dict[str, Any]] = []
-    asked = [run.questions.get(name) for run in runs]
-    for report, questions in zip(reports, asked):
+    for i, (report, why_not) in enumerate(zip(reports, other_texts)):
         if report is None:
-            found.append(
-                {
-                    "score": None,
-                    "beside": None,
-                    "why_not": "not asked, or its answers are not there",
-                }
-            )
+            why_not = "not asked, or its answers are not there"
+            found.append({"score": None, "beside": None, "why_not": why_not})
             continue
         score = report.overall
+        beside: dict[str, Any] | None = None
         said: dict[str, Any] = {
             "accuracy": score.accuracy,
             "low": score.low,
             "high": score.high,
             "n": score.n,
         }
-        beside, why_not = None, ""
-        if report is not first:
-            beside, why_not = _beside(first, report, asked[0], questions)
+        said |= {"mode": report.mode, "alarms": list(report.alarming)}
+        if i and not why_not:
+            beside, why_not = _beside(first, report, confidence)
         found.append({"score": said, "beside": beside, "why_not": why_not})
     return {"exam": name, "runs": found}
 
 
 def _beside(
-    first: Report | None, other: Report, asked: Any, questions: Any
+    first: Report | None, other: Report, confidence: float
 ) -> tuple[dict[str, Any] | None, str]:
     """Returns what can be told of `other` beside `first`, or why they cannot be compared."""
     if first is None:
         return None, "the first run was not asked this, or its answers are not there"
-    if asked and questions and checksum(asked) != checksum(questions):
-        return None, "other questions than the first run's"
     try:
-        change = change_between(first, other)
+        change = change_between(first, other, confidence=confidence)
     except ValueError as error:
         return None, str(error)
-    found: dict[str, Any] = {
-        "points": 100 * change.difference,
-        "low": 100 * change.interval.low,
-        "high": 100 * change.interval.high,
-        "p_value": change.p_value,
-        "verdict": {"rose": "better", "fell": "worse"}.get(change.verdict, "cannot be told apart"),
-        "probability": None,
-    }
-    if not metric_needs("probability", other.mode):
-        mine, theirs = outcomes(other, "probability"), outcomes(first, "probability")
-        moved = mine - theirs[pairing(other, first)]
-        low, high = stats.bootstrap_mean(moved)
-        found["probability"] = {
-            "points": 100 * float(moved.mean()),
-            "low": 100 * low,
-            "high": 100 * high,
+    told = change.p_value < 1 - confidence
+    found = _points(change.difference, change.interval) | {"p_value": change.p_value}
+    if not told:
+        found["verdict"] = UNTOLD
+    return found | {"probability": _of_probabilities(first, other, confidence)}, ""
+
+
+def _of_probabilities(first: Report, other: Report, confidence: float) -> dict[str, Any] | None:
+    """Returns how the mean probability of the right option differs; None where a mode has none, or the answers do not hold it."""
+    if metric_needs("probability", other.mode):
+        return None
+    try:
+        mine, theirs = (outcomes(report, "probability") for report in (other, first))
+    except ValueError:
+        return None
+    moved = mine - theirs[pairing(other, first)]
+    return _points(float(moved.mean()), stats.bootstrap_mean(moved, confidence))
+
+
+def _points(difference: float, interval: stats.Interval) -> dict[str, Any]:
+    low, high = interval
+    verdict = "better" if low > 0 else "worse" if high < 0 else UNTOLD
+    return {"points": 100 * difference, "low": 100 * low, "high": 100 * high, "verdict": verdict}
+
+
+def _loss(name: str, ends: Sequence[End], confidence: float) -> dict[str, Any]:
+    """Returns the loss of each run on a held-out text, nats a token, and what of it can be told beside the first's."""
+    losses = [end.phase.summary["after"]["watch"].get(name) for end in ends]
+    first = losses[0]
+    found: list[dict[str, Any]] = []
+    for i, (loss, end) in enumerate(zip(losses, ends)):
+        beside, why_not = None, "" if loss else "not measured"
+        if i and loss and first is None:
+            why_not = "the first run did not measure this"
+        elif i and loss:
+            asked = [one.asked("watch", name) for one in (ends[0], end)]
+            is_same = asked[0] and asked[0] == asked[1]
+            why_not = "" if is_same else "another text than the first run's, or read in another way"
+            if is_same:
+                beside, why_not = _beside_in_nats(first, loss, confidence)
+        nats = loss["nats"] if loss else None
+        found.append({"nats": nats, "beside": beside, "why_not": why_not})
+    return {"text": name, "runs": found}
+
+
+def _beside_in_nats(
+    first: dict[str, Any], other: dict[str, Any], confidence: float
+) -> tuple[dict[str, Any] | None, str]:
+    """Both read the same documents in the same shape: a document is a pair of sums."""
+    pieces = [loss.get("pieces") for loss in (first, other)]
+    difference = {"nats": other["nats"] - first["nats"], "low": None, "high": None}
+    if not all(pieces):
+        why = "no interval: one of them kept only its mean, as runs of before did"
+        return difference | {"verdict": UNTOLD, "n": 0}, why
+    theirs, mine = (np.array(one, float) for one in pieces)
+    if theirs.shape != mine.shape or (theirs[:, 1] != mine[:, 1]).any():
+        return None, "the documents were cut in another way"
+    n = len(mine)
+    if n < MIN_PIECES:
+        return difference | {"verdict": UNTOLD, "n": n}, f"no interval: only {n} documents"
+    moved = (mine[:, 0] - theirs[:, 0]) / mine[
+        :, 1
+    ].mean()  # its mean: the difference in nats a token
+    low, high = stats.bootstrap_mean(moved, confidence)
+    verdict = "better" if high < 0 else "worse" if low > 0 else UNTOLD
+    return difference | {"low": low, "high": high, "verdict": verdict, "n": n}, ""
+
+
+def _cost(end: End) -> dict[str, Any]:
+    """Returns what was spent until the phase that is compared, in all and by phase."""
+    phases = [
+        {
+            "phase": phase.name,
+            "seconds": seconds,
+            "tokens": sum(row.get("tokens", 0) for stage in phase.stages for row in stage.rows),
         }
-    return found, ""
-
-
-def as_table(compared: dict[str, Any]) -> str:
-    """Returns the comparison as lines for a terminal; the runs are numbered from 1."""
-    lines = []
-    for number, run in enumerate(compared["runs"], 1):
-        said = "what the others are compared with" if number == 1 else "compared with 1"
-        lines.append(f"{number}  {run['run']} ({run['phase']}, {run['state']}): {said}")
-    for exam in compared["exams"]:
-        lines += ["", f"exam {exam['exam']}"]
-        lines += [f"  {number}  {_exam_words(one)}" for number, one in enumerate(exam["runs"], 1)]
-    for text in compared["losses"]:
-        shown = (
-            f"{number}: {'-' if x is None else f'{x:.3f}'}"
-            for number, x in enumerate(text["nats"], 1)
-        )
-        lines += [
-            "",
-            f"held-out loss, {text['text']}, nats a token: {', '.join(shown)} (no interval)",
-        ]
-    costs = (
-        f"{number}: {in_words(cost['seconds'])}, {cost['tokens']:,.0f} tokens trained"
-        for number, cost in enumerate(compared["costs"], 1)
-    )
-    return "\n".join([*lines, "", f"cost: {'; '.join(costs)}"])
-
-
-def _exam_words(one: dict[str, Any]) -> str:
-    if one["score"] is None:
-        return one["why_not"]
-    score, beside = one["score"], one["beside"]
-    words = f"{score['accuracy']:.1%} of {score['n']} [{score['low']:.1%}, {score['high']:.1%}]"
-    if one["why_not"]:
-        return f"{words}; not compared: {one['why_not']}"
-    if beside is None:
-        return words
-    words += f"; {_points(beside)}, McNemar p {beside['p_value']:.3f}: {beside['verdict']}"
-    if sure := beside["probability"]:
-        words += f"; probability of the right option {_points(sure)}"
-    return words
-
-
-def _points(found: dict[str, Any]) -> str:
-    return f"{found['points']:+.1f} points [{found['low']:+.1f}, {found['high']:+.1f}]"
+        for phase, seconds in end.begun
+    ]
+    return {
+        "seconds": sum(one["seconds"] or 0 for one in phases),
+        "tokens": sum(one["tokens"] for one in phases),
+        "phases": phases,
+    }

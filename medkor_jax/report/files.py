@@ -14,6 +14,7 @@ import pathlib
 from typing import Any
 
 from medkor_jax.eval.report import Report
+from medkor_jax.run.data_lock import Lock, read_lock
 from medkor_jax.run.on_disk import RunOnDisk, look_at
 from medkor_jax.run.provenance import read_provenance
 from medkor_jax.run.summary import chain_of, read_final, read_summaries
@@ -75,6 +76,7 @@ class RunFiles:
     final: dict[str, Any]
     translated: list[dict[str, Any]]
     questions: dict[str, dict[str, Any]]
+    pinned: Lock
     faults: list[str]
 
     @property
@@ -122,11 +124,16 @@ def read_run(directory: pathlib.Path) -> RunFiles:
     except ValueError as error:
         final = {}
         faults.append(f"final.json is damaged ({error})")
+    try:
+        pinned = read_lock(directory)
+    except ValueError as error:
+        pinned = Lock()
+        faults.append(str(error))
     questions = {
         path.stem: _questions(path, faults)
         for path in sorted((directory / "questions").glob("*.jsonl"))
     }
-    return RunFiles(found, phases, chain, final, reports_of(directory), questions, faults)
+    return RunFiles(found, phases, chain, final, reports_of(directory), questions, pinned, faults)
 
 
 def _when(path: pathlib.Path) -> float:

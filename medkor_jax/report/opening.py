@@ -13,58 +13,18 @@ from __future__ import annotations
 from typing import Any
 
 from medkor_jax.bar import in_words
+from medkor_jax.report.english import overall
 from medkor_jax.report.files import PhaseFiles, RunFiles
-from medkor_jax.run.changes import Change, change_between
+from medkor_jax.report.moved import Place, change_since, first_asked, languages_of, reference_of
+from medkor_jax.run.changes import Change
 
 GOOD, BAD, UNSURE = "good", "bad", "unsure"
-Place = tuple[PhaseFiles, str]
 
 
-def make_opening(run: RunFiles) -> dict[str, Any]:
-    """Returns {"answers": five, "path": points}, as JSON types."""
-    answers = [_english(run), _korean(run), _cost(run), _gates(run), _trust(run)]
+def make_opening(run: RunFiles, price: float | None = None) -> dict[str, Any]:
+    """Returns {"answers": five, "path": points}, as JSON types. price: of an hour of the machine."""
+    answers = [_english(run), _korean(run), _cost(run, price), _gates(run), _trust(run)]
     return {"answers": answers, "path": path_of(run)}
-
-
-def reference_of(run: RunFiles) -> Place | None:
-    """Returns the model that English is held to: (phase, "before" or "after")."""
-    if not run.chain:
-        return None
-    name = run.chain[-1].summary.get("reference", "")
-    found = next((phase for phase in run.chain if phase.name == name), None)
-    return (found, "after") if found else (run.chain[0], "before")
-
-
-def languages_of(run: RunFiles) -> dict[str, str]:
-    """Returns {exam: "en" or "ko"} of the exams that the last phase was asked, by most of their questions."""
-    found = {}
-    for name in run.chain[-1].exams("after") if run.chain else ():
-        if report := run.chain[-1].report("after", name):
-            languages = [a.language for a in report.answers]
-            found[name] = max(set(languages), key=languages.count)
-    return found
-
-
-def first_asked(run: RunFiles, exam: str, start: Place | None = None) -> Place | None:
-    """Returns the earliest model that was asked an exam, from `start` on."""
-    places = [(phase, when) for phase in run.chain for when in ("before", "after")]
-    later = places[places.index(start) :] if start else places
-    return next((place for place in later if exam in place[0].exams(place[1])), None)
-
-
-def change_since(
-    run: RunFiles, exam: str, start: Place | None, end: Place | None = None
-) -> Change | None:
-    """Returns how an exam changed from `start` (else the first model that was asked it) to the last."""
-    begin = first_asked(run, exam, start)
-    end = end or (run.chain[-1], "after")
-    if begin is None or exam not in end[0].exams(end[1]):
-        return None
-    reports = [phase.report(when, exam) for phase, when in (begin, end)]
-    try:
-        return change_between(*reports) if all(reports) else None
-    except ValueError:
-        return None  # other questions, or asked in another way: not to be compared
 
 
 def path_of(run: RunFiles) -> list[dict[str, Any]]:
@@ -104,7 +64,7 @@ def _moved(run: RunFiles, language: str, start: Place | None) -> tuple[list[str]
     for exam, of in languages_of(run).items():
         if of != language:
             continue
-        score = _overall(run.chain[-1].exams("after")[exam])
+        score = overall(run.chain[-1].exams("after")[exam])
         said = f"{exam}: {score['accuracy']:.1%} of {score['n']} right [{score['low']:.1%}, {score['high']:.1%}]"
         change = change_since(run, exam, start)
         begin = first_asked(run, exam, start)
@@ -133,6 +93,8 @@ def _english(run: RunFiles) -> dict[str, Any]:
         said = f"No fall can be told ({_points(changes[0])}), nor excluded."
     if last and not last["passed"] and last["judgement"]["reading"] != "absolute":
         said += " The last gate did not open."
+    elif tone == BAD and last and last["passed"]:
+        said += " The gates allow for that much."
     return _answer(question, tone, said, lines + losses)
 
 
@@ -156,11 +118,9 @@ def _korean(run: RunFiles) -> dict[str, Any]:
     return _answer(question, tone, said, lines + losses)
 
 
-def _points(change: Change) -> str:
+def _points(change: Change, of: str = " of {} questions") -> str:
     low, high = (100 * end for end in change.interval)
-    return (
-        f"{100 * change.difference:+.1f} points [{low:+.1f}, {high:+.1f}] of {change.n} questions"
-    )
+    return f"{100 * change.difference:+.1f} points [{low:+.1f}, {high:+.1f}]{of.format(change.n)}"
 
 
 def _losses(run: RunFiles, start: Place | None, language: str) -> list[str]:
@@ -179,23 +139,54 @@ def _losses(run: RunFiles, start: Place | None, language: str) -> list[str]:
     ]
 
 
-def _cost(run: RunFiles) -> dict[str, Any]:
+def _cost(run: RunFiles, price: float | None) -> dict[str, Any]:
+    """Time by phase, money where an hour has a price, and what each phase did to English."""
+    question = "Which phase cost what?"
     costs = [
         (phase.seconds, phase.name) for phase in run.on_disk.phases if phase.seconds is not None
     ]
     if not costs:
-        return _answer("Which phase cost what?", UNSURE, "No phase has finished.")
+        return _answer(question, UNSURE, "No phase has finished.")
     total = sum(seconds for seconds, _ in costs)
     seconds, name = max(costs)
-    most = f"{in_words(total)} in all; {name} took most, {in_words(seconds)} ({seconds / max(total, 1e-9):.0%})."
-    lines = [f"{name}: {in_words(seconds)}" for seconds, name in costs]
-    return _answer("Which phase cost what?", GOOD, most, lines)
+    money = "" if price is None else f" ({price * total / 3600:.2f})"
+    said = f"{in_words(total)}{money} in all, {name} most ({in_words(seconds)}, {seconds / max(total, 1e-9):.0%})."
+    moved = _english_by_phase(run)
+    lines = [
+        f"{one}: {in_words(seconds)}"
+        + (f"; {moved[one][0]} {moved[one][1].words}" if one in moved else "")
+        for seconds, one in costs
+    ]
+    if moved:
+        worst = min(moved, key=lambda one: moved[one][1].difference)
+        change = moved[worst][1]
+        if change.difference < 0:
+            said += f" Of English, {worst} most: {_points(change, '')}{', which may be none' if change.verdict != 'fell' else ''}."
+        else:
+            said += " No phase lowered English."
+    return _answer(question, GOOD, said, lines)
+
+
+def _english_by_phase(run: RunFiles) -> dict[str, tuple[str, Change]]:
+    """Returns {phase: (exam, how it changed from its start to its end)} of the first English exam."""
+    exam = next((name for name, of in languages_of(run).items() if of == "en"), "")
+    found = {}
+    for phase in run.chain:
+        begun = (phase, "before")
+        change = (
+            change_since(run, exam, begun, (phase, "after"))
+            if exam in phase.exams("before")
+            else None
+        )
+        if change:
+            found[phase.name] = (exam, change)
+    return found
 
 
 def _gates(run: RunFiles) -> dict[str, Any]:
     question = "Why did a gate close?"
     closed = [phase for phase in run.phases if phase.state in ("closed", "waived")]
-    lines = [f"{phase.name} ({phase.state}): {phase.said}" for phase in closed]
+    lines = [f"{phase.name} ({phase.state}): {phase.said}{_waived(phase)}" for phase in closed]
     lines += [f"{phase.name}: {phase.said}" for phase in run.phases if phase.state == "recorded"]
     if closed:
         names = " and ".join(
@@ -210,18 +201,28 @@ def _gates(run: RunFiles) -> dict[str, Any]:
     return _answer(question, GOOD, f"None did: {n} of {len(judged)} opened{also}.", lines)
 
 
+def _waived(phase: PhaseFiles) -> str:
+    waiver = phase.verdict.get("waiver")
+    return f" Waived: {waiver['reason']}" if waiver and phase.state == "waived" else ""
+
+
 def _trust(run: RunFiles) -> dict[str, Any]:
     """What speaks against leaning on these numbers."""
-    doubts = list(run.faults)
+    uncommitted: list[str] = []
+    doubts = [(fault, fault) for fault in run.faults]  # in a few words, and in full
     if run.chain:
         for name, exam in run.chain[-1].exams("after").items():
-            doubts += [f"{name}: {alarm}" for alarm in exam["alarms"]]
+            doubts += _alarms(run.chain[-1], name, exam)
     for phase in run.phases:
         if accepted := phase.record.get("accepted"):
-            doubts.append(f"{phase.name} was kept although {', '.join(accepted)} changed")
+            said = f"{phase.name} was kept although {', '.join(accepted)} changed"
+            doubts.append((said, said))
         starts = phase.provenance.get("starts", ())
         if any(start["git"] and not start["git"]["is_clean"] for start in starts):
-            doubts.append(f"{phase.name} ran with code that is not committed")
+            uncommitted.append(phase.name)
+    if uncommitted:
+        said = f"code that is not committed ran {', '.join(uncommitted)}"
+        doubts.append((f"code that is not committed ran {len(uncommitted)} phases", said))
     looks = [len(phase.verdict["looks"]) for phase in run.phases if phase.verdict]
     finals = [
         f"final exam {sat['looks'][-1]['exam']}: looked at {len(sat['looks'])} times"
@@ -229,23 +230,30 @@ def _trust(run: RunFiles) -> dict[str, Any]:
         if len(sat["looks"]) > 1
     ]
     if run.on_disk.state not in ("finished", "closed"):
-        doubts.insert(0, f"the run is {run.on_disk.state}; what follows is what there is")
-    known = "one thing" if len(doubts) == 1 else f"{len(doubts)} things"
+        said = f"the run is {run.on_disk.state}, so this is what there is"
+        doubts.insert(0, (said, said))
+    known = "One thing" if len(doubts) == 1 else f"{len(doubts)} things"
     said = (
-        f"{known} to know first: {doubts[0]}"
+        f"{known} to know first: {'; '.join(short for short, _ in doubts)}."
         if doubts
         else "Nothing found that speaks against them."
     )
     lines = [
-        *doubts,
+        *(long for _, long in doubts),
         *finals,
         f"{sum(looks)} looks at {len(looks)} gates' questions, counted in their intervals",
     ]
     return _answer("Can these numbers be leaned on?", UNSURE if doubts else GOOD, said, lines)
 
 
-def _overall(exam: dict[str, Any]) -> dict[str, Any]:
-    return next(score for score in exam["scores"] if score["group"] == "all")
+def _alarms(phase: PhaseFiles, name: str, exam: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns the alarms of an exam in a few words and in full; one line in short where the answers are there to say it."""
+    if not exam["alarms"]:
+        return []
+    in_full = f"{name}: {' '.join(exam['alarms'])}"
+    report, score = phase.report("after", name), overall(exam)
+    short = ", ".join(report.alarming) if report else in_full
+    return [(f"{name} {short} ({score['correct']} of {score['n']})", in_full)]
 
 
 def _answer(

@@ -47,7 +47,7 @@ def facts_of(run: RunFiles, price: float | None = None) -> dict[str, Any]:
         "run": run.name,
         "state": run.on_disk.state,
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "opening": make_opening(run),
+        "opening": make_opening(run, price),
         "sections": make_sections(run, price),
     }
 
@@ -80,6 +80,7 @@ def as_page(found: dict[str, Any]) -> str:
         opening=found["opening"],
         pictures=drawn,
         begun=[phase["name"] for phase in sections["phases"]],
+        has_memory=any(row["device_bytes"] is not None for row in sections["costs"]),
         has_price=any(row["cost"] is not None for row in sections["costs"]),
         # In a script nothing is escaped: "<" as JSON spells it ends no element and opens none.
         examples_json=Markup(

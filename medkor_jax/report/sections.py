@@ -11,11 +11,12 @@ from __future__ import annotations
 import collections
 from typing import Any
 
-from medkor_jax.data.licences import TRAINED_ON, licence_notes
 from medkor_jax.data.question import LETTERS
 from medkor_jax.eval.report import Report
+from medkor_jax.report.english import gate_looks, over_the_run, overall
 from medkor_jax.report.files import PhaseFiles, RunFiles
-from medkor_jax.report.opening import first_asked, reference_of
+from medkor_jax.report.moved import first_asked, reference_of
+from medkor_jax.report.origins import lineage_of
 
 MAX_EXAMPLES = 400  # a page stays quick
 _TEXT = 600  # characters of a text that a model wrote
@@ -28,7 +29,8 @@ def make_sections(run: RunFiles, price: float | None = None) -> dict[str, Any]:
         "phases": [_phase(phase) for phase in run.phases],
         "planned": list(run.on_disk.planned),
         "curves": [curve for phase in run.phases for curve in _curves(phase)],
-        "english": _english_over_the_run(run),
+        "english": over_the_run(run),
+        "gate_looks": gate_looks(run),
         "retention": [one for phase in run.phases for one in _retention(phase)],
         "rewards": [one for phase in run.phases for one in _rewards(phase)],
         "exams": _exams(run),
@@ -37,7 +39,7 @@ def make_sections(run: RunFiles, price: float | None = None) -> dict[str, Any]:
         "examples_left_out": left_out,
         "final": [look for sat in run.final.values() for look in sat["looks"]],
         "costs": _costs(run, price),
-        "lineage": _lineage(run),
+        "lineage": lineage_of(run),
     }
 
 
@@ -50,20 +52,37 @@ def _phase(phase: PhaseFiles) -> dict[str, Any]:
         "rounds": phase.summary.get("rounds", 0),
         "looks": len(phase.verdict.get("looks", ())),
         "exams": {
-            name: [_score(phase.exams("before").get(name)), _score(exam)]
+            name: [_begun_with(phase, name), overall(exam)]
             for name, exam in phase.exams("after").items()
         },
         "losses": {
             name: [phase.losses("before").get(name), nats]
             for name, nats in phase.losses("after").items()
         },
+        "translations": _translations(phase),
+        "waived": ((phase.verdict.get("waiver") or {}).get("reason", "")),
     }
 
 
-def _score(exam: dict[str, Any] | None) -> dict[str, Any] | None:
-    if exam is None:
-        return None
-    return next(score for score in exam["scores"] if score["group"] == "all")
+def _begun_with(phase: PhaseFiles, exam: str) -> dict[str, Any] | None:
+    found = phase.exams("before").get(exam)
+    return overall(found) if found else None
+
+
+def _translations(phase: PhaseFiles) -> list[dict[str, Any]]:
+    """Returns a row a direction and metric, with what it was before the phase."""
+    rows = []
+    before = phase.summary.get("before", {}).get("translations", {})
+    for name, pairs in phase.summary.get("after", {}).get("translations", {}).items():
+        was = {
+            (one["direction"], one["metric"]): one["score"]
+            for one in before.get(name, {}).get("scores", ())
+        }
+        rows += [
+            {"name": name, "before": was.get((one["direction"], one["metric"])), **one}
+            for one in pairs["scores"]
+        ]
+    return rows
 
 
 def _curves(phase: PhaseFiles) -> list[dict[str, Any]]:
@@ -81,29 +100,6 @@ def _curves(phase: PhaseFiles) -> list[dict[str, Any]]:
                 {"phase": phase.name, "stage": stage.name, "loss": losses, "held_out": held_out}
             )
     return found
-
-
-def _english_over_the_run(run: RunFiles) -> dict[str, Any]:
-    """Returns every measurement of the exam that the last gate asks, in order, and the least that the gate asks for where that is
-    a share of right answers."""
-    if not run.chain:
-        return {}
-    exam = run.chain[-1].verdict.get("judgement", {}).get("name", "")
-    points: list[dict[str, Any]] = []
-    for phase in run.chain:
-        for when in ("before", "before_remedy", "after"):
-            found = _score(phase.exams(when).get(exam))
-            if found and (not points or found != points[-1]["score"]):
-                points.append({"at": f"{phase.name}, {when.replace('_', ' ')}", "score": found})
-    judged = run.chain[-1].verdict.get("judgement") or {}
-    line = None
-    if judged.get("metric") == "accuracy":
-        line = (
-            judged["bound"]
-            if judged["reading"] == "absolute"
-            else (judged["reference"] or 0) + judged["bound"]
-        )
-    return {"exam": exam, "points": points, "line": line}
 
 
 def _retention(phase: PhaseFiles) -> list[dict[str, Any]]:
@@ -163,6 +159,8 @@ def _exams(run: RunFiles) -> list[dict[str, Any]]:
         before = begin[0].exams(begin[1])[name]["scores"] if begin else []
         was = {(one["group"], one["exam"], one["year"]): one for one in before}
         for score in exam["scores"]:
+            if score["group"] != "all" and score["n"] == overall(exam)["n"]:
+                continue  # one subject, one year: the same once more
             key = (score["group"], score["exam"], score["year"])
             rows.append(
                 {
@@ -191,6 +189,8 @@ def _letters(run: RunFiles) -> list[dict[str, Any]]:
                 "n": len(report.answers),
                 "letters": [(letter, answered[letter], right[letter]) for letter in LETTERS[:n]],
                 "unread": answered[None],
+                "alarms": list(report.alarming),
+                "reasoning": report.reasoning.words if report.reasoning else "",
             }
         )
     return found
@@ -260,35 +260,3 @@ def _costs(run: RunFiles, price: float | None) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _lineage(run: RunFiles) -> dict[str, Any]:
-    """Returns digests, starts and licences: what would have to be the same for the same run again."""
-    trained_on = [
-        source
-        for phase in run.phases
-        for source in phase.summary.get("sources", ())
-        if source["use"] == TRAINED_ON
-    ]
-    return {
-        "phases": [
-            {
-                "phase": phase.name,
-                "digests": phase.verdict.get("digests", {}),
-                "starts": phase.provenance.get("starts", []),
-                "config": phase.provenance.get("config", ""),
-            }
-            for phase in run.phases
-        ],
-        "sources": _distinct(
-            [source for phase in run.phases for source in phase.summary.get("sources", ())]
-        ),
-        "licences": licence_notes(trained_on),
-        "translated": run.translated,
-    }
-
-
-def _distinct(sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return list(
-        {tuple(sorted((k, str(v)) for k, v in one.items())): one for one in sources}.values()
-    )

@@ -20,7 +20,7 @@ from medkor_jax.eval.report import Report
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """difference: of the shares of right answers, after less before. interval: 95 %, paired. p_value: exact McNemar.
+    """difference: of the shares of right answers, after less before. interval: paired, 95 % by default. p_value: exact McNemar.
     at_chance: the later one does no better than guessing."""
 
     n: int
@@ -43,14 +43,14 @@ class Change:
         return said + (", at chance now" if self.at_chance else "")
 
 
-def change_between(before: Report, after: Report) -> Change:
+def change_between(before: Report, after: Report, *, confidence: float = 0.95) -> Change:
     """Raises: ValueError if they answered other questions, or were asked in another way."""
     theirs = [before.answers[i].correct for i in pairing(after, before)]
     counts = stats.PairedCounts.of([a.correct for a in after.answers], theirs)
     return Change(
         len(theirs),
         counts.share_first - counts.share_second,
-        stats.paired_difference(counts),
+        stats.paired_difference(counts, confidence),
         stats.mcnemar_exact(counts),
         after.is_at_chance,
     )

@@ -99,11 +99,9 @@ def conclude(
 
 def _summary(course: Course, recipe: Recipe, model: Model, seconds: float) -> dict[str, Any]:
     phase = course.phase
-    reference = recipe.reference_of(phase)
     return {
         "phase": phase.name,
         "title": phase.title,
-        "reference": reference.name if reference else "",
         "model": model.digest,
         "rounds": course.rounds,
         "seconds": round(seconds, 1),

@@ -27,7 +27,7 @@ from medkor_jax.model.params import Params, Tree, head_table
 from medkor_jax.parallel.mesh import replicate
 from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.each_layer import Comparison, each_layer, n_compared
-from medkor_jax.train.losses import LossSums
+from medkor_jax.train.losses import gather_positions, token_losses
 from medkor_jax.train.next_token import NextToken
 from medkor_jax.train.policy import Policy
 from medkor_jax.train.retention import Retention, choose_layers, with_drawn_positions
@@ -158,13 +158,15 @@ def _over_microbatches(
 
 def make_evaluation(
     config: ModelConfig, compute: ComputeSettings
-) -> Callable[[Params, Batch], LossSums]:
-    """Returns the jitted sums of next-token cross entropy of a batch, without dropout."""
+) -> Callable[[Params, Batch], jax.Array]:
+    """Returns the jitted next-token cross entropy of a batch, without dropout: nats [B, M] of each target."""
 
     @jax.jit
-    def evaluate(params: Params, batch: Batch) -> LossSums:
-        return NextToken(1.0).sums(
-            _read(params, config, compute, batch), batch, chunk=compute.chunk
+    def evaluate(params: Params, batch: Batch) -> jax.Array:
+        seen = _read(params, config, compute, batch)
+        hidden = gather_positions(seen.hidden, batch["loss_positions"])
+        return replicate(
+            token_losses(hidden, seen.table, batch["targets"], chunk=compute.chunk).nats
         )
 
     return evaluate

@@ -2,6 +2,9 @@
 
     text_loss(loaded, mesh, corpus, compute, batch_size=16, seq_len=1024, max_tokens=65536)["nats"]
 
+Two models that read the same text in the same shape are compared piece by piece (`report.comparing`): a document, or the part
+of it that a row holds.
+
 It trains nothing and judges nothing.
 """
 
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import numpy as np
 from jax.sharding import Mesh
 
 from medkor_jax.data.batches import one_pass
@@ -28,14 +32,14 @@ def text_loss(
     batch_size: int,
     seq_len: int,
     max_tokens: int,
-) -> dict[str, float]:
-    """Returns {"nats": mean cross entropy a predicted token, "tokens": how many}, over the head of
-    `corpus`.
+) -> dict[str, Any]:
+    """Returns {"nats": mean cross entropy a predicted token, "tokens": how many, "pieces": [[nats, tokens], ...]}, over the
+    head of `corpus`: a pair of sums a piece, in the order they are read.
 
     Reads whole batches until `max_tokens` tokens were predicted (0: all of it).
     """
     evaluate = make_evaluation(loaded.config, compute)
-    loss = tokens = 0.0
+    pieces: list[list[float]] = []
     for batch in one_pass(
         cast("Any", corpus),  # documents: no stage with a reward validates
         loaded.style,
@@ -44,8 +48,24 @@ def text_loss(
         language_unit=loaded.language_unit,
         drop_bad=True,
     ):
-        sums = evaluate(loaded.params, place_batch(batch, mesh))
-        loss, tokens = loss + float(sums.loss), tokens + float(sums.weight)
-        if max_tokens and tokens >= max_tokens:
+        nats = np.asarray(evaluate(loaded.params, place_batch(batch, mesh)), np.float64)
+        pieces += _pieces(batch, nats)
+        if max_tokens and sum(n for _, n in pieces) >= max_tokens:
             break
-    return {"nats": loss / max(tokens, 1.0), "tokens": tokens}
+    loss, tokens = np.sum(pieces, axis=0) if pieces else (0.0, 0.0)
+    return {
+        "nats": float(loss / max(tokens, 1.0)),
+        "tokens": float(tokens),
+        "pieces": [[round(nats, 4), n] for nats, n in pieces],
+    }
+
+
+def _pieces(batch: dict[str, np.ndarray], nats: np.ndarray) -> list[list[float]]:
+    """Returns [nats, tokens] of every segment of a batch that carries loss. nats: [B, M]."""
+    found = []
+    for row, weights in enumerate(batch["loss_weights"]):
+        segments = batch["segment_ids"][row, batch["loss_positions"][row]]
+        for segment in np.unique(segments[weights > 0]):
+            here = (segments == segment) & (weights > 0)
+            found.append([float((nats[row] * weights)[here].sum()), float(weights[here].sum())])
+    return found

@@ -4,18 +4,25 @@ import html.parser
 import json
 import pathlib
 import shutil
+import types
 
+import numpy as np
 import pytest
 
 from medkor_jax import cli
 from medkor_jax.commands import report as command
+from medkor_jax.eval.gate import Gate
+from medkor_jax.eval.judgement import judge
 from medkor_jax.eval.report import Report
-from medkor_jax.eval.verdict import read_verdict
-from medkor_jax.io.files import write_json, write_sealed
+from medkor_jax.eval.verdict import GateClosed, read_verdict
+from medkor_jax.io.files import read_sealed, write_json, write_sealed
+from medkor_jax.report.english import gate_looks, over_the_run
 from medkor_jax.report.files import read_run
 from medkor_jax.report.opening import make_opening
 from medkor_jax.report.page import as_markdown, facts_of, write_report
+from medkor_jax.report.pictures import _averaged, draw
 from medkor_jax.report.sections import make_sections
+from medkor_jax.run.data_lock import Lock, write_lock
 
 from ..run.conftest import finished  # noqa: F401
 
@@ -75,8 +82,10 @@ def test_a_closed_gate_and_a_doubt_come_first(run_dir):
         "phase3's closed: The gate stays closed: "
     )
     assert any("phase0: Recorded" in line for line in found["Why did a gate close?"]["details"])
-    assert "not told apart from guessing" in found["Can these numbers be leaned on?"]["answer"]
-    assert "phase0 took most" in found["Which phase cost what?"]["answer"]
+    doubts = found["Can these numbers be leaned on?"]
+    assert "english at chance" in doubts["answer"]
+    assert any("not told apart from guessing" in line for line in doubts["details"])
+    assert "phase0 most" in found["Which phase cost what?"]["answer"]
 
 
 def test_every_section_is_filled_from_the_files(finished):  # noqa: F811
@@ -100,14 +109,108 @@ def test_every_section_is_filled_from_the_files(finished):  # noqa: F811
     json.dumps(found)
 
 
+@pytest.mark.parametrize("reading", ["absolute", "relative", "non_inferior"])
+@pytest.mark.parametrize("metric", ["accuracy", "probability"])
+def test_a_gate_opens_in_the_picture_where_it_opened(metric, reading, run_dir):
+    """Its interval, moved to the score's own scale, is not below its line exactly where it passed."""
+    before, after = (Report.read(run_dir / f"phase{i}/answers/english-after.jsonl") for i in (1, 3))
+    for threshold in (0.5, 0.6, 0.75, 0.9, 0.99):
+        if reading == "absolute":
+            threshold /= 5
+        gate = Gate(metric=metric, threshold=threshold, reading=reading, allow_chance=True)
+        found = judge(gate, after, before, looks=2)
+        verdict = read_verdict(run_dir / "phase3/verdict.json")
+        verdict |= {"judgement": found.to_json(), "looks": [{"of": "x", **found.to_json()}]}
+        write_sealed(run_dir / "phase3/verdict.json", verdict)
+        *_, point = gate_looks(read_run(run_dir))["points"]
+        assert point["at"] == "phase3" and point["passed"] == (point["low"] >= point["line"] - 1e-9)
+        assert point["low"] <= point["score"] == found.score <= point["high"]
+        if reading != "absolute":
+            kept = found.reference * threshold
+            line = kept if reading == "relative" else found.reference - (1 - threshold)
+            assert point["line"] == pytest.approx(line)
+
+
+def test_every_model_is_a_point_of_english_also_where_two_score_the_same(run_dir):
+    run = read_run(run_dir)
+    points = over_the_run(run)["points"]
+    models = {phase.summary[when]["digest"] for phase in run.chain for when in ("before", "after")}
+    asked = {
+        phase.summary["after"]["digest"] for phase in run.chain if "english" in phase.exams("after")
+    }
+    assert len(points) >= len(asked) and len(points) <= len(models)
+    for phase in run.chain:
+        for when in ("before", "after"):
+            for exam in phase.exams(when).values():
+                exam["scores"] = run.chain[0].exams("after")["english"]["scores"]
+    assert len(over_the_run(run)["points"]) == len(points)
+
+
+def test_a_long_run_keeps_the_page_small():
+    steps, layers = 6000, 34
+    kl = [[None if (step + layer) % 3 else 0.5 for layer in range(layers)] for step in range(steps)]
+    heat = {"phase": "p", "stage": "s", "steps": list(range(1, steps + 1)), "kl": kl}
+    curve = {"phase": "p", "stage": "s", "loss": [(i, i % 7) for i in range(steps)], "held_out": []}
+    series = {name: [i % 5 for i in range(steps)] for name in ("reward", "dead_groups")}
+    reward = {"phase": "p", "stage": "s", "steps": heat["steps"], "series": series}
+    made = draw(
+        {"path": []},
+        {
+            "english": {},
+            "gate_looks": {},
+            "curves": [curve],
+            "retention": [heat],
+            "rewards": [reward],
+        },
+    )
+    assert (
+        sum(len(svg) for kind in ("curves", "retention", "rewards") for _, svg in made[kind])
+        < 600_000
+    )
+    assert _averaged(np.array(kl[:3], float)).shape == (3, layers)
+    whole = _averaged(np.array(kl, float))
+    assert len(whole) <= 200 and np.nanmax(whole) == np.nanmin(whole) == 0.5
+
+
+def test_exams_are_shown_by_subject_and_year_where_there_are_several(run_dir):
+    file = run_dir / "phase3/answers/english-after.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row |= {"exam": ("doctor", "nurse")[i % 2], "year": 2020 + i % 4}
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = read_sealed(run_dir / "phase3/summary.json")
+    summary["after"]["exams"]["english"] = Report.read(file).summary()
+    write_sealed(run_dir / "phase3/summary.json", summary)
+    rows = make_sections(read_run(run_dir))["exams"]
+    shown = [(row["score"]["exam"], row["score"]["year"], row["score"]["n"]) for row in rows[1:]]
+    assert rows[0]["score"]["n"] == 40 and set(shown) == {
+        ("doctor", None, 20), ("nurse", None, 20), ("doctor", 2020, 10), ("doctor", 2022, 10),
+        ("nurse", 2021, 10), ("nurse", 2023, 10),
+    }  # fmt: skip
+    page = write_report(run_dir).read_text("utf-8")
+    assert "By subject and year: 6 rows" in page and "nurse 2023" in page
+
+
+def test_a_config_is_said_once_and_what_is_pinned_with_it(run_dir):
+    pinned = Lock({"a/b": "1234"}, {"c/d": "5678"})
+    write_lock(run_dir, pinned)
+    found = make_sections(read_run(run_dir))["lineage"]
+    assert [bool(one["config"]) for one in found["phases"]] == [True, False, False, False]
+    assert {one["config_as"] for one in found["phases"][1:]} == {"phase0"}
+    assert found["phases"][0]["data"] and [one["revision"] for one in found["pinned"]] == [
+        "1234",
+        "5678",
+    ]
+
+
 def make_hostile(run_dir):
     """Puts markup wherever a user's data, or a user, can put text."""
     for path in run_dir.glob("phase*/summary.json"):
-        summary = json.loads(path.read_text())
+        summary = read_sealed(path)
         summary["title"] = HOSTILE
         for source in summary["sources"]:
             source |= {"name": HOSTILE, "path": HOSTILE, "licence": HOSTILE}
-        write_json(path, summary)
+        write_sealed(path, summary)
         verdict = read_verdict(path.with_name("verdict.json"))
         verdict["waiver"] = {"reason": HOSTILE, "time": HOSTILE}
         verdict["judgement"]["words"] = f"The gate stays closed: {HOSTILE}"
@@ -176,6 +279,8 @@ def test_a_table_in_markdown_keeps_its_columns(run_dir):
         lambda run: [path.unlink() for path in run.glob("phase*/provenance.json")],
         lambda run: [shutil.rmtree(run / f"phase{i}") for i in range(4)],
         lambda run: (run / "ledger.json").write_text("{"),
+        lambda run: (run / "data-lock.json").write_text("{"),
+        lambda run: (run / "phase3/record.json").write_text("[]"),
     ],
 )
 def test_what_is_missing_or_damaged_leaves_the_rest(damage, run_dir, capsys):
@@ -197,6 +302,28 @@ def test_a_report_that_cannot_be_written_fails_no_run(run_dir, capsys, monkeypat
         "could not be written (RuntimeError: no font)" in said
         and f"medkor report {run_dir}" in said
     )
+
+
+@pytest.mark.parametrize("ends_by", ["its last phase", "a closed gate"])
+def test_a_run_ends_by_saying_where_its_report_is(ends_by, run_dir, capsys, monkeypatch):
+    class Ended:
+        def __init__(self, *_, **__):
+            pass
+
+        def all(self):
+            if ends_by == "a closed gate":
+                raise GateClosed("phase3: closed")
+
+    recipe = types.SimpleNamespace(run_dir=str(run_dir), all_phases=())
+    monkeypatch.setattr("medkor_jax.commands.run.load_recipe", lambda *_: recipe)
+    monkeypatch.setattr("medkor_jax.commands.run.with_lock", lambda recipe: recipe)
+    monkeypatch.setattr("medkor_jax.commands.run.pipeline.Run", Ended)
+    code = cli.main(["run", "--config", "any.py"])
+    assert code == (0 if ends_by == "its last phase" else 3)
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: {run_dir}/report/report.html"
+    assert (run_dir / "report/report.json").stat().st_mtime >= (
+        run_dir / "ledger.json"
+    ).stat().st_mtime
 
 
 def test_what_is_no_run_is_said(tmp_path, capsys):
@@ -241,16 +368,24 @@ def test_the_page_in_a_browser(is_hostile, scheme, width, height, browser, run_d
         "return [...document.querySelectorAll('.opening section')].map(one => one.getBoundingClientRect().bottom)"
     )
     assert len(bottoms) == 5 and max(bottoms) <= height
+    # No column is so narrow that its words are cut into letters.
+    run("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert run("return [...document.querySelectorAll('th')].every(one => one.offsetHeight < 60)")
+    assert run("return document.documentElement.scrollWidth <= innerWidth")
     paper = run("return getComputedStyle(document.body).backgroundColor")
     assert paper == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(13, 17, 23)")
-    assert run("return document.querySelectorAll('#examples article').length") == 40
+    n_shown = "return document.querySelectorAll('#examples article').length"
+    assert run(n_shown) == 10
+    browser.find_element("id", "more").click()
+    assert run(n_shown) == 40 and not browser.find_element("id", "more").is_displayed()
     assert run("return typeof hacked") == "undefined"
     if not is_hostile:
         asked = run("return JSON.parse(document.getElementById('data').textContent)[3].question")
         box = browser.find_element("id", "search")
         box.send_keys(asked[:40])
-        assert run("return document.querySelectorAll('#examples article').length") < 40
-        assert asked in browser.find_element("id", "examples").text
+        assert 0 < run(n_shown) < 10
+        found = browser.find_element("id", "examples").text
+        assert asked in found and "(right" in found and "answered)" in found
     assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []
     sent = [json.loads(line["message"])["message"] for line in browser.get_log("performance")]
     asked_for = [

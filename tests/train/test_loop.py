@@ -265,6 +265,14 @@ def test_text_loss_is_a_mean_over_predicted_tokens_and_stops_at_its_bound(
     )
     assert lengths <= whole["tokens"] <= lengths + 2 * len(corpus[0][1])
     assert blank["nats"] == pytest.approx(math.log(model.config.vocab_size), rel=1e-5)
+    for loss in (some, whole, blank):
+        nats, tokens = zip(*loss["pieces"])
+        assert sum(tokens) == loss["tokens"]
+        assert sum(nats) / sum(tokens) == pytest.approx(loss["nats"], rel=1e-5)
+    assert some["pieces"] == whole["pieces"][: len(some["pieces"])]
+    assert len(whole["pieces"]) >= len(corpus[0][1])  # a document that a row cannot hold is several
+    for nats, tokens in blank["pieces"]:
+        assert nats == pytest.approx(tokens * math.log(model.config.vocab_size), rel=1e-3)
 
 
 def test_a_stage_that_changed_nothing_ends_in_an_alarm(run, plan, capsys):
