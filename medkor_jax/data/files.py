@@ -14,6 +14,7 @@ import csv
 import io
 import json
 import pathlib
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ def read_file(
                 yield from read_tabs(file, tally, columns)
             else:
                 yield from ({TEXT: line} if line.strip() else None for line in lines_of(file))
-    except (OSError, EOFError, csv.Error, json.JSONDecodeError) as error:
+    except (OSError, EOFError, zlib.error, csv.Error, json.JSONDecodeError) as error:
         raise UnreadableFile(f"cannot be read: {error}") from error
 
 
@@ -143,6 +144,9 @@ def _rows_of_json(value: Any, tally: Tally) -> list[Row | str]:
 def _read_parquet(path: pathlib.Path) -> Iterator[Row]:
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1024):
-            yield from batch.to_pylist()
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise UnreadableFile(f"cannot be read as Parquet: {error}") from error

@@ -217,7 +217,10 @@ def _terms(value: Any) -> list[Any]:
     """Returns the terms of a list, each once, without empty ones; of anything else itself."""
     if not isinstance(value, list):
         return [value]
-    return list(dict.fromkeys(one for one in value if one is not None and str(one).strip()))
+    kept = [one for one in value if one is not None and str(one).strip()]
+    if strange := [one for one in kept if isinstance(one, (list, dict))]:
+        raise BadRowReason(f"a list of terms holds a {type(strange[0]).__name__}, expected texts")
+    return list(dict.fromkeys(kept))
 
 
 def _read_twins(

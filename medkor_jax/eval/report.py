@@ -103,7 +103,10 @@ class Report(Scored):
         Raises: ValueError if the file is no such report, or its lines come from different runs.
         """
         answers, shared = read_lines(path, _parse, "an answer")
-        return cls(answers=answers, **shared)
+        try:
+            return cls(answers=answers, **shared)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is no report: {error}") from error
 
     def _described(self) -> dict[str, Any]:
         described = {name: getattr(self, name) for name in _DESCRIBED}

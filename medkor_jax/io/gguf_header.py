@@ -69,7 +69,7 @@ def read_header(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, GgufTenso
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer,
         ):
             return _Header(buffer, path).parse()
-    except (struct.error, UnicodeDecodeError, ValueError) as error:
+    except (struct.error, OverflowError, ValueError) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(
