@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Sequence
 
 from medkor_jax.commands.arguments import above_zero
+from medkor_jax.io.models import is_run
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.hosts import say
 
@@ -36,10 +37,12 @@ def write_at_the_end(run_dir: str) -> None:
     from medkor_jax.report.page import write_report
 
     def written() -> str:
+        if not is_run(pathlib.Path(run_dir)):
+            return ""  # it ended before its first phase began
         try:
             return f"report: {write_report(pathlib.Path(run_dir))}"
         except Exception as error:  # whatever is wrong with a picture is no fault of the run
             return f"the report could not be written ({type(error).__name__}: {error}); medkor report {run_dir} tries again"
 
-    said = hosts.first("the report", written)
-    say(said)
+    if said := hosts.first("the report", written):
+        say(said)

@@ -291,6 +291,11 @@ def test_what_is_missing_or_damaged_leaves_the_rest(damage, run_dir, capsys):
     assert "Did English hold?" in page
 
 
+def test_a_run_that_never_began_has_none(tmp_path, capsys):
+    command.write_at_the_end(str(tmp_path))
+    assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())
+
+
 def test_a_report_that_cannot_be_written_fails_no_run(run_dir, capsys, monkeypatch):
     def broken(*_):
         raise RuntimeError("no font")
