@@ -81,7 +81,14 @@ FAMILIES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return _main(sys.argv[1:] if argv is None else list(argv))
+    except KeyboardInterrupt:  # while libraries were still imported
+        print("medkor: interrupted before anything was begun", file=sys.stderr)
+        return 143
+
+
+def _main(argv: list[str]) -> int:
     name = asked_verb(argv)
     if name:
         _set_up_libraries()  # before the verb's file imports jax

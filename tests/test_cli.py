@@ -273,6 +273,15 @@ def test_a_signal_outside_training_is_one_sentence(number, monkeypatch, capsys, 
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_signal_before_anything_has_begun_is_one_sentence(monkeypatch, capsys):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_module", interrupted)
+    assert cli.main(["runs"]) == 143
+    assert capsys.readouterr().err == "medkor: interrupted before anything was begun\n"
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["--version"])

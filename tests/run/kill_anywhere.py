@@ -69,7 +69,7 @@ def run_killed(run_dir, base, randomly, mean_seconds, signals):
                 code = process.wait(600)
                 if code == 0:
                     return struck
-                if code != 143:
+                if code not in (143, -number):  # -number: it came before Python had begun
                     raise SystemExit(
                         f"{run_dir}: {number.name} ended in exit code {code}"
                     ) from None
