@@ -1,39 +1,43 @@
-"""Trees on disk, through orbax: a stage's running state, a phase's adapters, a merged base.
+"""Trees on disk, through orbax: a phase's adapters, a merged base. (What a stage of training saves: `stage_checkpoints`.)
 
-    with StageCheckpoints(directory, keep_last=2) as checkpoints:
-        found = checkpoints.restore(abstract_state)               # (state, cursor) or None
-        checkpoints.save(step, state, cursor, validation_nats=1.9)
+    save_tree(directory, tree)
+    restore_tree(directory, abstract_like(tree))        # the same bits, or a sentence
+    digest_tree(tree)
 
-Saves are asynchronous and atomic: a killed process leaves the last whole checkpoint. Only what trains is
-stored, with its optimizer state, the data cursor and a digest of both: what comes back is what was written, or
-an error. Nothing here decides when to save.
+Saves are atomic: a killed process leaves the last whole tree. What cannot be read or written is said in one sentence, whatever
+orbax and its formats call it. It does not know what a tree is for: whoever opens one compares its digest.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import pathlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from medkor_jax.data.contents import checksum, sha256_of
+from medkor_jax.data.contents import sha256_of
 from medkor_jax.model.params import Tree, leaf_paths
-from medkor_jax.parallel import hosts
 from medkor_jax.parallel.gather import pieces
 
 
 class DamagedCheckpoint(ValueError):
-    """A checkpoint that cannot be read, or is not what was written."""
+    """A checkpoint that cannot be read, or is not what was written. found: that, without the advice."""
+
+    def __init__(self, found: str, advice: str = "") -> None:
+        super().__init__(f"{found}; {advice}" if advice else found)
+        self.found = found
 
 
 def save_tree(directory: pathlib.Path, tree: Any) -> None:
     """Writes a tree of arrays as one orbax checkpoint, replacing what is there; returns when it is on disk."""
     import orbax.checkpoint as ocp
 
-    with ocp.StandardCheckpointer() as checkpointer:
+    with writable(directory), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory.absolute(), tree, force=True)
 
 
@@ -47,7 +51,7 @@ def restore_tree(directory: pathlib.Path, abstract: Any) -> Any:
     _check_same(leaf_paths(stored_shapes(directory)), leaf_paths(abstract), directory)
     with (
         ocp.StandardCheckpointer() as checkpointer,
-        _readable(directory, "put it back, or run its phase again"),
+        readable(directory, "put it back, or run its phase again"),
     ):
         return checkpointer.restore(directory.absolute(), abstract)
 
@@ -72,7 +76,7 @@ def restore_leaf(directory: pathlib.Path, path: str, abstract: jax.ShapeDtypeStr
     )
     with (
         ocp.PyTreeCheckpointer() as checkpointer,
-        _readable(directory, "put it back, or run its phase again"),
+        readable(directory, "put it back, or run its phase again"),
     ):
         tree = checkpointer.restore(directory.absolute(), args=arguments)
     return leaf_paths(tree)[path]
@@ -84,7 +88,7 @@ def stored_shapes(directory: pathlib.Path) -> Any:
 
     with (
         ocp.StandardCheckpointer() as checkpointer,
-        _readable(directory, "put it back, or run its phase again"),
+        readable(directory, "put it back, or run its phase again"),
     ):
         tree = checkpointer.metadata(directory.absolute()).item_metadata.tree
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
@@ -119,111 +123,42 @@ def abstract_like(tree: Any, shardings: Tree | None = None) -> Any:
     )
 
 
-class StageCheckpoints:
-    """The numbered checkpoints of one stage: the last few, and the best by validation loss if it is measured."""
-
-    def __init__(self, directory: pathlib.Path, *, keep_last: int = 1, keep_best: int = 1) -> None:
-        import orbax.checkpoint as ocp
-        from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
-
-        self._ocp = ocp
-        kept = [policy.LatestN(keep_last)]
-        if keep_best:
-            by_loss = lambda metrics: -metrics["validation_nats"]
-            kept.append(
-                policy.BestN(
-                    get_metric_fn=by_loss, n=keep_best, keep_checkpoints_without_metrics=False
-                )
-            )
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy.AnyPreservationPolicy(kept),
-            best_fn=lambda metrics: metrics[
-                "validation_nats"
-            ],  # without it orbax does not store the metrics
-            best_mode="min",
-        )
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
-
-    def __enter__(self) -> StageCheckpoints:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
-
-    def save(
-        self, step: int, state: Any, cursor: dict[str, Any], validation_nats: float | None = None
-    ) -> None:
-        """Starts writing; blocks only while an earlier save is unfinished or the arrays are being copied."""
-        if step in self._manager.all_steps():
-            return
-        written = {"cursor": cursor, "digest": _digest(state, cursor)}
-        args = self._ocp.args.Composite(
-            state=self._ocp.args.StandardSave(state), cursor=self._ocp.args.JsonSave(written)
-        )
-        metrics = None if validation_nats is None else {"validation_nats": validation_nats}
-        self._manager.save(step, args=args, metrics=metrics)
-
-    def wait(self) -> None:
-        self._manager.wait_until_finished()
-
-    @property
-    def latest_step(self) -> int | None:
-        return self._manager.latest_step()
-
-    @property
-    def best_step(self) -> int | None:
-        """The step of lowest validation loss among those kept; None if none was measured."""
-        measured = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
-        losses = {step: metrics["validation_nats"] for step, metrics in measured.items() if metrics}
-        return hosts.first("the best step", lambda: min(losses, key=losses.get) if losses else None)
-
-    def restore(
-        self, abstract_state: Any, step: int | None = None
-    ) -> tuple[Any, dict[str, Any]] | None:
-        """Returns (state, cursor) of `step`, by default the latest; None if nothing was saved.
-
-        Raises: DamagedCheckpoint if it cannot be read or is not what `save` wrote.
-        """
-        step = hosts.first("the latest step", self._manager.latest_step) if step is None else step
-        if step is None:
-            return None
-        args = self._ocp.args.Composite(
-            state=self._ocp.args.StandardRestore(abstract_state),
-            cursor=self._ocp.args.JsonRestore(),
-        )
-        place = pathlib.Path(self._manager.directory) / str(step)
-        others = [other for other in self._manager.all_steps() if other != step]
-        further = f"from step {max(others)}" if others else "from the start of the stage"
-        advice = f"put it back, or remove this directory to resume {further}"
-        with _readable(place, advice):
-            restored = self._manager.restore(step, args=args)
-            state, cursor, digest = (
-                restored.state,
-                restored.cursor["cursor"],
-                restored.cursor["digest"],
-            )
-        if _digest(state, cursor) != digest:
-            raise DamagedCheckpoint(
-                f"{place} is not what was written there (its digest does not hold); {advice}"
-            )
-        return state, cursor
-
-
-def _digest(state: Any, cursor: dict[str, Any]) -> str:
-    return checksum([digest_tree(state), cursor])
-
-
 @contextlib.contextmanager
-def _readable(directory: pathlib.Path, advice: str) -> Iterator[None]:
-    """Turns whatever orbax and its formats raise on damaged files into one sentence."""
+def readable(directory: pathlib.Path, advice: str) -> Iterator[None]:
+    """Turns whatever orbax and its formats raise on damaged files into one sentence. Raises: DamagedCheckpoint."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_without_abandoned_reads, hook)
     try:
         yield
     except Exception as error:  # damaged bytes come out as dozens of kinds
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise DamagedCheckpoint(
-            f"{directory} cannot be read ({type(error).__name__}: {first}); {advice}"
+            f"{directory} cannot be read ({type(error).__name__}: {_first_line(error)})", advice
         ) from error
+    sys.unraisablehook = hook
+
+
+def _without_abandoned_reads(hook: Callable[[Any], Any], what: Any) -> None:
+    """Says what a thread could not raise, but for reads that orbax gave up at the first damaged file: those end later, each
+    with a complaint that nobody waits for it."""
+    if "Event loop is closed" not in str(what.exc_value):
+        hook(what)
+
+
+@contextlib.contextmanager
+def writable(what: pathlib.Path | str) -> Iterator[None]:
+    """Turns whatever orbax raises where a disk is full, or may not be written, into one sentence. Raises: OSError."""
+    try:
+        yield
+    except Exception as error:  # tensorstore says ValueError, its threads RuntimeError
+        raise OSError(
+            f"{what} could not be written ({_first_line(error)}). Free space, or let this user write there; "
+            "what was saved before is kept, and the same command goes on"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line.split(" See full TensorStore details")[0][:200]
 
 
 def _check_same(stored: dict[str, Any], wanted: dict[str, Any], directory: pathlib.Path) -> None:

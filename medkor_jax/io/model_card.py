@@ -15,7 +15,7 @@ from typing import Any
 
 from medkor_jax.data.licences import TRAINED_ON, is_non_commercial, licence_notes, licence_of
 from medkor_jax.data.style import PLAIN
-from medkor_jax.io.files import read_json_file
+from medkor_jax.io.files import read_if_sealed
 from medkor_jax.io.models import Model, read_ledger
 from medkor_jax.io.weights import is_hub_id
 from medkor_jax.model.config import ModelConfig
@@ -92,12 +92,18 @@ def _phases(directory: pathlib.Path) -> tuple[dict[str, Any], ...]:
     run = directory.parent
     names = [entry["phase"] for entry in read_ledger(run) if entry["event"] == "finished"]
     order = [name for name in dict.fromkeys(names) if (run / name / "summary.json").is_file()]
-    summaries = {name: _read(run / name / "summary.json") for name in order}
+    summaries = {
+        name: _read(run / name / "summary.json", "phase", "title", "model", "before", "after")
+        for name in order
+    }
     chain, at = [], directory.name
     while at in summaries:
         summary = summaries[at]
         verdict = run / at / "verdict.json"
-        chain.append(summary | {"verdict": _read(verdict) if verdict.is_file() else None})
+        chain.append(
+            summary
+            | {"verdict": _read(verdict, "judgement", "waiver") if verdict.is_file() else None}
+        )
         start = summary["before"]["digest"]
         before = [name for name in order[: order.index(at)] if summaries[name]["model"] == start]
         at = before[-1] if before else ""
@@ -119,8 +125,9 @@ def _bases(name: str, digest: str) -> list[dict[str, Any]]:
     return found
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    return read_json_file(path)
+def _read(path: pathlib.Path, *keys: str) -> dict[str, Any]:
+    """Returns a file of the run, sealed where this program sealed it. Raises: ValueError, naming it, if it is damaged."""
+    return read_if_sealed(path, *keys)
 
 
 def _title(model: Model) -> str:

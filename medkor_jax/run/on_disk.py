@@ -27,7 +27,7 @@ from medkor_jax.run.provenance import read_provenance
 from medkor_jax.run.summary import read_summary
 from medkor_jax.train.metrics import read_metrics
 
-_ASIDE = re.compile(r".+\.before-\d+")
+_ASIDE = re.compile(r".+\.(before|damaged)-\d+(-\d+)?")
 _YOUNG_SECONDS = 600  # what is written within these may still be written
 
 
@@ -199,7 +199,8 @@ def _leftovers(directory: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
         if any(_ASIDE.fullmatch(part) for part in inside[:-1]):
             continue
         if _ASIDE.fullmatch(path.name) and path.is_dir():
-            yield path, "moved aside when its phase was run again"
+            is_damaged = ".damaged-" in path.name
+            yield path, "damaged" if is_damaged else "moved aside when its phase was run again"
         elif path.suffix == ".tmp" and time.time() - path.stat().st_mtime > _YOUNG_SECONDS:
             yield path, "left by a process that died while it wrote"
 

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from medkor_jax.data.batches import Batches
-from medkor_jax.io.checkpoint import StageCheckpoints, abstract_like
+from medkor_jax.io.checkpoint import abstract_like
 from medkor_jax.io.loaded_model import LoadedModel
+from medkor_jax.io.stage_checkpoints import StageCheckpoints
 from medkor_jax.model.params import Params, Tree
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.hosts import say
@@ -92,9 +93,9 @@ def run_stage(
                 f"{plan.name}: {stage.steps - start} steps, {batches.packing_efficiency:.0%} of "
                 "the tokens were text, not padding"
             )
-        if stage.take == "best" and (best := checkpoints.best_step) is not None:
+        if stage.take == "best" and checkpoints.best_step is not None:
             checkpoints.wait()
-            state, _ = checkpoints.restore(abstract_like(state), best)
+            state = checkpoints.restore_best(abstract_like(state))
     _say_if_unchanged(plan, trained, state)
     return dataclasses.replace(loaded, params=trainables.join(state.trainable, frozen))
 

@@ -5,18 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medkor_jax.adapt.expansion import make_expansion
 from medkor_jax.io.checkpoint import (
-    StageCheckpoints,
     abstract_like,
     digest_tree,
     restore_tree,
     save_tree,
     stored_shapes,
 )
-from medkor_jax.model.config import preset
-from medkor_jax.train.step import make_state
-from medkor_jax.train.trainable import OptimizerRule, Schedule, make_optimizer
 
 
 @pytest.fixture
@@ -74,49 +69,3 @@ def test_a_digest_depends_on_names_shapes_types_and_every_value(tree):
     assert digest_tree({"x": a, "y": 2 * a}) == digest_tree(
         {"y": np.asarray(2 * a), "x": np.asarray(a)}
     )
-
-
-def state_at(step):
-    return {"w": jnp.full((2,), float(step)), "step": jnp.array(step, jnp.int32)}
-
-
-def test_the_last_checkpoints_and_the_best_are_kept_with_their_cursors(tmp_path):
-    with StageCheckpoints(tmp_path / "c", keep_last=2) as checkpoints:
-        assert checkpoints.restore(abstract_like(state_at(0))) is None
-        assert checkpoints.latest_step is checkpoints.best_step is None
-        for step, nats in ((1, 3.0), (2, 1.0), (3, None), (4, 2.0), (5, None)):
-            checkpoints.save(step, state_at(step), {"next": step * 10}, nats)
-    with StageCheckpoints(tmp_path / "c", keep_last=2) as checkpoints:
-        assert sorted(int(p.name) for p in (tmp_path / "c").iterdir()) == [2, 4, 5]
-        assert (checkpoints.latest_step, checkpoints.best_step) == (5, 2)
-        for step, expected in ((None, 5), (2, 2)):
-            state, cursor = checkpoints.restore(abstract_like(state_at(0)), step)
-            assert digest_tree(state) == digest_tree(state_at(expected))
-            assert cursor == {"next": expected * 10}
-
-
-def test_an_unfinished_checkpoint_is_not_taken(tmp_path):
-    with StageCheckpoints(tmp_path / "c") as checkpoints:
-        checkpoints.save(1, state_at(1), {"next": 1})
-    (tmp_path / "c" / "2.orbax-checkpoint-tmp").mkdir()
-    with StageCheckpoints(tmp_path / "c") as checkpoints:
-        state, cursor = checkpoints.restore(abstract_like(state_at(0)))
-    assert int(state["step"]) == 1 and cursor == {"next": 1}
-
-
-def test_added_layers_and_their_moments_are_resumed_bit_for_bit(tmp_path, make_base):
-    trainable = {"expand": make_expansion(make_base(preset("tiny")), front=2, back=1)}
-    optimizer = make_optimizer(
-        (OptimizerRule("expand", r"expand/.*", 1e-4, weight_decay=0.1),),
-        Schedule(10, 0, 0.1, 1.0),
-        trainable,
-    )
-    state = make_state(optimizer, trainable)
-    noise = iter(range(1000))
-    state = jax.tree.map(lambda x: x + jnp.asarray(next(noise) / 7, x.dtype), state)
-    with StageCheckpoints(tmp_path / "c") as checkpoints:
-        checkpoints.save(3, state, {"next": 24})
-        checkpoints.wait()
-        back, cursor = checkpoints.restore(abstract_like(make_state(optimizer, trainable)))
-    assert digest_tree(back) == digest_tree(state) != digest_tree(make_state(optimizer, trainable))
-    assert len(jax.tree.leaves(back.opt_state)) == 2 * 26 + 2 and cursor == {"next": 24}
