@@ -15,6 +15,7 @@ stopped by a signal with everything saved. Several processes run one command tog
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -129,7 +130,7 @@ def _main(argv: list[str]) -> int:
     ) as error:
         if os.environ.get("MEDKOR_TRACEBACK") and exit_code(error) == 1:
             raise
-        print(f"medkor: {hosts.signed(str(error))}", file=sys.stderr)
+        print(f"medkor: {hosts.signed(words_of(error, stopping.where()))}", file=sys.stderr)
         return hosts.leave(exit_code(error))
     except KeyboardInterrupt as error:
         at_what = f" at {stopping.where()}" if stopping.where() else ""
@@ -158,6 +159,22 @@ def exit_code(error: BaseException) -> int:
         (KeyboardInterrupt, 143),
     )
     return next((code for kind, code in codes if isinstance(error, kind)), 1)
+
+
+def words_of(error: BaseException, place: str) -> str:
+    """Returns what an error says; of a disk that takes no more, also where that was and what to do. place: what was being done."""
+    if not isinstance(error, OSError) or error.errno not in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+    ):
+        return str(error)
+    at_what = f" at {place}" if place else ""
+    file = f", {error.filename}" if error.filename else ""
+    return (
+        f"{error.strerror}{at_what}{file}: free space, or give the run another run_dir; what was saved before is kept, and the "
+        "same command goes on"
+    )
 
 
 def asked_verb(argv: Sequence[str]) -> str:
@@ -219,7 +236,12 @@ def _set_up_libraries() -> None:
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    if not os.environ.get("MEDKOR_TRACEBACK"):
+        for name in (
+            "absl",
+            "asyncio",
+        ):  # orbax's threads log, with tracebacks, what they raise and we say
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
     import jax
 

@@ -8,17 +8,20 @@ The walk itself is `run.pipeline`.
 from __future__ import annotations
 
 import argparse
+import pathlib
 from collections.abc import Sequence
 
 from medkor_jax.commands import dry_run, preflight
 from medkor_jax.commands.arguments import CONFIG
 from medkor_jax.commands.report import write_at_the_end
 from medkor_jax.eval.verdict import GateClosed
+from medkor_jax.parallel import hosts
 from medkor_jax.parallel.hosts import say
 from medkor_jax.run import pipeline
 from medkor_jax.run.config_file import load_recipe
 from medkor_jax.run.data_lock import with_lock
 from medkor_jax.run.holding import held
+from medkor_jax.run.on_disk import remove_unfinished
 from medkor_jax.run.restart import restart
 
 _RESTART = "move this phase's directory aside and run it again"
@@ -50,6 +53,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     if arguments.preflight and (code := preflight.run(arguments, overrides)):
         return code
     with held(recipe.run_dir):
+        run_dir = pathlib.Path(recipe.run_dir)
+        hosts.first("what was not finished is gone", lambda: remove_unfinished(run_dir))
         for aside in restart(recipe, arguments.restart):
             say(f"earlier results are now in {aside}")
         try:

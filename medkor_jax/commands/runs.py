@@ -58,7 +58,7 @@ def to_json(one: RunOnDisk) -> dict:
 def _row(one: RunOnDisk) -> tuple[str, ...]:
     judged = [phase for phase in one.phases if phase.state != "under way"]
     last = f"{judged[-1].name} {judged[-1].state}" if judged else "none"
-    age = in_words(time.time() - one.touched)
+    age = in_words(max(0.0, time.time() - one.touched))
     return (
         one.directory.name,
         one.state,

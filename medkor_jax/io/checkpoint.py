@@ -132,7 +132,7 @@ def readable(directory: pathlib.Path, advice: str) -> Iterator[None]:
         yield
     except Exception as error:  # damaged bytes come out as dozens of kinds
         raise DamagedCheckpoint(
-            f"{directory} cannot be read ({type(error).__name__}: {_first_line(error)})", advice
+            f"{directory} cannot be read ({_first_line(error)})", advice
         ) from error
     sys.unraisablehook = hook
 
@@ -150,14 +150,17 @@ def writable(what: pathlib.Path | str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # tensorstore says ValueError, its threads RuntimeError
+        is_full = "No space left on device" in str(error)
         raise OSError(
-            f"{what} could not be written ({_first_line(error)}). Free space, or let this user write there; "
-            "what was saved before is kept, and the same command goes on"
+            f"{what} could not be written ({'No space left on device' if is_full else _first_line(error)}). Free space, or let "
+            "this user write there; what was saved before is kept, and the same command goes on"
         ) from error
 
 
 def _first_line(error: Exception) -> str:
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, LookupError | TypeError | AttributeError):
+        line = f"{type(error).__name__}: {line}"  # says little without
     return line.split(" See full TensorStore details")[0][:200]
 
 

@@ -39,6 +39,8 @@ def _write(path: pathlib.Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}, writing", str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

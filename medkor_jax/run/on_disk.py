@@ -173,6 +173,22 @@ def _stage_words(directory: pathlib.Path) -> str:
     return f"{stage.name}: step {rows[-1]['step'] if rows else 0} of {steps}"
 
 
+def remove_unfinished(directory: pathlib.Path) -> int:
+    """Removes what processes that died had begun to write in a run; returns how many such things there were.
+
+    For who has the run (`holding`): nobody else writes there but `medkor report` and `medkor data fetch`, whose files are left alone.
+    """
+    found = [
+        path
+        for path in (*directory.rglob(".*.tmp"), *directory.rglob("*.orbax-checkpoint-tmp*"))
+        if not {"report", ".data-lock.json"}
+        & {*path.relative_to(directory).parts, path.name.rsplit(".", 2)[0]}
+    ]
+    for path in found:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    return len(found)
+
+
 def disposable(directory: pathlib.Path) -> list[Disposable]:
     """Returns what of a run can be deleted without changing what it is or how it goes on.
 

@@ -117,7 +117,7 @@ class Run:
         if finished:
             others = ", ".join(finished.judged_otherwise)
             say(f"{phase.name} was trained before and is judged again: other {others}")
-        began = time.time()
+        began = time.monotonic()
         note(
             self.directory,
             phase,
@@ -131,7 +131,9 @@ class Run:
         else:
             self._train_first(course)
         self._judge_and_remedy(course)
-        conclude(course, self.recipe, self.lineage, self.directory, seconds=time.time() - began)
+        conclude(
+            course, self.recipe, self.lineage, self.directory, seconds=time.monotonic() - began
+        )
 
     def _candidates(self, phase: Phase) -> Iterator[Model]:
         """Yields what the phase may start from, each opened when it is asked for; what a candidate alone brings runs first.

@@ -13,6 +13,7 @@ It decides nothing about phases or gates.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,7 @@ from medkor_jax.train.drawing import Draw, drawing, make_batches
 from medkor_jax.train.groups import NothingToLearn
 from medkor_jax.train.progress import Progress
 from medkor_jax.train.rollout import Rollouts
+from medkor_jax.train.spikes import Spike, leave_out, left_out
 from medkor_jax.train.stage_plan import StagePlan, claim
 from medkor_jax.train.step import State, make_state, make_step
 from medkor_jax.train.text_loss import text_loss
@@ -49,8 +51,8 @@ def run_stage(
     holds to.
 
     Raises: ValueError before any compilation if the settings contradict each other, the data or an
-    earlier start of the stage; StoppedEarly after a signal; FloatingPointError if the loss is not
-    finite; NothingToLearn if the model's own answers cannot teach it anything.
+    earlier start of the stage; StoppedEarly after a signal; Spike if a loss cannot be trusted
+    (`spikes`); NothingToLearn if the model's own answers cannot teach it anything.
     """
     stage = plan.stage
     check_batch(stage.batch_size, stage.microbatches, mesh)
@@ -64,12 +66,19 @@ def run_stage(
         hosts.stops(1, plan.name) as may_begin,
     ):
         # the step donates its state: copy, so that the caller's arrays stay alive
-        state = jax.jit(
+        fresh = jax.jit(
             lambda t: make_state(optimizer, jax.tree.map(jnp.copy, t)), out_shardings=shardings
-        )(trained)
-        if found := checkpoints.restore(abstract_like(state)):
-            state, cursor = found
+        )
+        first_cursor = batches.get_state()
+
+        def begin() -> State:
+            state = fresh(trained)
+            found = checkpoints.restore(abstract_like(state))
+            state, cursor = found or (state, first_cursor)
             batches.set_state(cursor)
+            return state
+
+        state = begin()
         if (start := int(state.step)) < stage.steps:
             step: Any = make_step(loaded.config, plan.spec, optimizer, shardings)
             draw = drawing(plan, batches, loaded, frozen, mesh)
@@ -83,7 +92,8 @@ def run_stage(
                 loss = text_loss(now, mesh, plan.validation, plan.compute, **shape)
                 return loss["nats"]
 
-            state = _steps(plan, state, batches, draw, update, validate, checkpoints, may_begin)
+            steps = functools.partial(_steps, plan, batches, draw, update, validate, checkpoints)
+            state = _without_spikes(plan, lambda state: steps(may_begin, state), begin, state)
             if step._cache_size() > 1:
                 say(
                     f"ALARM: {plan.name} compiled its step {step._cache_size()} times; batch "
@@ -110,22 +120,36 @@ def _say_if_unchanged(plan: StagePlan, before: dict[str, Tree], state: State) ->
         )
 
 
+def _without_spikes(
+    plan: StagePlan, steps: Callable[[State], State], begin: Callable[[], State], state: State
+) -> State:
+    """Returns steps(state); where a loss spikes and the stage may step back, those from the last checkpoint on."""
+    while True:
+        try:
+            return steps(state)
+        except Spike as spike:
+            leave_out(plan, spike)
+        state = begin()
+
+
 def _steps(
     plan: StagePlan,
-    state: State,
     batches: Batches | Rollouts,
     draw: Draw,
     update: Callable,
     validate: Callable[[State], float],
     checkpoints: StageCheckpoints,
     may_begin: Callable[[int], bool],
+    state: State,
 ) -> State:
-    """Returns the state after the last step: the loop itself."""
+    """Returns the state after the last step: the loop itself. Raises: Spike."""
     stage, start, total = plan.stage, int(state.step), plan.stage.steps
+    others = left_out(plan.directory)
     with Progress(plan, start, saved=lambda: checkpoints.latest_step or 0) as progress:
         for number in range(start + 1, total + 1):
             try:
-                batch, drawn = draw(state)
+                for _ in range(1 + others.get(number, 0)):
+                    batch, drawn = draw(state)
             except NothingToLearn as error:
                 progress.flush()
                 checkpoints.save(number - 1, state, batches.get_state())

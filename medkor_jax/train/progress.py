@@ -6,7 +6,7 @@
         progress.validated(1, nats)
 
 Metrics wait on the device until they are flushed, so that steps follow one another without a look
-at them. A loss that is not finite is found then, and ends the stage; the batch of that step is kept.
+at them. A loss that cannot be trusted is found then (`spikes`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from medkor_jax.bar import Bar
 from medkor_jax.parallel import hosts
 from medkor_jax.train.metrics import MetricsLog
+from medkor_jax.train.spikes import Watch
 from medkor_jax.train.stage_plan import StagePlan
 from medkor_jax.train.trainable import learning_rate
 
@@ -30,12 +31,12 @@ class Progress:
 
     def __init__(self, plan: StagePlan, start: int, saved: Callable[[], int]) -> None:
         stage = plan.stage
-        self._name, self._start, self._saved = plan.name, start, saved
-        self._directory = plan.directory
+        self._start = start
         self._rates = {
             rule.name: learning_rate(rule, stage.schedule) for rule in stage.rules_in_force
         }
         self._log = MetricsLog(plan.directory, start)
+        self._watch = Watch(plan, start, saved)
         self._bar = Bar(plan.name, total=stage.steps, unit="step", start=start, on=hosts.is_first())
         self._waiting: list[tuple[int, Mapping[str, np.ndarray], dict[str, float], Any]] = []
         self._clock = time.perf_counter()
@@ -56,7 +57,7 @@ class Progress:
     ) -> None:
         """Notes a step. batch: what it learnt from; drawn: what is known of how that was made.
 
-        Raises: FloatingPointError, as `flush`.
+        Raises: Spike, as `flush`.
         """
         if number == self._start + 1:
             self._first(number, batch, drawn, metrics)
@@ -85,10 +86,10 @@ class Progress:
             | drawn
             | {"tokens": _n_tokens(batch)},
         )
-        self._require_finite(number, metrics["loss"], batch)
+        self._watch.look(number, metrics["loss"], batch)
 
     def flush(self) -> None:
-        """Writes what waits. Raises: FloatingPointError if a loss is not finite."""
+        """Writes what waits. Raises: Spike if a loss cannot be trusted (`spikes`)."""
         if not self._waiting:
             return
         jax.block_until_ready(self._waiting[-1][3])
@@ -108,7 +109,7 @@ class Progress:
                 for name, rate in self._rates.items()
             }
             self._log.write(number, row)
-            self._require_finite(number, row["loss"], batch)
+            self._watch.look(number, row["loss"], batch)
         shown = {"reward": f"{row['rollout/reward']:.3f}"} if "rollout/reward" in row else {}
         self._bar.to(
             self._waiting[-1][0],
@@ -122,18 +123,6 @@ class Progress:
         """Writes the loss on held-out text; its time is no step's."""
         self._log.write(number, {"validation_nats": nats})
         self._clock = time.perf_counter()
-
-    def _require_finite(self, number: int, loss: Any, batch: Mapping[str, np.ndarray]) -> None:
-        if np.isfinite(loss):
-            return
-        path = self._directory / f"bad-batch-{number}.npz"
-        kept = {name: np.asarray(value) for name, value in batch.items()}
-        hosts.first(path, lambda: np.savez(path, allow_pickle=False, **kept))
-        raise FloatingPointError(
-            f"{self._name}: the loss is {loss} at step {number}. What it learnt from is kept in "
-            f"{path}; the last checkpoint is at step {self._saved()}. Lower the learning rate, or "
-            "mend the data, then start the phase again with --restart"
-        )
 
 
 def _n_tokens(batch: Mapping[str, np.ndarray]) -> int:

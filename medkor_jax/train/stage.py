@@ -74,6 +74,14 @@ class Stage:
     """Steps from one checkpoint to the next; the last step and a signal save too."""
     keep_last: Annotated[int, ">= 1"] = 1
     """How many checkpoints stay on disk, beside the best one where validation measures it."""
+    spike_nats: Annotated[float, ">= 0"] = 0.0
+    """A loss that is further above the median of the 20 before it is a spike. 0: only one that is not
+    finite is.
+    """
+    on_spike: str = "stop"
+    """What happens then, the batch kept: "stop", or "step_back": the stage goes on from its last
+    checkpoint without that batch, three times at most.
+    """
     validation: tuple[Source, ...] = ()
     """Held-out text whose loss is measured on the way."""
     validate_every: Annotated[int, ">= 0"] = 0
@@ -89,6 +97,8 @@ class Stage:
                 raise ValueError(f"trees holds {tree!r}; choose from {', '.join(TRAINABLE_TREES)}")
         if self.take not in ("last", "best"):
             raise ValueError(f"take is {self.take!r}; expected 'last' or 'best'")
+        if self.on_spike not in ("stop", "step_back"):
+            raise ValueError(f"on_spike is {self.on_spike!r}; expected 'stop' or 'step_back'")
         if self.take == "best" and not (self.validate_every and self.validation):
             raise ValueError("take='best' needs validation sources and validate_every above 0")
         if self.steps:

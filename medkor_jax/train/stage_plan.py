@@ -32,6 +32,8 @@ Corpus = Sequence[tuple[Source, Sequence[Example] | Sequence[Question]]]
 _MAY_CHANGE = (
     "save_every",
     "keep_last",
+    "spike_nats",
+    "on_spike",
     "validation",
     "validate_every",
     "take",

@@ -115,7 +115,8 @@ TABLE = {
         "steps": (2, STALE), "trees": None, "data": (dict(text=TEXT), STALE), "batch_size": (8, STALE), "seq_len": (32, STALE),
         "microbatches": (2, STALE), "loss_positions": (32, STALE), "rules": (dict(lang=dict(pattern="lang/.*", learning_rate=0.02)), STALE),
         "warmup_steps": (1, STALE), "final_share": (0.5, STALE), "clip_norm": (2.0, STALE), "dropout": (0.5, STALE), "next_token_weight": (2.0, STALE),
-        "retention": (dict(weight=0.5), STALE), "save_every": (7, DONE), "keep_last": (3, DONE), "validation": (dict(v=TEXT), DONE),
+        "retention": (dict(weight=0.5), STALE), "save_every": (7, DONE), "keep_last": (3, DONE), "spike_nats": (1.0, DONE), "on_spike": ("step_back", DONE),
+        "validation": (dict(v=TEXT), DONE),
         "validate_every": (1, DONE), "take": None, "reward": None,
     },
     Exam: {
