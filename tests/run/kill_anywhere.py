@@ -23,7 +23,7 @@ HERE = pathlib.Path(__file__).parent
 CONFIG = HERE.parent / "parallel" / "tiny_phases.py"
 
 
-def command_of(run_dir, base):
+def command_of(run_dir, base, overrides=()):
     environment = {
         **os.environ,
         "RUN_DIR": str(run_dir),
@@ -32,11 +32,12 @@ def command_of(run_dir, base):
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(HERE.parents[1]),
     }
-    return [sys.executable, "-m", "medkor_jax.cli", "run", "--config", str(CONFIG)], environment
+    words = [sys.executable, "-m", "medkor_jax.cli", "run", "--config", str(CONFIG), *overrides]
+    return words, environment
 
 
-def start(run_dir, base):
-    words, environment = command_of(run_dir, base)
+def start(run_dir, base, overrides=()):
+    words, environment = command_of(run_dir, base, overrides)
     log = (run_dir.parent / f"{run_dir.name}.log").open("ab")
     return subprocess.Popen(words, env=environment, stdout=log, stderr=log)
 

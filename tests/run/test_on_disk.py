@@ -19,7 +19,7 @@ from medkor_jax.run import pipeline
 from medkor_jax.run.board import scalars
 from medkor_jax.run.config_file import load_recipe, make_recipe
 from medkor_jax.run.defaults import plain
-from medkor_jax.run.on_disk import disposable, find_runs, look_at
+from medkor_jax.run.on_disk import disposable, find_runs, look_at, remove_unfinished
 from medkor_jax.run.pace import heading, pace_before
 from medkor_jax.run.provenance import note_start, read_provenance
 from medkor_jax.run.restart import restart
@@ -217,3 +217,23 @@ def test_exams_gates_and_losses_are_on_the_board(finished):
     ]
     (events,) = (finished / "tensorboard").iterdir()
     assert b"exam/english/accuracy" in events.read_bytes()
+
+
+def test_what_dead_processes_left_half_written_goes_at_the_start_and_nothing_else(run_dir):
+    before = {path for path in run_dir.rglob("*") if "orbax" not in path.name}
+    for name in (
+        "phase0/.verdict.json.123.tmp",
+        "phase1/answers/.a.jsonl.9.tmp",
+        ".ledger.json.7.tmp",
+    ):
+        (run_dir / name).write_text("{")
+    (run_dir / "phase1/train/checkpoints/3.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp").mkdir(
+        parents=True
+    )
+    (run_dir / "report").mkdir()
+    others = {run_dir / name for name in ("report/.report.html.5.tmp", ".data-lock.json.5.tmp")}
+    for path in others:
+        path.write_text("")
+    assert remove_unfinished(run_dir) == 5
+    left = {path for path in run_dir.rglob("*") if "orbax" not in path.name}
+    assert left == before | others | {run_dir / "report"} and remove_unfinished(run_dir) == 0
