@@ -94,20 +94,24 @@ def run_stage(
 
             steps = functools.partial(_steps, plan, batches, draw, update, validate, checkpoints)
             state = _without_spikes(plan, lambda state: steps(may_begin, state), begin, state)
-            if step._cache_size() > 1:
-                say(
-                    f"ALARM: {plan.name} compiled its step {step._cache_size()} times; batch "
-                    "shapes or shardings changed"
-                )
-            say(
-                f"{plan.name}: {stage.steps - start} steps, {batches.packing_efficiency:.0%} of "
-                "the tokens were text, not padding"
-            )
+            _say_how_it_went(plan, stage.steps - start, batches, step)
         if stage.take == "best" and checkpoints.best_step is not None:
             checkpoints.wait()
             state = checkpoints.restore_best(abstract_like(state))
     _say_if_unchanged(plan, trained, state)
     return dataclasses.replace(loaded, params=trainables.join(state.trainable, frozen))
+
+
+def _say_how_it_went(plan: StagePlan, n_steps: int, batches: Batches | Rollouts, step: Any) -> None:
+    if step._cache_size() > 1:
+        say(
+            f"ALARM: {plan.name} compiled its step {step._cache_size()} times; batch "
+            "shapes or shardings changed"
+        )
+    say(
+        f"{plan.name}: {n_steps} steps, {batches.packing_efficiency:.0%} of "
+        "the tokens were text, not padding"
+    )
 
 
 def _say_if_unchanged(plan: StagePlan, before: dict[str, Tree], state: State) -> None:
