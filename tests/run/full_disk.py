@@ -43,9 +43,10 @@ def main():
         disk = out / f"disk-{number}"
         size_kb = randomly.randrange(20, needed_kb)
         mount(disk, size_kb)
+        log = pathlib.Path(f"{disk}.log")
+        log.unlink(missing_ok=True)  # of an earlier attempt
         try:
             code = start(disk, arguments.base).wait()
-            log = pathlib.Path(f"{disk}.log")
             said = log.read_text()
             last = said.strip().splitlines()[-1]
             wrong = "" if code == 1 and last.startswith("medkor: ") else f"exit code {code}"
