@@ -40,6 +40,8 @@ def _write(path: pathlib.Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
+        if error.errno is None:  # says in words what it has to say
+            raise
         raise OSError(error.errno, f"{error.strerror}, writing", str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,4 +1,5 @@
 import gc
+import pathlib
 import types
 import weakref
 
@@ -36,7 +37,7 @@ def test_a_phase_that_merged_holds_its_new_base_alone(monkeypatch):
         return types.SimpleNamespace(evidence=None)
 
     run = object.__new__(pipeline.Run)
-    run.recipe, run.directory = types.SimpleNamespace(seed=0), None
+    run.recipe, run.directory = types.SimpleNamespace(seed=0), pathlib.Path()
     run.lineage = types.SimpleNamespace(finished=lambda phase: None)
     run.measurer = types.SimpleNamespace(measure=measure)
     monkeypatch.setattr(pipeline, "choose", choose)
@@ -52,7 +53,7 @@ def test_a_phase_that_merged_holds_its_new_base_alone(monkeypatch):
         course.Course, "judge", lambda self, what: types.SimpleNamespace(passed=True)
     )
     monkeypatch.setattr(pipeline, "add_trees", lambda loaded, *_, **__: loaded)
-    for name in ("note", "say", "conclude"):
+    for name in ("note", "note_start", "heading", "say", "conclude"):
         monkeypatch.setattr(pipeline, name, lambda *_, **__: None)
     run.phase(phase)
     assert held == [("before", True), ("after", False)]
