@@ -8,7 +8,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -57,20 +56,25 @@ def test_another_process_is_named_and_its_death_frees_the_directory(other, tmp_p
 
 def test_of_those_that_start_at_one_moment_one_runs(tmp_path):
     code = (
-        "import sys, time\n"
+        "import sys\n"
         "from medkor_jax.run.holding import RunHeld, held\n"
-        f"time.sleep(max(0, {time.time() + 4} - time.time()))\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
         "try:\n"
         f"    with held({str(tmp_path / 'run')!r}):\n"
-        "        print('has it'); time.sleep(3)\n"
+        "        print('has it', flush=True); sys.stdin.readline()\n"
         "except RunHeld:\n"
-        "    print('refused')\n"
+        "    print('refused', flush=True)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(cli.__file__).parents[1])}
-    start = lambda: subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    said = [process.communicate()[0].strip() for process in [start() for _ in range(3)]]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    started = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(3)]
+    assert [process.stdout.readline().strip() for process in started] == ["ready"] * 3
+    for process in started:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = [process.stdout.readline().strip() for process in started]
+    for process in started:
+        process.communicate("end\n")
     assert sorted(said) == ["has it", "refused", "refused"]
 
 
