@@ -292,9 +292,13 @@ def test_version(capsys):
 def test_a_config_anywhere_finds_its_neighbours_and_ours(tmp_path):
     """In a process of its own: what one config imported is known to the next."""
 
+    program = (
+        "import sys; from medkor_jax.cli import main; sys.exit(main())"  # as the script `medkor`
+    )
+
     def run(*words, at):
         ran = subprocess.run(
-            [sys.executable, "-m", "medkor_jax.cli", *words],
+            [sys.executable, "-P", "-c", program, *words],
             cwd=at,
             capture_output=True,
             text=True,
@@ -311,6 +315,12 @@ def test_a_config_anywhere_finds_its_neighbours_and_ours(tmp_path):
     changed.write_text(changed.read_text().replace('"runs/medkor"', '"runs/of-the-copy"'))
     said = run("config", "--config", "configs/phase3.py", "--changed", at=tmp_path / "study")
     assert 'config.run_dir = "runs/of-the-copy"' in said
+    # Its own neighbours come first, also where it is called from a directory with configs of the same names.
+    run("init", "another", at=tmp_path)
+    path = str(tmp_path / "study/configs/phase3.py")
+    assert run("config", "--config", path, "--changed", at=tmp_path / "another") == said.replace(
+        "configs/phase3.py, resolved", f"{path}, resolved", 1
+    )
 
 
 def test_the_last_phase_of_a_config_is_named_behind_a_colon(capsys):

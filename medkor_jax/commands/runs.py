@@ -60,7 +60,7 @@ def _row(one: RunOnDisk) -> tuple[str, ...]:
     last = f"{judged[-1].name} {judged[-1].state}" if judged else "none"
     age = in_words(max(0.0, time.time() - one.touched))
     return (
-        one.directory.name,
+        one.directory.resolve().name,
         one.state,
         f"{one.phases[-1].name} ({len(one.phases)} of {len(one.planned) or '?'})"
         if one.phases

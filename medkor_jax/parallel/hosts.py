@@ -40,6 +40,7 @@ T = TypeVar("T")
 _peers: Peers | None = None
 _is_alone = False  # inside `first`: what process 0 does there, it does by itself
 _n_stages = 0
+_END = 2**62  # behind every step of a stage
 
 
 def is_first() -> bool:
@@ -165,10 +166,12 @@ def stops(first_step: int, name: str) -> Iterator[Callable[[int], bool]]:
     finally:
         for heard, handler in before.items():
             signal.signal(heard, handler)
-    if (
-        caught and _peers is None
-    ):  # at the last step; several processes agree on it where the next stage begins
+    if caught:  # at the last step
         raise Stopped(stopping.words_of(caught[0], f"the end of {name}"))
+    if _peers and not _peers.pass_step(stage, _END):
+        raise Stopped(
+            f"another process was stopped at the end of {name}; what was saved is kept, and the same command goes on"
+        )
 
 
 @contextlib.contextmanager

@@ -12,11 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from medkor_jax.report.files import PhaseFiles, RunFiles
-
-
-def overall(exam: dict[str, Any]) -> dict[str, Any]:
-    """Returns the score over all questions of an exam's summary."""
-    return next(score for score in exam["scores"] if score["group"] == "all")
+from medkor_jax.run.summary import overall_of
 
 
 def over_the_run(run: RunFiles) -> dict[str, Any]:
@@ -29,7 +25,7 @@ def over_the_run(run: RunFiles) -> dict[str, Any]:
         for when, said in _moments(phase):
             asked, digest = phase.exams(when).get(exam), phase.summary[when]["digest"]
             if asked and digest != model:  # a phase starts from the model that the one before left
-                points.append({"at": f"{phase.name}{said}", "score": overall(asked)})
+                points.append({"at": f"{phase.name}{said}", "score": overall_of(asked)})
                 model = digest
     return {"exam": exam, "points": points}
 

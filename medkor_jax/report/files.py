@@ -14,6 +14,7 @@ import pathlib
 from typing import Any
 
 from medkor_jax.eval.report import Report
+from medkor_jax.io.files import read_json_file
 from medkor_jax.run.data_lock import Lock, read_lock
 from medkor_jax.run.on_disk import RunOnDisk, look_at
 from medkor_jax.run.provenance import read_provenance
@@ -149,12 +150,11 @@ def _read_report(path: pathlib.Path) -> Report | None:
 
 def _json(path: pathlib.Path, faults: list[str]) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
+        return read_json_file(path)
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        faults.append(f"{path} is damaged ({error})")
+        faults.append(str(error))
         return {}
 
 

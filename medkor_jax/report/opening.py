@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import Any
 
 from medkor_jax.bar import in_words
-from medkor_jax.report.english import overall
 from medkor_jax.report.files import PhaseFiles, RunFiles
 from medkor_jax.report.moved import Place, change_since, first_asked, languages_of, reference_of
 from medkor_jax.run.changes import Change
+from medkor_jax.run.summary import overall_of
 
 GOOD, BAD, UNSURE = "good", "bad", "unsure"
 
@@ -64,7 +64,7 @@ def _moved(run: RunFiles, language: str, start: Place | None) -> tuple[list[str]
     for exam, of in languages_of(run).items():
         if of != language:
             continue
-        score = overall(run.chain[-1].exams("after")[exam])
+        score = overall_of(run.chain[-1].exams("after")[exam])
         said = f"{exam}: {score['accuracy']:.1%} of {score['n']} right [{score['low']:.1%}, {score['high']:.1%}]"
         change = change_since(run, exam, start)
         begin = first_asked(run, exam, start)
@@ -251,7 +251,7 @@ def _alarms(phase: PhaseFiles, name: str, exam: dict[str, Any]) -> list[tuple[st
     if not exam["alarms"]:
         return []
     in_full = f"{name}: {' '.join(exam['alarms'])}"
-    report, score = phase.report("after", name), overall(exam)
+    report, score = phase.report("after", name), overall_of(exam)
     short = ", ".join(report.alarming) if report else in_full
     return [(f"{name} {short} ({score['correct']} of {score['n']})", in_full)]
 

@@ -13,10 +13,11 @@ from typing import Any
 
 from medkor_jax.data.question import LETTERS
 from medkor_jax.eval.report import Report
-from medkor_jax.report.english import gate_looks, over_the_run, overall
+from medkor_jax.report.english import gate_looks, over_the_run
 from medkor_jax.report.files import PhaseFiles, RunFiles
 from medkor_jax.report.moved import first_asked, reference_of
 from medkor_jax.report.origins import lineage_of
+from medkor_jax.run.summary import overall_of
 
 MAX_EXAMPLES = 400  # a page stays quick
 _TEXT = 600  # characters of a text that a model wrote
@@ -52,7 +53,7 @@ def _phase(phase: PhaseFiles) -> dict[str, Any]:
         "rounds": phase.summary.get("rounds", 0),
         "looks": len(phase.verdict.get("looks", ())),
         "exams": {
-            name: [_begun_with(phase, name), overall(exam)]
+            name: [_begun_with(phase, name), overall_of(exam)]
             for name, exam in phase.exams("after").items()
         },
         "losses": {
@@ -66,7 +67,7 @@ def _phase(phase: PhaseFiles) -> dict[str, Any]:
 
 def _begun_with(phase: PhaseFiles, exam: str) -> dict[str, Any] | None:
     found = phase.exams("before").get(exam)
-    return overall(found) if found else None
+    return overall_of(found) if found else None
 
 
 def _translations(phase: PhaseFiles) -> list[dict[str, Any]]:
@@ -159,7 +160,7 @@ def _exams(run: RunFiles) -> list[dict[str, Any]]:
         before = begin[0].exams(begin[1])[name]["scores"] if begin else []
         was = {(one["group"], one["exam"], one["year"]): one for one in before}
         for score in exam["scores"]:
-            if score["group"] != "all" and score["n"] == overall(exam)["n"]:
+            if score["group"] != "all" and score["n"] == overall_of(exam)["n"]:
                 continue  # one subject, one year: the same once more
             key = (score["group"], score["exam"], score["year"])
             rows.append(

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from medkor_jax.parallel import hosts
-from medkor_jax.run.summary import read_summaries
+from medkor_jax.run.summary import overall_of, read_summaries
 from medkor_jax.train.metrics import read_metrics
 
 DIRECTORY = "tensorboard"
@@ -61,7 +61,7 @@ def _measured(found: dict[str, Any] | None, step: int) -> Iterator[tuple[str, fl
     if not found:
         return
     for name, exam in found["exams"].items():
-        score = next(one for one in exam["scores"] if one["group"] == "all")
+        score = overall_of(exam)
         for what in ("accuracy", "low", "high"):
             yield f"exam/{name}/{what}", score[what], step
     for name, loss in found["watch"].items():

@@ -91,9 +91,9 @@ def load_layers(path: str, overrides: Sequence[str] = ()) -> Layers:
 
 def _make_configs_importable(file: pathlib.Path) -> None:
     """So that `from configs import common` finds the file's neighbours, else those of the working directory, else ours."""
-    for place in (CONFIGS.parent, file.resolve().parent.parent, pathlib.Path.cwd()):
-        if (place / "configs").is_dir() and str(place) not in sys.path:
-            sys.path.insert(0, str(place))
+    for place in (CONFIGS.parent, pathlib.Path.cwd(), file.resolve().parent.parent):
+        if (place / "configs").is_dir():
+            sys.path[:] = [str(place), *(one for one in sys.path if one != str(place))]
 
 
 def _named_by(override: str) -> list[str]:

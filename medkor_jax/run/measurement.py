@@ -93,6 +93,7 @@ class Measurer:
         self, recipe: Recipe, corpora: Corpora, directory: pathlib.Path, mesh: jax.sharding.Mesh
     ) -> None:
         self.recipe, self.corpora, self.directory, self.mesh = recipe, corpora, directory, mesh
+        self._kept: set[str] = set()  # exams whose questions are on disk
         self._told: dict[str, set[str]] = {}  # alarms by exam
 
     def measure(self, phase: Phase, loaded: LoadedModel, when: str) -> Measured:
@@ -101,6 +102,7 @@ class Measurer:
         stored, reports = _nothing(digest), {}
         for exam in recipe.exams_of(phase):
             name, asked = exam.source.name, exam_asked(recipe, self.corpora, exam)
+            self._keep_questions(name)
             if found := self._stored(digest, "exams", name, asked):
                 reports[name] = Report.read(self.directory / found["files"][name])
                 stored["files"][name] = found["files"][name]
@@ -140,6 +142,13 @@ class Measurer:
         self._seal(own / f"measured-{when}.json", stored)
         return Measured(reports, stored)
 
+    def _keep_questions(self, name: str) -> None:
+        """Writes what an exam asks now, once a run, also where its answers are found: they were given to these questions."""
+        if name not in self._kept:
+            self._kept.add(name)
+            questions = self.corpora.questions(self.recipe.exam(name).source)
+            write_lines(self.directory / "questions" / f"{name}.jsonl", map(_asked, questions), {})
+
     def _said(self, name: str, report: Report) -> str:
         """Returns what is said of an exam: in full with its alarms the first time that they are raised, else in one line."""
         told = self._told.setdefault(name, set())
@@ -170,7 +179,6 @@ class Measurer:
         hosts.at(f"exam {name}")
         questions = self.corpora.questions(exam.source)
         shots = self.corpora.questions(exam.fewshot)[: exam.shots] if exam.fewshot else ()
-        write_lines(self.directory / "questions" / f"{name}.jsonl", map(_asked, questions), {})
         with Bar(name, total=len(questions), unit="question", on=hosts.is_first()) as bar:
             return evaluate(
                 self.scorer(loaded, exam.batch_size),

@@ -11,7 +11,6 @@ Read from the files that phases leave; no weights are opened. What cannot be rea
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import re
 import shutil
@@ -21,7 +20,8 @@ from typing import Any
 
 from medkor_jax.eval.gate import said_of
 from medkor_jax.eval.verdict import GateClosed, read_verdict
-from medkor_jax.io.models import is_run
+from medkor_jax.io.files import read_json_file
+from medkor_jax.io.models import is_run, read_ledger
 from medkor_jax.run.holding import holder_of
 from medkor_jax.run.provenance import read_provenance
 from medkor_jax.run.summary import read_summary
@@ -113,9 +113,8 @@ def look_at(directory: pathlib.Path) -> RunOnDisk:
 def _begun(directory: pathlib.Path) -> list[str]:
     """Returns the phases that the ledger names; where it is damaged, those that left a directory."""
     try:
-        entries = json.loads((directory / "ledger.json").read_text(encoding="utf-8"))
-        return [entry["phase"] for entry in entries]
-    except (ValueError, KeyError, TypeError):
+        return [entry["phase"] for entry in read_ledger(directory)]
+    except ValueError:
         return sorted({path.parent.name for path in directory.glob("*/provenance.json")})
 
 
@@ -166,10 +165,10 @@ def _stage_words(directory: pathlib.Path) -> str:
         return "no stage has begun"
     stage = stages[-1].parent
     try:
-        steps = json.loads((stage / "stage.json").read_text(encoding="utf-8"))["steps"]
-        rows = read_metrics(stage)
-    except (ValueError, KeyError, TypeError):
+        steps = read_json_file(stage / "stage.json", "steps")["steps"]
+    except ValueError:
         return f"{stage.name}: its files cannot be read"
+    rows = read_metrics(stage)
     return f"{stage.name}: step {rows[-1]['step'] if rows else 0} of {steps}"
 
 
@@ -224,21 +223,23 @@ def _leftovers(directory: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
 def _unused_bases(
     directory: pathlib.Path, going: set[pathlib.Path]
 ) -> list[tuple[pathlib.Path, str]]:
-    beside = [path for path in directory.parent.glob("*/*/model.json") if path.parent not in going]
-    used = {_base_of(path) for path in beside}
+    own, going = directory.resolve(), {path.resolve() for path in going}
+    models = {*own.glob("*/model.json"), *own.parent.glob("*/*/model.json")}
+    used = {_base_of(path) for path in models if path.parent.resolve() not in going}
     if None in used:  # what cannot be read may stand on any
         return []
     bases = sorted(path.parent for path in (directory / "bases").glob("*/lineage.json"))
-    return [(base, "no phase stands on it") for base in bases if base.resolve() not in used]
+    why = "no phase of this run, or of a run beside it, stands on it"
+    return [(base, why) for base in bases if base.resolve() not in used]
 
 
 def _base_of(model: pathlib.Path) -> pathlib.Path | None:
     """Returns where the base lies that a phase stands on; None if its file cannot be read."""
     try:
-        said = json.loads(model.read_text(encoding="utf-8"))
+        said = read_json_file(model, "base", "base_is_relative")
         place = pathlib.Path(said["base"])
         return (model.parent / place).resolve() if said["base_is_relative"] else place.resolve()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, TypeError):
         return None
 
 

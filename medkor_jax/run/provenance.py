@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import json
 import pathlib
 import platform
 import subprocess
@@ -24,7 +23,7 @@ import jax
 
 import medkor_jax
 from medkor_jax.data.contents import files_digest
-from medkor_jax.io.files import write_json
+from medkor_jax.io.files import read_json_file, write_json
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.mesh import AXES, devices_in_words
 from medkor_jax.run.config_text import config_file
@@ -71,9 +70,9 @@ def note_start(directory: pathlib.Path, recipe: Recipe) -> None:
 def read_provenance(directory: pathlib.Path) -> dict[str, Any]:
     """Returns what `note_start` left; {} where there is nothing to read, as in a phase of an older version."""
     try:
-        found = json.loads((directory / FILE).read_text(encoding="utf-8"))
+        found = read_json_file(directory / FILE, "format", "starts", "config")
         return found if found["format"] == FORMAT and found["starts"] else {}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError):
         return {}
 
 

@@ -114,6 +114,11 @@ def closing_table(run_dir: pathlib.Path, phases: Sequence[str]) -> str:
     return "\n".join([*lines, *_final_lines(run_dir)])
 
 
+def overall_of(exam: dict[str, Any]) -> dict[str, Any]:
+    """Returns the score over all questions of an exam's summary."""
+    return next(score for score in exam["scores"] if score["group"] == "all")
+
+
 def chain_of(summaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the phases that led to the last one's model: a candidate that was not taken is none of them."""
     chain = summaries[-1:]
@@ -175,7 +180,7 @@ def _condition_lines(verdict: dict[str, Any] | None) -> list[str]:
 
 
 def _score(summary: dict[str, Any], interval: bool = False) -> str:
-    score = next(s for s in summary["scores"] if s["group"] == "all")
+    score = overall_of(summary)
     text = f"{score['accuracy']:.1%}"
     if not interval:
         return text

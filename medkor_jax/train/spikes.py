@@ -46,7 +46,9 @@ class Watch:
     def __init__(self, plan: StagePlan, start: int, saved: Callable[[], int]) -> None:
         self._plan, self._saved = plan, saved
         rows = read_metrics(plan.directory) if plan.stage.spike_nats else []
-        before = [row["loss"] for row in rows if row["step"] <= start and row.get("loss")]
+        before = [
+            row["loss"] for row in rows if row["step"] <= start and row.get("loss") is not None
+        ]
         self._losses = collections.deque(
             hosts.first("the losses before", lambda: before[-N_BEFORE:]), maxlen=N_BEFORE
         )

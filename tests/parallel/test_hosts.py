@@ -240,6 +240,23 @@ def test_one_is_killed_and_the_other_says_so_and_the_pair_goes_on(
     require_same(run, one_phase)
 
 
+@slow
+@pytest.mark.parametrize("told", [0, 1])
+def test_sigterm_at_the_last_step_of_the_last_stage_is_not_swallowed(
+    start, one_phase, tmp_path, told
+):
+    run = tmp_path / "run"
+    codes, logs = ended(
+        start(run, "--config.run=('phase0',)", strike={told: "phase0/train, saving step 3=SIGTERM"})
+    )
+    assert codes == [143, 143], logs
+    assert "stopped by SIGTERM at the end of phase0/train" in logs[told], logs
+    assert "Traceback" not in "".join(logs)
+    codes, logs = ended(start(run, "--config.run=('phase0',)"))
+    assert codes == [0, 0], logs
+    require_same(run, one_phase)
+
+
 @pytest.mark.parametrize("told", [pytest.param(0, marks=slow), 1])
 def test_sigterm_to_one_saves_and_ends_both_with_the_same_step(start, one_phase, tmp_path, told):
     run = tmp_path / "run"

@@ -166,6 +166,28 @@ def test_what_can_go_changes_nothing(run_dir, tiny_base_dir, stages, capsys):  #
     assert len(stages) == trained and look_at(run_dir).state == "finished"
 
 
+def test_from_within_a_run_no_base_in_use_can_go(run_dir, monkeypatch, capsys):
+    listed = {one.path.resolve() for one in disposable(run_dir)}
+    monkeypatch.chdir(run_dir)
+    assert {one.path.resolve() for one in disposable(pathlib.Path())} == listed
+    assert not any("bases" in str(path) for path in listed)
+    assert cli.main(["runs", "."]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("one ")
+
+
+def test_questions_stand_beside_answers_that_were_given_before(run_dir, tiny_base_dir, stages):  # noqa: F811
+    """As where an exam was edited, judged by, and put back: its answers are found, and its questions have to be those."""
+    config, path = (
+        make_recipe(make_config(run_dir, tiny_base_dir)),
+        run_dir / "questions/english.jsonl",
+    )
+    asked = path.read_text()
+    path.write_text(asked.replace("Which", "What"))
+    restart(config, ["phase3"])
+    pipeline.Run(config).all()
+    assert path.read_text() == asked and "Which" in asked
+
+
 def test_what_goes_on_or_cannot_be_read_keeps_all(run_dir):
     under_way(run_dir / "phase3")
     shutil.copytree(next((run_dir / "bases").iterdir()), run_dir / "bases/of-another")

@@ -287,16 +287,20 @@ def test_a_stage_that_spikes_again_and_again_stops(run, plan, poison):
     assert json.loads((plan.directory / "left-out.json").read_text()) == {"2": 3}
 
 
+@pytest.mark.parametrize("usual", [2, 0])  # a reward's loss is often exactly 0
 def test_a_spike_is_measured_from_the_losses_before_also_those_of_an_earlier_start(
-    run, plan, poison, monkeypatch
+    run, plan, poison, monkeypatch, usual
 ):
-    poison({number: jnp.float32(loss) for number, loss in enumerate([9, 2, 2, 2, 2, 4.5, 2], 1)})
+    losses = [9, usual, usual, usual, usual, usual + 2.5, usual]
+    poison({number: jnp.float32(loss) for number, loss in enumerate(losses, 1)})
     plan = staged(plan, spike_nats=2.0)
     with monkeypatch.context() as patch:
         stop_at(4, patch)
         with pytest.raises(loop.StoppedEarly):
             run(plan)
-    with pytest.raises(FloatingPointError, match="loss is 4.5 at step 6, the 5 before it had 2"):
+    with pytest.raises(
+        FloatingPointError, match=f"loss is {usual + 2.5} at step 6, the 5 before it had {usual}"
+    ):
         run(plan)
     run(staged(plan, spike_nats=2.6))
 
