@@ -13,8 +13,8 @@ import pathlib
 from collections.abc import Sequence
 
 from medkor_jax.commands.tables import in_bytes, table
-from medkor_jax.run.holding import RunHeld, holder_of
-from medkor_jax.run.on_disk import Disposable, disposable
+from medkor_jax.run.holding import held
+from medkor_jax.run.on_disk import disposable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,23 +22,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delete", action="store_true", help="delete what is listed")
 
 
-def _of(directory: pathlib.Path) -> list[Disposable]:
-    """Raises: RunHeld if a run is going on there."""
-    if other := holder_of(directory):
-        raise RunHeld(f"{directory} is in use by {other}: nothing of it can go")
-    return disposable(directory)
-
-
 def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    found = [one for path in arguments.run for one in _of(pathlib.Path(path))]
+    directories = [pathlib.Path(path) for path in arguments.run]
+    found = [one for directory in directories for one in disposable(directory)]
     if not found:
         print("nothing can go")
         return
     print(table([(in_bytes(one.n_bytes), str(one.path), one.why) for one in found]))
-    total = in_bytes(sum(one.n_bytes for one in found))
     if not arguments.delete:
+        total = in_bytes(sum(one.n_bytes for one in found))
         print(f"{total} in all; nothing was deleted (--delete does)")
         return
-    for one in found:
-        one.delete()
-    print(f"{total} deleted")
+    deleted = 0
+    for directory in directories:
+        with held(directory):  # what a run that goes on needs is found out while none can begin
+            for one in disposable(directory):
+                one.delete()
+                deleted += one.n_bytes
+    print(f"{in_bytes(deleted)} deleted")
