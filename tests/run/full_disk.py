@@ -10,11 +10,10 @@ import argparse
 import json
 import pathlib
 import random
-import shutil
 import subprocess
 import sys
 
-from kill_anywhere import outcome, start
+from kill_anywhere import outcome, start, uninterrupted
 
 
 def mount(directory, size_kb, *, again=False):
@@ -31,13 +30,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     out, randomly, n_faults = arguments.out.resolve(), random.Random(arguments.seed), 0
-    out.mkdir(parents=True, exist_ok=True)
-    whole = out / "uninterrupted"
-    if not (whole / "done").exists():
-        shutil.rmtree(whole, ignore_errors=True)
-        if start(whole, arguments.base).wait():
-            raise SystemExit(f"the uninterrupted run failed; see {whole}.log")
-        (whole / "done").write_text("")
+    whole, _ = uninterrupted(out, arguments.base)
     needed_kb = int(subprocess.check_output(["du", "-sk", whole]).split()[0])
     for number in range(arguments.disks):
         disk = out / f"disk-{number}"

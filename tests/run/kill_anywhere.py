@@ -83,6 +83,18 @@ def run_killed(run_dir, base, randomly, mean_seconds, signals):
         return struck
 
 
+def uninterrupted(out, base):
+    """Returns the run that nothing stops, made once, and the seconds that it took."""
+    whole, began = out / "uninterrupted", time.monotonic()
+    if not (whole / "done").exists():
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(whole, ignore_errors=True)
+        if code := start(whole, base).wait():
+            raise SystemExit(f"the uninterrupted run ended with {code}; see {whole}.log")
+        (whole / "done").write_text(str(time.monotonic() - began))
+    return whole, float((whole / "done").read_text())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("base", type=pathlib.Path)
@@ -93,15 +105,8 @@ def main():
     arguments = parser.parse_args()
     signals = [signal.Signals[f"SIG{name}"] for name in arguments.signals.split(",")]
     out = arguments.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    whole = out / "uninterrupted"
-    began = time.monotonic()
-    if not (whole / "done").exists():
-        shutil.rmtree(whole, ignore_errors=True)
-        if code := start(whole, arguments.base).wait():
-            raise SystemExit(f"the uninterrupted run ended with {code}; see {whole}.log")
-        (whole / "done").write_text(str(time.monotonic() - began))
-    wanted, seconds = outcome(whole), float((whole / "done").read_text())
+    whole, seconds = uninterrupted(out, arguments.base)
+    wanted = outcome(whole)
     log = out / "kills.jsonl"
     lines = log.read_text().splitlines() if log.exists() else []
     total = sum(len(json.loads(line)["struck"]) for line in lines)
