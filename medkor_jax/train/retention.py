@@ -13,7 +13,7 @@ expectation. How the two models run and are compared is in `each_layer`.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,11 @@ class Retention:
     @property
     def is_on(self) -> bool:
         return self.weight > 0
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what a record keeps: `at` only where it is not what it was before it could be chosen."""
+        said = dataclasses.asdict(self)
+        return {name: value for name, value in said.items() if (name, value) != ("at", "each")}
 
     @property
     def most_places(self) -> int:

@@ -252,7 +252,10 @@ def test_held_out_text_is_measured_whole_whatever_its_loss(byte_tokenizer):
     named, plain = (
         next(
             one_pass(
-                [(source("t", loss=loss), texts(3))], Plain(byte_tokenizer), batch_size=2, seq_len=64
+                [(source("t", loss=loss), texts(3))],
+                Plain(byte_tokenizer),
+                batch_size=2,
+                seq_len=64,
             )
         )
         for loss in ("each_layer", "")
