@@ -69,7 +69,7 @@ def get_config(argument="data,embeddings,0"):
 
 def set_phase(p, data, condition):
     p.after, p.gate.on_failure, p.gate.allow_chance = "", "continue", True
-    p.gate.threshold = 0.5  # records only: 16 questions, at chance, decide nothing
+    p.gate.threshold = 0.5  # records only: 20 questions, at chance, decide nothing
     p.remedy.steps, p.remedy.data, p.gate.requires = 0, {}, {}
     if condition is None:
         p.steps, p.data = 0, {}
@@ -126,7 +126,7 @@ def english(data, share, loss):
 
 def exams(data):
     korean, english = (
-        dict(language=code, licence=NON_COMMERCIAL, limit=16) for code in ("ko", "en")
+        dict(language=code, licence=NON_COMMERCIAL, limit=20) for code in ("ko", "en")
     )
     return {
         "english": common.exam(f"{data}/kormedmcqa_en/doctor-valid.jsonl", english, batch_size=8),
