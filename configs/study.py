@@ -55,7 +55,7 @@ def get_config(argument="data,embeddings,0"):
         raise ValueError(f"{name!r} is no condition; choose from {', '.join((*CONDITIONS, PEER))}")
     config = common.get_config()
     config.run_dir, config.seed = f"runs/study/{name}-{seed}", int(seed)
-    config.weights = f"runs/study/{PEER}-{seed}/model" if name == PEER else "embedded"
+    config.weights = f"runs/study/{PEER}-model-{seed}" if name == PEER else "embedded"
     config.dtype = config.param_dtype = "float32"
     config.remat, config.log_every, config.drop_bad = "none", 4, True
     config.held_out_tokens = 1200

@@ -13,7 +13,7 @@ all=$(python -c "from configs import study; print(*study.CONDITIONS, study.PEER)
 for seed in ${SEEDS:-0}; do
   for condition in ${CONDITIONS:-$all}; do
     if [ "$condition" = peer ]; then
-      python -m medkor_jax.bench.study_peer "$data" "$seed" runs/study/peer-"$seed"
+      python -m medkor_jax.bench.study_peer "$data" "$seed" "runs/study/peer-model-$seed"
     fi
     medkor run --config "configs/study.py:$data,$condition,$seed"
   done
