@@ -48,7 +48,7 @@ class Source:
     """Split of a hub data set, or of the embedded exam."""
     subset: str = ""
     """Subset (configuration) of a hub data set, such as "doctor"; of embedded texts and pairs,
-    whose facts they state."""
+    whose facts they state; of the embedded exam, "other" asks its held-out facts in other words."""
     language: str = ""
     """"ko", "en", or "" to take it from each row."""
     weight: Annotated[float, "> 0"] = 1.0
