@@ -17,7 +17,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     style = style_of(open_model("embedded"))
     began = time.perf_counter()
     batches = make_batches(plan, style, recipe.language_unit)
-    model, losses = train(start, plan, iter(batches), phase.lora.rank, phase.lora.scale)
+    model, losses = train(start, plan, cast("Any", batches), phase.lora.rank, phase.lora.scale)
     seconds = time.perf_counter() - began
     partial = given.out.with_name(f"{given.out.name}.part")
     shutil.rmtree(partial, ignore_errors=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from medkor_jax.report.files import PhaseFiles, RunFiles
 from medkor_jax.report.moved import Place, change_since, first_asked, languages_of, reference_of
 from medkor_jax.run.changes import Change
-from medkor_jax.run.summary import overall_of
 
 REASONED = "reason"
 
@@ -58,8 +57,11 @@ def _moved(run: RunFiles, exam: str, start: Place | None) -> str:
 
 
 def _right(phase: PhaseFiles, when: str, exam: str) -> str:
-    score = overall_of(phase.exams(when)[exam])
-    return f"{score['correct']} of {score['n']} right ({score['accuracy']:.1%})"
+    report = phase.report(when, exam)
+    if report is None:
+        return "(its answers are not there)"
+    score = report.overall
+    return f"{score.correct} of {score.n} right ({score.accuracy:.1%})"
 
 
 def _gate(phase: PhaseFiles) -> str:
@@ -94,7 +96,9 @@ def _without_retention(run: RunFiles) -> str:
     worst, phase = min(looks, key=lambda look: look[0].difference)
     after = change_since(run, exam, reference, (phase, "after"))
     mended = f"; after its remedy {after.words}" if after else ""
-    return f"Without retention: {phase.name}'s training alone moved {exam} by {worst.words}{mended}."
+    return (
+        f"Without retention: {phase.name}'s training alone moved {exam} by {worst.words}{mended}."
+    )
 
 
 def _reasoned(run: RunFiles) -> str:
