@@ -52,7 +52,9 @@ def test_the_quick_start_goes_on_with_the_same_first_phases():
     first, whole = load_recipe(f"{QUICKSTART}:phase3"), load_recipe(QUICKSTART)
     assert whole.run == ORDER and whole.run_dir == first.run_dir
     assert whole.phases[:4] == first.phases
-    gates = [phase.gate for phase in whole.phases[2:]]  # one reading and one threshold for all that compare
+    gates = [
+        phase.gate for phase in whole.phases[2:]
+    ]  # one reading and one threshold for all that compare
     assert {(gate.reading, gate.threshold, gate.metric) for gate in gates} == {
         ("relative", 0.9, "probability")
     }
