@@ -141,7 +141,7 @@ def phase3(p):
 def phase4b_translation(p):
     pairs = dict(kind="translation", subset="train", loss="next_token", **OURS)
     p.data, p.steps = {"pairs-train": pairs} | held_english(0.5), 8
-    p.retention.weight, p.translations = 1.0, {}
+    p.retention.weight, p.retention.positions, p.translations = 1.0, 8, {}
     shape(p, lora=3e-4, lang=2e-3)
     hold(p, steps=8, lora=3e-4)
 
@@ -150,7 +150,7 @@ def phase5c_reasoning(p):
     solutions = dict(kind="reasoning", language="ko", loss="next_token", weight=3.0, **OURS)
     texts = held_english(1.0) | text("ko", loss="next_token")
     p.data, p.steps = {"solutions-train": solutions} | texts, 10
-    p.retention.weight, p.loss_positions = 1.0, 288
+    p.retention.weight, p.retention.positions, p.loss_positions = 1.0, 8, 288
     shape(p, lora=5e-4, lang=2e-3, batch_size=2, seq_len=384)
     hold(p, steps=8, lora=3e-4)
 

@@ -1,0 +1,81 @@
+"""The study's table: a row a condition, what moved with its interval, seeds together."""
+
+import pathlib
+import shutil
+
+import pytest
+
+from configs import study
+from medkor_jax.io.files import read_sealed, write_sealed
+from medkor_jax.report.files import read_run
+from medkor_jax.report.study import as_table, main, rows_of
+from medkor_jax.run.config_file import load_recipe
+
+from ..run.conftest import finished  # noqa: F401
+
+CONFIG = str(pathlib.Path(study.__file__))
+
+
+@pytest.fixture
+def runs(finished, tmp_path):  # noqa: F811
+    return [
+        pathlib.Path(shutil.copytree(finished, tmp_path / name))
+        for name in ("plain-0", "held-0", "held-1")
+    ]
+
+
+def losses_moved(run_dir, by):
+    """Each document of what the last phase left costs `by` nats a token more than at the run's start."""
+    first, last = (run_dir / phase / "summary.json" for phase in ("phase0", "phase3"))
+    begun, ended = read_sealed(first), read_sealed(last)
+    for name, found in ended["after"]["watch"].items():
+        pieces = begun["before"]["watch"][name]["pieces"]
+        found["pieces"] = [[nats + by * n, n] for nats, n in pieces]
+    write_sealed(last, ended)
+
+
+def test_a_row_a_condition_and_the_mean_of_its_seeds(runs):
+    for run_dir, by in zip(runs, (0.5, 0.1, 0.3), strict=True):
+        losses_moved(run_dir, by)
+    plain, held = rows_of([read_run(run_dir) for run_dir in runs])
+    assert (plain.condition, plain.seeds, held.condition, held.seeds) == (
+        "plain",
+        ("0",),
+        "held",
+        ("0", "1"),
+    )
+    for row, by in ((plain, 0.5), (held, 0.2)):
+        for moved in row.losses.values():
+            assert moved.mean == pytest.approx(by) and moved.low <= by <= moved.high
+        assert row.seconds > 0 and set(row.probabilities) == {"english"}
+    table = as_table([plain, held]).splitlines()
+    assert len(table) == 4 and table[3].startswith("| held (2 seeds) | +0.200 [")
+
+
+def test_the_picture_shows_each_condition(runs, tmp_path, capsys):
+    text = next(iter(rows_of([read_run(runs[0])])[0].losses))
+    main([*map(str, runs), "--out", str(tmp_path), "--korean", text, "--english", text])
+    assert "| plain |" in capsys.readouterr().out
+    picture = (tmp_path / "study.svg").read_text()
+    assert ">plain<" in picture and ">held<" in picture
+
+
+def test_what_is_no_run_of_the_study_is_refused(finished):  # noqa: F811
+    with pytest.raises(ValueError, match="no finished run named CONDITION-SEED"):
+        rows_of([read_run(finished)])
+
+
+@pytest.mark.parametrize("name", study.CONDITIONS)
+def test_all_conditions_read_as_many_tokens_in_as_many_steps(name, shared_data):
+    recipe = load_recipe(f"{CONFIG}:{shared_data},{name},3")
+    (phase,) = recipe.phases
+    stages = [stage for stage in (phase.train, phase.remedy) if stage.steps]
+    assert sum(stage.steps for stage in stages) == study.STEPS and recipe.seed == 3
+    assert {(s.batch_size, s.seq_len) for s in stages} == {(study.ROWS, study.LENGTH)}
+    shares = [source.weight for source in phase.train.data]
+    assert sum(shares) > 0 and (phase.train.retention.is_on or not name.startswith("each-layer"))
+
+
+def test_another_condition_is_refused_by_name():
+    with pytest.raises(Exception, match="'rest' is no condition; choose from lora, embeddings"):
+        load_recipe(f"{CONFIG}:data,rest,0")
