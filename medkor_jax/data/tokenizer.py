@@ -238,7 +238,7 @@ class Tokenizer:
     def is_writable(self) -> np.ndarray:
         """[V] bool: what a model may write. Not padding, <bos>, <unk>, <mask> and image tokens, which no text can mean; ends
         of turns and the unused pieces, which a checkpoint may have given a meaning, may be written; nor rows that have no piece."""
-        pieces = self._engine.pieces
+        pieces = self._engine.pieces[: self.vocab_size]
         return np.array([piece != "" and not _NEVER_WRITTEN.fullmatch(piece) for piece in pieces])
 
     @functools.cached_property
