@@ -13,7 +13,7 @@ text without Hangul has exactly the ids it had, and so has every other script be
 The pieces are learnt by sentencepiece, for which each token of the vocabulary is one letter: what it finds can be reached
 by merges of tokens. They are numbered from the first row behind the base's embedding on.
 
-What it does not do: make rows for them (`adapt.language`), or say which text they are learnt from (`run.korean_tokens`).
+What it does not do: make rows for them (`adapt.language`), or say which text they are learnt from (`run.new_tokens`).
 """
 
 from __future__ import annotations

@@ -52,9 +52,23 @@ class LoadedModel:
     def digest(self) -> str:
         trees = {name: getattr(self.params, name) for name in TRAINABLE_TREES}
         trees = {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
+        new = self.tokenizer.new_tokens if self.tokenizer else None
         return model_digest(
-            self.base.digest, digest_tree(trees) if trees else "", self.params.lora_scale
+            self.base.digest,
+            digest_tree(trees) if trees else "",
+            self.params.lora_scale,
+            new.digest if new else "",
         )
+
+    def with_tokenizer(self, tokenizer: Tokenizer) -> LoadedModel:
+        """Returns the model as it reads with another tokenizer, in the same form."""
+        style = self.style
+        form: Style = (
+            ChatTemplate(style.template, tokenizer)
+            if isinstance(style, ChatTemplate)
+            else Plain(tokenizer)
+        )
+        return dataclasses.replace(self, tokenizer=tokenizer, style=form)
 
 
 def load(

@@ -98,9 +98,7 @@ def tokens_with_rows(
         return jax.nn.logsumexp(logits, axis=-1), logit, jnp.max(logits, axis=-1)
 
     z_new, logit, highest_new = walk.over_new(part, new.model, hidden, targets)
-    nats = jnp.where(
-        is_new, jnp.logaddexp(z, z_new) - logit, old.nats + jax.nn.softplus(z_new - z)
-    )
+    nats = jnp.where(is_new, jnp.logaddexp(z, z_new) - logit, old.nats + jax.nn.softplus(z_new - z))
     highest = jnp.maximum(old.highest, highest_new)
     correct = jnp.where(is_new, logit == highest, (old.correct > 0) & (old.highest == highest))
     return nats, jnp.zeros_like(nats), correct.astype(jnp.float32), highest
