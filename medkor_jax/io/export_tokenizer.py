@@ -15,6 +15,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from medkor_jax.data.new_tokens import NewTokens
 from medkor_jax.data.tokenizer import THOUGHT_CLOSES, THOUGHT_OPENS, Tokenizer
 from medkor_jax.data.tokenizer_engines import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from medkor_jax.io.files import write_json
@@ -70,7 +71,8 @@ def write_tokenizer(
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
     model, notes = directory / "tokenizer.model", []
-    tokenizer.save(directory)
+    base, new = tokenizer.without_new, tokenizer.new_tokens
+    base.save(directory)
     called = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
     if model.is_file():
         pieces = ModelProto.FromString(model.read_bytes()).pieces
@@ -83,14 +85,21 @@ def write_tokenizer(
         spec = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
         called["unk_token"] = spec["model"].get("unk_token") or "<unk>"
         spec["post_processor"] = _bos_in_front("<bos>", tokenizer.bos_id)
-        offered = (sentencepiece, sentencepiece_of(spec))
+        offered = () if new else (sentencepiece, sentencepiece_of(spec))
         made = next((raw for raw in offered if raw and _says_the_same(tokenizer, raw)), None)
-        if made is None:
+        if made is not None:
+            model.write_bytes(made)
+        elif not new:
             notes.append(
                 "no tokenizer.model: sentencepiece cannot say what tokenizer.json says here; llama.cpp converts only from it"
             )
-        else:
-            model.write_bytes(made)
+    if new:
+        model.unlink(missing_ok=True)
+        spec["model"] = _with_new(spec["model"], tokenizer.pieces, new)
+        notes.append(
+            "no tokenizer.model: sentencepiece merges any two pieces that spell a third, and the new tokens are to come after all "
+            "others; llama.cpp converts only from it"
+        )
     (directory / "tokenizer.json").write_text(
         json.dumps(spec, ensure_ascii=False), encoding="utf-8"
     )
@@ -110,6 +119,15 @@ def write_tokenizer(
         },
     )
     return notes
+
+
+def _with_new(model: dict[str, Any], pieces: Sequence[str], new: NewTokens) -> dict[str, Any]:
+    """Returns the model of a tokenizer.json with new tokens: their merges behind all others, so that these come first."""
+    ids = {piece: new.first_id + i for i, piece in enumerate(new.pieces)}
+    is_text = any(isinstance(pair, str) for pair in model["merges"])  # as older files write a pair
+    pairs = [[pieces[left], pieces[right]] for left, right, _ in new.merges]
+    merges = [*model["merges"], *(map(" ".join, pairs) if is_text else pairs)]
+    return {**model, "vocab": {**model["vocab"], **ids}, "merges": merges}
 
 
 def sentencepiece_of(spec: dict[str, Any]) -> bytes:
