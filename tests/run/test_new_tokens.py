@@ -10,15 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medkor_jax.adapt.language import make_language, rows_of_new
 from medkor_jax.data import embedded
 from medkor_jax.data.language import has_hangul, token_languages
 from medkor_jax.eval.scorer import ModelScorer, read_prompts
 from medkor_jax.io.export import export_hf
+from medkor_jax.io.files import write_sealed
 from medkor_jax.io.loaded_model import load
 from medkor_jax.io.models import NEW_TOKENS, open_model
 from medkor_jax.io.streaming import WeightsError
 from medkor_jax.model.forward import Inputs, forward, project_logits
-from medkor_jax.model.params import new_head_rows
+from medkor_jax.model.params import Params, new_head_rows
 from medkor_jax.model.prompts import make_routing, pad_prompts
 from medkor_jax.parallel.mesh import host_mesh
 from medkor_jax.run import pipeline
@@ -96,7 +98,7 @@ def exported(finished, tmp_path_factory):
 TEXTS = [
     *(text for _, text in embedded.texts("ko", "test")[:2]),
     *(text for _, text in embedded.texts("en", "test")[:1]),
-    "\ud658\uc790\ub294  (aspirin 37.5\ub3c4)\n\n\ubec1 \uac00\uac00\uac00\uac00 <b>\ud658\uc790</b>\u2581\ud658",
+    "\ud658\uc790\ub294  (aspirin 37.5\ub3c4)\n\n\ubec1 \uac00\uac00\uac00\uac00 <b>\ud658\uc790</b>\ud658",
 ]
 
 
@@ -156,3 +158,129 @@ def test_it_writes_new_tokens_and_its_cache_gives_what_a_full_pass_gives(finishe
     hidden = read_prompts(loud, prompt, loaded.config, jnp.float32)[0, len(ids) - 1 :]
     logits = project_logits(loud.base, hidden[:8], new_head_rows(loud)) + scorer.routing.mute
     assert logits.argmax(-1).tolist() == list(written.tokens)
+
+
+def test_the_start_changes_no_logit_of_a_text_of_old_tokens(finished, tiny_base_dir):
+    plain, new = open_model(tiny_base_dir), open_model(finished[0] / "phase2").new_tokens
+    base = plain.base.load(jnp.float32)
+    rows = rows_of_new(base, new.spelt)
+    lang = make_language(plain.config, kind="tokens", size=SIZE) | rows
+    for text in TEXTS:
+        ids = [2, *plain.tokenizer.encode(text)]
+        tokens = jnp.array([ids])
+        langs = jnp.asarray(token_languages(np.array(ids), plain.tokenizer)[None])
+        inputs = Inputs(tokens, jnp.arange(len(ids))[None], jnp.ones_like(tokens), langs)
+        hidden = [
+            forward(params, plain.config, inputs, dtype=jnp.float32)
+            for params in (Params(base), Params(base, lang=lang))
+        ]
+        before = project_logits(base, hidden[0])
+        after = project_logits(base, hidden[1], new_head_rows(Params(base, lang=lang)))
+        np.testing.assert_array_equal(after[..., : plain.config.vocab_size], before)
+    word, scale = new.spelt[-1], plain.config.d_model**0.5
+    embed = np.asarray(base["embed"])
+    np.testing.assert_allclose(rows["input"][-1] / scale, embed[list(word)].mean(0), atol=1e-6)
+    np.testing.assert_allclose(rows["output"][-1] / scale, embed[word[0]], atol=1e-6)
+
+
+@pytest.fixture
+def stopped(finished, tmp_path):
+    """(its directory, its config): the same run as it stands when it is killed at the end of phase2's training."""
+    directory, config = shutil.copytree(finished[0], tmp_path / "run"), copy.deepcopy(finished[1])
+    for path in (*(directory / "phase2").iterdir(), directory / "phase3"):
+        if path.name != "train":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return directory, config | dict(run_dir=str(directory), run=("phase2",))
+
+
+def test_a_run_that_goes_on_has_the_same_tokens(finished, stopped):
+    directory, config = stopped
+    pipeline.Run(make_recipe(config)).all()
+    again, before = (open_model(one / "phase2") for one in (directory, finished[0]))
+    assert again.new_tokens == before.new_tokens and again.digest == before.digest
+
+
+def other_text(config, directory, code):
+    """Gives phase2 other Korean text, or text of another language in its place."""
+    rows = [{"text": text} for _, text in embedded.texts(code, "test")[:60]]
+    path = directory / "other.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config["phase2"]["data"] = dict(korean=dict(kind="text", path=str(path), language=code))
+    config["held_out"] = {}
+
+
+def test_other_text_is_other_tokens_and_refused_like_any_change(stopped, finished):
+    directory, config = stopped
+    other_text(config, directory, "ko")
+    with pytest.raises(ValueError, match="was started with other settings .*upstream"):
+        pipeline.Run(make_recipe(config)).all()
+    config = copy.deepcopy(finished[1])
+    config["phase2"]["language"]["size"] = SIZE + 1
+    with pytest.raises(Stale, match="language.size was 24, is 25"):
+        pipeline.Run(make_recipe(config)).all()
+
+
+def test_what_cannot_be_learnt_is_refused_before_anything_runs(tiny_base_dir, files, tmp_path):
+    config = make_config(tmp_path / "run", tiny_base_dir, files)
+    config["phase2"]["language"]["size"] = 9999
+    with pytest.raises(
+        ConfigError, match=r"phase2.language asks for 9999 .* gives \d+ new tokens that are seen 3"
+    ):
+        pipeline.Run(make_recipe(config)).all()
+    other_text(config, tmp_path, "en")
+    with pytest.raises(ConfigError, match="there is no Korean text to learn new tokens from"):
+        pipeline.Run(make_recipe(config)).all()
+    assert not (tmp_path / "run/phase1").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(language=dict(kind="tokens")), "size 0: say how many"),
+        (dict(language=dict(kind="vector", size=5)), "only kind 'tokens' adds tokens"),
+        (dict(language=dict(kind="tokens", size=5), steps=0), "it trains nothing"),
+        (dict(language=dict(kind="tokens", size=5, least_seen=0)), "must be >= 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_the_config(
+    changes, words, tiny_base_dir, files, tmp_path
+):
+    config = make_config(tmp_path, tiny_base_dir, files)
+    config["phase2"] |= changes
+    with pytest.raises(ConfigError, match=words):
+        make_recipe(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(language=dict(kind="tokens", size=7)), "asks for 7 new tokens; the model .* has 24"),
+        (dict(language=dict(kind="vector")), "of kind 'vector'; the model has"),
+        (dict(data="korean"), "does not know its new Korean tokens .* Add English text"),
+    ],
+)
+def test_a_later_phase_is_told_what_does_not_fit(changes, words, finished, tmp_path):
+    config, directory = copy.deepcopy(finished[1]), tmp_path / "run"
+    shutil.copytree(finished[0], directory)
+    shutil.rmtree(directory / "phase3")
+    data = config["phase3"]["data"]
+    if "data" in changes:
+        changes = dict(data={"korean": data["korean"]})
+    config["phase3"] |= changes
+    with pytest.raises(ConfigError, match=words):
+        pipeline.Run(make_recipe(config | dict(run_dir=str(directory), run=("phase3",)))).all()
+
+
+@pytest.mark.parametrize("spoil", ["missing", "other", "damaged"])
+def test_tokens_that_are_not_those_of_the_model_are_refused(spoil, finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    path = tmp_path / "run/phase3" / NEW_TOKENS
+    if spoil == "missing":
+        path.unlink()
+    elif spoil == "damaged":
+        path.write_text(path.read_text().replace('"first_id": 1024', '"first_id": 1025'))
+    else:
+        new = open_model(tmp_path / "run/phase3").new_tokens
+        write_sealed(path, dataclasses.replace(new, pieces=new.pieces[::-1]).to_json())
+    with pytest.raises(WeightsError, match=NEW_TOKENS):
+        open_model(tmp_path / "run/phase3")
