@@ -62,7 +62,20 @@ def with_new_tokens(
 
 
 def check_new_tokens(recipe: Recipe, corpora: Corpora, phase: Phase) -> None:
-    """Learns a phase's new tokens, if the run has not yet. Raises: ConfigError as `with_new_tokens`."""
+    """Learns a phase's new tokens, if the run has not yet and no phase before it has.
+
+    Raises: ConfigError as `with_new_tokens`, or if an earlier phase adds another number of them.
+    """
+    phases = {one.name: one for one in recipe.all_phases}
+    before = phase
+    while (before := phases.get(recipe.upstream_of(before)[0])) is not None:
+        if before.language.adds_tokens and before.language.size != phase.language.size:
+            raise ConfigError(
+                f"{phase.name}.language.size is {phase.language.size}, and {before.name}, on whose model it stands, adds "
+                f"{before.language.size} new tokens. Make them the same"
+            )
+        if before.language.adds_tokens:
+            return
     model = open_model(recipe.weights)
     if model.new_tokens:
         return
@@ -81,14 +94,14 @@ def check_reference(plan: StagePlan, loaded: LoadedModel, reference: Params) -> 
             if source.language == "en":
                 return
             continue
-        for i in range(min(_ASKED, len(documents))):
-            tokens = encode(documents[i], loaded.style).tokens
-            if (tokens < loaded.config.vocab_size).all():
-                return
+        asked = [documents[i] for i in range(min(_ASKED, len(documents)))]
+        old = [encode(one, loaded.style).tokens < loaded.config.vocab_size for one in asked]
+        if sum(ids.all() for ids in old) * 2 >= len(old):
+            return
     raise ConfigError(
         f"{plan.name} holds the model to a reference that does not know its new Korean tokens, so that only documents without them "
-        f"can be compared, and there is none among the first of {', '.join(source.name for source, _ in plan.train)}. Add English "
-        "text to its data, or set retention.weight to 0"
+        f"can be compared, and most of {' and of '.join(source.name for source, _ in plan.train)} hold some. Add English text to "
+        "its data, or set retention.weight to 0"
     )
 
 
