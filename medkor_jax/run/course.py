@@ -78,7 +78,7 @@ def conclude(
         loaded.language_unit,
         loaded.read,
         loaded.style.name,
-        loaded.tokenizer.new_tokens,
+        loaded.new_tokens,
     )
     write_sealed(directory / "summary.json", _summary(course, recipe, model, seconds))
     _write_verdict(course, recipe, lineage, model, directory / "verdict.json")

@@ -187,8 +187,10 @@ class Run:
     def _train_first(self, course: Course) -> None:
         """Adds the phase's trees, trains them, and merges what it merges."""
         phase, start = course.phase, course.start
-        start_with = with_new_tokens(start, phase, self.corpora, self.directory)
-        course.loaded = add_trees(start_with, phase, phase.lora, seed=self.recipe.seed)
+        course.loaded = start
+        if phase.language.adds_tokens:
+            course.loaded = with_new_tokens(start, phase, self.corpora, self.directory)
+        course.loaded = add_trees(course.loaded, phase, phase.lora, seed=self.recipe.seed)
         course.loaded = self._train(course, phase.train, "train")
         if phase.merge:
             course.loaded = self._merge(phase, course.loaded)
