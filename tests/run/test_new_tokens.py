@@ -203,7 +203,7 @@ def test_a_run_that_goes_on_has_the_same_tokens(finished, stopped):
 
 def other_text(config, directory, code):
     """Gives phase2 other Korean text, or text of another language in its place."""
-    rows = [{"text": text} for _, text in embedded.texts(code, "test")[8:]]
+    rows = [{"text": text} for _, text in embedded.texts(code, "train")[60:120]]
     path = directory / "other.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config["phase2"]["data"] = dict(korean=dict(kind="text", path=str(path), language=code))
