@@ -1,6 +1,6 @@
 """Korean tokens beside a vocabulary: pieces of Hangul that are learnt from text, and the ids of texts with them.
 
-    new = learn(texts, tokenizer, size=6000, first_id=262_144)
+    new = learn(texts, tokenizer, size=6000, first_id=262_144, least_seen=10)
     longer = tokenizer.extended(new)
     longer.decode(longer.encode("환자는 아스피린을 복용하였다.")) == "환자는 아스피린을 복용하였다."
 
@@ -27,14 +27,11 @@ import pathlib
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from medkor_jax.data.contents import checksum
 from medkor_jax.data.language import HANGUL_RANGES
 from medkor_jax.data.tokenizer_engines import NORMAL, Engine
-
-if TYPE_CHECKING:
-    from medkor_jax.data.tokenizer import Tokenizer
 
 FORMAT = 1
 _SPACE = "\u2581"
@@ -47,6 +44,18 @@ _LONGEST = 12  # tokens that a piece may be made of
 _MARGIN = 1.25  # pieces to learn for one that is kept: some spell what the vocabulary has, or are seen too rarely
 Word = tuple[int, ...]
 Pair = tuple[int, int]
+
+
+class Vocabulary(Protocol):
+    """What is read of a tokenizer (`data.tokenizer.Tokenizer` is one)."""
+
+    @property
+    def pieces(self) -> list[str]: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +188,7 @@ def merge(
 
 
 def learn(
-    texts: Iterable[str], tokenizer: Tokenizer, *, size: int, first_id: int, least_seen: int
+    texts: Iterable[str], tokenizer: Vocabulary, *, size: int, first_id: int, least_seen: int
 ) -> NewTokens:
     """Returns `size` new tokens, numbered from `first_id` on. least_seen: how often each comes of a merge in the texts at least.
 
@@ -201,7 +210,7 @@ def learn(
     return _first(found, size)
 
 
-def _count_words(texts: Iterable[str], tokenizer: Tokenizer) -> collections.Counter[Word]:
+def _count_words(texts: Iterable[str], tokenizer: Vocabulary) -> collections.Counter[Word]:
     words, seen, waiting = Words(tokenizer.pieces), collections.Counter[Word](), iter(texts)
     while some := list(itertools.islice(waiting, _AT_ONCE)):
         for ids in tokenizer.encode_batch(some):
@@ -247,7 +256,7 @@ def _learn_pieces(seen: Mapping[Word, int], n: int) -> list[Word]:
     return [tuple(letters[ord(letter) - _FIRST_LETTER] for letter in one.piece) for one in made]
 
 
-def _number(learnt: Iterable[Word], tokenizer: Tokenizer, first_id: int) -> NewTokens:
+def _number(learnt: Iterable[Word], tokenizer: Vocabulary, first_id: int) -> NewTokens:
     """Returns what was learnt as tokens: without what the vocabulary has as a piece, and what no merge of two parts gives."""
     held, ids, known = set(tokenizer.pieces), dict[str, int](), dict[Word, int]()
     spelt, merges = list[Word](), dict[tuple[int, int, int], None]()

@@ -22,6 +22,11 @@ from medkor_jax.io.files import write_json
 
 _SPACE = "\u2581"
 _NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+_MODEL = "tokenizer.model"
+_NO_PLACE_FOR_NEW = (
+    "no tokenizer.model: sentencepiece merges any two pieces that spell a third, and the new tokens are to come after all "
+    "others; llama.cpp converts only from it"
+)
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 PROBES = (
     "The patient was given aspirin.",
@@ -70,12 +75,11 @@ def write_tokenizer(
     """
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-    model, notes = directory / "tokenizer.model", []
-    base, new = tokenizer.without_new, tokenizer.new_tokens
+    base, new, notes = tokenizer.without_new, tokenizer.new_tokens, list[str]()
     base.save(directory)
     called = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
-    if model.is_file():
-        pieces = ModelProto.FromString(model.read_bytes()).pieces
+    if (directory / _MODEL).is_file():
+        pieces = ModelProto.FromString((directory / _MODEL).read_bytes()).pieces
         spec = fast_spec(
             *zip(*((p.piece, p.score, p.type) for p in pieces), strict=True),
             bos_id=tokenizer.bos_id,
@@ -85,21 +89,12 @@ def write_tokenizer(
         spec = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
         called["unk_token"] = spec["model"].get("unk_token") or "<unk>"
         spec["post_processor"] = _bos_in_front("<bos>", tokenizer.bos_id)
-        offered = () if new else (sentencepiece, sentencepiece_of(spec))
-        made = next((raw for raw in offered if raw and _says_the_same(tokenizer, raw)), None)
-        if made is not None:
-            model.write_bytes(made)
-        elif not new:
-            notes.append(
-                "no tokenizer.model: sentencepiece cannot say what tokenizer.json says here; llama.cpp converts only from it"
-            )
-    if new:
-        model.unlink(missing_ok=True)
+        if new is None:
+            notes += _write_model(directory, tokenizer, sentencepiece, spec)
+    if new is not None:
+        (directory / _MODEL).unlink(missing_ok=True)
         spec["model"] = _with_new(spec["model"], tokenizer.pieces, new)
-        notes.append(
-            "no tokenizer.model: sentencepiece merges any two pieces that spell a third, and the new tokens are to come after all "
-            "others; llama.cpp converts only from it"
-        )
+        notes.append(_NO_PLACE_FOR_NEW)
     (directory / "tokenizer.json").write_text(
         json.dumps(spec, ensure_ascii=False), encoding="utf-8"
     )
@@ -119,6 +114,20 @@ def write_tokenizer(
         },
     )
     return notes
+
+
+def _write_model(
+    directory: pathlib.Path, tokenizer: Tokenizer, sentencepiece: bytes, spec: dict[str, Any]
+) -> list[str]:
+    """Writes a tokenizer.model that says what tokenizer.json says; returns a note if there is none."""
+    offered = (sentencepiece, sentencepiece_of(spec))
+    made = next((raw for raw in offered if raw and _says_the_same(tokenizer, raw)), None)
+    if made is None:
+        return [
+            "no tokenizer.model: sentencepiece cannot say what tokenizer.json says here; llama.cpp converts only from it"
+        ]
+    (directory / _MODEL).write_bytes(made)
+    return []
 
 
 def _with_new(model: dict[str, Any], pieces: Sequence[str], new: NewTokens) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 one's.
 
     chosen = choose_layers(key, n_compared(config, params, reference), per_step=4)
-    batch = with_drawn_positions(key, batch, per_row=32)
+    weights = retained_weights(params, reference, batch)
+    batch = with_drawn_positions(key, batch, per_row=32, weights=weights)
     Retention(weight=1.0).loss(sums, norms)
 
 The reference is the model that phase 1 accepted: the same base, with its own small adapter tree. Where
