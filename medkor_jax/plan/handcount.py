@@ -117,7 +117,7 @@ def _step(program: Program, config: ModelConfig, scores: Scores) -> float:
         flops += program.positions * (4 * head + 2 * of_rows)
     if program.reference is not None:
         flops += _forward(program, config, program.reference, scores)
-        compared = min(retention.layers or config.n_layers + 1, n_places(program, config))
+        compared = min(retention.most_places or config.n_layers + 1, n_places(program, config))
         positions = min(retention.positions, program.positions) or program.positions
         flops += compared * positions * (6 * head + 2 * of_rows)
     return flops

@@ -89,7 +89,8 @@ def check_reference(plan: StagePlan, loaded: LoadedModel, reference: Params) -> 
     """Raises: ConfigError if retention would compare nothing: a reference without the new tokens reads only what holds none."""
     if n_new_tokens(loaded.params) == n_new_tokens(reference):
         return
-    for source, documents in plan.train:
+    held = [one for one in plan.train if one[0].loss in ("", "each_layer")]
+    for source, documents in held:
         if plan.stage.reward.is_on:
             if source.language == "en":
                 return
@@ -100,7 +101,7 @@ def check_reference(plan: StagePlan, loaded: LoadedModel, reference: Params) -> 
             return
     raise ConfigError(
         f"{plan.name} holds the model to a reference that does not know its new Korean tokens, so that only documents without them "
-        f"can be compared, and most of {' and of '.join(source.name for source, _ in plan.train)} hold some. Add English text to "
+        f"can be compared, and most of {' and of '.join(source.name for source, _ in held)} hold some. Add English text to "
         "its data, or set retention.weight to 0"
     )
 

@@ -2,7 +2,7 @@
 one's.
 
     chosen = choose_layers(key, n_compared(config, params, reference), per_step=4)
-    weights = retained_weights(params, reference, batch)
+    weights = retained_weights(params, reference, batch)    # of documents whose source carries this loss
     batch = with_drawn_positions(key, batch, per_row=32, weights=weights)
     Retention(weight=1.0).loss(sums, norms)
 
@@ -15,7 +15,7 @@ expectation. How the two models run and are compared is in `each_layer`.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,9 @@ class Retention:
 
     weight: Annotated[float, ">= 0"] = 0.0
     """Weight in the loss. 0: no "each layer" training, and nothing else here is read."""
+    at: str = "each"
+    """"each": at every layer, as the mission has it; "last": at the last alone, the distillation
+    that others do; `layers` is then not read."""
     layers: Annotated[int, ">= 0"] = 4
     """Layers drawn a step, of which the two models' predictions are compared. 0: all."""
     positions: Annotated[int, ">= 0"] = 32
@@ -47,10 +50,28 @@ class Retention:
             raise ValueError(
                 f"retention needs layers, positions, weight >= 0 and temperature > 0; got {self}"
             )
+        if self.at not in ("each", "last"):
+            raise ValueError(f"retention.at is {self.at!r}; expected 'each' or 'last'")
 
     @property
     def is_on(self) -> bool:
         return self.weight > 0
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what a record keeps: `at` only where it is not what it was before it could be chosen."""
+        said = dataclasses.asdict(self)
+        return {name: value for name, value in said.items() if (name, value) != ("at", "each")}
+
+    @property
+    def most_places(self) -> int:
+        """At how many layers a step compares at most. 0: at all."""
+        return 1 if self.at == "last" else self.layers
+
+    def places(self, key: jax.Array, n_places: int) -> Float[jax.Array, " L"]:
+        """Returns [L] float32: what each layer weighs in this step, 0 where it is not compared."""
+        if self.at == "last":
+            return jax.nn.one_hot(n_places - 1, n_places, dtype=jnp.float32)
+        return choose_layers(key, n_places, self.layers)
 
     def sums(self, seen: Seen, batch: Batch, *, chunk: int) -> LayerSums:
         return seen.layers
@@ -100,10 +121,10 @@ def choose_positions(
 
 
 def retained_weights(params: Params, reference: Params, batch: Batch) -> Float[jax.Array, "B M"]:
-    """Returns the batch's loss weights, 0 in every document that holds a new token which the
-    reference has no row for: it cannot read that document as the model does.
+    """Returns the weights of the documents whose source carries this loss, 0 in every document that
+    holds a new token which the reference has no row for: it cannot read that as the model does.
     """
-    weights = batch["loss_weights"]
+    weights = batch.get("held_weights", batch["loss_weights"])
     if n_new_tokens(params) == n_new_tokens(reference):
         return weights
     first = params.base["embed"].shape[0]
