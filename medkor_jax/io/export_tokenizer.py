@@ -23,10 +23,7 @@ from medkor_jax.io.files import write_json
 _SPACE = "\u2581"
 _NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 _MODEL = "tokenizer.model"
-_NO_PLACE_FOR_NEW = (
-    "no tokenizer.model: sentencepiece merges any two pieces that spell a third, and the new tokens are to come after all "
-    "others; llama.cpp converts only from it"
-)
+_NO_MODEL = "no tokenizer.model: sentencepiece cannot say {}; llama.cpp converts only from it"
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 PROBES = (
     "The patient was given aspirin.",
@@ -70,7 +67,6 @@ def write_tokenizer(
     sentencepiece: bytes = b"",
 ) -> list[str]:
     """Writes tokenizer.json, its config and, where it can be made, tokenizer.model; returns notes.
-
     names: more to say in tokenizer_config.json. sentencepiece: the base's own tokenizer.model, if it has one.
     """
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
@@ -94,7 +90,7 @@ def write_tokenizer(
     if new is not None:
         (directory / _MODEL).unlink(missing_ok=True)
         spec["model"] = _with_new(spec["model"], tokenizer.pieces, new)
-        notes.append(_NO_PLACE_FOR_NEW)
+        notes.append(_NO_MODEL.format("that new tokens are merged last"))
     (directory / "tokenizer.json").write_text(
         json.dumps(spec, ensure_ascii=False), encoding="utf-8"
     )
@@ -123,16 +119,14 @@ def _write_model(
     offered = (sentencepiece, sentencepiece_of(spec))
     made = next((raw for raw in offered if raw and _says_the_same(tokenizer, raw)), None)
     if made is None:
-        return [
-            "no tokenizer.model: sentencepiece cannot say what tokenizer.json says here; llama.cpp converts only from it"
-        ]
+        return [_NO_MODEL.format("what tokenizer.json says here")]
     (directory / _MODEL).write_bytes(made)
     return []
 
 
 def _with_new(model: dict[str, Any], pieces: Sequence[str], new: NewTokens) -> dict[str, Any]:
     """Returns the model of a tokenizer.json with new tokens: their merges behind all others, so that these come first."""
-    ids = {piece: new.first_id + i for i, piece in enumerate(new.pieces)}
+    ids = dict(zip(new.pieces, range(new.first_id, new.first_id + len(new.pieces))))
     is_text = any(isinstance(pair, str) for pair in model["merges"])  # as older files write a pair
     pairs = [[pieces[left], pieces[right]] for left, right, _ in new.merges]
     merges = [*model["merges"], *(map(" ".join, pairs) if is_text else pairs)]

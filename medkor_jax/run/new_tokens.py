@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from medkor_jax.data.contents import checksum
 from medkor_jax.data.new_tokens import FORMAT, NewTokens, learn
@@ -89,7 +90,8 @@ def check_reference(plan: StagePlan, loaded: LoadedModel, reference: Params) -> 
     """Raises: ConfigError if retention would compare nothing: a reference without the new tokens reads only what holds none."""
     if n_new_tokens(loaded.params) == n_new_tokens(reference):
         return
-    held = [one for one in plan.train if one[0].loss in ("", "each_layer")]
+    train: Any = plan.train  # questions or documents, as the reward says
+    held = [one for one in train if one[0].loss in ("", "each_layer")]
     for source, documents in held:
         if plan.stage.reward.is_on:
             if source.language == "en":
