@@ -20,6 +20,7 @@ MAY_IMPORT = {
         "model",
         "data.tokenizer",
         "data.tokenizer_engines",
+        "data.new_tokens",
         "data.contents",
         "data.style",
         "data.chat",

@@ -49,7 +49,7 @@ from medkor_jax.io.reference import load_reference_tokenizer, reference_answers
 from medkor_jax.io.rounding import EVERYTHING, rms
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.forward import project_logits
-from medkor_jax.model.params import Params
+from medkor_jax.model.params import Params, new_head_rows
 from medkor_jax.model.prompts import Prompt, pad_prompts
 from medkor_jax.parallel.mesh import MeshShape
 from medkor_jax.run.named_model import open_model
@@ -282,7 +282,8 @@ def _logits_at(
 ) -> jax.Array:
     """Returns float32 [B, P, V]: the logits of one full pass at places [B, P]."""
     hidden = read_prompts(params, prompt, config, jnp.float32)
-    return project_logits(params.base, jnp.take_along_axis(hidden, places[..., None], axis=1))
+    hidden = jnp.take_along_axis(hidden, places[..., None], axis=1)
+    return project_logits(params.base, hidden, new_head_rows(params))
 
 
 def export_record(export: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ import numpy as np
 
 from medkor_jax.data.contents import sha256_of
 from medkor_jax.data.language import LanguageAutomaton, has_hangul, language_automaton
+from medkor_jax.data.new_tokens import Extended, NewTokens
 from medkor_jax.data.tokenizer_engines import (
     CONTROL_PIECE,
     Engine,
@@ -145,8 +146,42 @@ class Tokenizer:
             )
         return Tokenizer(self._engine, n_rows)
 
+    def extended(self, new: NewTokens) -> Tokenizer:
+        """Returns this vocabulary with new tokens behind the embedding's last row. Raises: ValueError if they are of another."""
+        if new.base != self.digest or self.vocab_size > new.first_id:
+            raise ValueError(
+                f"new tokens were learnt beside a tokenizer with digest {new.base[:12]} and begin at id {new.first_id}; this "
+                f"one has digest {self.digest[:12]} and {self.vocab_size} pieces"
+            )
+        return Tokenizer(Extended(self._engine, new))
+
+    @property
+    def new_tokens(self) -> NewTokens | None:
+        """What `extended` added, None of a base's own tokenizer."""
+        return self._engine.new if isinstance(self._engine, Extended) else None
+
+    @property
+    def without_new(self) -> Tokenizer:
+        """The base's own tokenizer."""
+        if not isinstance(self._engine, Extended):
+            return self
+        return Tokenizer(self._engine.base, self._engine.new.first_id)
+
+    @functools.cached_property
+    def n_replaced(self) -> np.ndarray:
+        """[V] float32: of how many of the base's own tokens each stands in the place."""
+        n = np.ones(self.vocab_size, np.float32)
+        if new := self.new_tokens:
+            n[new.first_id :] = [len(word) for word in new.spelt]
+        return n
+
     def save(self, directory: str | pathlib.Path) -> None:
-        """Writes the one file that `load` reads back to the same ids and digest."""
+        """Writes the one file that `load` reads back to the same ids and digest.
+
+        Raises: ValueError where there are new tokens, which have a file of their own.
+        """
+        if self.new_tokens:
+            raise ValueError("a tokenizer with new tokens is not saved whole: save the base's own")
         directory = pathlib.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / self._engine.file_name).write_bytes(self._engine.serialized)
@@ -202,8 +237,9 @@ class Tokenizer:
     @functools.cached_property
     def is_writable(self) -> np.ndarray:
         """[V] bool: what a model may write. Not padding, <bos>, <unk>, <mask> and image tokens, which no text can mean; ends
-        of turns and the unused pieces, which a checkpoint may have given a meaning, may be written."""
-        return np.array([_NEVER_WRITTEN.fullmatch(piece) is None for piece in self._engine.pieces])
+        of turns and the unused pieces, which a checkpoint may have given a meaning, may be written; nor rows that have no piece."""
+        pieces = self._engine.pieces[: self.vocab_size]
+        return np.array([piece != "" and not _NEVER_WRITTEN.fullmatch(piece) for piece in pieces])
 
     @functools.cached_property
     def languages(self) -> LanguageAutomaton:

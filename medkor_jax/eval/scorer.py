@@ -33,7 +33,7 @@ from medkor_jax.model.completion import LENGTH
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.decode import Decoder
 from medkor_jax.model.forward import Inputs, forward, project_logits
-from medkor_jax.model.params import Params, head_table
+from medkor_jax.model.params import Params, head_rows, new_head_rows
 from medkor_jax.model.prompts import Prompt, bucket, make_routing, pad_branches, pad_prompts
 from medkor_jax.parallel.mesh import replicate, spread
 
@@ -231,7 +231,7 @@ def _last_logits(
     """Returns float32 [B, ids], whole on every device."""
     hidden, lengths = read_prompts(params, prompt, config, dtype), prompt.lengths
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
-    rows = head_table(params.base)[token_ids].astype(dtype)
+    rows = head_rows(params, token_ids).astype(dtype)
     return replicate(jnp.einsum("bd,cd->bc", last, rows, preferred_element_type=jnp.float32))
 
 
@@ -251,7 +251,7 @@ def _nats_at(
 
     def nats(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
         hidden, targets = chunk
-        logits = project_logits(params.base, hidden)
+        logits = project_logits(params.base, hidden, new_head_rows(params))
         return (
             jax.nn.logsumexp(logits, axis=-1)
             - jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]

@@ -56,7 +56,7 @@ from medkor_jax.io.rounding import (
 )
 from medkor_jax.io.shards import write_shards
 from medkor_jax.model.config import ModelConfig, periodic_kinds
-from medkor_jax.model.params import BACK, FRONT, LEARNED, Params
+from medkor_jax.model.params import BACK, FRONT, LEARNED, Params, n_new_tokens
 from medkor_jax.parallel.mesh import host_mesh
 
 MAX_SHARD_BYTES = 4 * 10**9
@@ -128,9 +128,9 @@ def check_expressible(model: Model, params: Params) -> None:
             f"{model.name} has language embeddings routed by {model.language_unit}: a token's embedding depends on the whole text, "
             'and a checkpoint has one row a token. Only language_unit="token" can be exported'
         )
-    if unknown := sorted(set(params.lang) - {"vector", "table"}):
+    if unknown := sorted(set(params.lang) - {"vector", "table", "input", "output"}):
         raise ExportError(
-            f"{model.name} has language embeddings of kind {', '.join(unknown)}; expected vector or table"
+            f"{model.name} has language embeddings of kind {', '.join(unknown)}; expected vector, table or tokens"
         )
     for side, blocks in params.expand.items():
         if set(blocks) != set(params.base["layers"]):
@@ -152,11 +152,17 @@ def _what_rounding_took(
         Probe(model.config, model.tokenizer),
         dataclasses.replace(fold, lang={}, changes=False),
     )
+    silent: dict[str, Any] = {}
+    if n_new_tokens(
+        params
+    ):  # what they say is part of everything: without their rows no Korean can be read
+        silent = params.lang | {"vector": jnp.zeros_like(params.lang["vector"])}
+        plain = dataclasses.replace(fold, lang=silent)
     whole, rounded = probe.logits(params), probe.logits(rounded_form(params, fold, dtype, scale))
     kept = {}
     for name, part in LEARNED.items():
         if getattr(params, name):
-            without = params.replace(**{name: {}})
+            without = params.replace(**{name: silent if name == "lang" else {}})
             folded = plain if name == "lang" else fold
             effect = whole - probe.logits(without)
             kept[part] = compare(
@@ -241,6 +247,11 @@ def _notes(
         )
     if fold.n_approximated:
         notes.append(fold.note())
+    if new := model.new_tokens:
+        notes.append(
+            f"{len(new.pieces)} new Korean tokens, ids {new.first_id} to {config.vocab_size - 1}, stand behind the base's vocabulary; "
+            "they need the tokenizer.json of this directory"
+        )
     if not config.tied_head:
         notes.append(
             "the output head is not tied to the input embedding; a program that ties them anyway gives other answers"

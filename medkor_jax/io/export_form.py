@@ -23,12 +23,25 @@ from medkor_jax.io.rounding import SILENCED, scaled_norm
 from medkor_jax.io.shards import Planned
 from medkor_jax.model.config import LOCAL, ModelConfig
 from medkor_jax.model.layers import merged_matrix
-from medkor_jax.model.params import BACK, FRONT, Params, head_table, layer_kinds
+from medkor_jax.model.params import (
+    BACK,
+    FRONT,
+    Params,
+    head_table,
+    layer_kinds,
+    n_new_tokens,
+    new_head_rows,
+)
 
 
 def exported_config(config: ModelConfig, params: Params, *, is_tied: bool) -> ModelConfig:
-    """Returns the config of the whole model, added layers included."""
-    return dataclasses.replace(config, layer_kinds=layer_kinds(params, config), tied_head=is_tied)
+    """Returns the config of the whole model, added layers and new tokens included."""
+    return dataclasses.replace(
+        config,
+        layer_kinds=layer_kinds(params, config),
+        tied_head=is_tied,
+        vocab_size=config.vocab_size + n_new_tokens(params),
+    )
 
 
 def hf_config(config: ModelConfig, dtype: str, tokenizer: Any) -> dict[str, Any]:
@@ -118,8 +131,16 @@ def plan_tensors(
         Planned("model.norm.weight", (config.d_model,), lambda: np.asarray(base["final_norm"]))
     )
     if not config.tied_head:
-        planned.append(Planned("lm_head.weight", size, lambda: np.asarray(head_table(base))))
+        planned.append(Planned("lm_head.weight", size, lambda: _whole_head(params)))
     return planned
+
+
+def _whole_head(params: Params) -> np.ndarray:
+    """Returns the head with the rows of new tokens behind it; float32 where there are some."""
+    table, new = np.asarray(head_table(params.base)), new_head_rows(params)
+    if new is None:
+        return table
+    return np.concatenate([table.astype(np.float32), np.asarray(new, np.float32)])
 
 
 def _input_table(base: dict[str, Any], fold: LanguageFold, scale: int) -> np.ndarray:
@@ -146,7 +167,7 @@ def rounded_form(params: Params, fold: LanguageFold, dtype: str, scale: int) -> 
 
     whole = {
         "embed": jnp.asarray(_input_table(base, fold, scale)).astype(kind),
-        "head": head_table(base).astype(kind),
+        "head": jnp.asarray(_whole_head(params)).astype(kind),
         "final_norm": base["final_norm"].astype(kind),
         "layers": stack(base["layers"], params.lora),
     }

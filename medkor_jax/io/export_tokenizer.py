@@ -15,12 +15,15 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from medkor_jax.data.new_tokens import NewTokens
 from medkor_jax.data.tokenizer import THOUGHT_CLOSES, THOUGHT_OPENS, Tokenizer
 from medkor_jax.data.tokenizer_engines import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from medkor_jax.io.files import write_json
 
 _SPACE = "\u2581"
 _NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+_MODEL = "tokenizer.model"
+_NO_MODEL = "no tokenizer.model: sentencepiece cannot say {}; llama.cpp converts only from it"
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 PROBES = (
     "The patient was given aspirin.",
@@ -64,16 +67,15 @@ def write_tokenizer(
     sentencepiece: bytes = b"",
 ) -> list[str]:
     """Writes tokenizer.json, its config and, where it can be made, tokenizer.model; returns notes.
-
     names: more to say in tokenizer_config.json. sentencepiece: the base's own tokenizer.model, if it has one.
     """
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-    model, notes = directory / "tokenizer.model", []
-    tokenizer.save(directory)
+    base, new, notes = tokenizer.without_new, tokenizer.new_tokens, list[str]()
+    base.save(directory)
     called = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
-    if model.is_file():
-        pieces = ModelProto.FromString(model.read_bytes()).pieces
+    if (directory / _MODEL).is_file():
+        pieces = ModelProto.FromString((directory / _MODEL).read_bytes()).pieces
         spec = fast_spec(
             *zip(*((p.piece, p.score, p.type) for p in pieces), strict=True),
             bos_id=tokenizer.bos_id,
@@ -83,14 +85,12 @@ def write_tokenizer(
         spec = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
         called["unk_token"] = spec["model"].get("unk_token") or "<unk>"
         spec["post_processor"] = _bos_in_front("<bos>", tokenizer.bos_id)
-        offered = (sentencepiece, sentencepiece_of(spec))
-        made = next((raw for raw in offered if raw and _says_the_same(tokenizer, raw)), None)
-        if made is None:
-            notes.append(
-                "no tokenizer.model: sentencepiece cannot say what tokenizer.json says here; llama.cpp converts only from it"
-            )
-        else:
-            model.write_bytes(made)
+        if new is None:
+            notes += _write_model(directory, tokenizer, sentencepiece, spec)
+    if new is not None:
+        (directory / _MODEL).unlink(missing_ok=True)
+        spec["model"] = _with_new(spec["model"], tokenizer.pieces, new)
+        notes.append(_NO_MODEL.format("that new tokens are merged last"))
     (directory / "tokenizer.json").write_text(
         json.dumps(spec, ensure_ascii=False), encoding="utf-8"
     )
@@ -110,6 +110,27 @@ def write_tokenizer(
         },
     )
     return notes
+
+
+def _write_model(
+    directory: pathlib.Path, tokenizer: Tokenizer, sentencepiece: bytes, spec: dict[str, Any]
+) -> list[str]:
+    """Writes a tokenizer.model that says what tokenizer.json says; returns a note if there is none."""
+    offered = (sentencepiece, sentencepiece_of(spec))
+    made = next((raw for raw in offered if raw and _says_the_same(tokenizer, raw)), None)
+    if made is None:
+        return [_NO_MODEL.format("what tokenizer.json says here")]
+    (directory / _MODEL).write_bytes(made)
+    return []
+
+
+def _with_new(model: dict[str, Any], pieces: Sequence[str], new: NewTokens) -> dict[str, Any]:
+    """Returns the model of a tokenizer.json with new tokens: their merges behind all others, so that these come first."""
+    ids = dict(zip(new.pieces, range(new.first_id, new.first_id + len(new.pieces))))
+    is_text = any(isinstance(pair, str) for pair in model["merges"])  # as older files write a pair
+    pairs = [[pieces[left], pieces[right]] for left, right, _ in new.merges]
+    merges = [*model["merges"], *(map(" ".join, pairs) if is_text else pairs)]
+    return {**model, "vocab": {**model["vocab"], **ids}, "merges": merges}
 
 
 def sentencepiece_of(spec: dict[str, Any]) -> bytes:

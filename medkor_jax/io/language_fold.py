@@ -1,4 +1,5 @@
-"""Language embeddings as part of the input table: E'[token] = E[token] + lang[language of token] / sqrt(D).
+"""Language embeddings as part of the input table: E'[token] = E[token] + lang[language of token] / sqrt(D); behind it the
+rows of new tokens.
 
     fold = make_fold(params.lang, tokenizer.languages, config, "float32")
     table = fold.apply(params.base["embed"])
@@ -27,7 +28,7 @@ _ROWS = 16384  # of the table at a time
 
 @dataclasses.dataclass(frozen=True)
 class LanguageFold:
-    """languages: [V] int32, the row each token is folded with; scale: what the model multiplies its embedding by."""
+    """languages: [V + N] int32, the row each token is folded with, N of them new; scale: what the model multiplies its embedding by."""
 
     lang: Tree
     languages: np.ndarray
@@ -36,11 +37,16 @@ class LanguageFold:
     n_approximated: int  # pieces whose embedding depends on their neighbours
 
     def apply(self, embed: jax.Array) -> np.ndarray:
-        """Returns the folded table [V, D], float32; `embed` itself, in its own dtype, where nothing changes."""
-        table = np.asarray(embed)
+        """Returns the folded table [V, D], float32, behind it the rows of new tokens; `embed` itself, in its own dtype, where
+        nothing changes."""
+        table, new = np.asarray(embed), self.rows_of_new()
         if not self.changes:
             return table
-        folded = np.empty(table.shape, np.float32)
+        folded = np.empty(
+            (len(table) + (0 if new is None else len(new)), table.shape[1]), np.float32
+        )
+        if new is not None:
+            folded[len(table) :] = new
         for at in range(0, len(table), _ROWS):
             rows = slice(at, min(at + _ROWS, len(table)))
             folded[rows] = (
@@ -48,6 +54,14 @@ class LanguageFold:
                 + self._delta(rows, self.languages[rows]) / self.scale
             )
         return folded
+
+    def rows_of_new(self) -> np.ndarray | None:
+        """Returns the rows [N, D] of new tokens that stand behind the table, float32; None if there are none."""
+        if "input" not in self.lang:
+            return None
+        rows = np.asarray(self.lang["input"], np.float32)
+        vectors = np.asarray(self.lang["vector"], np.float32)
+        return (rows + vectors[self.languages[-len(rows) :]]) / self.scale
 
     def note(self) -> str:
         return (

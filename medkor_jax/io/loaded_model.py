@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from medkor_jax.data.chat import ChatError, ChatTemplate
+from medkor_jax.data.new_tokens import NewTokens
 from medkor_jax.data.reading import Reading
 from medkor_jax.data.style import AUTO, CHAT, PLAIN, Plain, Style, check_style
 from medkor_jax.data.tokenizer import Tokenizer
@@ -53,8 +54,26 @@ class LoadedModel:
         trees = {name: getattr(self.params, name) for name in TRAINABLE_TREES}
         trees = {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
         return model_digest(
-            self.base.digest, digest_tree(trees) if trees else "", self.params.lora_scale
+            self.base.digest,
+            digest_tree(trees) if trees else "",
+            self.params.lora_scale,
+            self.new_tokens.digest if self.new_tokens else "",
         )
+
+    @property
+    def new_tokens(self) -> NewTokens | None:
+        """Those that a run added to the base's vocabulary."""
+        return self.tokenizer.new_tokens if self.tokenizer else None
+
+    def with_tokenizer(self, tokenizer: Tokenizer) -> LoadedModel:
+        """Returns the model as it reads with another tokenizer, in the same form."""
+        style = self.style
+        form: Style = (
+            ChatTemplate(style.template, tokenizer)
+            if isinstance(style, ChatTemplate)
+            else Plain(tokenizer)
+        )
+        return dataclasses.replace(self, tokenizer=tokenizer, style=form)
 
 
 def load(

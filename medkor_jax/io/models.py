@@ -11,6 +11,7 @@ recorded one is refused.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 from typing import Any
@@ -19,6 +20,7 @@ import jax
 from jax.sharding import Mesh
 
 from medkor_jax.data.contents import sha256_of
+from medkor_jax.data.new_tokens import NewTokens
 from medkor_jax.data.reading import Reading, read_json
 from medkor_jax.data.style import PLAIN
 from medkor_jax.data.tokenizer import Tokenizer
@@ -37,6 +39,7 @@ from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.params import TRAINABLE_TREES, Params, Tree, abstract_base, leaf_paths
 from medkor_jax.parallel.mesh import shard_tree
 
+NEW_TOKENS = "new_tokens.json"  # in a phase's directory, where its model has some
 _FORMAT = 3  # 1 had no seal, and a base's digest was that of its files; 2 did not say what the model had read
 
 
@@ -46,7 +49,7 @@ class Model:
 
     language_unit: how tokens get the language of their embedding, by "token" or by "document"; without it the language
     embeddings mean nothing. trained_on: what the run read after its base, see `read`. style: the form in which a run taught it,
-    "chat" or "plain"; "" where no run did.
+    "chat" or "plain"; "" where no run did. new_tokens: those that a run added to the base's.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Model:
     language_unit: str = "token"
     trained_on: tuple[Reading, ...] | None = None
     style: str = ""
+    new_tokens: NewTokens | None = None
 
     @property
     def read(self) -> tuple[Reading, ...]:
@@ -67,16 +71,18 @@ class Model:
     def config(self) -> ModelConfig:
         return self.base.config
 
-    @property
+    @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        if self.base.tokenizer is None:
+        tokenizer = self.base.tokenizer
+        if tokenizer is None:
             raise WeightsError(f"{self.name} has no tokenizer; weights that read text need one")
-        return self.base.tokenizer
+        return tokenizer.extended(self.new_tokens) if self.new_tokens else tokenizer
 
     @property
     def digest(self) -> str:
         """SHA-256 that changes with any weight of the base or of the adapters."""
-        return model_digest(self.base.digest, self.adapters_digest, self.lora_scale)
+        new = self.new_tokens.digest if self.new_tokens else ""
+        return model_digest(self.base.digest, self.adapters_digest, self.lora_scale, new)
 
     def load(self, dtype: Any, mesh: Mesh, base: Tree | None = None) -> Params:
         """Returns the parameters on `mesh`. `base`: the base's arrays, where they are loaded already."""
@@ -95,8 +101,10 @@ class Model:
         return Params(base, lora_scale=self.lora_scale, **trees)
 
 
-def model_digest(base: str, adapters: str, lora_scale: float) -> str:
-    return base if not adapters else sha256_of([f"{base} {adapters} {lora_scale}"])
+def model_digest(base: str, adapters: str, lora_scale: float, new_tokens: str = "") -> str:
+    """new_tokens: their digest, "" where there are none."""
+    said = [f"{base} {adapters} {lora_scale}", *([new_tokens] if new_tokens else [])]
+    return base if not adapters else sha256_of(said)
 
 
 def open_model(name: str | os.PathLike) -> Model:
@@ -131,10 +139,11 @@ def save_model(
     language_unit: str = "token",
     read: tuple[Reading, ...] = (),
     style: str = PLAIN,
+    new_tokens: NewTokens | None = None,
 ) -> Model:
     """Writes a phase's adapters and says which base they stand on; returns the model as it reads back.
 
-    read: all that the model has read, that of its base included.
+    read: all that the model has read, that of its base included. new_tokens: those that `params` has rows for.
     A base inside the run (beside `directory`, or below it) is named from here, so that the run can be moved.
     """
     trees = {
@@ -144,6 +153,8 @@ def save_model(
     }
     if trees:
         save_tree(directory / "adapters", trees)
+    if new_tokens:
+        write_sealed(directory / NEW_TOKENS, new_tokens.to_json())
     digest = digest_tree(trees) if trees else ""
     place = pathlib.Path(base.name).resolve() if pathlib.Path(base.name).exists() else None
     inside = place is not None and place.is_relative_to(directory.resolve().parent)
@@ -161,6 +172,7 @@ def save_model(
             "route": language_unit,
             "style": style,
             "read": [one.to_json() for one in read],
+            **({"new_tokens": new_tokens.digest} if new_tokens else {}),
         },
     )
     return _open_phase(directory)
@@ -210,7 +222,29 @@ def _open_phase(directory: pathlib.Path) -> Model:
         said["route"],
         read,
         _style_said(said),
+        _new_tokens_of(directory, said),
     )
+
+
+def read_new_tokens(path: pathlib.Path) -> NewTokens:
+    """Returns the new tokens of a sealed file. Raises: WeightsError if it is not there, damaged, or was changed."""
+    try:
+        return NewTokens.from_json(read_whole_sealed(path))
+    except (FileNotFoundError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{path} is missing or damaged; put it back, or run its phase again"
+        ) from error
+
+
+def _new_tokens_of(directory: pathlib.Path, said: dict[str, Any]) -> NewTokens | None:
+    if "new_tokens" not in said:
+        return None
+    new = read_new_tokens(directory / NEW_TOKENS)
+    if new.digest != said["new_tokens"]:
+        raise WeightsError(
+            f"{directory}/{NEW_TOKENS} holds other tokens than model.json recorded; put it back, or run the phase again"
+        )
+    return new
 
 
 def _open_base_of(directory: pathlib.Path, said: dict[str, Any]) -> Weights:

@@ -26,7 +26,7 @@ import numpy as np
 from medkor_jax.data.tokenizer import Tokenizer
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.forward import Inputs, forward, project_logits
-from medkor_jax.model.params import Params
+from medkor_jax.model.params import Params, new_head_rows
 from medkor_jax.model.prompts import Routing
 from medkor_jax.parallel.mesh import batch_ways, replicate
 
@@ -160,4 +160,4 @@ def rms(logits: np.ndarray) -> float:
 @functools.partial(jax.jit, static_argnames="config")
 def _logits(params: Params, inputs: Inputs, config: ModelConfig) -> jax.Array:
     hidden = forward(params, config, inputs, dtype=jnp.float32)[:, _EVERY - 1 :: _EVERY]
-    return replicate(project_logits(params.base, hidden))
+    return replicate(project_logits(params.base, hidden, new_head_rows(params)))

@@ -29,7 +29,7 @@ from medkor_jax.model.cached_forward import read_prompt, read_token
 from medkor_jax.model.completion import NOTHING, Completion, Row
 from medkor_jax.model.config import ModelConfig
 from medkor_jax.model.forward import project_logits
-from medkor_jax.model.params import Params
+from medkor_jax.model.params import Params, new_head_rows
 from medkor_jax.model.prompts import Prompt, Routing, bucket, pad_prompts
 from medkor_jax.model.sampling import Sampling, choose_tokens, restrict
 from medkor_jax.parallel.mesh import replicate, spread
@@ -161,10 +161,9 @@ class Decoder:
                 f"model's {config.max_positions} positions. Shorten the prompt or ask for fewer tokens"
             )
         low, high = min(map(min, prompts)), max(map(max, prompts))
-        if low < 0 or high >= config.vocab_size:
-            raise ValueError(
-                f"prompts hold token ids {low} to {high}; the model has 0 to {config.vocab_size - 1}"
-            )
+        n = len(self._routing.token_class)
+        if low < 0 or high >= n:
+            raise ValueError(f"prompts hold token ids {low} to {high}; the model has 0 to {n - 1}")
         if stop and self._decode is None:
             raise ValueError(
                 "stop strings need text: make the Decoder with decode=tokenizer.decode"
@@ -275,7 +274,7 @@ def _choose(
     params: Params, state: State, routing: Routing, hidden: jax.Array, settings: Settings
 ) -> tuple[State, jax.Array, jax.Array]:
     """Returns the state moved on to a token chosen from `hidden` [B, D], what each row emits, [B], and its nats (0 unless asked)."""
-    logits = project_logits(params.base, hidden) + jnp.asarray(routing.mute)
+    logits = project_logits(params.base, hidden, new_head_rows(params)) + jnp.asarray(routing.mute)
     tokens = choose_tokens(logits, settings.sampling, state.seeds, state.n_new)
     nats = jnp.zeros(tokens.shape, jnp.float32)
     if settings.with_nats:

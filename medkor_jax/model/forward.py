@@ -118,16 +118,25 @@ def embed(
 ) -> Float[jax.Array, "B T D"]:
     """Returns sqrt(D) * E[token], plus the language embedding of each token where there is one: [B, T, D].
 
+    A new token has its row in `lang`, where it stands as it is added here.
+
     Raises: ValueError if `lang` is not what `Params` describes: under another name it would be left out.
     """
-    if not set(params.lang) <= {"vector", "table"}:
+    if not set(params.lang) <= {"vector", "table", "input", "output"}:
         raise ValueError(
-            f"lang holds {sorted(params.lang)}; it is {{'vector': ..}} or {{'table': ..}}"
+            f"lang holds {sorted(params.lang)}; it is {{'vector': ..}} or {{'table': ..}}, with new tokens also input and output"
         )
     scale = jnp.asarray(
         config.d_model**0.5, dtype
     )  # rounded to the compute dtype, as the reference does
-    x = params.base["embed"][tokens].astype(dtype) * scale
+    table = params.base["embed"]
+    if "input" in params.lang:
+        first, new = table.shape[0], params.lang["input"]
+        old = table[jnp.minimum(tokens, first - 1)].astype(dtype) * scale
+        rows = new[jnp.maximum(tokens - first, 0)].astype(dtype)
+        x = jnp.where((tokens >= first)[..., None], rows, old)
+    else:
+        x = table[tokens].astype(dtype) * scale
     if "vector" in params.lang:
         x = x + params.lang["vector"][langs].astype(dtype)
     if "table" in params.lang:
@@ -234,7 +243,21 @@ def run_layer(
 
 
 @jax.named_scope("head")
-def project_logits(base: Tree, hidden: Float[jax.Array, "*rows D"]) -> Float[jax.Array, "*rows V"]:
-    """Returns float32 logits [..., V] of hidden states [..., D] through the head (`head_table`)."""
-    table = head_table(base).astype(hidden.dtype)
-    return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+def project_logits(
+    base: Tree,
+    hidden: Float[jax.Array, "*rows D"],
+    new_rows: Float[jax.Array, "N D"] | None = None,
+) -> Float[jax.Array, "*rows V"]:
+    """Returns float32 logits [..., V] of hidden states [..., D] through the head (`head_table`).
+
+    new_rows: of the head, for tokens behind the base's (`new_head_rows`); their logits follow, [..., V + N].
+    """
+
+    def through(table: jax.Array) -> jax.Array:
+        table = table.astype(hidden.dtype)
+        return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+
+    logits = through(head_table(base))
+    if new_rows is None:
+        return logits
+    return jnp.concatenate([logits, through(new_rows)], axis=-1)

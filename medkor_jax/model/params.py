@@ -23,7 +23,7 @@ from medkor_jax.model.layers import ADAPTABLE, Block
 from medkor_jax.model.quantized import Quantized
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
 
 Tree = dict[str, Any]
 
@@ -50,7 +50,8 @@ class Params(struct.PyTreeNode):
     """base, lora, lang, expand as in DESIGN section 4; an empty dict is an absent tree.
 
     lora[name] = {"a": [L, in, R], "b": [L, R, out]}; `lora_scale` = alpha / rank multiplies A @ B.
-    lang = {"vector": [2, D]} or {"table": [2, V, D]}, row 0 English, row 1 Korean.
+    lang = {"vector": [2, D]} or {"table": [2, V, D]}, row 0 English, row 1 Korean; or with N new tokens, whose ids begin at V,
+    {"vector": [2, D], "input": [N, D], "output": [N, D]}: their rows of both embeddings, times sqrt(D).
     expand = {"front": block, "back": block}, either may be absent: leaves as in base["layers"], stacked on the
     number of blocks at that end. Front blocks run before all layers, back blocks after them, without LoRA.
     """
@@ -149,6 +150,29 @@ def head_table(base: Tree) -> Float[jax.Array, "V D"]:
     return base.get("head", base["embed"])
 
 
+def n_new_tokens(params: Params) -> int:
+    """Returns how many tokens the model has rows for behind the base's."""
+    return params.lang["output"].shape[0] if "output" in params.lang else 0
+
+
+def new_head_rows(params: Params) -> Float[jax.Array, "N D"] | None:
+    """Returns the rows of the head that stand behind `head_table`, None if there are none. These learn."""
+    if "output" not in params.lang:
+        return None
+    rows = params.lang["output"]
+    return rows * rows.shape[-1] ** -0.5
+
+
+def head_rows(params: Params, ids: Int[jax.Array, "*ids"]) -> Float[jax.Array, "*ids D"]:
+    """Returns the head's rows of these tokens, new ones too."""
+    table, new = head_table(params.base), new_head_rows(params)
+    if new is None:
+        return table[ids]
+    first = table.shape[0]
+    old = table[jnp.minimum(ids, first - 1)].astype(new.dtype)
+    return jnp.where((ids >= first)[..., None], new[jnp.maximum(ids - first, 0)], old)
+
+
 def leaf_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
     """Returns {"layers/q": leaf, ...}: one spelling of a leaf's name for rules, digests and errors."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf)
@@ -179,6 +203,7 @@ __all__ = [
     "Tree",
     "abstract_base",
     "edge_blocks",
+    "head_rows",
     "head_table",
     "layer_kinds",
     "leaf_paths",
@@ -186,4 +211,6 @@ __all__ = [
     "matrix_paths",
     "n_edge_blocks",
     "n_leaves_and_params",
+    "n_new_tokens",
+    "new_head_rows",
 ]

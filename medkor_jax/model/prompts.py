@@ -52,7 +52,9 @@ class Routing:
     def by_token(
         cls, automaton: Automaton, vocab_size: int, is_writable: np.ndarray | None = None
     ) -> Routing:
-        """vocab_size: rows of the embedding, which may outnumber the tokenizer's pieces. is_writable: [pieces] (None: all)."""
+        """vocab_size: rows of the base's embedding, which may outnumber the tokenizer's pieces, or with new tokens be outnumbered
+        by them. is_writable: [pieces] (None: all)."""
+        vocab_size = max(vocab_size, len(automaton.token_class))
         spare = vocab_size - len(automaton.token_class)
         writable = np.ones(len(automaton.token_class), bool) if is_writable is None else is_writable
         return cls(
@@ -83,7 +85,8 @@ def make_routing(tokenizer: Any, vocab_size: int, *, by_token: bool) -> Routing:
     """Returns the routing of a tokenizer's vocabulary, by token or by document; what it can never write is mute."""
     if by_token:
         return Routing.by_token(tokenizer.languages, vocab_size, tokenizer.is_writable)
-    return Routing.constant(vocab_size, is_writable=tokenizer.is_writable)
+    n = max(vocab_size, len(tokenizer.is_writable))
+    return Routing.constant(n, is_writable=tokenizer.is_writable)
 
 
 def _mute(is_writable: np.ndarray, vocab_size: int) -> np.ndarray:

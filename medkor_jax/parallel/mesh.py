@@ -44,6 +44,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(o|down)/b", (None, None, "fsdp")),
     (r"vector", (None, None)),
     (r"table", (None, "tensor", "fsdp")),
+    (r"input|output", (None, "fsdp")),  # of new tokens
     (r"\w*norm", ()),
 )
 

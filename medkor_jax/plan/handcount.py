@@ -12,6 +12,7 @@ that meet the head:
     added layer          6 N E   forward, input, weights; 4 where it is frozen
     attention            12 S N_h H in training, 4 forward only, each row
     head                 4 P D V in training, 2 forward only; each-layer: 6 at each layer drawn (student, its gradient, teacher)
+    new tokens           N of V; 2 P D N more where their rows train
 
 Layers count whole, also the first; what is computed again counts nothing.
 """
@@ -63,6 +64,10 @@ def n_places(program: Program, config: ModelConfig) -> int:
     return config.n_layers + bool(has_back)
 
 
+def _vocabulary(program: Program, config: ModelConfig) -> int:
+    return config.vocab_size + program.trees.n_new
+
+
 def _matrices(config: ModelConfig) -> int:
     return sum(i * o for i, o in matrix_sizes(config))
 
@@ -105,29 +110,28 @@ def _forward(program: Program, config: ModelConfig, trees: Trees, scores: Scores
 
 
 def _step(program: Program, config: ModelConfig, scores: Scores) -> float:
-    head = program.rows * config.d_model * config.vocab_size
+    head = program.rows * config.d_model * _vocabulary(program, config)
+    of_rows = program.rows * config.d_model * program.trees.n_new * ("lang" in program.trained)
     retention, flops = program.spec.retention, _trained(program, config, scores)
     if any(term is not retention for term in program.spec.terms):
-        flops += 4 * program.positions * head
+        flops += program.positions * (4 * head + 2 * of_rows)
     if program.reference is not None:
         flops += _forward(program, config, program.reference, scores)
         compared = min(retention.most_places or config.n_layers + 1, n_places(program, config))
-        flops += (
-            6 * compared * (min(retention.positions, program.positions) or program.positions) * head
-        )
+        positions = min(retention.positions, program.positions) or program.positions
+        flops += compared * positions * (6 * head + 2 * of_rows)
     return flops
 
 
 def _score(program: Program, config: ModelConfig, scores: Scores) -> float:
-    head = 2 * program.rows * program.positions * config.d_model * config.vocab_size
+    head = 2 * program.rows * program.positions * config.d_model * _vocabulary(program, config)
     return _forward(program, config, program.trees, scores) + head
 
 
 def _read(program: Program, config: ModelConfig, scores: Scores) -> float:
-    return (
-        _forward(program, config, program.trees, scores)
-        + 2 * program.rows * config.d_model * config.vocab_size
-    )
+    return _forward(
+        program, config, program.trees, scores
+    ) + 2 * program.rows * config.d_model * _vocabulary(program, config)
 
 
 def _write(program: Program, config: ModelConfig) -> float:
@@ -138,7 +142,8 @@ def _write(program: Program, config: ModelConfig) -> float:
     )
     layers = len(kinds) * _matrices(config) + config.n_layers * _adapters(config, program.trees)
     attention = 4 * slots * config.n_heads * config.head_dim
-    return program.rows * (2 * layers + attention + 2 * config.d_model * config.vocab_size)
+    head = 2 * config.d_model * _vocabulary(program, config)
+    return program.rows * (2 * layers + attention + head)
 
 
 def kernel_flops(kernel: Kernel, program: Program, config: ModelConfig) -> float | None:

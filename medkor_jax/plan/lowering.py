@@ -43,7 +43,8 @@ def abstract_params(config: ModelConfig, trees: Trees, param_dtype: str) -> Para
         )
         params = params.replace(lora=made, lora_scale=lora.scale)
     if trees.lang:
-        params = params.replace(lang=jax.eval_shape(lambda: make_language(config, kind=trees.lang)))
+        made = functools.partial(make_language, config, kind=trees.lang, size=trees.n_new)
+        params = params.replace(lang=jax.eval_shape(made))
     if any(trees.expand):
         front, back = trees.expand
         params = params.replace(
@@ -144,7 +145,7 @@ def _decoding(
     settings = decode.Settings(
         config, jnp.dtype(compute.dtype), sampling, (1, 106), TOKENS_PER_RUN, policy is not None
     )
-    routing = Routing.constant(config.vocab_size)
+    routing = Routing.constant(config.vocab_size + program.trees.n_new)
     prompt = pad_prompts([[2] * program.length] * program.rows, routing, seeds=[0] * program.rows)
     return params, parts, lay(prompt, whole), lay(routing, whole), settings, whole
 

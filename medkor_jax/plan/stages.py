@@ -25,11 +25,13 @@ STEP, SCORE, READ, WRITE = "step", "score", "read prompts", "write a token"
 
 @dataclasses.dataclass(frozen=True)
 class Trees:
-    """Which trees a model has besides its base. lora: (rank, targets) or None; lang: its kind or ""; expand: layers at each end."""
+    """Which trees a model has besides its base. lora: (rank, targets) or None; lang: its kind or ""; expand: layers at each end;
+    n_new: tokens behind the base's vocabulary."""
 
     lora: LoraSettings | None = None
     lang: str = ""
     expand: tuple[int, int] = (0, 0)
+    n_new: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +100,7 @@ def _with(trees: Trees, phase: Phase, lora: LoraSettings) -> Trees:
     return Trees(
         lora=lora if lora.is_on else trees.lora,
         lang=phase.language.kind or trees.lang,
+        n_new=phase.language.size or trees.n_new,
         expand=(phase.expand.front, phase.expand.back) if phase.expand.is_on else trees.expand,
     )
 

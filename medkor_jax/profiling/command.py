@@ -28,6 +28,7 @@ from medkor_jax.run.asked_form import asked_form
 from medkor_jax.run.config_file import load_recipe
 from medkor_jax.run.corpora import Corpora
 from medkor_jax.run.named_model import open_model
+from medkor_jax.run.new_tokens import with_new_tokens
 from medkor_jax.run.phases import ConfigError, Phase, Recipe
 from medkor_jax.run.stage_plans import stage_plan
 from medkor_jax.run.trees import add_trees
@@ -150,7 +151,9 @@ def loaded_at(recipe: Recipe, phase: Phase, stage: str, mesh: jax.sharding.Mesh)
         language_unit=recipe.language_unit,
         style=asked_form(recipe).style.name,
     )
+    corpora = Corpora(recipe.drop_bad, recipe.reasoning, say=False)
     for one in chain:
+        loaded = with_new_tokens(loaded, one, corpora, None)
         loaded = add_trees(loaded, one, one.lora, seed=recipe.seed)
         is_last = one is phase
         if one.merge and not (is_last and stage == "train"):

@@ -78,6 +78,7 @@ def conclude(
         loaded.language_unit,
         loaded.read,
         loaded.style.name,
+        loaded.new_tokens,
     )
     write_sealed(directory / "summary.json", _summary(course, recipe, model, seconds))
     _write_verdict(course, recipe, lineage, model, directory / "verdict.json")

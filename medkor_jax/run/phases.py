@@ -138,6 +138,7 @@ class Phase:
             raise ValueError(
                 "gate.on_failure is 'retain' but remedy.retention.weight is 0: nothing would be retained"
             )
+        self.language.check_source(self.train.steps, is_rewarded=self.train.reward.is_on)
         if self.merge and not self.lora.rank:
             raise ValueError("merge=True but lora.rank is 0: there would be nothing to merge")
 

@@ -46,6 +46,7 @@ from medkor_jax.run.final import sit_final
 from medkor_jax.run.lineage import Finished, Lineage, Stale
 from medkor_jax.run.measurement import Measured, Measurer, read_evidence
 from medkor_jax.run.named_model import open_model
+from medkor_jax.run.new_tokens import check_reference, with_new_tokens
 from medkor_jax.run.pace import heading
 from medkor_jax.run.phases import ConfigError, Phase, Recipe
 from medkor_jax.run.provenance import note_start
@@ -184,7 +185,10 @@ class Run:
     def _train_first(self, course: Course) -> None:
         """Adds the phase's trees, trains them, and merges what it merges."""
         phase, start = course.phase, course.start
-        course.loaded = add_trees(start, phase, phase.lora, seed=self.recipe.seed)
+        course.loaded = start
+        if phase.language.adds_tokens:
+            course.loaded = with_new_tokens(start, phase, self.corpora, self.directory)
+        course.loaded = add_trees(course.loaded, phase, phase.lora, seed=self.recipe.seed)
         course.loaded = self._train(course, phase.train, "train")
         if phase.merge:
             course.loaded = self._merge(phase, course.loaded)
@@ -246,7 +250,10 @@ class Run:
         plan = stage_plan(
             self.recipe, self.corpora, course.phase, stage, name, upstream=course.loaded.digest
         )
-        reference = self._reference_params(course) if stage.retention.is_on else None
+        reference = None
+        if stage.retention.is_on:
+            reference = self._reference_params(course)
+            check_reference(plan, course.loaded, reference)
         loaded = run_stage(plan, course.loaded, reference, self.mesh)
         read = [self.corpora.translations.read_from(source) for source in stage.data]
         return dataclasses.replace(loaded, read=add_readings(loaded.read, read, by=plan.name))

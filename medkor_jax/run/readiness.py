@@ -33,6 +33,7 @@ from medkor_jax.run.choosing import check_order, may_run, told
 from medkor_jax.run.corpora import Corpora, LeakError, uses_of
 from medkor_jax.run.gate_outlook import gate_outlook
 from medkor_jax.run.named_model import open_model
+from medkor_jax.run.new_tokens import check_new_tokens
 from medkor_jax.run.phases import ConfigError, Exam, Phase, Recipe
 from medkor_jax.run.stage_plans import stage_plan
 from medkor_jax.run.translating import translate_all
@@ -99,6 +100,9 @@ def checks(
         GATES: partial(gate_outlook, recipe, corpora),
         "lengths": partial(_check_lengths, recipe, corpora),
     }
+    for phase in may_run(recipe):
+        if phase.language.adds_tokens:
+            found[f"{phase.name}/new tokens"] = partial(check_new_tokens, recipe, corpora, phase)
     for phase, stage, name in _stages(recipe):
         found[f"{phase.name}/{name}"] = partial(
             _check_stage, recipe, corpora, mesh, phase, stage, name

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from medkor_jax.adapt.expansion import make_expansion
-from medkor_jax.adapt.language import make_language
+from medkor_jax.adapt.language import make_language, rows_of_new
 from medkor_jax.adapt.lora import LoraSettings, make_lora, merge, merge_in_place
 from medkor_jax.io.bases import save_base
 from medkor_jax.io.checkpoint import digest_tree
@@ -24,7 +24,15 @@ from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.io.rounding import MOST_LOST, MOST_NOISE, Probe, compare, rms
 from medkor_jax.io.weights import Weights
 from medkor_jax.model.dtypes import float_of, is_quantized
-from medkor_jax.model.params import BACK, FRONT, Params, Tree, abstract_base, edge_blocks
+from medkor_jax.model.params import (
+    BACK,
+    FRONT,
+    Params,
+    Tree,
+    abstract_base,
+    edge_blocks,
+    n_new_tokens,
+)
 from medkor_jax.parallel import hosts
 from medkor_jax.parallel.hosts import say
 from medkor_jax.parallel.mesh import host_mesh, shard_tree
@@ -38,16 +46,36 @@ def add_trees(loaded: LoadedModel, phase: Phase, lora: LoraSettings, *, seed: in
     Raises: ConfigError if it has them in another shape.
     """
     params = _with_lora(loaded.params, phase, lora, seed)
-    kind = phase.language.kind
-    if kind and params.lang and kind not in params.lang:
-        raise ConfigError(
-            f"{phase.name} asks for language embeddings of kind {kind!r}; the model has {sorted(params.lang)}"
-        )
-    if kind and not params.lang:
-        params = params.replace(lang=make_language(loaded.config, kind=kind))
+    if phase.language.is_on:
+        params = _with_language(loaded, params, phase)
     if phase.expand.is_on:
         params = params.replace(expand=_expansion(params, phase))
     return dataclasses.replace(loaded, params=params)
+
+
+def _with_language(loaded: LoadedModel, params: Params, phase: Phase) -> Params:
+    asked, held = phase.language, sorted(params.lang)
+    has_tokens = n_new_tokens(params) > 0
+    fits = asked.adds_tokens == has_tokens and (asked.adds_tokens or asked.kind in held)
+    if held and not fits:
+        raise ConfigError(
+            f"{phase.name} asks for language embeddings of kind {asked.kind!r}; the model has {held}"
+        )
+    if held and asked.size != n_new_tokens(params):
+        raise ConfigError(
+            f"{phase.name} asks for {asked.size} new tokens; the model it starts from has {n_new_tokens(params)}. Make them the same"
+        )
+    if held:
+        return params
+    lang = make_language(loaded.config, kind=asked.kind, size=asked.size)
+    if asked.adds_tokens:
+        new = loaded.tokenizer.new_tokens
+        if new is None:
+            raise ConfigError(
+                f"{phase.name} adds new tokens, and they are not learnt yet; they are when the phase is run"
+            )
+        lang |= rows_of_new(params.base, new.spelt)
+    return params.replace(lang=lang)
 
 
 def _with_lora(params: Params, phase: Phase, lora: LoraSettings, seed: int) -> Params:
@@ -131,7 +159,12 @@ def merge_lora(
         "read": [one.to_json() for one in loaded.read],
     }
     base = save_base(
-        directory, merged, loaded.config, loaded.tokenizer, lineage, loaded.base.carried
+        directory,
+        merged,
+        loaded.config,
+        loaded.tokenizer.without_new,
+        lineage,
+        loaded.base.carried,
     )
     return dataclasses.replace(
         loaded, params=params.replace(base=merged, lora={}, lora_scale=1.0), base=base

@@ -35,10 +35,19 @@ from medkor_jax.model.forward import (
     run_layer,
 )
 from medkor_jax.model.layers import rms_norm
-from medkor_jax.model.params import BACK, FRONT, Params, Tree, head_table, n_edge_blocks
+from medkor_jax.model.params import (
+    BACK,
+    FRONT,
+    Params,
+    Tree,
+    head_table,
+    n_edge_blocks,
+    n_new_tokens,
+)
 from medkor_jax.parallel.mesh import BATCH_AXES, lay
 from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.losses import LossSums, gather_positions, token_losses
+from medkor_jax.train.new_rows import NewRows
 
 Kept = tuple[jax.Array, jax.Array]
 """Of student and teacher: hidden states [n_kept + 1, B, P, D], the last place thrown away."""
@@ -120,7 +129,8 @@ def each_layer(
         dropout=dropout,
         dropout_key=dropout_key,
     )
-    return hidden, _compare(kept, params.base, config, compared, compute.chunk)
+    new = NewRows.of(params, reference)
+    return hidden, _compare(kept, params.base, config, compared, compute.chunk, new)
 
 
 def _run_both(
@@ -137,7 +147,10 @@ def _run_both(
     """Returns (final hidden states of the student [B, T, D], what of both models the head reads)."""
     dtype, slots = jnp.dtype(compute.dtype), compared.slots
     student = embed(params, config, inputs.tokens, inputs.langs, dtype)
-    teacher = embed(reference, config, inputs.tokens, inputs.langs, dtype)
+    # documents with new tokens, which the reference may not have, weigh nothing: see `retention`
+    known = params.base["embed"].shape[0] + n_new_tokens(reference)
+    tokens = jnp.minimum(inputs.tokens, known - 1) if n_new_tokens(params) else inputs.tokens
+    teacher = embed(reference, config, tokens, inputs.langs, dtype)
     view = make_view(config, inputs.seen, compute.attention)
 
     def keep(kept: Kept, both: Kept, slot: jax.Array) -> Kept:
@@ -190,6 +203,7 @@ def _compare(
     config: ModelConfig,
     compared: Comparison,
     chunk: int,
+    new: NewRows,
 ) -> LayerSums:
     """Returns the sums of what was kept of both models."""
     k, is_drawn, slots = compared.n_kept, compared.places > 0, compared.slots
@@ -207,6 +221,7 @@ def _compare(
         lens(kept[1]),
         chunk=chunk,
         temperature=compared.temperature,
+        new=new,
     )
     weights = jax.lax.stop_gradient(compared.weights.astype(jnp.float32))
 

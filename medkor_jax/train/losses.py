@@ -7,7 +7,8 @@
 The vocabulary has 262k tokens, so [B, T, V] is never built: positions are taken a few at a time, and
 because the head is frozen, the gradient in the hidden states is formed in the same pass that forms the
 logits (no recomputation; the backward pass is one multiplication). Neither the table nor the teacher
-gets a gradient: this is right only while the head is frozen, which it always is here.
+gets a gradient: this is right only while the head is frozen, which it always is here. The rows of new tokens,
+which learn, are no part of that table: `new_rows` adds them to what came of it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from medkor_jax.parallel.mesh import BATCH_AXES, batch_ways, lay, spread, ways
+from medkor_jax.train.new_rows import (
+    NO_NEW_ROWS,
+    NewRows,
+    Walk,
+    teacher_with_rows,
+    tokens_with_rows,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -30,12 +38,13 @@ class TokenLosses:
     """What is known of each position, float32 [B, M].
 
     nats: cross entropy; entropy: of the target distribution (0 for token ids); correct: 1 where the target's most
-    likely token is the model's. Only nats is differentiable.
+    likely token is the model's; highest: its logit under the model. Only nats is differentiable.
     """
 
     nats: jax.Array
     entropy: jax.Array
     correct: jax.Array
+    highest: jax.Array
 
 
 @struct.dataclass
@@ -64,14 +73,16 @@ def cross_entropy(
     *,
     chunk: int = 256,
     temperature: float = 1.0,
+    new: NewRows = NO_NEW_ROWS,
 ) -> LossSums:
     """Returns the weighted sums of cross entropy of softmax(hidden @ table^T / temperature).
 
     hidden: [B, M, D]; table: [V, D]; weights: [B, M] float32. targets: [B, M] int32 token ids, or
     [B, M, D] hidden states of a teacher with the same head. `chunk` bounds the positions whose logits
-    exist at once on one part of the batch axes. Logits and sums are float32. Differentiable in `hidden` alone.
+    exist at once on one part of the batch axes. Logits and sums are float32. Differentiable in `hidden`, and in the rows of
+    `new`: those of tokens that stand behind the table's, see `new_rows`.
     """
-    each = token_losses(hidden, table, targets, chunk=chunk, temperature=temperature)
+    each = token_losses(hidden, table, targets, chunk=chunk, temperature=temperature, new=new)
     weights = jax.lax.stop_gradient(weights.astype(jnp.float32))
     nats, entropy, correct = (jnp.sum(weights * x) for x in (each.nats, each.entropy, each.correct))
     return LossSums(nats, entropy, correct, jnp.sum(weights))
@@ -85,9 +96,18 @@ def token_losses(
     *,
     chunk: int = 256,
     temperature: float = 1.0,
+    new: NewRows = NO_NEW_ROWS,
 ) -> TokenLosses:
     """Returns the cross entropy of every position by itself; arguments and bounds as `cross_entropy`."""
-    return TokenLosses(*_token_losses(hidden, table, targets, chunk, temperature))
+
+    def of_table(hidden: jax.Array, targets: jax.Array) -> TokenLosses:
+        return TokenLosses(*_token_losses(hidden, table, targets, chunk, temperature))
+
+    if new.model is None:
+        return of_table(hidden, targets)
+    walk = Walk(of_table, table, chunk * batch_ways(), temperature)
+    with_rows = tokens_with_rows if targets.ndim == 2 else teacher_with_rows
+    return TokenLosses(*with_rows(walk, hidden, targets, new))
 
 
 def gather_positions(
@@ -117,7 +137,7 @@ _token_losses.defvjp(_forward, _backward)
 
 
 def _walk(hidden, table, targets, chunk, temperature, *, with_pull):
-    """Returns ((nats, entropy, correct), pull = d nats / d hidden [B, M, D] or None), a chunk of M at a time."""
+    """Returns ((nats, entropy, correct, highest), pull = d nats / d hidden [B, M, D] or None), a chunk of M at a time."""
     b, m, _ = hidden.shape
     size = max(1, min(m, chunk * batch_ways() // b))
     pad = -m % size
@@ -203,7 +223,7 @@ def _against_tokens(hidden, targets, table, temperature, with_pull):
     shrink = jnp.exp(highest_of_parts - highest[:, None])
     z, target_logit = jnp.sum(z * shrink, axis=1), jnp.sum(target_logit, axis=1)
     nll = highest + jnp.log(z) - target_logit
-    losses = (nll, jnp.zeros_like(nll), (target_logit == highest).astype(jnp.float32))
+    losses = (nll, jnp.zeros_like(nll), (target_logit == highest).astype(jnp.float32), highest)
     if not with_pull:
         return losses, None
     # d nll / d hidden = (sum_v softmax(logits)_v table_v - table_target) / temperature
@@ -244,7 +264,7 @@ def _teacher_chunk(hidden, targets, table, temperature, with_pull):
     # an argmax over V is far slower than a maximum on some backends; equal maxima say the same
     favourite = teacher == jnp.max(teacher, axis=-1, keepdims=True)
     correct = jnp.any(favourite & (logits == highest[..., None]), axis=-1)
-    losses = (nll, -jnp.sum(p * log_p, axis=-1), correct.astype(jnp.float32))
+    losses = (nll, -jnp.sum(p * log_p, axis=-1), correct.astype(jnp.float32), highest)
     if not with_pull:
         return losses, None
     # d nll / d hidden = (softmax(logits) - target distribution) @ table / temperature

@@ -27,7 +27,12 @@ class NextToken:
     def sums(self, seen: Seen, batch: Batch, *, chunk: int) -> LossSums:
         hidden = gather_positions(seen.hidden, batch["loss_positions"])
         return cross_entropy(
-            hidden, seen.table, batch["targets"], batch["loss_weights"], chunk=chunk
+            hidden,
+            seen.table,
+            batch["targets"],
+            batch["loss_weights"],
+            chunk=chunk,
+            new=seen.new_rows,
         )
 
     def loss(self, sums: LossSums, norms: Norms) -> jax.Array:

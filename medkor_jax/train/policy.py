@@ -104,7 +104,12 @@ class Policy:
         """Returns -log p of each target [B, M]; what the samples are scored by before they are learnt from."""
         hidden = gather_positions(seen.hidden, batch["loss_positions"])
         return token_losses(
-            hidden, seen.table, batch["targets"], chunk=chunk, temperature=self.temperature
+            hidden,
+            seen.table,
+            batch["targets"],
+            chunk=chunk,
+            temperature=self.temperature,
+            new=seen.new_rows,
         ).nats
 
     def sums(self, seen: Seen, batch: Batch, *, chunk: int) -> PolicySums:

@@ -2,11 +2,13 @@
 one's.
 
     chosen = choose_layers(key, n_compared(config, params, reference), per_step=4)
-    batch = with_drawn_positions(key, batch, per_row=32)      # of documents whose source carries this loss
+    weights = retained_weights(params, reference, batch)    # of documents whose source carries this loss
+    batch = with_drawn_positions(key, batch, per_row=32, weights=weights)
     Retention(weight=1.0).loss(sums, norms)
 
-The reference is the model that phase 1 accepted: the same base, with its own small adapter tree. A
-few layers and positions are drawn a step, weighted so that the loss has that of all of them as its
+The reference is the model that phase 1 accepted: the same base, with its own small adapter tree. Where
+the model has new tokens and the reference has not, they are compared in the documents without them: in
+English. A few layers and positions are drawn a step, weighted so that the loss has that of all of them as its
 expectation. How the two models run and are compared is in `each_layer`.
 """
 
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import jax
 import jax.numpy as jnp
 
+from medkor_jax.model.params import Params, n_new_tokens
 from medkor_jax.train.each_layer import LayerSums
 from medkor_jax.train.terms import Batch, Norms, Seen
 
@@ -117,11 +120,30 @@ def choose_positions(
     return indices, jnp.where(highest >= 0, n / jnp.clip(n, 1.0, p), 0.0)
 
 
-def with_drawn_positions(key: jax.Array, batch: Batch, per_row: int) -> Batch:
-    """Returns the batch with `retain_positions` and `retain_weights` [B, P] beside the rest: where
-    the models are compared.
+def retained_weights(params: Params, reference: Params, batch: Batch) -> Float[jax.Array, "B M"]:
+    """Returns the weights of the documents whose source carries this loss, 0 in every document that
+    holds a new token which the reference has no row for: it cannot read that as the model does.
     """
-    counted = batch.get("held_weights", batch["loss_weights"])
-    indices, weights = choose_positions(key, counted, per_row)
+    weights = batch.get("held_weights", batch["loss_weights"])
+    if n_new_tokens(params) == n_new_tokens(reference):
+        return weights
+    first = params.base["embed"].shape[0]
+    is_new, segments = batch["tokens"] >= first, batch["segment_ids"]
+    holds_new = jax.vmap(
+        lambda new, segment: jax.ops.segment_max(
+            new.astype(jnp.int32), segment, num_segments=segment.shape[0] + 1
+        )[segment]
+    )(is_new, segments)
+    at = jnp.take_along_axis(holds_new, batch["loss_positions"], axis=1)
+    return jnp.where((at > 0) | (batch["targets"] >= first), 0.0, weights)
+
+
+def with_drawn_positions(
+    key: jax.Array, batch: Batch, per_row: int, weights: Float[jax.Array, "B M"]
+) -> Batch:
+    """Returns the batch with `retain_positions` and `retain_weights` [B, P] beside the rest: where
+    the models are compared. weights: of the positions that may be, as `retained_weights` gives them.
+    """
+    indices, weights = choose_positions(key, weights, per_row)
     positions = jnp.take_along_axis(batch["loss_positions"], indices, axis=1)
     return batch | {"retain_positions": positions, "retain_weights": weights}

@@ -28,9 +28,10 @@ from medkor_jax.parallel.mesh import replicate
 from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.each_layer import Comparison, each_layer, n_compared
 from medkor_jax.train.losses import gather_positions, token_losses
+from medkor_jax.train.new_rows import NewRows
 from medkor_jax.train.next_token import NextToken
 from medkor_jax.train.policy import Policy
-from medkor_jax.train.retention import Retention, with_drawn_positions
+from medkor_jax.train.retention import Retention, retained_weights, with_drawn_positions
 from medkor_jax.train.stage import Stage, terms_of
 from medkor_jax.train.terms import Batch, Norms, Seen, Term
 from medkor_jax.train.trainable import join
@@ -106,7 +107,10 @@ def make_step(
         reference = None if reference is None else reference.replace(base=frozen.base)
         layer_weights = None
         if (held := spec.retention) is not None:
-            batch = with_drawn_positions(jax.random.fold_in(key, 0), batch, held.positions)
+            may_draw = retained_weights(join(state.trainable, frozen), reference, batch)
+            batch = with_drawn_positions(
+                jax.random.fold_in(key, 0), batch, held.positions, may_draw
+            )
             n_places = n_compared(config, join(state.trainable, frozen), reference)
             layer_weights = held.places(jax.random.fold_in(key, 1), n_places)
         norms = _normalisers(batch)
@@ -165,9 +169,10 @@ def make_evaluation(
     def evaluate(params: Params, batch: Batch) -> jax.Array:
         seen = _read(params, config, compute, batch)
         hidden = gather_positions(seen.hidden, batch["loss_positions"])
-        return replicate(
-            token_losses(hidden, seen.table, batch["targets"], chunk=compute.chunk).nats
+        losses = token_losses(
+            hidden, seen.table, batch["targets"], chunk=compute.chunk, new=seen.new_rows
         )
+        return replicate(losses.nats)
 
     return evaluate
 
@@ -194,7 +199,7 @@ def _read(params: Params, config: ModelConfig, compute: ComputeSettings, batch: 
         dtype=jnp.dtype(compute.dtype),
         attention=compute.attention,
     )
-    return Seen(hidden, head_table(params.base))
+    return Seen(hidden, head_table(params.base), new_rows=NewRows.of(params))
 
 
 def _look(
@@ -209,7 +214,8 @@ def _look(
     """Returns what the one forward pass of a step leaves; with "each layer" training, both models
     run through it together.
     """
-    compute, held, table = spec.compute, spec.retention, head_table(params.base)
+    compute, held = spec.compute, spec.retention
+    table, new_rows = head_table(params.base), NewRows.of(params)
     dropout: dict[str, Any] = dict(
         dropout=spec.dropout, dropout_key=key if spec.dropout > 0 else None
     )
@@ -218,7 +224,7 @@ def _look(
         how: dict[str, Any] = dict(
             dtype=jnp.dtype(compute.dtype), remat=compute.remat, attention=compute.attention
         )
-        return Seen(forward(params, config, inputs, **how, **dropout), table)
+        return Seen(forward(params, config, inputs, **how, **dropout), table, new_rows=new_rows)
     compared = Comparison(
         batch["retain_positions"],
         batch["retain_weights"],
@@ -227,7 +233,7 @@ def _look(
         held.temperature,
     )
     hidden, layers = each_layer(params, reference, config, inputs, compared, compute, **dropout)
-    return Seen(hidden, table, layers)
+    return Seen(hidden, table, layers, new_rows)
 
 
 def _normalisers(batch: Batch) -> Norms:

@@ -17,6 +17,8 @@ from typing import Any, Protocol
 import jax
 from flax import struct
 
+from medkor_jax.train.new_rows import NO_NEW_ROWS, NewRows
+
 Batch = dict[str, jax.Array]
 Norms = Mapping[str, jax.Array]
 """Float32 scalars of the whole global batch: "loss_tokens", and with "each layer" training
@@ -27,12 +29,13 @@ Norms = Mapping[str, jax.Array]
 @struct.dataclass
 class Seen:
     """What the forward pass of a part of the batch leaves. hidden: [B, T, D], after the final norm;
-    table: the head, [V, D], frozen; layers: what "each layer" training compared on the way
+    table: the head, [V, D], frozen; new_rows: what stands behind it; layers: what "each layer" training compared on the way
     (`each_layer.LayerSums`), None without it."""
 
     hidden: jax.Array
     table: jax.Array
     layers: Any = None
+    new_rows: NewRows = NO_NEW_ROWS
 
 
 class Term(Protocol):

@@ -2,6 +2,10 @@
 
     text_loss(loaded, mesh, corpus, compute, batch_size=16, seq_len=1024, max_tokens=65536)["nats"]
 
+Where a model has new tokens, its loss is still said a token of the base: a token that stands for three of them counts three. So it
+can be compared with the loss of a model without them, whose tokens are those. Which batches are "the first" is then not quite
+the same; a text that is read whole (`max_tokens` 0, or not reached) is.
+
 Two models that read the same text in the same shape are compared piece by piece (`report.comparing`): a document, or the part
 of it that a row holds.
 
@@ -33,7 +37,7 @@ def text_loss(
     seq_len: int,
     max_tokens: int,
 ) -> dict[str, Any]:
-    """Returns {"nats": mean cross entropy a predicted token, "tokens": how many, "pieces": [[nats, tokens], ...]}, over the
+    """Returns {"nats": mean cross entropy a predicted token of the base, "tokens": how many, "pieces": [[nats, tokens], ...]}, over the
     head of `corpus`: a pair of sums a piece, in the order they are read.
 
     Reads whole batches until `max_tokens` tokens were predicted (0: all of it).
@@ -49,7 +53,8 @@ def text_loss(
         drop_bad=True,
     ):
         nats = np.asarray(evaluate(loaded.params, place_batch(batch, mesh)), np.float64)
-        pieces += _pieces(batch, nats)
+        counts = batch["loss_weights"] * loaded.tokenizer.n_replaced[batch["targets"]]
+        pieces += _pieces(batch, nats, counts)
         if max_tokens and sum(n for _, n in pieces) >= max_tokens:
             break
     loss, tokens = np.sum(pieces, axis=0) if pieces else (0.0, 0.0)
@@ -60,12 +65,14 @@ def text_loss(
     }
 
 
-def _pieces(batch: dict[str, np.ndarray], nats: np.ndarray) -> list[list[float]]:
-    """Returns [nats, tokens] of every segment of a batch that carries loss. nats: [B, M]."""
+def _pieces(
+    batch: dict[str, np.ndarray], nats: np.ndarray, counts: np.ndarray
+) -> list[list[float]]:
+    """Returns [nats, tokens] of every segment of a batch that carries loss. nats, counts: [B, M]."""
     found = []
     for row, weights in enumerate(batch["loss_weights"]):
         segments = batch["segment_ids"][row, batch["loss_positions"][row]]
         for segment in np.unique(segments[weights > 0]):
             here = (segments == segment) & (weights > 0)
-            found.append([float((nats[row] * weights)[here].sum()), float(weights[here].sum())])
+            found.append([float((nats[row] * weights)[here].sum()), float(counts[row][here].sum())])
     return found

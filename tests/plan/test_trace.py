@@ -22,6 +22,7 @@ from medkor_jax.train.step import step_spec
 
 CONFIG = preset("tiny")
 ADAPTED, ALL = Trees(LoraSettings(rank=2), "vector"), Trees(LoraSettings(rank=2), "vector", (1, 1))
+LONGER = Trees(LoraSettings(rank=2), "tokens", n_new=96)
 COMPUTE = ComputeSettings("bfloat16", "none", chunk=16)
 TEXT = Program(STEP, ADAPTED, ("lora", "lang"), step_spec(Stage(), COMPUTE), 8, 64, 32, "bfloat16")
 GRPO = step_spec(Stage(reward=RewardSettings("grpo")), COMPUTE)
@@ -42,8 +43,19 @@ PROGRAMS = {
     "grpo": dataclasses.replace(TEXT, spec=GRPO),
     "score": dataclasses.replace(TEXT, kind=SCORE, spec=GRPO, trained=()),
     "read": dataclasses.replace(TEXT, kind=READ, spec=GRPO, trained=(), room=96),
+    "text, new tokens": dataclasses.replace(TEXT, trees=LONGER),
+    "read, new tokens": dataclasses.replace(
+        TEXT, kind=READ, trees=LONGER, spec=GRPO, trained=(), room=96
+    ),
 }
-SLOW = ("text", "text, two microbatches", "each layer, layers added", "grpo")
+SLOW = (
+    "text, new tokens",
+    "read, new tokens",
+    "text",
+    "text, two microbatches",
+    "each layer, layers added",
+    "grpo",
+)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +84,7 @@ def test_the_compiled_program_has_the_flops_of_the_jaxpr(name, machine, monkeypa
     assert hand_flops(program, CONFIG) / mesh.size <= 1.01 * found.cost.flops
 
 
-@pytest.mark.parametrize("name", ["score", "read"])
+@pytest.mark.parametrize("name", ["score", "read", "read, new tokens"])
 def test_without_a_backward_pass_all_above_the_hand_count_are_hidden_scores(name, machine):
     mesh, _ = machine
     program = PROGRAMS[name]

@@ -5,6 +5,7 @@ import weakref
 
 import jax.numpy as jnp
 
+from medkor_jax.adapt.language import LanguageSettings
 from medkor_jax.io.loaded_model import LoadedModel
 from medkor_jax.model.params import Params
 from medkor_jax.run import course, pipeline
@@ -17,6 +18,7 @@ def test_a_phase_that_merged_holds_its_new_base_alone(monkeypatch):
         title="",
         merge=True,
         lora=None,
+        language=LanguageSettings(),
         train=None,
         changes_model=True,
         gate=types.SimpleNamespace(has_remedy=False),

@@ -49,7 +49,8 @@ def rich_recipe():
         ),
         held_out=dict(held=dict(kind="text", path="embedded", language="ko", subset="test", limit=4)), held_out_tokens=64,
         phase0=dict(exam="english", gate=dict(on_failure="continue", reading="absolute", threshold=1.0), is_reference=True,
-                    lora=dict(rank=2, alpha=4.0, targets=("q", "down")), trees=("lora",), data=dict(text=TEXT), **stage),
+                    lora=dict(rank=2, alpha=4.0, targets=("q", "down")), trees=("lora",), data=dict(text=TEXT),
+                    language=dict(kind="tokens", size=9), **stage),
         phase1=dict(after="phase0", exam="english", gate=gate, language=dict(kind="vector"), expand=dict(front=1, back=1),
                     trees=("lora", "lang", "expand"), data=dict(text=TEXT), translations=dict(held=PAIRS), **stage | held,
                     remedy_lora=dict(rank=2, alpha=4.0, targets=("q", "down")),
@@ -63,7 +64,7 @@ def rich_recipe():
 RECIPE = rich_recipe()
 WORDS = {  # of a field that takes some words only
     "reading": ("absolute", "relative", "non_inferior"), "metric": ("accuracy", "probability"), "on_failure": ("retain", "train", "stop", "continue"),
-    "algorithm": ("grpo", "rft"), "kind": ("vector", "table"), "init": ("identity", "duplicate", "copy"), "exam": ("english", "korean", "reasoned"),
+    "algorithm": ("grpo", "rft"), "kind": ("vector", "table", "tokens"), "init": ("identity", "duplicate", "copy"), "exam": ("english", "korean", "reasoned"),
     "pattern": ("lora/.*", "lang/.*", "(lora|lang|expand)/.*", "lora/.*a"), "held_out": ("held",), "against": ("start", "reference"), "optimizer": ("adamw", "sgd"), "targets": (("q",), ("q", "k")), "name": (),
 }  # fmt: skip
 DECIDES_NOTHING = {"MeshShape.data", "MeshShape.fsdp", "MeshShape.tensor"}
