@@ -24,6 +24,7 @@ import numpy as np
 from medkor_jax.bench.documents import Document, pad
 from medkor_jax.bench.peer import TARGETS
 from medkor_jax.bench.stopwatch import n_cpus, peak_memory_bytes
+from medkor_jax.io.export import export_hf
 from medkor_jax.io.loaded_model import style_of
 from medkor_jax.io.models import open_model
 from medkor_jax.run.config_file import load_recipe
@@ -108,11 +109,9 @@ def main(arguments: list[str] | None = None) -> None:
     if (given.out / DONE).exists():
         print(f"{given.out}: trained before")
         return
-    from medkor_jax.cli import main as medkor
-
     start = given.out.with_name(f"{given.out.name}.start")
     if not (start / "config.json").exists():
-        medkor(["export", "--weights", "embedded", "--to", "hf", "--out", str(start)])
+        export_hf(open_model("embedded"), start)
     recipe = load_recipe(f"configs/study.py:{given.data},lora,{given.seed}")
     (phase,) = recipe.phases
     corpora = Corpora(recipe.drop_bad)

@@ -68,6 +68,17 @@ def keeps_order(options: Sequence[str]) -> bool:
     return any(_SPEAKS.search(option) for option in options)
 
 
+def kept_order(questions: Sequence[Question]) -> str:
+    """Returns how many of the questions keep the order of their options, in words; "" if none does."""
+    n = sum(keeps_order(question.options) for question in questions)
+    if not n:
+        return ""
+    return (
+        f"{n} of {len(questions)} questions are asked with their options in the order of the file, "
+        'since an option speaks of others ("both A and B"); the others are shuffled'
+    )
+
+
 def shuffle_options(question: Question, rng: np.random.Generator) -> Question:
     """Returns the question with its options in another order, and the key moved with them; as it is if they keep it."""
     if keeps_order(question.options):

@@ -16,11 +16,12 @@ import numpy as np
 from medkor_jax.data.question import LETTERS, Question
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.train.actor import Sample
-from medkor_jax.train.reward_settings import RewardSettings
+from medkor_jax.train.reward_settings import RewardSettings, RolloutSettings
 from medkor_jax.train.rewards import Earned, best
 
 _SAME = 1e-6  # rewards closer than this are the same
 _STD_FLOOR = 1e-4
+FEWEST_ANSWERS = 20  # of which a share of one letter says anything
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +111,20 @@ def letter_counts(groups: Sequence[Group]) -> list[int]:
     """Returns how many of the answers chose A, B, ..., those that cannot be read left out."""
     chosen = [one.letter for group in groups for one in group.earned if one.letter is not None]
     return np.bincount(chosen, minlength=len(LETTERS)).tolist()
+
+
+def check_letters(batches: Sequence[Sequence[int]], settings: RolloutSettings) -> None:
+    """batches: `letter_counts` of the last ones. Raises: NothingToLearn if they chose one letter nearly always."""
+    chosen = np.sum(batches, axis=0)
+    share = chosen.max() / max(chosen.sum(), 1)
+    is_told = len(batches) == settings.patience and chosen.sum() >= FEWEST_ANSWERS
+    if is_told and 0 < settings.one_letter <= share:
+        raise NothingToLearn(
+            f"{share:.0%} of the {chosen.sum()} answers of the last {settings.patience} batches are "
+            f"{LETTERS[int(chosen.argmax())]}, although the options are shuffled for each: the model answers by place and learns "
+            "the form alone. Bind the letter to its option first: train longer on supervised reasoning with its questions in "
+            f"several orders (orders=4), or go on regardless (reward.rollout.one_letter, now {settings.one_letter:g}; 0: never stop)"
+        )
 
 
 def explain(groups: Sequence[Group], settings: RewardSettings, form: ReasoningFormat) -> str:

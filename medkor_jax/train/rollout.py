@@ -24,9 +24,9 @@ import numpy as np
 from medkor_jax.data.batches import check_cursor, document_order
 from medkor_jax.data.contents import content_digest
 from medkor_jax.data.language import check_language_unit
-from medkor_jax.data.option_order import keeps_order, shuffle_options
+from medkor_jax.data.option_order import kept_order, shuffle_options
 from medkor_jax.data.packing import LANGUAGE_IDS, Batch, PackedRows
-from medkor_jax.data.question import LETTERS, Question
+from medkor_jax.data.question import Question
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.data.rows import BadDataError, BadRow, Source
 from medkor_jax.data.style import Style
@@ -37,6 +37,7 @@ from medkor_jax.train.actor import Actor, Sample
 from medkor_jax.train.groups import (
     Group,
     NothingToLearn,
+    check_letters,
     explain,
     letter_counts,
     rollout_metrics,
@@ -46,8 +47,6 @@ from medkor_jax.train.importance import gap_alarm, importance
 from medkor_jax.train.reward_settings import RewardSettings
 from medkor_jax.train.rewards import Earned, Reward
 from medkor_jax.train.sampled_rows import array_from_json, array_to_json, fill_rows
-
-FEWEST_ANSWERS = 20  # of which a share of one letter says anything
 
 
 class Rollouts:
@@ -90,7 +89,8 @@ class Rollouts:
                 self.dropped, advice="raise seq_len, or go on without them with --drop-bad"
             )
         for (source, questions), indices in zip(sources, kept):
-            _say_kept_order(source, [questions[i] for i in indices])
+            if words := kept_order([questions[i] for i in indices]):
+                say(f"{source.name}: {words}")
         self._order = document_order(
             kept, [source.weight for source, _ in sources], seed=seed, epochs=None, shuffle=True
         )
@@ -205,25 +205,10 @@ class Rollouts:
                 say(words)
             if actor.has_reference:
                 batch["reference_nats"] = actor.reference_nats(batch)
-        self._watch_letters(seen)
+        self._letters = [*self._letters, letter_counts(seen)][-settings.patience :]
+        check_letters(self._letters, settings)
         self._rollout, self._next = self._rollout + 1, self._next + len(seen)
         return batch, rollout_metrics(seen, self._learning, n_rows=len(rows), refills=refills) | gap
-
-    def _watch_letters(self, seen: Sequence[Group]) -> None:
-        """Raises: NothingToLearn if the last batches chose one letter nearly always."""
-        settings = self.settings
-        self._letters = [*self._letters, letter_counts(seen)][-settings.patience :]
-        chosen = np.sum(self._letters, axis=0)
-        share = chosen.max() / max(chosen.sum(), 1)
-        is_told = len(self._letters) == settings.patience and chosen.sum() >= FEWEST_ANSWERS
-        if is_told and 0 < settings.one_letter <= share:
-            raise NothingToLearn(
-                f"{share:.0%} of the {chosen.sum()} answers of the last {settings.patience} batches are "
-                f"{LETTERS[int(chosen.argmax())]}, although the options are shuffled for each: the model answers by place "
-                "and learns the form alone. Bind the letter to its option first: train longer on supervised reasoning with its "
-                f"questions in several orders (orders=4), or go on regardless (reward.rollout.one_letter, now "
-                f"{settings.one_letter:g}; 0: never stop)"
-            )
 
     def _fill(
         self, params: Params, actor: Actor, seen: list[Group]
@@ -315,11 +300,3 @@ class Rollouts:
             for _ in range(self.batch_size)
         ]
         return fill_rows(empty, rows, self._tokenizer, language_unit=self.language_unit)
-
-
-def _say_kept_order(source: Source, questions: Sequence[Question]) -> None:
-    if n := sum(keeps_order(question.options) for question in questions):
-        say(
-            f"{source.name}: {n} of {len(questions)} questions are asked with their options in the order of the file, "
-            'since an option speaks of others ("both A and B"); the others are shuffled'
-        )
