@@ -187,9 +187,8 @@ class Rollouts:
             raise NothingToLearn(explain(seen, self._learning, self._reward.form))
         if len(rows) * 2 < self.batch_size and not self._warned:
             self._warned = True
-            say(
-                f"ALARM: only {len(rows)} of {self.batch_size} rows teach anything after {refills} refills; said once"
-            )
+            few = f"only {len(rows)} of {self.batch_size} rows teach anything"
+            say(f"ALARM: {few} after {refills} refills; said once")
         batch = self.arrays([(group, sample) for group, sample, _ in rows])
         gap: dict[str, float] = {}
         if self._learning.has_policy_loss:
@@ -251,9 +250,8 @@ class Rollouts:
 
     def _posed(self, question: Question, number: int) -> tuple[Question, list[int]]:
         """Returns the question with its options shuffled for this visit, and its prompt; unshuffled if that has no room."""
-        shuffled = shuffle_options(
-            question, np.random.default_rng((self._seed, self._rollout, number))
-        )
+        rng = np.random.default_rng((self._seed, self._rollout, number))
+        shuffled = shuffle_options(question, rng)
         prompt = self._prompt(shuffled)
         return (
             (shuffled, prompt) if len(prompt) <= self._room else (question, self._prompt(question))
