@@ -99,7 +99,7 @@ def test_a_key_is_explained_in_words(capsys):
 
 
 def test_a_part_and_a_pattern_are_explained_key_by_key(capsys):
-    gate = explain(capsys, "--config", QUICKSTART, "--explain", "phase3.gate")
+    gate = explain(capsys, "--config", PIPELINE, "--explain", "phase3.gate")
     assert {"phase3.gate.threshold", "phase3.gate.requires.korean-loss.rise_nats"} <= set(gate)
     assert all(key.startswith("phase3.gate.") for key in gate)
     lengths = explain(capsys, "--config", QUICKSTART, "--explain", "*.seq_len")
@@ -147,7 +147,7 @@ def test_two_configs_are_compared_key_by_key(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [f"--- {PIPELINE}", f"+++ {QUICKSTART}"]
     assert (
-        "config.phase3.steps: 4000 -> 16" in lines
+        "config.phase0.steps: 2000 -> 16" in lines
         and 'config.weights: "google/medgemma-4b-it" -> "embedded"' in lines
     )
     assert (

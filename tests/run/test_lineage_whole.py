@@ -66,8 +66,9 @@ WORDS = {  # of a field that takes some words only
     "reading": ("absolute", "relative", "non_inferior"), "metric": ("accuracy", "probability"), "on_failure": ("retain", "train", "stop", "continue"),
     "algorithm": ("grpo", "rft"), "kind": ("vector", "table", "tokens"), "init": ("identity", "duplicate", "copy"), "exam": ("english", "korean", "reasoned"),
     "pattern": ("lora/.*", "lang/.*", "(lora|lang|expand)/.*", "lora/.*a"), "held_out": ("held",), "against": ("start", "reference"), "optimizer": ("adamw", "sgd"), "targets": (("q",), ("q", "k")), "name": (),
+    "at": ("each", "last"),
 }  # fmt: skip
-DECIDES_NOTHING = {"MeshShape.data", "MeshShape.fsdp", "MeshShape.tensor"}
+DECIDES_NOTHING = {"MeshShape.data", "MeshShape.fsdp", "MeshShape.tensor", "RolloutSettings.one_letter"}
 NO_OTHER = {  # fields without another valid value in this recipe, and why
     "Condition.name": "a name to print", "Gate.requires": "its conditions are walked one by one", "Condition.held_out": "one text is held out", "OptimizerRule.name": "it is the tree's",
     "RewardPart.name": "another part has its own weight",
