@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from medkor_jax import cli
 from medkor_jax.adapt.lora import merge
 from medkor_jax.data import embedded
 from medkor_jax.data.rows import BadDataError, Loaded
@@ -282,6 +283,25 @@ def test_a_phase_does_not_start_behind_a_verdict_that_is(spoil, words, config, r
     with pytest.raises(GateClosed, match=rf"phase2.*verdict\.json {words}"):
         run(config | {"run": ("phase3",)})
     assert not stages and not (run_dir / "phase3").exists()
+
+
+@pytest.mark.parametrize("command", [["run"], ["run", "--dry-run"]], ids=" ".join)
+def test_a_phase_out_of_order_is_refused_before_any_data_is_read(
+    command, tiny_base_dir, tmp_path, capsys
+):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("no JSON at all\n")
+    config = make_config(tmp_path / "run", tiny_base_dir) | {"run": ("phase3",)}
+    config["phase3"] = config["phase3"] | {"data": {"bad": dict(kind="text", path=str(bad))}}
+    file = tmp_path / "config.py"
+    file.write_text(
+        f"from ml_collections import ConfigDict\n\ndef get_config():\n    return ConfigDict({config!r})\n"
+    )
+    code = cli.main([*command, "--config", str(file)])
+    said = "".join(capsys.readouterr())
+    assert "phase3 starts from phase2: " in said and "verdict.json does not exist" in said
+    assert code == (1 if "--dry-run" in command else 3)
+    assert "--dry-run" in command or "bad.jsonl" not in said
 
 
 def test_another_config_of_the_phase_before_closes_its_gate(config, run_dir, stages):
