@@ -25,6 +25,7 @@ from medkor_jax.parallel import hosts
 from medkor_jax.parallel.hosts import say
 from medkor_jax.run.board import write_board
 from medkor_jax.run.gate_outlook import reference_account
+from medkor_jax.run.left_out import left_out_of
 from medkor_jax.run.lineage import Finished, Lineage
 from medkor_jax.run.measurement import Measured
 from medkor_jax.run.phases import Phase, Recipe
@@ -79,7 +80,7 @@ def conclude(
         loaded.read,
         loaded.style.name,
     )
-    write_sealed(directory / "summary.json", _summary(course, recipe, model, seconds))
+    write_sealed(directory / "summary.json", _summary(course, recipe, model, directory, seconds))
     _write_verdict(course, recipe, lineage, model, directory / "verdict.json")
     note(
         run_dir,
@@ -97,13 +98,16 @@ def conclude(
         )
 
 
-def _summary(course: Course, recipe: Recipe, model: Model, seconds: float) -> dict[str, Any]:
+def _summary(
+    course: Course, recipe: Recipe, model: Model, directory: pathlib.Path, seconds: float
+) -> dict[str, Any]:
     phase = course.phase
     return {
         "phase": phase.name,
         "title": phase.title,
         "model": model.digest,
         "rounds": course.rounds,
+        "left_out": left_out_of(directory),
         "seconds": round(seconds, 1),
         "upstream": [one.digest for one in course.upstream],
         "gate": dataclasses.asdict(phase.gate),
