@@ -21,7 +21,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from medkor_jax.commands.arguments import add_place
 
@@ -247,8 +247,9 @@ def _set_up_libraries() -> None:
 
     from medkor_jax.data.contents import cache_directory
 
-    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
+    config: Any = jax.config  # which names it has, only some versions of jax tell a type checker
+    if not config.jax_compilation_cache_dir:
+        config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
 
 
 if __name__ == "__main__":

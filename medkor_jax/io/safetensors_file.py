@@ -18,7 +18,11 @@ import numpy as np
 
 from medkor_jax.io.streaming import CHUNK_BYTES, WeightsError
 
-DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
+DTYPES: dict[str, np.dtype] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+}
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
