@@ -33,14 +33,18 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
 
 
 def write_at_the_end(run_dir: str) -> None:
-    """Writes the report of a run that ends; a report that cannot be written is said, and makes no run fail."""
+    """Writes the report of a run that ends, and says in short what it shows; a report that cannot be written is said, and makes
+    no run fail."""
+    from medkor_jax.report.files import read_run
+    from medkor_jax.report.in_short import in_short
     from medkor_jax.report.page import write_report
 
     def written() -> str:
         if not is_run(pathlib.Path(run_dir)):
             return ""  # it ended before its first phase began
         try:
-            return f"report: {write_report(pathlib.Path(run_dir))}"
+            path = write_report(pathlib.Path(run_dir))
+            return "\n".join(["", *in_short(read_run(pathlib.Path(run_dir))), f"report: {path}"])
         except Exception as error:  # whatever is wrong with a picture is no fault of the run
             return f"the report could not be written ({type(error).__name__}: {error}); medkor report {run_dir} tries again"
 

@@ -23,6 +23,7 @@ from medkor_jax.run.data_lock import with_lock
 from medkor_jax.run.holding import held
 from medkor_jax.run.on_disk import remove_unfinished
 from medkor_jax.run.restart import restart
+from medkor_jax.run.summary import closing_table
 
 _RESTART = "move this phase's directory aside and run it again"
 _ACCEPT = (
@@ -63,4 +64,5 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
             write_at_the_end(recipe.run_dir)
             raise
         write_at_the_end(recipe.run_dir)
+        say(closing_table(run_dir, [phase.name for phase in recipe.all_phases]))
     return 0

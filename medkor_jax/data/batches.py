@@ -12,6 +12,7 @@ the same global batch from the same seed, whatever their number. What it does no
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -63,6 +64,7 @@ class Batches:
     ):
         _check_settings(sources, batch_size, seq_len, loss_positions, epochs, language_unit)
         self._examples = [examples for _, examples in sources]
+        self._losses = [source.loss for source, _ in sources]
         self._style, self._tokenizer = style, style.tokenizer
         self.batch_size, self.seq_len, self.language_unit = batch_size, seq_len, language_unit
         self.loss_positions = loss_positions or derive_loss_positions(
@@ -83,7 +85,8 @@ class Batches:
         )
         self._settings = {
             "sources": [
-                f"{source.name} ({source.kind}, {len(indices)} rows, weight {source.weight})"
+                f"{source.name} ({source.kind}, {len(indices)} rows, weight {source.weight}"
+                f"{f', loss {source.loss}' if source.loss else ''})"
                 for (source, _), indices in zip(sources, kept)
             ],
             "batch_size": batch_size,
@@ -130,7 +133,9 @@ class Batches:
         self._batch += 1
         self._placed += rows.tokens_placed
         self._slots += self.batch_size * self.seq_len
-        return rows.arrays(self._tokenizer, language_unit=self.language_unit)
+        return rows.arrays(
+            self._tokenizer, language_unit=self.language_unit, apart=any(self._losses)
+        )
 
     @property
     def packing_efficiency(self) -> float:
@@ -176,7 +181,7 @@ class Batches:
 
     def _encoded(self, place: int) -> Encoded:
         source, index = self._order[place]
-        return encode(self._examples[source][index], self._style)
+        return encode(self._examples[source][index], self._style, self._losses[source])
 
 
 def check_cursor(state: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -208,9 +213,11 @@ def one_pass(
     language_unit: str = "token",
     drop_bad: bool = False,
 ) -> Batches:
-    """Returns every document once, in file order, the last batch padded: for the loss on held-out text."""
+    """Returns every document once, in file order, the last batch padded: for the loss on held-out text.
+
+    All of it carries that loss, whatever it would carry in training."""
     return Batches(
-        sources,
+        [(dataclasses.replace(source, loss=""), examples) for source, examples in sources],
         style,
         batch_size=batch_size,
         seq_len=seq_len,

@@ -44,7 +44,7 @@ def load(source: Source, *, drop_bad: bool) -> Loaded[Question]:
                 f"source {source.name!r}: the embedded exam is in two languages: say which (--language ko or en; in a config, `language` of the source)"
             )
         told = embedded.reasonings if source.kind == "reasoning" else embedded.questions
-        questions = told(source.split, source.language)
+        questions = told(source.split, source.language, source.subset)
         return Loaded(questions[: source.limit or None], [])
     tally = Tally()
     # How keys count is decided over all rows, also where only the first, or a part, are wanted.

@@ -41,10 +41,13 @@ class Encoded:
     loss: np.ndarray
     language: int
     splittable: bool
+    losses: str = ""  # which of the stage's: see `Source.loss`
 
 
-def encode(example: Example, style: Style) -> Encoded:
-    """Returns the example's tokens in the form in which the model is taught; running text is the same in every form."""
+def encode(example: Example, style: Style, losses: str = "") -> Encoded:
+    """Returns the example's tokens in the form in which the model is taught; running text is the same in every form.
+
+    losses: of its source."""
     if example.is_dialogue:
         ids, loss = style.dialogue(example.parts, marked=example.is_marked)
     else:
@@ -57,6 +60,7 @@ def encode(example: Example, style: Style) -> Encoded:
         np.array(loss, bool),
         LANGUAGE_IDS[example.language],
         style.may_cut(example.splittable, example.is_dialogue),
+        losses,
     )
 
 
@@ -121,6 +125,7 @@ class PackedRows:
         self._loss_positions = np.zeros((batch_size, loss_positions), np.int32)
         self._targets = np.zeros((batch_size, loss_positions), np.int32)
         self._weights = np.zeros((batch_size, loss_positions), np.float32)
+        self._held = np.zeros((batch_size, loss_positions), np.float32)
         self._bos_id = bos_id
         self._used = [0] * batch_size
         self._used_loss = [0] * batch_size
@@ -142,8 +147,9 @@ class PackedRows:
                 return count
         return 0
 
-    def arrays(self, tokenizer: Tokenizer, *, language_unit: str) -> Batch:
-        """Returns the batch: tokens, positions, segment_ids, langs [B, T]; loss_positions, targets, loss_weights [B, M].
+    def arrays(self, tokenizer: Tokenizer, *, language_unit: str, apart: bool = False) -> Batch:
+        """Returns the batch: tokens, positions, segment_ids, langs [B, T]; loss_positions, targets, loss_weights [B, M],
+        and `held_weights` [B, M] if what is learnt and what is held to the reference are `apart`.
 
         language_unit: "token" takes each token's language from its text, "document" from its document.
         """
@@ -160,6 +166,7 @@ class PackedRows:
             "loss_positions": self._loss_positions,
             "targets": self._targets,
             "loss_weights": self._weights,
+            **({"held_weights": self._held} if apart else {}),
         }
 
     def _room(self, row: int) -> int:
@@ -194,7 +201,8 @@ class PackedRows:
             bos_at + lossy
         )  # token i stands at bos_at + 1 + i: predicted one before
         self._targets[row, spots] = document.tokens[start + lossy]
-        self._weights[row, spots] = 1.0
+        self._weights[row, spots] = document.losses != "each_layer"
+        self._held[row, spots] = document.losses != "next_token"
         self._used[row] = here.stop
         self._used_loss[row] = spots.stop
 

@@ -24,9 +24,10 @@ KINDS = dict(text="text", chat="text", exam="exams", reasoning="reasoning", tran
 OF_QUESTIONS = ("exam", "reasoning")  # kinds whose rows are questions
 EMBEDDED = "embedded"  # the exam, texts and pairs that come with this package; the model of that name: `io.embedded_model`
 PARTS = ("", "train", "held_out")
+LOSSES = ("", "next_token", "each_layer")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_OPTIONAL = ("rationale", "held_share", "part", "part_by", "asked_as", "translated_to")
+_OPTIONAL = ("rationale", "held_share", "part", "part_by", "asked_as", "translated_to", "loss")
 _UNSAID = ("revision", "translator")  # digests of the rows tell more
 _OF_NAMES = ("fields", "rationale", "part_by")
 
@@ -47,11 +48,15 @@ class Source:
     """Split of a hub data set, or of the embedded exam."""
     subset: str = ""
     """Subset (configuration) of a hub data set, such as "doctor"; of embedded texts and pairs,
-    whose facts they state."""
+    whose facts they state; of the embedded exam, "other" asks its held-out facts in other words."""
     language: str = ""
     """"ko", "en", or "" to take it from each row."""
     weight: Annotated[float, "> 0"] = 1.0
     """Share of the documents (not of the tokens) drawn from this source, relative to the others."""
+    loss: str = ""
+    """Which of the stage's losses its tokens carry: "next_token" to be learnt, "each_layer" to be
+    held to the reference, "" for all. English "each_layer" beside Korean "next_token" holds English
+    from the first step."""
     licence: str = ""
     """Its licence, shown before training and written into verdict, summary and model card; one that
     says "NC" or "non-commercial" makes the model so. Changes nothing that is trained."""
@@ -125,6 +130,8 @@ class Source:
                 f"weight is {self.weight}, expected more than 0; "
                 "leave the source out of the list to switch it off"
             )
+        if self.loss not in LOSSES:
+            return f"loss is {self.loss!r}, expected 'next_token', 'each_layer' or '' for all"
         if self.rationale and not is_of_questions:
             return f"rationale is {self.rationale} of kind {self.kind!r}; only questions have one"
         if self.part not in PARTS:
@@ -168,6 +175,7 @@ class Source:
             str(path),
             language=self.translated_to,
             weight=self.weight,
+            loss=self.loss,
             licence=self.licence,
         )
 

@@ -111,7 +111,7 @@ def _step(program: Program, config: ModelConfig, scores: Scores) -> float:
         flops += 4 * program.positions * head
     if program.reference is not None:
         flops += _forward(program, config, program.reference, scores)
-        compared = min(retention.layers or config.n_layers + 1, n_places(program, config))
+        compared = min(retention.most_places or config.n_layers + 1, n_places(program, config))
         flops += (
             6 * compared * (min(retention.positions, program.positions) or program.positions) * head
         )

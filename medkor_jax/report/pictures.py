@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from typing import Any
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -160,6 +161,21 @@ def _rewards(one: dict[str, Any]) -> str:
     _legend_below(axes)
     axes.set_xlabel("step", fontsize=8)
     return _svg(figure)
+
+
+def draw_study(points: Sequence[tuple[str, Any, Any]], korean: str, english: str) -> str:
+    """Korean gained (x) against English lost (y), in nats a token with intervals: (condition, both as `study.Moved`)."""
+    figure, axes = _axes("study", (6.4, 4.6))
+    axes.axhline(0, color=_INK, linewidth=0.6, alpha=0.5)
+    for i, (condition, ko, en) in enumerate(points):
+        spread = [[en.mean - en.low], [en.high - en.mean]]
+        sideways = [[ko.high - ko.mean], [ko.mean - ko.low]]
+        axes.errorbar(-ko.mean, en.mean, xerr=sideways, yerr=spread, fmt="os^D"[i // len(COLOURS)],
+                      color=COLOURS[i % len(COLOURS)], label=condition, linewidth=0.8)  # fmt: skip
+    axes.set_xlabel(f"Korean gained, nats a token ({korean})")
+    axes.set_ylabel(f"English lost, nats a token ({english})")
+    _legend_below(axes)
+    return _svg(figure).replace("currentColor", "#555")
 
 
 def _legend_below(axes: Any) -> None:

@@ -105,7 +105,11 @@ class Corpora:
 
     def said(self, source: Source) -> str:
         """Returns what a record keeps of a source that is trained on: what it is, how many rows, and their digest."""
-        return f"{len(self.rows(source))} rows of kind {source.kind}, digest {self.digest(source)[:16]}, weight {source.weight:g}"
+        carried = f", loss {source.loss}" if source.loss else ""
+        return (
+            f"{len(self.rows(source))} rows of kind {source.kind}, digest {self.digest(source)[:16]}, "
+            f"weight {source.weight:g}{carried}"
+        )
 
     def leaks(self, recipe: Recipe, weights: Sequence[str] = ()) -> list[Leak]:
         """Returns every leak between what any phase trains on, or the weights have read, and what any judges by; with `weights`,

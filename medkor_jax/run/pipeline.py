@@ -51,7 +51,6 @@ from medkor_jax.run.phases import ConfigError, Phase, Recipe
 from medkor_jax.run.provenance import note_start
 from medkor_jax.run.readiness import make_ready
 from medkor_jax.run.stage_plans import stage_plan
-from medkor_jax.run.summary import closing_table
 from medkor_jax.run.trees import add_trees, merge_held, on_base
 from medkor_jax.train.loop import run_stage
 from medkor_jax.train.stage import Stage
@@ -99,7 +98,6 @@ class Run:
             for phase in recipe.in_force:
                 self.phase(phase)
             sit_final(self.measurer, self.lineage, self._load)
-        say(closing_table(self.directory, [phase.name for phase in recipe.all_phases]))
 
     def phase(self, phase: Phase) -> None:
         """Runs one phase, or what is left of it. Raises: GateClosed, Stale."""

@@ -2,7 +2,7 @@
 one's.
 
     chosen = choose_layers(key, n_compared(config, params, reference), per_step=4)
-    batch = with_drawn_positions(key, batch, per_row=32)
+    batch = with_drawn_positions(key, batch, per_row=32)      # of documents whose source carries this loss
     Retention(weight=1.0).loss(sums, norms)
 
 The reference is the model that phase 1 accepted: the same base, with its own small adapter tree. A
@@ -13,7 +13,7 @@ expectation. How the two models run and are compared is in `each_layer`.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,9 @@ class Retention:
 
     weight: Annotated[float, ">= 0"] = 0.0
     """Weight in the loss. 0: no "each layer" training, and nothing else here is read."""
+    at: str = "each"
+    """"each": at every layer, as the mission has it; "last": at the last alone, the distillation
+    that others do; `layers` is then not read."""
     layers: Annotated[int, ">= 0"] = 4
     """Layers drawn a step, of which the two models' predictions are compared. 0: all."""
     positions: Annotated[int, ">= 0"] = 32
@@ -44,10 +47,28 @@ class Retention:
             raise ValueError(
                 f"retention needs layers, positions, weight >= 0 and temperature > 0; got {self}"
             )
+        if self.at not in ("each", "last"):
+            raise ValueError(f"retention.at is {self.at!r}; expected 'each' or 'last'")
 
     @property
     def is_on(self) -> bool:
         return self.weight > 0
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what a record keeps: `at` only where it is not what it was before it could be chosen."""
+        said = dataclasses.asdict(self)
+        return {name: value for name, value in said.items() if (name, value) != ("at", "each")}
+
+    @property
+    def most_places(self) -> int:
+        """At how many layers a step compares at most. 0: at all."""
+        return 1 if self.at == "last" else self.layers
+
+    def places(self, key: jax.Array, n_places: int) -> Float[jax.Array, " L"]:
+        """Returns [L] float32: what each layer weighs in this step, 0 where it is not compared."""
+        if self.at == "last":
+            return jax.nn.one_hot(n_places - 1, n_places, dtype=jnp.float32)
+        return choose_layers(key, n_places, self.layers)
 
     def sums(self, seen: Seen, batch: Batch, *, chunk: int) -> LayerSums:
         return seen.layers
@@ -100,6 +121,7 @@ def with_drawn_positions(key: jax.Array, batch: Batch, per_row: int) -> Batch:
     """Returns the batch with `retain_positions` and `retain_weights` [B, P] beside the rest: where
     the models are compared.
     """
-    indices, weights = choose_positions(key, batch["loss_weights"], per_row)
+    counted = batch.get("held_weights", batch["loss_weights"])
+    indices, weights = choose_positions(key, counted, per_row)
     positions = jnp.take_along_axis(batch["loss_positions"], indices, axis=1)
     return batch | {"retain_positions": positions, "retain_weights": weights}

@@ -119,6 +119,31 @@ class Stage:
                 "would be learnt"
             )
 
+        self._check_losses()
+
+    def _check_losses(self) -> None:
+        """Raises: ValueError if a source carries a loss that is not in force, or one in force is carried by none."""
+        if self.reward.is_on:
+            on = {"next_token": False, "each_layer": False}  # what is sampled carries all there is
+        else:
+            on = {"next_token": self.next_token_weight > 0, "each_layer": self.retention.is_on}
+        for source in self.data:
+            if source.loss and not on[source.loss]:
+                weight = {"next_token": "next_token_weight", "each_layer": "retention.weight"}
+                why = (
+                    "its stage has a reward" if self.reward.is_on else f"{weight[source.loss]} is 0"
+                )
+                raise ValueError(
+                    f"data source {source.name!r} has loss {source.loss!r} and {why}: nothing would "
+                    "be learnt from it"
+                )
+        for loss in (loss for loss, is_on in on.items() if is_on):
+            if all(source.loss not in ("", loss) for source in self.data):
+                raise ValueError(
+                    f"the stage has the loss {loss!r} and no source of its data carries it: give one "
+                    "that does, or set its weight to 0"
+                )
+
     def _check_reward(self) -> None:
         if not self.reward.is_on:
             return

@@ -30,7 +30,7 @@ from medkor_jax.train.each_layer import Comparison, each_layer, n_compared
 from medkor_jax.train.losses import gather_positions, token_losses
 from medkor_jax.train.next_token import NextToken
 from medkor_jax.train.policy import Policy
-from medkor_jax.train.retention import Retention, choose_layers, with_drawn_positions
+from medkor_jax.train.retention import Retention, with_drawn_positions
 from medkor_jax.train.stage import Stage, terms_of
 from medkor_jax.train.terms import Batch, Norms, Seen, Term
 from medkor_jax.train.trainable import join
@@ -108,7 +108,7 @@ def make_step(
         if (held := spec.retention) is not None:
             batch = with_drawn_positions(jax.random.fold_in(key, 0), batch, held.positions)
             n_places = n_compared(config, join(state.trainable, frozen), reference)
-            layer_weights = choose_layers(jax.random.fold_in(key, 1), n_places, held.layers)
+            layer_weights = held.places(jax.random.fold_in(key, 1), n_places)
         norms = _normalisers(batch)
 
         def loss_of(trainable: dict[str, Tree], part: Batch, key: jax.Array):
@@ -223,7 +223,7 @@ def _look(
         batch["retain_positions"],
         batch["retain_weights"],
         layer_weights,
-        held.layers,
+        held.most_places,
         held.temperature,
     )
     hidden, layers = each_layer(params, reference, config, inputs, compared, compute, **dropout)

@@ -222,3 +222,49 @@ def test_settings_that_contradict_are_refused(byte_tokenizer, settings, message)
         make(MIXED, byte_tokenizer, **settings)
     with pytest.raises(ValueError, match="source 'a' has no examples"):
         make([(source("a"), [])], byte_tokenizer)
+
+
+def test_a_source_says_which_losses_its_tokens_carry(byte_tokenizer):
+    """Weights tell what is learnt and what is held to the reference; without such a source there is one kind of weight."""
+    both = [
+        (source("learnt", loss="next_token"), texts(9, "a")),
+        (source("held", loss="each_layer"), texts(9, "b")),
+        (source("all"), texts(9, "c")),
+    ]
+    seen = collections.Counter()
+    for batch in itertools.islice(make(both, byte_tokenizer, batch_size=4, seq_len=64), 6):
+        for b, (positions, weights, held) in enumerate(
+            zip(batch["loss_positions"], batch["loss_weights"], batch["held_weights"])
+        ):
+            for m in np.flatnonzero(np.maximum(weights, held)):
+                segment = batch["segment_ids"][b, positions[m]]
+                first = np.flatnonzero(batch["segment_ids"][b] == segment)[1]  # behind bos
+                mark = byte_tokenizer.decode(batch["tokens"][b, first : first + 1].tolist())[:1]
+                seen[mark, weights[m], held[m]] += 1
+    kinds = {key: n for key, n in seen.items() if key[0] in "abc"}
+    wanted = {("a", 1.0, 0.0), ("b", 0.0, 1.0), ("c", 1.0, 1.0)}
+    assert wanted <= set(kinds) and {k[1:] for k in kinds if k[0] == "c"} == {(1.0, 1.0)}
+    plain = next(make([(source("a"), texts(9))], byte_tokenizer))
+    assert "held_weights" not in plain
+
+
+def test_held_out_text_is_measured_whole_whatever_its_loss(byte_tokenizer):
+    named, plain = (
+        next(
+            one_pass(
+                [(source("t", loss=loss), texts(3))],
+                Plain(byte_tokenizer),
+                batch_size=2,
+                seq_len=64,
+            )
+        )
+        for loss in ("each_layer", "")
+    )
+    np.testing.assert_array_equal(named["loss_weights"], plain["loss_weights"])
+    assert named["loss_weights"].any() and "held_weights" not in named
+
+
+def test_a_cursor_of_other_losses_is_refused(byte_tokenizer):
+    batches = make([(source("a", loss="next_token"), texts(9))], byte_tokenizer)
+    with pytest.raises(ValueError, match="belongs to other batches"):
+        make([(source("a"), texts(9))], byte_tokenizer).set_state(batches.get_state())

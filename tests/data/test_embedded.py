@@ -160,6 +160,25 @@ def test_splits_share_no_fact_and_no_question_and_training_offers_training_facts
     assert len(set(held_out)) == len(held_out)
 
 
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_another_wording_asks_the_same_facts_and_repeats_no_question(split):
+    first, other = embedded.questions(split, "ko"), embedded.questions(split, "ko", "other")
+    assert len(other) >= 48 and {q.fact for q in other} == {q.fact for q in first}
+    assert not {q.question for q in other} & {q.question for q in first}
+    assert not {q.id for q in other} & {q.id for q in first}
+    counts = collections.Counter(q.answer for q in other)
+    assert max(counts.values()) - min(counts.values()) <= 1
+    twins = embedded.questions(split, "en", "other")
+    assert [(q.id, q.answer) for q in twins] == [(q.id, q.answer) for q in other]
+
+
+def test_wordings_of_training_questions_are_not_told_apart():
+    with pytest.raises(ValueError, match="every wording at once; subset 'other' is of valid and"):
+        embedded.questions("train", "ko", "other")
+    with pytest.raises(ValueError, match="no wording .subset. 'another'"):
+        embedded.questions("valid", "ko", "another")
+
+
 @pytest.mark.parametrize("split", embedded.SPLITS)
 def test_english_is_the_exact_translation_of_korean(split):
     for ask in (embedded.questions, embedded.reasonings):

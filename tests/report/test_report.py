@@ -344,7 +344,12 @@ def test_a_run_ends_by_saying_where_its_report_is(ends_by, run_dir, capsys, monk
     monkeypatch.setattr("medkor_jax.commands.run.pipeline.Run", Ended)
     code = cli.main(["run", "--config", "any.py"])
     assert code == (0 if ends_by == "its last phase" else 3)
-    assert capsys.readouterr().out.splitlines()[-1] == f"report: {run_dir}/report/report.html"
+    said = capsys.readouterr().out.splitlines()
+    at = said.index(f"report: {run_dir}/report/report.html")
+    starts = [line.split(":")[0] for line in said[at - 4 : at]]
+    assert starts == ["Korean", "English", "Without retention", "Reasoned answers"]
+    # what it shows leads; the table of all phases follows
+    assert ("no phase has finished" in "".join(said[at + 1 :])) == (ends_by == "its last phase")
     assert (run_dir / "report/report.json").stat().st_mtime >= (
         run_dir / "ledger.json"
     ).stat().st_mtime

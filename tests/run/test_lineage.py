@@ -23,7 +23,8 @@ from medkor_jax.run.lineage import Lineage, Stale
 from medkor_jax.run.named_model import open_model
 from medkor_jax.run.phases import Exam, Phase, Recipe
 from medkor_jax.run.restart import restart
-from medkor_jax.run.roles import ROLES
+from medkor_jax.run.roles import ROLES, TRAINED, roles_of
+from medkor_jax.train.retention import Retention
 from medkor_jax.train.stage import Stage
 
 DONE, JUDGED, STALE = "done", "judged again", "stale"
@@ -127,7 +128,7 @@ TABLE = {
     Source: {
         "name": None, "kind": None, "path": None, "split": ("test", None), "subset": ("x", None), "language": ("ko", STALE), "weight": (2.0, STALE),
         "licence": ("CC BY 4.0", DONE), "fields": None, "limit": (20, STALE), "skip": None, "answers_from": None,
-        "revision": ("abc", DONE), "rationale": None, "held_share": None, "part": None, "part_by": (("text",), DONE),
+        "revision": ("abc", DONE), "rationale": None, "held_share": None, "part": None, "part_by": (("text",), DONE), "loss": ("next_token", STALE),
         "asked_as": None, "translated_to": None, "translator": None,  # of exams: `test_translated`, `test_named_exams`
     },
 }  # fmt: skip
@@ -415,3 +416,13 @@ def test_adapters_put_in_by_hand_are_not_the_phase(finished, files, tiny_base_di
         run_dir / "phase2", params.replace(lang={"vector": params.lang["vector"] + 1}), model.base
     )
     assert state(make_config(run_dir, tiny_base_dir, files))[0] == STALE
+
+
+def test_a_setting_that_came_later_and_is_off_leaves_finished_phases_as_they_were():
+    """Records of runs before `retention.at` and `Source.loss` name neither; nor do those of today that do not set them."""
+    held = dict(roles_of(Stage(retention=Retention(weight=1.0)), TRAINED))
+    assert "retention.positions" in held and "retention.at" not in held
+    other = dict(roles_of(Stage(retention=Retention(weight=1.0, at="last")), TRAINED))
+    assert other["retention.at"] == "last"
+    assert "loss" not in Source("t", "text", "embedded").settings()
+    assert Source("t", "text", "embedded", loss="each_layer").settings()["loss"] == "each_layer"

@@ -121,6 +121,13 @@ def test_an_entry_of_none_is_left_out():
         ("phase0.trees", ("base",), r"'base'; choose from lora"),
         ("phase0.data", {}, r"no source to train on"),
         ("phase0.dropout", 1.0, r"dropout is 1.0"),
+        ("phase0.data", {"text": TEXT | {"loss": "kl"}}, r"loss is 'kl', expected 'next_token'"),
+        (
+            "phase0.data",
+            {"text": TEXT | {"loss": "each_layer"}},
+            r"loss 'each_layer' and retention.weight is 0",
+        ),
+        ("phase0.retention", {"at": "first"}, r"retention.at is 'first'"),
         ("phase0.take", "first", r"expected 'last' or 'best'"),
         ("phase0.take", "best", r"needs validation"),
         ("phase0.lora.targets", ("query",), r"query"),
@@ -227,6 +234,10 @@ def test_a_reward_becomes_rollouts_and_a_policy():
         (dict(loss_positions=8), r"below max_new_tokens 32"),
         (dict(data={"text": TEXT}), r"'text' of kind 'text'; only questions"),
         (dict(dropout=0.1), r"dropout is 0.1"),
+        (
+            dict(data={"exam": EXAM["exam"] | {"loss": "next_token"}}),
+            r"has loss 'next_token' and its stage has a reward",
+        ),
     ],
 )
 def test_a_reward_that_does_not_fit_its_stage_is_refused(changes, words):

@@ -286,6 +286,24 @@ def test_all_layers_are_taken_when_none_or_enough_are_asked_for(per_step):
     )
 
 
+def test_the_last_layer_alone_is_what_the_model_finally_says(student, teacher, batch):
+    """`at="last"` weighs one place, always the same, whatever is drawn; it is the cross entropy of the two models' outputs."""
+    held = Retention(weight=1.0, at="last", layers=4)
+    places = held.places(jax.random.key(1), L)
+    np.testing.assert_array_equal(places, np.eye(L, dtype=np.float32)[-1])
+    assert held.most_places == 1 and Retention(weight=1.0, layers=4).most_places == 4
+    (loss, _), _ = compare(student, teacher, batch, places, 1.0, n_drawn=held.most_places)
+    last = [
+        jax.nn.log_softmax(
+            forward(model, C, Inputs.of(batch), dtype=jnp.float32) @ model.base["embed"].T
+        )
+        for model in (student, teacher)
+    ]
+    each = -jnp.sum(jnp.exp(last[1]) * last[0], axis=-1)
+    at = jnp.take_along_axis(each, batch["loss_positions"], axis=1)
+    np.testing.assert_allclose(loss, jnp.sum(at * batch["loss_weights"]), rtol=1e-5)
+
+
 def test_drawn_positions_are_distinct_weighted_and_unbiased_over_uneven_rows():
     weights = np.zeros((4, 9), np.float32)
     weights[0, :9], weights[1, 2:7], weights[2, 8] = (
@@ -323,3 +341,8 @@ def test_all_positions_are_taken_when_none_or_enough_are_asked_for():
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="retention needs"):
         Retention(**wrong)
+
+
+def test_another_place_than_each_or_the_last_is_refused():
+    with pytest.raises(ValueError, match="retention.at is 'first'; expected 'each' or 'last'"):
+        Retention(at="first")

@@ -63,7 +63,14 @@ def run(params, reference, batch):
     steps = {}
 
     def run(
-        spec, shape=MeshShape(), n_devices=1, n_steps=1, optimizer=SGD, first_step=0, model=params
+        spec,
+        shape=MeshShape(),
+        n_devices=1,
+        n_steps=1,
+        optimizer=SGD,
+        first_step=0,
+        model=params,
+        of=batch,
     ):
         mesh = make_mesh(shape, jax.devices()[:n_devices])
         trainable, frozen = split(model, tuple(trees_of(model)))
@@ -86,7 +93,7 @@ def run(params, reference, batch):
                 held = held.replace(base=frozen.base)
             metrics = []
             for _ in range(n_steps):
-                state, m = step(state, frozen, held, place_batch(batch, mesh))
+                state, m = step(state, frozen, held, place_batch(of, mesh))
                 metrics.append(jax.tree.map(np.asarray, m))
         return jax.tree.map(np.asarray, state), metrics, step
 
@@ -204,6 +211,33 @@ def test_the_update_is_the_gradient_of_that_loss(run, params, batch):
         *map(jax.tree.leaves, (before, state.trainable, gradient)), strict=True
     ):
         np.testing.assert_allclose(old - new, expected, atol=1e-4 * np.abs(expected).max() + 2e-7)
+
+
+def test_some_documents_are_learnt_and_others_held(run, params, batch):
+    """One step on both is the sum of a step that learns from the first and one that holds the second to the reference."""
+    learnt, held = batch["loss_weights"].copy(), batch["loss_weights"].copy()
+    learnt[1::2], held[::2] = 0.0, 0.0
+    assert learnt.any() and held.any()
+    retention = Retention(weight=2.0, layers=3, positions=4)
+    alone = {
+        "learnt": (step_spec(Stage(next_token_weight=0.5), PLAIN), learnt),
+        "held": (step_spec(Stage(next_token_weight=0.0, retention=retention), PLAIN), held),
+    }
+    moved = {
+        name: jax.tree.map(
+            lambda new, old: new - old,
+            run(spec, of=batch | {"loss_weights": weights})[0].trainable,
+            trees_of(params),
+        )
+        for name, (spec, weights) in alone.items()
+    }
+    both = run(BOTH, of=batch | {"loss_weights": learnt, "held_weights": held})[0].trainable
+    for new, old, one, other in zip(
+        *map(jax.tree.leaves, (both, trees_of(params), moved["learnt"], moved["held"])), strict=True
+    ):
+        largest = max(np.abs(one).max(), np.abs(other).max())
+        assert largest > 0
+        np.testing.assert_allclose(new - old, one + other, atol=1e-4 * largest)
 
 
 def test_randomness_follows_the_step_and_nothing_else(run):

@@ -11,6 +11,9 @@ held-out facts first, so a model cannot score by avoiding options it knows. Wher
 question for the subject reads the same for each of them, so its wordings are dealt out between the splits.
 Keys come in shuffled blocks of A to E, so a constant letter scores chance.
 
+A held-out fact is asked once a direction; in the wording "other", once more in other words, so that a model may be
+chosen by questions that do not judge it later and are about the same facts.
+
 What it does not do: ask about anything that the table does not state.
 """
 
@@ -35,6 +38,7 @@ from medkor_jax.data.question import Question
 from medkor_jax.data.rows import EMBEDDED
 
 N_OPTIONS = 5  # of every question
+WORDINGS = ("", "other")
 _FRAMES: tuple[Template, ...] = (
     ("{others} {right} So the answer is {option}.", "{others} {right} 따라서 정답은 {option}이다."),
     (
@@ -61,38 +65,55 @@ class _Draft:
     frame: Template
 
 
-def questions(split: str, language: str) -> list[Question]:
+def questions(split: str, language: str, wording: str = "") -> list[Question]:
     """Returns the exam of a split; position, options and key do not depend on the language.
 
-    Raises: ValueError for an unknown split or language.
+    wording: "" or "other", which asks the facts of a held-out split in other words.
+
+    Raises: ValueError for an unknown split, language or wording; training facts are asked in every wording at once.
     """
-    return [_render(draft, language, reasoned=False) for draft in _drafts_of(split, language)]
+    drafts = _drafts_of(split, language, wording)
+    return [_render(draft, language, reasoned=False) for draft in drafts]
 
 
-def reasonings(split: str, language: str) -> list[Question]:
+def reasonings(split: str, language: str, wording: str = "") -> list[Question]:
     """Returns the same questions, each with a rationale that places every option and ends in the right one.
 
     The rationale names options by their text, never by letter.
 
-    Raises: ValueError for an unknown split or language.
+    Raises: ValueError as `questions`.
     """
-    return [_render(draft, language, reasoned=True) for draft in _drafts_of(split, language)]
+    drafts = _drafts_of(split, language, wording)
+    return [_render(draft, language, reasoned=True) for draft in drafts]
 
 
-def _drafts_of(split: str, language: str) -> tuple[_Draft, ...]:
+def _drafts_of(split: str, language: str, wording: str) -> tuple[_Draft, ...]:
     check_name("split", split, SPLITS)
     check_name("language", language, LANGUAGES)
-    return _drafts(split)
+    check_name("wording (subset)", wording, WORDINGS)
+    if wording and split == "train":
+        raise ValueError(
+            "training questions of the embedded exam come in every wording at once; "
+            f"subset {wording!r} is of valid and test"
+        )
+    return _drafts(split, wording)
 
 
 @functools.cache
-def _drafts(split: str) -> tuple[_Draft, ...]:
-    planned = [(fact, *form) for fact in facts() if fact.split == split for form in _forms(fact)]
-    keys = _balanced_keys(len(planned), split)
+def _drafts(split: str, wording: str) -> tuple[_Draft, ...]:
+    planned = [
+        (fact, *form)
+        for fact in facts()
+        if fact.split == split
+        for form in (_other_forms(fact) if wording else _forms(fact))
+    ]
+    drawn = f"{split}/{wording}" if wording else split
+    keys = _balanced_keys(len(planned), drawn)
     drafts = []
     asked: dict[str, int] = {}
+    before = 1 if wording else -1  # numbers go on behind those of the first wording
     for (fact, inverse, template), key in zip(planned, keys):
-        number = asked[fact.id] = asked.get(fact.id, -1) + 1
+        number = asked[fact.id] = asked.get(fact.id, before) + 1
         name = f"embedded/{split}/{fact.id}/{number}"
         rng = random.Random(name)
         options = _wrong_options(fact, inverse, rng)
@@ -100,7 +121,7 @@ def _drafts(split: str) -> tuple[_Draft, ...]:
         drafts.append(
             _Draft(name, fact, inverse, template, tuple(options), key, rng.choice(_FRAMES))
         )
-    random.Random(f"embedded/{split}/order").shuffle(
+    random.Random(f"embedded/{drawn}/order").shuffle(
         drafts
     )  # any first part of an exam covers all relations
     return tuple(drafts)
@@ -115,6 +136,15 @@ def _forms(fact: Fact) -> list[tuple[bool, Template]]:
         return forward + inverse
     rng = random.Random(f"embedded/forms/{fact.id}")
     return [rng.choice(forward), rng.choice(inverse)]
+
+
+def _other_forms(fact: Fact) -> list[tuple[bool, Template]]:
+    """Returns a wording of each direction that `_forms` does not use; of a direction that has only one, none."""
+    used = _forms(fact)
+    every = [(False, t) for t in relations()[fact.relation].forward]
+    every += [(True, t) for t in _inverse_templates(fact)]
+    left = {form[0]: form for form in reversed(every) if form not in used}
+    return [left[inverse] for inverse in sorted(left)]
 
 
 def _inverse_templates(fact: Fact) -> tuple[Template, ...]:
@@ -150,8 +180,8 @@ def _wrong_options(fact: Fact, inverse: bool, rng: random.Random) -> list[Fact]:
     return chosen
 
 
-def _balanced_keys(count: int, split: str) -> list[int]:
-    rng = random.Random(f"embedded/{split}/keys")
+def _balanced_keys(count: int, drawn: str) -> list[int]:
+    rng = random.Random(f"embedded/{drawn}/keys")
     keys: list[int] = []
     while len(keys) < count:
         keys += rng.sample(range(N_OPTIONS), N_OPTIONS)
