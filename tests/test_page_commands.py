@@ -37,6 +37,7 @@ from .run.test_pipeline import make_config
 from .test_examples import PAGES, ROOT, commands_of
 
 FILLED = (
+    (r"medkor report RUN --out DIR", "medkor report runs/medkor --out seen"),
     (r"--weights (embedded|W)(?= |$)", "--weights google/medgemma-4b-it"),
     (r"--weights (R|RUN)(?= |$)", "--weights runs/medkor"),
     (r"--config (C|FILE)(?= |$)", "--config tiny.py"),
