@@ -16,7 +16,7 @@ MAX_NEW_TOKENS = 112
 def get_config(seed="0"):
     config = quickstart.get_config()
     config.run_dir, config.seed = f"runs/rewarded-{seed}", int(seed)
-    config.weights = "runs/quickstart/phase5b_translation"
+    config.weights = "runs/quickstart/phase4b_translation"
     with config.unlocked():
         for name in config.phases:
             del config[name]

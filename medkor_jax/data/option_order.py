@@ -1,6 +1,7 @@
 """Whether the options of a question may be put in another order, and another order for them.
 
     keeps_order(("aspirin", "heparin", "both A and B"))          # True: shuffled, "both A and B" would name others
+    in_orders(question, 4)                                       # it, and in three other orders of its options
 
 An option that speaks of others by letter, number or place ("all of the above", "위의 모두", "①과 ③") is right only
 where they stand. What it does not do: rewrite such options, or look for numbers that refer to a list in the question
@@ -10,11 +11,13 @@ where they stand. What it does not do: rewrite such options, or look for numbers
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 
 import numpy as np
 
+from medkor_jax.data.contents import checksum
 from medkor_jax.data.question import LETTERS, Question
 
 _MARK = rf"(?:[(\[]?[{LETTERS}a-j][)\].]?|[(\[]?\d{{1,2}}[)\]]|[①-⑩])"
@@ -56,6 +59,10 @@ _PATTERNS = (
 _SPEAKS = re.compile("|".join(f"(?:{pattern})" for pattern in _PATTERNS), re.IGNORECASE)
 
 
+# A letter, number or circled number that may stand for an option. "Vitamin C" is taken for one as well: then the order stays.
+_NAMED = re.compile(rf"(?<![A-Za-z0-9])[{LETTERS}](?![A-Za-z0-9])|[①-⑩]|\d\s*번|\([1-9a-j]\)")
+
+
 def keeps_order(options: Sequence[str]) -> bool:
     """Returns whether an option speaks of others by letter, number or place."""
     return any(_SPEAKS.search(option) for option in options)
@@ -68,3 +75,19 @@ def shuffle_options(question: Question, rng: np.random.Generator) -> Question:
     order = [int(i) for i in rng.permutation(len(question.options))]
     options = tuple(question.options[i] for i in order)
     return dataclasses.replace(question, options=options, answer=order.index(question.answer))
+
+
+def in_orders(question: Question, n: int) -> list[Question]:
+    """Returns the question, then n - 1 times with its options in orders of their own, drawn by its id; it alone if its options or
+    its rationale speak of options by letter, number or place, and as many as there are where n is more."""
+    found = {question.options: question}
+    if keeps_order(question.options) or (n > 1 and _NAMED.search(question.rationale)):
+        return [question]
+    rng = np.random.default_rng(int(checksum(question.id)[:12], 16))
+    for _ in itertools.repeat(None, 20 * (n - 1)):
+        if len(found) == n:
+            break
+        other = shuffle_options(question, rng)
+        name = f"{question.id}/order{len(found)}"
+        found.setdefault(other.options, dataclasses.replace(other, id=name))
+    return list(found.values())

@@ -28,6 +28,7 @@ LOSSES = ("", "next_token", "each_layer")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _OPTIONAL = ("rationale", "held_share", "part", "part_by", "asked_as", "translated_to", "loss")
+_BY_DEFAULT = {"orders": 1}
 _UNSAID = ("revision", "translator")  # digests of the rows tell more
 _OF_NAMES = ("fields", "rationale", "part_by")
 
@@ -67,6 +68,10 @@ class Source:
     """Column names, in the order that the kind expects them. (): the usual ones. Of questions: the
     question ("case+question" joins two columns), then the options (one column each, or one that
     holds them all), then the answer."""
+    orders: Annotated[int, ">= 1"] = 1
+    """How many orders of its options each question is taught in, the file's own the first: with one, a
+    model can learn the letter of a question instead of what the letter stands for. A question whose
+    options or reasoning speak of options by letter, number or place keeps the one."""
     rationale: tuple[str, ...] = ()
     """Columns that hold the reasoning of a question, joined by a line each. (): cot or rationale."""
     held_share: Annotated[float, ">= 0", "< 1"] = 0.0
@@ -130,6 +135,10 @@ class Source:
                 f"weight is {self.weight}, expected more than 0; "
                 "leave the source out of the list to switch it off"
             )
+        if self.orders < 1 or (self.orders > 1 and not is_of_questions):
+            return (
+                f"orders is {self.orders} of kind {self.kind!r}, expected 1, or more for questions"
+            )
         if self.loss not in LOSSES:
             return f"loss is {self.loss!r}, expected 'next_token', 'each_layer' or '' for all"
         if self.rationale and not is_of_questions:
@@ -175,6 +184,7 @@ class Source:
             str(path),
             language=self.translated_to,
             weight=self.weight,
+            orders=self.orders,
             loss=self.loss,
             licence=self.licence,
         )
@@ -183,7 +193,12 @@ class Source:
         """Returns the keys as plain data, without those of `_UNSAID` and without those of `_OPTIONAL` that are off: what was written
         before they existed still says the same."""
         said = dataclasses.asdict(self)
-        return {k: v for k, v in said.items() if k not in _UNSAID and (v or k not in _OPTIONAL)}
+        off = dict.fromkeys(_OPTIONAL) | _BY_DEFAULT
+        return {
+            k: v
+            for k, v in said.items()
+            if k not in _UNSAID and (k not in off or (v or None) != off[k])
+        }
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> Source:

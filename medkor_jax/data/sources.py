@@ -21,6 +21,7 @@ from medkor_jax.data.contents import cache_directory, fresh_digest
 from medkor_jax.data.converting import convert, reader_of
 from medkor_jax.data.kept import discard, keep, key_of
 from medkor_jax.data.notes import Note
+from medkor_jax.data.option_order import in_orders
 from medkor_jax.data.question import Question, example
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.rows import (  # noqa: F401  (this module is where others take them from)
@@ -75,8 +76,11 @@ def load_examples(
     """
     if source.kind in OF_QUESTIONS:
         questions = load_questions(source, drop_bad=drop_bad, form=form)
-        taught = [question_example(question, source, form) for question in questions.rows]
-        return rows.Loaded(taught, questions.bad, questions.notes)
+        told = [in_orders(question, source.orders) for question in questions.rows]
+        taught = [question_example(one, source, form) for orders in told for one in orders]
+        n_kept = sum(len(orders) < source.orders for orders in told)
+        kept = f"{n_kept} of {len(told)} questions are taught in fewer than {source.orders} orders: what is said speaks of options by letter, number or place"
+        return rows.Loaded(taught, questions.bad, (*questions.notes, *([kept] if n_kept else ())))
     if _is_large(source):
         stored = _stored(source)
         return rows.settle(
@@ -146,6 +150,7 @@ def _key(source: Source) -> str:
         source,
         name="",
         weight=1.0,
+        loss="",
         licence="",
         revision="",
         path=path.name if path.exists() else source.path,

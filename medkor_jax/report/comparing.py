@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 
 from medkor_jax.eval import stats
-from medkor_jax.eval.metric import metric_needs, outcomes, pairing
 from medkor_jax.eval.report import Report
 from medkor_jax.report.files import PhaseFiles, RunFiles
-from medkor_jax.run.changes import change_between
+from medkor_jax.run.changes import change_between, likelier_between
 from medkor_jax.run.facts import differing
 
 FORMAT = 1
@@ -210,14 +209,8 @@ def _beside(
 
 def _of_probabilities(first: Report, other: Report, confidence: float) -> dict[str, Any] | None:
     """Returns how the mean probability of the right option differs; None where a mode has none, or the answers do not hold it."""
-    if metric_needs("probability", other.mode):
-        return None
-    try:
-        mine, theirs = (outcomes(report, "probability") for report in (other, first))
-    except ValueError:
-        return None
-    moved = mine - theirs[pairing(other, first)]
-    return _points(float(moved.mean()), stats.bootstrap_mean(moved, confidence))
+    moved = likelier_between(first, other, confidence=confidence)
+    return None if moved is None else _points(moved.difference, moved.interval)
 
 
 def _points(difference: float, interval: stats.Interval) -> dict[str, Any]:

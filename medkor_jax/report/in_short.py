@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from medkor_jax.report.files import PhaseFiles, RunFiles
 from medkor_jax.report.moved import Place, change_since, first_asked, languages_of, reference_of
-from medkor_jax.run.changes import Change
+from medkor_jax.run.changes import Change, likelier_between
 
 REASONED = "reason"
 
@@ -50,9 +50,11 @@ def _moved(run: RunFiles, exam: str, start: Place | None) -> str:
     if begin is None or change is None or begin == (end, "after"):
         return f"{exam} {_right(end, 'after', exam)}; not asked before, so no difference is known."
     then = f"{'before' if begin[1] == 'before' else 'after'} {begin[0].name}"
+    reports = [phase.report(when, exam) for phase, when in (begin, (end, "after"))]
+    likelier = likelier_between(*reports) if all(reports) else None
     return (
         f"{exam} {_right(begin[0], begin[1], exam)} {then}, {_right(end, 'after', exam)} after "
-        f"{end.name}: {change.words}."
+        f"{end.name}: {change.words}{f'; {likelier.words}' if likelier else ''}."
     )
 
 

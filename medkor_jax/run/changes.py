@@ -14,7 +14,7 @@ import pathlib
 from typing import Any
 
 from medkor_jax.eval import stats
-from medkor_jax.eval.metric import pairing
+from medkor_jax.eval.metric import metric_needs, outcomes, pairing
 from medkor_jax.eval.report import Report
 
 
@@ -41,6 +41,42 @@ class Change:
         low, high = (100 * end for end in self.interval)
         said = f"{100 * self.difference:+.1f} points [{low:+.1f}, {high:+.1f}], {self.verdict}"
         return said + (", at chance now" if self.at_chance else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelier:
+    """How the mean probability of the right option moved, as shares of 1; the interval is paired by question (bootstrap)."""
+
+    before: float
+    after: float
+    interval: stats.Interval
+
+    @property
+    def difference(self) -> float:
+        return self.after - self.before
+
+    @property
+    def words(self) -> str:
+        low, high = (100 * end for end in self.interval)
+        return (
+            f"mean probability of the right option {self.before:.1%} to {self.after:.1%}, "
+            f"{100 * self.difference:+.1f} points [{low:+.1f}, {high:+.1f}]"
+        )
+
+
+def likelier_between(before: Report, after: Report, *, confidence: float = 0.95) -> Likelier | None:
+    """Returns the same of the probability of the right option, which tells more than a choice does; None where a mode has none,
+    or the answers do not hold it. Raises: ValueError if they answered other questions."""
+    if metric_needs("probability", after.mode):
+        return None
+    pairs = pairing(after, before)
+    try:
+        mine, theirs = (outcomes(report, "probability") for report in (after, before))
+    except ValueError:
+        return None
+    moved = mine - theirs[pairs]
+    interval = stats.bootstrap_mean(moved, confidence)
+    return Likelier(float(theirs[pairs].mean()), float(mine.mean()), interval)
 
 
 def change_between(before: Report, after: Report, *, confidence: float = 0.95) -> Change:

@@ -253,7 +253,7 @@ def _content(source: Source) -> Source:
         if pathlib.Path(source.path).exists()
         else source.path
     )
-    return dataclasses.replace(source, name="", weight=1.0, licence="", path=path)
+    return dataclasses.replace(source, name="", weight=1.0, loss="", licence="", path=path)
 
 
 def uses_of(recipe: Recipe) -> list[Use]:

@@ -110,6 +110,7 @@ ROLES: dict[str, dict[str, str]] = {
         held_share=ELSEWHERE,
         part=ELSEWHERE,
         part_by=ELSEWHERE,
+        orders=ELSEWHERE,
         loss=ELSEWHERE,
         asked_as=ELSEWHERE,
         translated_to=ELSEWHERE,

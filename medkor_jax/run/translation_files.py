@@ -62,7 +62,7 @@ class TranslationFiles:
 
 def as_translated(source: Source) -> Source:
     """Returns what decides the translation of a source."""
-    return dataclasses.replace(source, weight=1.0, licence="")
+    return dataclasses.replace(source, weight=1.0, loss="", licence="")
 
 
 def read_report(path: pathlib.Path) -> dict[str, Any] | None:

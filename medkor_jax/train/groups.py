@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from medkor_jax.data.question import Question
+from medkor_jax.data.question import LETTERS, Question
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.train.actor import Sample
 from medkor_jax.train.reward_settings import RewardSettings
@@ -93,6 +93,7 @@ def rollout_metrics(
         },
         "right": np.mean([one.is_right for one in earned]),
         "in_format": np.mean([one.has_format for one in earned]),
+        "one_letter": max(letter_counts(groups)) / max(sum(letter_counts(groups)), 1),
         "unparsed": np.mean([not one.is_parsed for one in earned]),
         "unfinished": np.mean([not sample.is_finished for sample in samples]),
         "dead_groups": n_dead / len(groups),
@@ -103,6 +104,12 @@ def rollout_metrics(
         "new_tokens_longest": max(lengths),
     }
     return {f"rollout/{name}": float(value) for name, value in values.items()}
+
+
+def letter_counts(groups: Sequence[Group]) -> list[int]:
+    """Returns how many of the answers chose A, B, ..., those that cannot be read left out."""
+    chosen = [one.letter for group in groups for one in group.earned if one.letter is not None]
+    return np.bincount(chosen, minlength=len(LETTERS)).tolist()
 
 
 def explain(groups: Sequence[Group], settings: RewardSettings, form: ReasoningFormat) -> str:

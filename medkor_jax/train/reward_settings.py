@@ -38,7 +38,12 @@ class RolloutSettings:
     stay empty.
     """
     patience: Annotated[int, ">= 1"] = 3
-    """After how many batches in a row that stayed empty through all refills the stage gives up."""
+    """After how many batches in a row that stayed empty through all refills the stage gives up; also
+    over how many `one_letter` looks."""
+    one_letter: Annotated[float, ">= 0", "<= 1"] = 0.9
+    """Share of one letter among the answers of the last batches from which the stage stops: options
+    are shuffled for each visit, so such a model answers by place, and learns the form alone. 0:
+    never."""
     importance_cap: Annotated[float, ">= 0"] = 2.0
     """grpo: the most that a token counts whose sampler was less sure of it (`policy`, departure 8).
     0: all count 1.
@@ -60,6 +65,12 @@ class RolloutSettings:
                 f"temperature is {self.temperature}; samples of a question must differ, so it must "
                 "be above 0"
             )
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what decides what is learnt; when a stage gives up is no part of that."""
+        said = dataclasses.asdict(self)
+        del said["one_letter"]
+        return said
 
     def check_shape(self, batch_size: int, seq_len: int, loss_positions: int) -> None:
         """Raises: ValueError if batches of that shape (loss_positions 0: derived) hold no groups or
@@ -129,7 +140,7 @@ class RewardSettings:
             return None
         return {
             "algorithm": self.algorithm,
-            "rollout": dataclasses.asdict(self.rollout),
+            "rollout": self.rollout.facts(),
             "form": dataclasses.asdict(form),
             "parts": {part.name: part.facts() for part in self.parts if part.is_on},
         }

@@ -234,14 +234,15 @@ def best(parts: tuple[RewardPart, ...]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Earned:
-    """One sample's reward. parts: {part: what it earned}. Nothing unfinished is right, parsed or in
-    form.
+    """One sample's reward. parts: {part: what it earned}; letter: which option it chose, None where
+    that cannot be read. Nothing unfinished is right, parsed or in form.
     """
 
     parts: dict[str, float]
     is_right: bool
     is_parsed: bool
     has_format: bool
+    letter: int | None = None
 
     @property
     def total(self) -> float:
@@ -270,11 +271,11 @@ class Reward:
         read = parse_reasoned(text, len(question.options), self.form)
         is_parsed = is_finished and read.answer is not None
         has_format = is_finished and read.has_format
-        response = Response(
-            text, question, n_tokens, is_finished, read.answer if is_parsed else None, has_format
-        )
+        letter = read.answer if is_parsed else None
+        response = Response(text, question, n_tokens, is_finished, letter, has_format)
         parts = {part.name: self._earned(part, of, response) for part, of in self._functions}
-        return Earned(parts, is_parsed and read.answer == question.answer, is_parsed, has_format)
+        is_right = is_parsed and letter == question.answer
+        return Earned(parts, is_right, is_parsed, has_format, letter)
 
     @functools.cached_property
     def _functions(self) -> tuple[tuple[RewardPart, PartFunction], ...]:

@@ -26,7 +26,7 @@ from medkor_jax.data.contents import content_digest
 from medkor_jax.data.language import check_language_unit
 from medkor_jax.data.option_order import keeps_order, shuffle_options
 from medkor_jax.data.packing import LANGUAGE_IDS, Batch, PackedRows
-from medkor_jax.data.question import Question
+from medkor_jax.data.question import LETTERS, Question
 from medkor_jax.data.reasoning import ReasoningFormat, reasoning_prompt
 from medkor_jax.data.rows import BadDataError, BadRow, Source
 from medkor_jax.data.style import Style
@@ -34,11 +34,20 @@ from medkor_jax.io.old_formats import CURSOR_FORMAT, upgraded_cursor
 from medkor_jax.model.params import Params
 from medkor_jax.parallel.hosts import say
 from medkor_jax.train.actor import Actor, Sample
-from medkor_jax.train.groups import Group, NothingToLearn, explain, rollout_metrics, taught
+from medkor_jax.train.groups import (
+    Group,
+    NothingToLearn,
+    explain,
+    letter_counts,
+    rollout_metrics,
+    taught,
+)
 from medkor_jax.train.importance import gap_alarm, importance
 from medkor_jax.train.reward_settings import RewardSettings
 from medkor_jax.train.rewards import Earned, Reward
 from medkor_jax.train.sampled_rows import array_from_json, array_to_json, fill_rows
+
+FEWEST_ANSWERS = 20  # of which a share of one letter says anything
 
 
 class Rollouts:
@@ -105,6 +114,7 @@ class Rollouts:
         self._update = 0  # updates made with the batch in hand
         self._in_hand: tuple[Batch, dict[str, float]] | None = None
         self._placed = self._slots = 0
+        self._letters: list[list[int]] = []  # of the last batches, how often each was chosen
         self._warned = self._warned_of_gap = False
 
     def next(self, params: Params, actor: Actor) -> tuple[Batch, dict[str, float]]:
@@ -143,6 +153,7 @@ class Rollouts:
             "next": self._next,
             "update": self._update,
             "in_hand": in_hand,
+            "letters": self._letters,
             "settings": self._identity,
             "format": CURSOR_FORMAT,
         }
@@ -151,7 +162,7 @@ class Rollouts:
         """Goes to where `state` stood. Raises: ValueError, naming what differs, if it is the state of another source."""
         check_cursor(upgraded_cursor(state), self._identity)
         self._rollout, self._next, self._update = state["rollout"], state["next"], state["update"]
-        self._in_hand = None
+        self._in_hand, self._letters = None, state.get("letters", [])
         if held := state["in_hand"]:
             self._in_hand = (
                 {name: array_from_json(value) for name, value in held["batch"].items()},
@@ -194,8 +205,25 @@ class Rollouts:
                 say(words)
             if actor.has_reference:
                 batch["reference_nats"] = actor.reference_nats(batch)
+        self._watch_letters(seen)
         self._rollout, self._next = self._rollout + 1, self._next + len(seen)
         return batch, rollout_metrics(seen, self._learning, n_rows=len(rows), refills=refills) | gap
+
+    def _watch_letters(self, seen: Sequence[Group]) -> None:
+        """Raises: NothingToLearn if the last batches chose one letter nearly always."""
+        settings = self.settings
+        self._letters = [*self._letters, letter_counts(seen)][-settings.patience :]
+        chosen = np.sum(self._letters, axis=0)
+        share = chosen.max() / max(chosen.sum(), 1)
+        is_told = len(self._letters) == settings.patience and chosen.sum() >= FEWEST_ANSWERS
+        if is_told and 0 < settings.one_letter <= share:
+            raise NothingToLearn(
+                f"{share:.0%} of the {chosen.sum()} answers of the last {settings.patience} batches are "
+                f"{LETTERS[int(chosen.argmax())]}, although the options are shuffled for each: the model answers by place "
+                "and learns the form alone. Bind the letter to its option first: train longer on supervised reasoning with its "
+                f"questions in several orders (orders=4), or go on regardless (reward.rollout.one_letter, now "
+                f"{settings.one_letter:g}; 0: never stop)"
+            )
 
     def _fill(
         self, params: Params, actor: Actor, seen: list[Group]

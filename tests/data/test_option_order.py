@@ -1,8 +1,11 @@
+import dataclasses
+import json
+
 import pytest
 
 from medkor_jax.data import embedded
-from medkor_jax.data.option_order import keeps_order
-from medkor_jax.data.sources import Source, load_questions
+from medkor_jax.data.option_order import in_orders, keeps_order
+from medkor_jax.data.sources import Source, load_examples, load_questions
 
 
 @pytest.mark.parametrize(
@@ -132,3 +135,47 @@ def test_spans_exceptions_and_nothing_speak_of_others(option):
 )
 def test_findings_and_names_with_letters_do_not(option):
     assert not keeps_order(("aspirin", "heparin", option))
+
+
+def test_a_question_is_taught_in_as_many_orders_as_asked_for_its_answer_always_under_its_letter():
+    question = embedded.reasonings("train", "ko")[0]
+    orders = in_orders(question, 6)
+    assert orders[0] == question and len({one.options for one in orders}) == 6
+    assert len({one.id for one in orders}) == 6
+    assert {one.options[one.answer] for one in orders} == {question.options[question.answer]}
+    assert {frozenset(one.options) for one in orders} == {frozenset(question.options)}
+    assert len({one.answer for one in orders}) >= 3 and in_orders(question, 6) == orders
+    assert in_orders(question, 1) == [question]
+
+
+@pytest.mark.parametrize(
+    "rationale",
+    ["B is wrong, so D.", "정답은 3번이다.", "①은 아니다.", "(2) is right", "보기 C가 맞다"],
+)
+def test_reasoning_that_speaks_of_letters_keeps_the_order_that_it_speaks_of(rationale):
+    question = dataclasses.replace(embedded.questions("train", "ko")[0], rationale=rationale)
+    assert in_orders(question, 4) == [question]
+    plain = dataclasses.replace(question, rationale="비타민이 모자란 병이다.")
+    assert len(in_orders(plain, 4)) == 4
+
+
+def test_a_source_teaches_its_questions_in_orders_and_says_which_it_cannot(tmp_path):
+    rows = [
+        dict(question=f"q{i}", A="a1", B="b1", C="c1", D="d1", E="e1", answer="B", cot=cot)
+        for i, cot in enumerate(["it is b1", "A is wrong, 정답: B"])
+    ]
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = Source("q", "reasoning", str(path), language="en", orders=3)
+    loaded = load_examples(source, drop_bad=False)
+    assert len(loaded.rows) == 3 + 1 and "1 of 2 questions are taught in fewer" in loaded.notes[-1]
+    letters = [example.parts[1][0].split()[-1] for example in loaded.rows[:3]]
+    shown = [example.parts[0][0] for example in loaded.rows[:3]]
+    for letter, prompt in zip(letters, shown, strict=True):
+        assert f"{letter}. b1" in prompt or f"{letter}: b1" in prompt or f"{letter}) b1" in prompt
+    assert len(load_examples(dataclasses.replace(source, orders=1), drop_bad=False).rows) == 2
+
+
+def test_orders_are_of_questions():
+    with pytest.raises(ValueError, match="orders is 3 of kind 'text', expected 1"):
+        Source("t", "text", "embedded", orders=3)

@@ -41,6 +41,7 @@ def test_english_is_compared_with_the_model_that_the_gates_compare_with(
     answer_otherwise(run_dir, "phase3/answers/english-after.jsonl", after)
     said = lines_of(run_dir)["English"]
     assert said.startswith("english ") and words in said
+    assert "; mean probability of the right option " in said and "%, " in said.split("option ")[1]
     assert ("Its gate, which wants" in said and said.endswith("opened.")) or "did not open." in said
 
 
