@@ -21,7 +21,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from medkor_jax.commands.arguments import add_place
 
@@ -127,6 +127,7 @@ def _main(argv: list[str]) -> int:
         ModuleNotFoundError,
         RuntimeError,
         GateClosed,
+        stopping.Stopped,
     ) as error:
         if os.environ.get("MEDKOR_TRACEBACK") and exit_code(error) == 1:
             raise
@@ -142,6 +143,17 @@ def _main(argv: list[str]) -> int:
             traceback.print_exc()
             hosts.leave(1)
         raise
+
+
+_FREE = "free space, or give the run another run_dir"
+_ALLOW = "let this user at it, or name another place"
+_MENDS = {
+    errno.ENOSPC: _FREE,
+    errno.EDQUOT: _FREE,
+    errno.EROFS: "mount that disk to be written, or name another place",
+    errno.EACCES: _ALLOW,
+    errno.EPERM: _ALLOW,
+}
 
 
 def exit_code(error: BaseException) -> int:
@@ -162,19 +174,14 @@ def exit_code(error: BaseException) -> int:
 
 
 def words_of(error: BaseException, place: str) -> str:
-    """Returns what an error says; of a disk that takes no more, also where that was and what to do. place: what was being done."""
-    if not isinstance(error, OSError) or error.errno not in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EROFS,
-    ):
+    """Returns what an error says; of a place that takes no more, or nothing, also where that was and what to do. place: what
+    was being done."""
+    to_do = _MENDS.get(error.errno) if isinstance(error, OSError) else None
+    if not isinstance(error, OSError) or to_do is None:
         return str(error)
     at_what = f" at {place}" if place else ""
     file = f", {error.filename}" if error.filename else ""
-    return (
-        f"{error.strerror}{at_what}{file}: free space, or give the run another run_dir; what was saved before is kept, and the "
-        "same command goes on"
-    )
+    return f"{error.strerror}{at_what}{file}: {to_do}; what was saved before is kept, and the same command goes on"
 
 
 def asked_verb(argv: Sequence[str]) -> str:
@@ -247,8 +254,9 @@ def _set_up_libraries() -> None:
 
     from medkor_jax.data.contents import cache_directory
 
-    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
+    config: Any = jax.config  # which names it has, only some versions of jax tell a type checker
+    if not config.jax_compilation_cache_dir:
+        config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
 
 
 if __name__ == "__main__":

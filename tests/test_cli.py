@@ -1,6 +1,7 @@
 """Commands, their exit codes, and what they print."""
 
 import argparse
+import asyncio
 import csv
 import importlib
 import importlib.metadata
@@ -18,6 +19,7 @@ import pytest
 from medkor_jax import cli
 from medkor_jax.data import embedded
 from medkor_jax.eval.verdict import GateClosed
+from medkor_jax.io.checkpoint import readable, writable
 from medkor_jax.parallel import hosts
 from medkor_jax.run import pipeline
 
@@ -258,12 +260,37 @@ def test_a_directory_that_is_not_there_is_not_only_a_hub_that_is_not_reached(
     assert f"there is no {name} here{near}" in said and "as a hub id: " in said
 
 
+def in_an_event_loop(strike):
+    async def loop():
+        asyncio.get_running_loop().call_soon(strike)
+        await asyncio.sleep(30)
+
+    asyncio.run(loop())
+
+
+def within(guard, strike):
+    with guard:
+        strike()
+
+
+AROUND = {
+    "nothing": lambda strike: strike(),
+    "a save": lambda strike: within(writable("x"), strike),
+    "a restore": lambda strike: within(readable(pathlib.Path("x"), ""), strike),
+    "a library's event loop": in_an_event_loop,
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_outside_training_is_one_sentence(number, monkeypatch, capsys, tmp_path):
+def test_a_signal_outside_training_is_one_sentence(number, around, monkeypatch, capsys, tmp_path):
+    def strike():
+        os.kill(os.getpid(), number)
+        time.sleep(5)  # it comes at once
+
     def interrupted(self):
         hosts.at("exam english")
-        os.kill(os.getpid(), number)
-        time.sleep(30)  # it comes at once
+        AROUND[around](strike)
 
     monkeypatch.setattr(pipeline.Run, "all", interrupted)
     before = signal.getsignal(signal.SIGTERM)

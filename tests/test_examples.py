@@ -1,6 +1,7 @@
 """The examples in module docstrings and the commands of the pages: they parse, what they call is there, and takes the arguments that they give it.
 
-An example is what stands four spaces in. Nothing of it is run: a name that is only used (`config`, `params`) stands for a
+An example is what stands four spaces in. Nothing of it is run here (the commands of the pages are, in
+test_page_commands.py): a name that is only used (`config`, `params`) stands for a
 value that the reader has, and may be anything. What is called must exist, in the module itself or elsewhere in the package;
 so must what is asked of a value whose type is known, as it came of a call to something of ours.
 """

@@ -18,6 +18,7 @@ from medkor_jax.commands.preflight import Finding, Preflight
 from medkor_jax.data.check import Use
 from medkor_jax.data.licences import told_licence
 from medkor_jax.data.rows import Source
+from medkor_jax.eval.verdict import GateClosed
 from medkor_jax.io import download
 from medkor_jax.plan.handcount import hand_flops
 from medkor_jax.plan.planner import SECONDS_PER_DAY
@@ -27,7 +28,7 @@ from medkor_jax.run.at_hand import NotHereError, is_at_hand
 from medkor_jax.run.corpora import Corpora, uses_of
 from medkor_jax.run.hub_named import Told, Wanted, ask_hub, named_on_hub, unsaid
 from medkor_jax.run.phases import Phase, Recipe
-from medkor_jax.run.readiness import LEAKS, TRANSLATIONS, checks
+from medkor_jax.run.readiness import LEAKS, TRANSLATIONS, checks, require_upstream
 from medkor_jax.run.translated import find_translations, translators_of
 
 NOT_CHECKED = "NOT CHECKED: "
@@ -42,6 +43,7 @@ def rehearse(recipe: Recipe) -> tuple[str, Preflight]:
         find_translations(recipe, corpora)
         loaded = {use: _loaded(corpora, use) for use in uses_of(recipe)}
         findings = [
+            *_of_upstream(recipe),
             *_of_hub(wanted, told),
             *_of_sources(loaded),
             *_of_checks(recipe, corpora),
@@ -63,6 +65,14 @@ def _loaded(corpora: Corpora, use: Use) -> int | Exception:
         return len(corpora.of_use(use).rows)
     except (ValueError, OSError, RuntimeError) as error:
         return error
+
+
+def _of_upstream(recipe: Recipe) -> Iterator[Finding]:
+    """A phase that the run starts from and does not run itself, where it may not start from it."""
+    try:
+        require_upstream(recipe)
+    except GateClosed as error:
+        yield Finding("order", "", str(error))
 
 
 def _of_hub(wanted: list[Wanted], told: list[Told]) -> Iterator[Finding]:

@@ -173,6 +173,18 @@ def require_open(path: str | os.PathLike, expected: Mapping[str, str]) -> dict[s
         raise GateClosed(
             f"{path} judged something else: {', '.join(differing)}; evaluate phase {verdict['phase']!r} again"
         )
+    return _passed(path, verdict)
+
+
+def require_passed(path: str | os.PathLike) -> dict[str, Any]:
+    """Returns the verdict if it passed or was waived, whatever it judged: what can be known before anything is opened.
+
+    Raises: GateClosed otherwise.
+    """
+    return _passed(path, read_verdict(path))
+
+
+def _passed(path: str | os.PathLike, verdict: dict[str, Any]) -> dict[str, Any]:
     if not verdict["passed"] and not verdict["waiver"]:
         raise GateClosed(
             f"{path} did not pass: {verdict['judgement']['words']} Train further, or waive it with a reason"

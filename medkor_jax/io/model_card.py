@@ -90,7 +90,11 @@ def write_card(
 def _phases(directory: pathlib.Path) -> tuple[dict[str, Any], ...]:
     """Returns the summaries of the phases that lead to the model in `directory`, following digests back."""
     run = directory.parent
-    names = [entry["phase"] for entry in read_ledger(run) if entry["event"] == "finished"]
+    ledger = read_ledger(
+        run
+    )  # in the order they ended; one whose end was not noted before its process died, last
+    names = [entry["phase"] for entry in ledger if entry["event"] == "finished"]
+    names += [entry["phase"] for entry in ledger]
     order = [name for name in dict.fromkeys(names) if (run / name / "summary.json").is_file()]
     summaries = {
         name: _read(run / name / "summary.json", "phase", "title", "model", "before", "after")

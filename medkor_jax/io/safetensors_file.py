@@ -11,14 +11,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from medkor_jax.io.streaming import CHUNK_BYTES, WeightsError
 
-DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
+DTYPES: dict[str, np.dtype] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+}
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
@@ -50,25 +56,14 @@ def read_safetensors_header(path: pathlib.Path) -> dict[str, SafeTensor]:
     try:
         header = json.loads(raw)
         header.pop("__metadata__", None)
-        spans = {
-            name: (
-                entry["dtype"],
-                tuple(map(int, entry["shape"])),
-                *map(int, entry["data_offsets"]),
-            )
-            for name, entry in header.items()
-        }
+        spans = {name: _span(entry) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(
             f"{path} is not a safetensors file: its header cannot be read ({error})"
         ) from error
     data, expected = 8 + length, 0
     for name, (dtype, shape, start, stop) in sorted(spans.items(), key=lambda item: item[1][2:]):
-        n_bytes = (
-            int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize
-            if dtype in DTYPES
-            else stop - start
-        )
+        n_bytes = math.prod(shape) * DTYPES[dtype].itemsize if dtype in DTYPES else stop - start
         if start != expected or stop - start != n_bytes:
             raise WeightsError(
                 f"{path} is inconsistent: {name} ({dtype} {list(shape)}) takes bytes {start} to {stop}, "
@@ -94,6 +89,17 @@ def read_bytes(tensor: SafeTensor) -> np.ndarray:
     if raw.size != tensor.n_bytes:
         raise WeightsError(f"{tensor.path} ends early; it changed while it was read")
     return raw
+
+
+def _span(entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """Returns dtype, shape, first byte and the one behind the last, as a header has them. Raises: ValueError if it has other things."""
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    counts = [*shape, *offsets]
+    if not isinstance(dtype, str) or len(offsets) != 2:
+        raise ValueError(f"expected a dtype and two offsets, found {dtype!r} and {offsets!r}")
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(f"expected sizes and offsets as whole numbers, found {counts}")
+    return dtype, tuple(shape), *offsets
 
 
 def read_rows_of(tensor: SafeTensor, start: int, stop: int) -> np.ndarray:

@@ -17,8 +17,12 @@ from typing import Any
 _where = ""
 
 
-class Stopped(RuntimeError):
-    """A signal ended the run where nothing had to be saved; the same command goes on."""
+class Stopped(SystemExit):
+    """A signal ended the run where nothing had to be saved; the same command goes on.
+
+    It may come anywhere, also where whatever a library raises is turned into a sentence about files: nothing that looks for
+    faults (`except Exception`) may take it for one, and no event loop may keep it to itself, as it does with all but SystemExit.
+    """
 
 
 def at(place: str) -> None:

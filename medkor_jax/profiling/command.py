@@ -232,7 +232,8 @@ def keep_out_foreign_profilers() -> None:
             advice
             + "it is loaded already, and a trace would end the process. Start again with JAX_PLATFORMS=cpu (or cuda,cpu)"
         )
-    if platforms := jax.config.jax_platforms:  # type: ignore[attr-defined]
+    config: Any = jax.config  # which names it has, only some versions of jax tell a type checker
+    if platforms := config.jax_platforms:
         if "tpu" in platforms:
             raise RuntimeError(
                 advice + "on this TPU, install the one that jax pins: pip install 'jax[tpu]'"

@@ -16,19 +16,22 @@ from typing import Any
 from medkor_jax.eval.report import Report
 from medkor_jax.io.files import read_json_file
 from medkor_jax.run.data_lock import Lock, read_lock
+from medkor_jax.run.left_out import left_out_words
 from medkor_jax.run.on_disk import RunOnDisk, look_at
 from medkor_jax.run.provenance import read_provenance
 from medkor_jax.run.summary import chain_of, read_final, read_summaries
 from medkor_jax.run.translation_files import reports_of
 from medkor_jax.train.metrics import read_metrics
+from medkor_jax.train.spikes import left_out
 
 
 @dataclasses.dataclass(frozen=True)
 class StageFiles:
-    """rows: a dict a step, as metrics.jsonl has them."""
+    """rows: a dict a step, as metrics.jsonl has them. left_out: how many batches it went on without, by step."""
 
     name: str
     rows: list[dict[str, Any]]
+    left_out: dict[int, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,11 @@ class PhaseFiles:
     @property
     def title(self) -> str:
         return self.summary.get("title", "")
+
+    @property
+    def without(self) -> str:
+        """A sentence about the batches that were left out, "" if none was."""
+        return left_out_words(self.name, {one.name: one.left_out for one in self.stages})
 
     def exams(self, when: str) -> dict[str, Any]:
         """Returns the summaries of exams "before", "before_remedy" or "after"."""
@@ -100,9 +108,11 @@ def read_run(directory: pathlib.Path) -> RunFiles:
         stages = []
         for path in sorted(place.glob("*/metrics.jsonl"), key=_when):
             try:
-                stages.append(StageFiles(path.parent.name, read_metrics(path.parent)))
+                rows = read_metrics(path.parent)
             except ValueError as error:
                 faults.append(f"{path} cannot be read ({error})")
+                continue
+            stages.append(StageFiles(path.parent.name, rows, _left_out(path.parent, faults)))
         phases.append(
             PhaseFiles(
                 phase.name,
@@ -153,6 +163,14 @@ def _json(path: pathlib.Path, faults: list[str]) -> dict[str, Any]:
         return read_json_file(path)
     except FileNotFoundError:
         return {}
+    except ValueError as error:
+        faults.append(str(error))
+        return {}
+
+
+def _left_out(directory: pathlib.Path, faults: list[str]) -> dict[int, int]:
+    try:
+        return left_out(directory)
     except ValueError as error:
         faults.append(str(error))
         return {}

@@ -217,6 +217,8 @@ def _trust(run: RunFiles) -> dict[str, Any]:
         if accepted := phase.record.get("accepted"):
             said = f"{phase.name} was kept although {', '.join(accepted)} changed"
             doubts.append((said, said))
+        if phase.without:
+            doubts.append((phase.without.partition(":")[0], phase.without))
         starts = phase.provenance.get("starts", ())
         if any(start["git"] and not start["git"]["is_clean"] for start in starts):
             uncommitted.append(phase.name)

@@ -61,6 +61,8 @@ def _phase(phase: PhaseFiles) -> dict[str, Any]:
             for name, nats in phase.losses("after").items()
         },
         "translations": _translations(phase),
+        "left_out": {stage.name: stage.left_out for stage in phase.stages if stage.left_out},
+        "without": phase.without,
         "waived": ((phase.verdict.get("waiver") or {}).get("reason", "")),
     }
 

@@ -25,6 +25,7 @@ from medkor_jax.parallel import hosts
 from medkor_jax.parallel.hosts import say
 from medkor_jax.run.board import write_board
 from medkor_jax.run.gate_outlook import reference_account
+from medkor_jax.run.left_out import left_out_of
 from medkor_jax.run.lineage import Finished, Lineage
 from medkor_jax.run.measurement import Measured
 from medkor_jax.run.phases import Phase, Recipe
@@ -80,16 +81,9 @@ def conclude(
         loaded.style.name,
         loaded.new_tokens,
     )
-    write_sealed(directory / "summary.json", _summary(course, recipe, model, seconds))
+    write_sealed(directory / "summary.json", _summary(course, recipe, model, directory, seconds))
     _write_verdict(course, recipe, lineage, model, directory / "verdict.json")
-    note(
-        run_dir,
-        phase,
-        "finished",
-        passed=judgement.passed,
-        words=judgement.words,
-        model=model.digest,
-    )
+    _note_end(run_dir, phase, judgement.passed, judgement.words, model.digest)
     write_board(run_dir, [one.name for one in recipe.all_phases])
     if not judgement.passed and phase.gate.on_failure != "continue":
         raise GateClosed(
@@ -98,13 +92,16 @@ def conclude(
         )
 
 
-def _summary(course: Course, recipe: Recipe, model: Model, seconds: float) -> dict[str, Any]:
+def _summary(
+    course: Course, recipe: Recipe, model: Model, directory: pathlib.Path, seconds: float
+) -> dict[str, Any]:
     phase = course.phase
     return {
         "phase": phase.name,
         "title": phase.title,
         "model": model.digest,
         "rounds": course.rounds,
+        "left_out": left_out_of(directory),
         "seconds": round(seconds, 1),
         "upstream": [one.digest for one in course.upstream],
         "gate": dataclasses.asdict(phase.gate),
@@ -174,6 +171,24 @@ def _translated(recipe: Recipe, source: Source) -> dict[str, str]:
         "translated_to": source.translated_to,
         "translator": source.translator or recipe.weights,
     }
+
+
+def note_missing_end(run_dir: pathlib.Path, phase: Phase, model_digest: str) -> None:
+    """Adds the line of a phase that finished, where its process died between the verdict and that line."""
+
+    def is_missing() -> bool:
+        events = [one["event"] for one in read_ledger(run_dir) if one["phase"] == phase.name]
+        return events[-1:] != ["finished"]
+
+    if hosts.first(f"does the ledger lack the end of {phase.name}", is_missing):
+        judged = read_verdict(run_dir / phase.name / "verdict.json")
+        _note_end(run_dir, phase, judged["passed"], judged["judgement"]["words"], model_digest)
+
+
+def _note_end(
+    run_dir: pathlib.Path, phase: Phase, passed: bool, words: str, model_digest: str
+) -> None:
+    note(run_dir, phase, "finished", passed=passed, words=words, model=model_digest)
 
 
 def note(run_dir: pathlib.Path, phase: Phase, event: str, **what: Any) -> None:

@@ -1,6 +1,6 @@
 """One run directory, one run: who has it, and why nobody else may.
 
-    with held(run_dir):             # RunHeld if another medkor has it
+    with held(run_dir):             # RunHeld if another medkor has it, NotWritable if nothing can be written there
         ...
     holder_of(run_dir)              # "process 4711 on tpu-vm-3 since 2026-11-27T21:40:12+0000 (medkor run ...)", "" if none
 
@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 
@@ -27,6 +28,7 @@ from medkor_jax.parallel.cluster import host_name
 FILE = ".lock"
 _UNKNOWN = "a process that has not said its name"
 _TRIES = 5
+_MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)
 _HAS_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -34,9 +36,16 @@ class RunHeld(RuntimeError):
     """Another process has the run directory."""
 
 
+class NotWritable(RuntimeError):
+    """This user may write nothing into the run directory."""
+
+
 @contextlib.contextmanager
 def held(directory: str | os.PathLike) -> Iterator[None]:
-    """Has the directory, which is made if need be, until the block ends. Raises: RunHeld, on all processes of a run."""
+    """Has the directory, which is made if need be, until the block ends.
+
+    Raises: RunHeld, or NotWritable, on all processes of a run.
+    """
     path = pathlib.Path(directory) / FILE
     taken: list[int] = []
     hosts.first(f"{path.name} taken", lambda: taken.append(_take(path)))
@@ -63,8 +72,7 @@ def holder_of(directory: str | os.PathLike) -> str:
 
 def _take(path: pathlib.Path) -> int:
     """Returns the open lock file, held and with our name in it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    file = _open(path)
     try:
         other = _other(file, path)
         for _ in range(_TRIES):
@@ -89,6 +97,26 @@ def _take(path: pathlib.Path) -> int:
     except BaseException:
         os.close(file)
         raise
+
+
+def _open(path: pathlib.Path) -> int:
+    """Returns the lock file, opened to be written, in a directory where more can be made: a lock file alone may be writable."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            tempfile.TemporaryFile(dir=path.parent).close()
+        except OSError:
+            os.close(file)
+            raise
+    except OSError as error:
+        if error.errno not in _MAY_NOT:
+            raise
+        raise NotWritable(
+            f"the run directory {path.parent} cannot be written ({error.strerror}): let this user write there, or give the run "
+            "another one, --config.run_dir=DIRECTORY. Nothing was begun"
+        ) from error
+    return file
 
 
 def _other(file: int, path: pathlib.Path) -> str:

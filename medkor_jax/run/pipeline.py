@@ -41,7 +41,7 @@ from medkor_jax.run.asked_form import asked_form
 from medkor_jax.run.candidates import on_demand_of
 from medkor_jax.run.choosing import choose, may_run, open_later
 from medkor_jax.run.corpora import Corpora
-from medkor_jax.run.course import Course, conclude, note
+from medkor_jax.run.course import Course, conclude, note, note_missing_end
 from medkor_jax.run.final import sit_final
 from medkor_jax.run.lineage import Finished, Lineage, Stale
 from medkor_jax.run.measurement import Measured, Measurer, read_evidence
@@ -111,6 +111,7 @@ class Run:
             judged = read_verdict(self.directory / phase.name / "verdict.json")["judgement"]
             words = said_of(judged["words"], phase.gate.on_failure)
             say(f"\n{phase.name}: done before; {words}")
+            note_missing_end(self.directory, phase, finished.model.digest)
             return
         say(heading(self.recipe, phase, self.directory))
         if finished:

@@ -9,6 +9,7 @@ Both ask the same functions of the same data, so that what is clean for one is c
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -23,6 +24,7 @@ from medkor_jax.data.rows import BadDataError
 from medkor_jax.data.thinking import switch
 from medkor_jax.eval.harness import MAX_NEW_TOKENS
 from medkor_jax.eval.scoring import Scorer
+from medkor_jax.eval.verdict import GateClosed, require_passed
 from medkor_jax.parallel.hosts import say
 from medkor_jax.parallel.mesh import check_batch
 from medkor_jax.run import translated
@@ -50,8 +52,9 @@ def make_ready(
 
     An exam that is still to be translated is checked by its questions as they are given, and then by the rows that passed.
 
-    Raises: as `checks`.
+    Raises: as `require_upstream`, before anything of the data is read; then as `checks`.
     """
+    require_upstream(recipe)
     pending = translated.find_translations(recipe, corpora)
     _ask(checks(recipe, corpora, mesh))
     if pending:
@@ -60,6 +63,22 @@ def make_ready(
         by_rows = {LEAKS, GATES, *_stages_with(recipe, {source.name for source in pending})}
         again = checks(recipe, corpora, mesh)
         _ask({name: again[name] for name in again if name in by_rows})
+
+
+def require_upstream(recipe: Recipe) -> None:
+    """Looks for the verdicts of the phases that the run starts from and does not run itself.
+
+    Raises: GateClosed, naming the phase, if one is not there or did not pass.
+    """
+    others = {phase.name for phase in recipe.phases if phase not in recipe.in_force}
+    for phase in recipe.in_force:
+        certain = recipe.upstream_of(phase)[0]  # those behind it may never be opened
+        if certain not in others:
+            continue
+        try:
+            require_passed(pathlib.Path(recipe.run_dir) / certain / "verdict.json")
+        except GateClosed as error:
+            raise GateClosed(f"{phase.name} starts from {certain}: {error}") from error
 
 
 def _ask(asked: dict[str, Callable[[], str | None]]) -> None:

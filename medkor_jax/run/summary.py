@@ -18,6 +18,7 @@ from medkor_jax.eval.translation_report import METRIC_NAMES
 from medkor_jax.eval.verdict import GateClosed, read_verdict
 from medkor_jax.io.files import read_if_sealed, read_json_file
 from medkor_jax.run.changes import Change, read_change
+from medkor_jax.run.left_out import left_out_words
 from medkor_jax.run.translation_files import report_words, reports_of
 
 FINAL = "final.json"
@@ -85,6 +86,11 @@ def closing_table(run_dir: pathlib.Path, phases: Sequence[str]) -> str:
                 for line in _translation_lines(before["translations"][name], report)
             ]
         lines += [
+            *(
+                [f"  {said}"]
+                if (said := left_out_words(summary["phase"], summary.get("left_out", {})))
+                else []
+            ),
             f"  verdict: {_verdict(summary['verdict'])}",
             *_condition_lines(summary["verdict"]),
             "",

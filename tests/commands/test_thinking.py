@@ -39,6 +39,7 @@ OPENS, CLOSES = "<unused94>", "<unused95>"
 OWN = ReasoningFormat("<unused94>thought", CLOSES)
 BRACKETS = ReasoningFormat("[", "]")
 THOUGHT = "Scurvy. So A"
+HEAD = (OPENS, "thought\n\n" + THOUGHT, CLOSES)
 
 
 def make_chain(tokenizer, *parts):
@@ -81,9 +82,8 @@ def write_model(directory, tokenizer, chain, loops_to=None):
     return str(directory)
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    """A small vocabulary like Gemma's, with turns and the marks of a thought."""
+def make_tokenizer():
+    """Returns a small vocabulary like Gemma's, with turns and the marks of a thought."""
     lines = [text for code in ("en", "ko") for _, text in embedded.texts(code)]
     lines += [f" A B C D E [why] C {THOUGHT} thought"] * 400
     written = io.BytesIO()
@@ -97,13 +97,17 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="module")
 def models(tmp_path_factory, tokenizer):
     """By name: answers in brackets, with the letter alone behind the thought, and never done thinking."""
     place = tmp_path_factory.mktemp("thinkers")
-    head = (OPENS, "thought\n\n" + THOUGHT, CLOSES)
-    brackets = make_chain(tokenizer, *head, " [why] C", "<end_of_turn>")
-    own = make_chain(tokenizer, *head, "C", "<end_of_turn>")
-    endless = make_chain(tokenizer, *head[:2])
+    brackets = make_chain(tokenizer, *HEAD, " [why] C", "<end_of_turn>")
+    own = make_chain(tokenizer, *HEAD, "C", "<end_of_turn>")
+    endless = make_chain(tokenizer, *HEAD[:2])
     return {
         "brackets": write_model(place / "brackets", tokenizer, brackets),
         "own": write_model(place / "own", tokenizer, own),

@@ -95,26 +95,31 @@ def write(path, rows):
     return str(path)
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A working directory in which the ids that the names stand for are directories with those rows."""
-    import datasets
-
+def write_hub(place):
+    """Writes what the names stand for below `place`: the working directory in which the hub's ids are directories."""
     for name, named in NAMED.items():
         card = []
         for subset in named.subsets or ("",):
             for split in filter(None, (named.split, named.fewshot)):
                 file = pathlib.Path(subset or "data") / f"{split}.jsonl"
-                write(tmp_path / named.path / file, hub_rows(name, subset))
+                write(place / named.path / file, hub_rows(name, subset))
                 files = [dict(split=split, path=file.as_posix())]
                 card.append(dict(config_name=subset or "default", data_files=files))
         merged = {}
         for one in card:
             merged.setdefault(one["config_name"], []).extend(one["data_files"])
         said = [dict(config_name=config, data_files=files) for config, files in merged.items()]
-        (tmp_path / named.path / "README.md").write_text(
+        (place / named.path / "README.md").write_text(
             f"---\n{json.dumps(dict(configs=said))}\n---\n"
         )
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A working directory in which the ids that the names stand for are directories with those rows."""
+    import datasets
+
+    write_hub(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     monkeypatch.setenv("MEDKOR_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

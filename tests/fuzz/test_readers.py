@@ -6,6 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from medkor_jax.io.safetensors_file import read_safetensors_header
+from medkor_jax.io.streaming import WeightsError
+
 from . import targets
 
 EDITS = st.lists(
@@ -96,3 +99,21 @@ def test_values_of_other_kinds(name, tmp_path):
         targets.read(name, (data + "\n").encode("utf-8", "surrogatepass"), tmp_path)
 
     strange()
+
+
+@pytest.mark.parametrize("key, value", [
+    ("data_offsets", [0.16]), ("data_offsets", [0.5, 16]), ("data_offsets", [0, 16, 16]), ("data_offsets", {"0": 16}), ("data_offsets", 16),
+    ("shape", [-2, -2]), ("shape", [True, 4]), ("shape", [2**62, 4, 4]), ("shape", "4"), ("shape", None), ("dtype", []), ("dtype", None),
+])  # fmt: skip
+def test_a_safetensors_header_with_other_things_than_sizes(key, value, tmp_path):
+    entry = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+    path = tmp_path / "x.safetensors"
+
+    def read(entry):
+        header = json.dumps({"w": entry}).encode()
+        path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+        return read_safetensors_header(path)
+
+    assert read(entry)["w"].n_bytes == 16
+    with pytest.raises(WeightsError, match=r"x\.safetensors is (no|in)"):
+        read(entry | {key: value})

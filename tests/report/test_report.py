@@ -22,9 +22,13 @@ from medkor_jax.report.opening import make_opening
 from medkor_jax.report.page import as_markdown, facts_of, write_report
 from medkor_jax.report.pictures import _averaged, draw
 from medkor_jax.report.sections import make_sections
+from medkor_jax.run import pipeline
+from medkor_jax.run.config_file import make_recipe
 from medkor_jax.run.data_lock import Lock, write_lock
+from medkor_jax.run.summary import closing_table
 
 from ..run.conftest import finished  # noqa: F401
+from ..run.test_pipeline import make_config
 
 HOSTILE = (
     '</script><script>hacked=1</script><img src=x onerror="hacked=1">"><b>]]>\u2028|`$a$` {{7*7}}'
@@ -196,6 +200,27 @@ def test_a_config_is_said_once_and_what_is_pinned_with_it(run_dir):
         "1234",
         "5678",
     ]
+
+
+def test_what_a_stage_went_on_without_is_said_everywhere(run_dir, tiny_base_dir):
+    assert "went on without" not in as_markdown(facts_of(read_run(run_dir)))
+    (run_dir / "phase2/train/left-out.json").write_text('{"1": 2, "2": 1}')
+    for name in ("verdict.json", "record.json", "summary.json"):
+        (run_dir / "phase2" / name).unlink()
+    shutil.rmtree(run_dir / "phase3")
+    run = make_config(run_dir, tiny_base_dir) | {"run": ("phase0", "phase1", "phase2")}
+    pipeline.Run(make_recipe(run)).all()
+    said = "phase2/train went on without 3 batches, at step 1, 2"
+    assert said in closing_table(run_dir, ["phase2"])
+    assert read_sealed(run_dir / "phase2/summary.json")["left_out"] == {"train": {"1": 2, "2": 1}}
+    found = json.loads(json.dumps(facts_of(read_run(run_dir))))
+    assert found["sections"]["phases"][2]["left_out"] == {"train": {"1": 2, "2": 1}}
+    assert said in as_markdown(found).replace("\\", "")
+    page = write_report(run_dir).read_text("utf-8")
+    assert page.count(f"{said}: the loss there was no number") == 2
+    (run_dir / "phase2/train/left-out.json").write_text('{"1": "x"}')
+    read = read_run(run_dir)
+    assert read.phases[2].stages and any("left-out.json is damaged" in one for one in read.faults)
 
 
 def make_hostile(run_dir):

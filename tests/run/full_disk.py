@@ -42,7 +42,8 @@ def main():
             code = start(disk, arguments.base).wait()
             said = log.read_text()
             last = said.strip().splitlines()[-1]
-            wrong = "" if code == 1 and last.startswith("medkor: ") else f"exit code {code}"
+            is_told = code == 1 and last.startswith("medkor: ")
+            wrong = "" if is_told or code == 0 else f"exit code {code}"  # 0: there was room
             if "Traceback" in said:
                 wrong += " a traceback"
             mount(disk, 2**20, again=True)

@@ -1,5 +1,6 @@
 """One run directory, one run."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -8,13 +9,14 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
 from medkor_jax import cli
 from medkor_jax.parallel.cluster import host_name
-from medkor_jax.run import holding
-from medkor_jax.run.holding import FILE, RunHeld, held, holder_of
+from medkor_jax.run import holding, pipeline
+from medkor_jax.run.holding import FILE, NotWritable, RunHeld, held, holder_of
 
 HOLDS = (
     "import sys, time\n"
@@ -102,6 +104,75 @@ def test_where_a_disk_has_no_locks_what_the_file_says_counts(who, is_free, tmp_p
     else:
         with pytest.raises(RunHeld, match="in use by process"), held(tmp_path):
             pass
+
+
+def lock_it(place):
+    with held(place):
+        pass
+
+
+SPOILT = {
+    "the directory": lambda run: run.chmod(0o555),
+    "its parent": lambda run: (run.rmdir(), run.parent.chmod(0o555)),
+    "all but the lock": lambda run: (lock_it(run), (run / FILE).chmod(0o666), run.chmod(0o555)),
+    "the lock": lambda run: (lock_it(run), (run / FILE).chmod(0o444), run.chmod(0o777)),
+}
+
+
+@pytest.fixture
+def open_place():
+    """A directory that every user reaches, unlike pytest's."""
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        yield pathlib.Path(place)
+        os.chmod(place, 0o755)
+
+
+@contextlib.contextmanager
+def as_a_user():
+    """As whoever has not all rights: root may write anywhere."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_run_directory_that_may_not_be_written_is_refused_at_once(what, open_place):
+    run = open_place / "runs/run"
+    run.mkdir(parents=True)
+    SPOILT[what](run)
+    words = (
+        r"runs/run cannot be written \(Permission denied\).*run_dir=DIRECTORY. Nothing was begun"
+    )
+    with as_a_user(), pytest.raises(NotWritable, match=words), held(run):
+        pass
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_run_on_a_disk_mounted_read_only_ends_in_a_sentence(
+    is_new, tmp_path, capsys, monkeypatch
+):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("this user may mount nothing")
+    monkeypatch.setattr(pipeline, "Run", None)
+    try:
+        if not is_new:
+            (disk / "run").mkdir()
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        arguments = ["run", "--config", "configs/quickstart.py", f"--config.run_dir={disk}/run"]
+        assert cli.main(arguments) == 1
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    said = capsys.readouterr().err
+    assert f"{disk}/run cannot be written (Read-only file system): " in said
+    assert "Nothing was begun" in said
 
 
 def test_a_run_that_is_held_is_refused_and_nothing_moves(other, tmp_path, capsys):

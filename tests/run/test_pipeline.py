@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from medkor_jax import cli
 from medkor_jax.adapt.lora import merge
 from medkor_jax.data import embedded
 from medkor_jax.data.rows import BadDataError, Loaded
@@ -18,6 +19,8 @@ from medkor_jax.eval.scores import Answer
 from medkor_jax.eval.verdict import GateClosed, read_verdict
 from medkor_jax.io.bases import save_base
 from medkor_jax.io.checkpoint import digest_tree, save_tree
+from medkor_jax.io.files import write_json
+from medkor_jax.io.model_card import read_history
 from medkor_jax.io.models import open_model, read_ledger, save_model
 from medkor_jax.io.streaming import WeightsError
 from medkor_jax.parallel.mesh import MeshShape, make_mesh
@@ -25,6 +28,7 @@ from medkor_jax.run import course, pipeline, trees
 from medkor_jax.run.config_file import make_recipe
 from medkor_jax.run.corpora import LeakError
 from medkor_jax.run.lineage import Stale
+from medkor_jax.run.on_disk import look_at
 from medkor_jax.run.phases import ConfigError
 from medkor_jax.run.readiness import checks
 from medkor_jax.run.restart import restart
@@ -282,6 +286,45 @@ def test_a_phase_does_not_start_behind_a_verdict_that_is(spoil, words, config, r
     with pytest.raises(GateClosed, match=rf"phase2.*verdict\.json {words}"):
         run(config | {"run": ("phase3",)})
     assert not stages and not (run_dir / "phase3").exists()
+
+
+@pytest.mark.parametrize(
+    "spoilt", [lambda lines: lines[:-1], lambda lines: [x for x in lines for _ in range(2)]],
+    ids=["the last line missing", "each line twice"],
+)  # fmt: skip
+def test_the_ledger_of_a_process_that_died_between_two_files(spoilt, config, run_dir):
+    def told():
+        history = [one["phase"] for one in read_history(open_model(run_dir / "phase3")).phases]
+        return history, [phase.name for phase in look_at(run_dir).phases]
+
+    lines, before = read_ledger(run_dir), told()
+    write_json(run_dir / "ledger.json", spoilt(lines))
+    assert told() == before == (list(PHASES), list(PHASES))
+    run(config)
+    timeless = lambda said: [{k: v for k, v in one.items() if k != "time"} for one in said]
+    assert timeless(read_ledger(run_dir)) == timeless(
+        lines if len(spoilt(lines)) < len(lines) else spoilt(lines)
+    )
+    assert told() == before
+
+
+@pytest.mark.parametrize("command", [["run"], ["run", "--dry-run"]], ids=" ".join)
+def test_a_phase_out_of_order_is_refused_before_any_data_is_read(
+    command, tiny_base_dir, tmp_path, capsys
+):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("no JSON at all\n")
+    config = make_config(tmp_path / "run", tiny_base_dir) | {"run": ("phase3",)}
+    config["phase3"] = config["phase3"] | {"data": {"bad": dict(kind="text", path=str(bad))}}
+    file = tmp_path / "config.py"
+    file.write_text(
+        f"from ml_collections import ConfigDict\n\ndef get_config():\n    return ConfigDict({config!r})\n"
+    )
+    code = cli.main([*command, "--config", str(file)])
+    said = "".join(capsys.readouterr())
+    assert "phase3 starts from phase2: " in said and "verdict.json does not exist" in said
+    assert code == (1 if "--dry-run" in command else 3)
+    assert "--dry-run" in command or "bad.jsonl" not in said
 
 
 def test_another_config_of_the_phase_before_closes_its_gate(config, run_dir, stages):
