@@ -18,7 +18,7 @@ RUNNABLE = sorted(
     if p.name not in ("__init__.py", "common.py", "phases.py", "public.py")
 )
 ORDER = (
-    "phase0", "phase1", "phase2", "phase3", "phase4b_translation", "phase5c_reasoning", "phase5d_exam",
+    "phase0", "phase1", "phase2", "phase3", "phase4b_translation", "phase5c_reasoning",
 )  # fmt: skip
 SHEET = tuple(make.__name__ for make in phases.ORDER)
 QUICKSTART = str(CONFIGS / "quickstart.py")
@@ -52,6 +52,8 @@ def test_the_quick_start_goes_on_with_the_same_first_phases():
     first, whole = load_recipe(f"{QUICKSTART}:phase3"), load_recipe(QUICKSTART)
     assert whole.run == ORDER and whole.run_dir == first.run_dir
     assert whole.phases[:4] == first.phases
+    rewarded = load_recipe(f"{QUICKSTART}:phase5d_exam")
+    assert rewarded.phases[: len(ORDER)] == whole.phases and rewarded.run[-1] == "phase5d_exam"
     gates = [
         phase.gate for phase in whole.phases[2:]
     ]  # one reading and one threshold for all that compare

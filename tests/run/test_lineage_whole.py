@@ -68,7 +68,12 @@ WORDS = {  # of a field that takes some words only
     "pattern": ("lora/.*", "lang/.*", "(lora|lang|expand)/.*", "lora/.*a"), "held_out": ("held",), "against": ("start", "reference"), "optimizer": ("adamw", "sgd"), "targets": (("q",), ("q", "k")), "name": (),
     "at": ("each", "last"),
 }  # fmt: skip
-DECIDES_NOTHING = {"MeshShape.data", "MeshShape.fsdp", "MeshShape.tensor", "RolloutSettings.one_letter"}
+DECIDES_NOTHING = {
+    "MeshShape.data",
+    "MeshShape.fsdp",
+    "MeshShape.tensor",
+    "RolloutSettings.one_letter",
+}
 NO_OTHER = {  # fields without another valid value in this recipe, and why
     "Condition.name": "a name to print", "Gate.requires": "its conditions are walked one by one", "Condition.held_out": "one text is held out", "OptimizerRule.name": "it is the tree's",
     "RewardPart.name": "another part has its own weight",
