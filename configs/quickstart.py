@@ -161,7 +161,6 @@ def phase5d_exam(p):
     p.reward.rollout.group_size, p.reward.rollout.max_new_tokens = 4, 144
     p.reward.rollout.max_refills = 0  # a refill of fewer rows compiles again
     hold(p, steps=8, lora=3e-4)
-    p.gate.requires = dict(form=common.form(threshold=0.5))
 
 
 SET = {
