@@ -110,8 +110,8 @@ def hold(p, *, steps, lora=1e-3):
     """One gate for all phases, and its remedy: English held at each layer, Korean kept beside it."""
     p.gate.reading, p.gate.threshold, p.gate.rounds, p.gate.requires = "relative", 0.9, 1, {}
     p.gate.confidence = 0.9  # 96 questions: at 95 % an equal model would open it 42 times in 100
-    p.remedy.data = held_english(1.0) | text("ko", loss="next_token", weight=1.5)
-    p.remedy.steps, p.remedy.next_token_weight, p.remedy.retention.positions = steps, 1.0, 8
+    p.remedy.data = held_english(1.5) | text("ko", loss="next_token")
+    p.remedy.steps, p.remedy.next_token_weight, p.remedy.retention.positions = steps, 1.0, 16
     shape(p.remedy, lora=lora)
 
 
@@ -135,7 +135,7 @@ def phase2(p):
 def phase3(p):
     p.data, p.steps = text("ko"), 14
     shape(p)
-    hold(p, steps=20)
+    hold(p, steps=22)
 
 
 def phase4b_translation(p):

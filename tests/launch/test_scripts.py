@@ -117,6 +117,7 @@ def test_every_place_stands_in_the_table():
         "skypilot.yaml",
         "notebook.ipynb",
         "quickstart.sh",
+        "study.sh",
         "test.sh",
     ):
         assert f"`{name}`" in table or f"launch/{name}" in table, name
