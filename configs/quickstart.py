@@ -4,11 +4,11 @@
     medkor run --config configs/quickstart.py:phase3          # to phase 3; the line above goes on there
     medkor run --config configs/quickstart.py:phase5d_exam    # and two steps of the reward behind it
 
-Forty-eight facts are taught, first in English text and then in Korean text, and asked in both languages: few enough
-that a model that reads 120 tokens a second meets each some twenty times. What is asked is never read: texts state the
-facts, questions ask them, and those that choose the model (in other words) are not those that judge it. Questions,
-solutions and rewards that are trained on are about other facts (the training split). Facts of the test split are in
-nothing that is trained on: their texts are what is held out.
+Twenty-four facts are taught, first in English text and then in Korean text, and asked in both languages, four times
+each: few enough that a model that reads 120 tokens a second meets each some thirty times. What is asked is never read:
+texts state the facts, questions ask them. Every option of these questions is a fact that the texts state as often as the
+right one: to prefer what one has read gains nothing. The model is chosen by questions about facts that nothing teaches.
+Questions, solutions and rewards that are trained on are about facts of the training split.
 
 Phase 3 goes as the mission has it: Korean alone until the English gate closes, then "each layer" training. Its remedy
 here keeps Korean beside the English that is held: each layer alone gives back what Korean had gained. The phases after
@@ -30,7 +30,8 @@ RUN = (
 )
 LAST = "phase5c_reasoning"
 OURS = dict(path="embedded", licence="Apache-2.0")
-TAUGHT = "valid"  # the split whose facts the texts state and the exams ask
+TAUGHT = "valid+test/deficiency,transmission,antidote,hormone"  # what texts state and exams ask
+OTHERS = "valid+test/pathogen,sign,nerve"  # what is in no text
 
 
 def get_config(last=LAST):
@@ -64,7 +65,7 @@ def set_run(config, last):
 def set_exams(config):
     judged = [name for name in config.run if name in ("phase3", *RUN[-2:])]
     config.exams = {
-        "english-choice": asked("en", phases=RUN[:2], source=dict(subset="other", limit=48)),
+        "english-choice": asked("en", phases=RUN[:2], source=dict(split=OTHERS)),
         "english": asked("en", phases=config.run[1:]),
         "korean": asked("ko", phases=tuple(judged)),
         "korean-reasoned": asked(
@@ -77,12 +78,13 @@ def set_exams(config):
         ),
     }
     config.exams = {name: exam for name, exam in config.exams.items() if exam["phases"]}
-    config.held_out = {"korean": dict(kind="text", language="ko", subset="test", **OURS)}
+    config.held_out = {"korean": dict(kind="text", language="ko", subset=OTHERS, **OURS)}
 
 
 def asked(language, source=None, **how):
     """A 270M model cannot bind an answer to its letter in minutes; "cloze" asks for the answer's text."""
-    source = dict(language=language, licence="Apache-2.0", split=TAUGHT) | (source or {})
+    wanted = dict(split=TAUGHT, subset="both") | (source or {})
+    source = dict(language=language, licence="Apache-2.0") | wanted
     return common.exam("embedded", source, **(dict(mode="cloze", batch_size=32) | how))
 
 
@@ -116,12 +118,13 @@ def hold(p, *, steps, lora=1e-3):
 
 
 def phase0(p):
-    p.data, p.steps = text("en"), 16
+    p.data, p.steps = text("en"), 12
     shape(p)
 
 
 def phase1(p):
     p.candidates, p.gate.rounds = ("phase0",), 1
+    p.gate.threshold = 0.22  # surely above guessing: its questions are about what nothing teaches
     p.remedy.data, p.remedy.steps = text("en"), 16
     shape(p.remedy)
 
@@ -133,7 +136,7 @@ def phase2(p):
 
 
 def phase3(p):
-    p.data, p.steps = text("ko"), 14
+    p.data, p.steps = text("ko"), 18
     shape(p)
     hold(p, steps=22)
 

@@ -49,7 +49,8 @@ class Source:
     """Split of a hub data set, or of the embedded exam."""
     subset: str = ""
     """Subset (configuration) of a hub data set, such as "doctor"; of embedded texts and pairs,
-    whose facts they state; of the embedded exam, "other" asks its held-out facts in other words."""
+    whose facts they state ("valid+test/antidote,hormone": of which splits and relations, as `split` of
+    the embedded exam); of that exam, "other" asks its held-out facts in other words, "both" in both."""
     language: str = ""
     """"ko", "en", or "" to take it from each row."""
     weight: Annotated[float, "> 0"] = 1.0

@@ -284,7 +284,7 @@ def test_pairs_are_the_texts_side_by_side():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="no split 'dev'; expected one of train, valid, test"):
+    with pytest.raises(ValueError, match="no split 'dev'; expected one of all, train, valid, test"):
         embedded.questions("dev", "ko")
     with pytest.raises(ValueError, match="no language 'fr'"):
         embedded.texts("fr")

@@ -24,13 +24,13 @@ import functools
 import random
 
 from medkor_jax.data.embedded.table import (
-    SPLITS,
     Fact,
     Template,
     check_name,
     facts,
     facts_of,
     fill,
+    part_of,
     relations,
 )
 from medkor_jax.data.language import LANGUAGES
@@ -38,7 +38,8 @@ from medkor_jax.data.question import Question
 from medkor_jax.data.rows import EMBEDDED
 
 N_OPTIONS = 5  # of every question
-WORDINGS = ("", "other")
+WORDINGS = ("", "other", "both")
+_WAYS = {"both": ("", "other")}
 _FRAMES: tuple[Template, ...] = (
     ("{others} {right} So the answer is {option}.", "{others} {right} 따라서 정답은 {option}이다."),
     (
@@ -68,9 +69,10 @@ class _Draft:
 def questions(split: str, language: str, wording: str = "") -> list[Question]:
     """Returns the exam of a split; position, options and key do not depend on the language.
 
-    wording: "" or "other", which asks the facts of a held-out split in other words.
+    split: also several, and of some relations: "valid+test/antidote,hormone" (`table.part_of`). wording: "" or "other",
+    which asks the facts of a held-out split in other words, or "both".
 
-    Raises: ValueError for an unknown split, language or wording; training facts are asked in every wording at once.
+    Raises: ValueError for an unknown split, relation, language or wording; training facts are asked in every wording at once.
     """
     drafts = _drafts_of(split, language, wording)
     return [_render(draft, language, reasoned=False) for draft in drafts]
@@ -88,15 +90,19 @@ def reasonings(split: str, language: str, wording: str = "") -> list[Question]:
 
 
 def _drafts_of(split: str, language: str, wording: str) -> tuple[_Draft, ...]:
-    check_name("split", split, SPLITS)
+    splits, chosen = part_of(split)
     check_name("language", language, LANGUAGES)
     check_name("wording (subset)", wording, WORDINGS)
-    if wording and split == "train":
+    if wording and "train" in splits:
         raise ValueError(
             "training questions of the embedded exam come in every wording at once; "
             f"subset {wording!r} is of valid and test"
         )
-    return _drafts(split, wording)
+    drawn = [_drafts(one, way) for one in splits for way in _WAYS.get(wording, (wording,))]
+    drafts = [draft for one in drawn for draft in one if draft.fact.relation in chosen]
+    if len(drawn) > 1:
+        random.Random(f"embedded/{split}/{wording}/order").shuffle(drafts)
+    return tuple(drafts)
 
 
 @functools.cache

@@ -87,6 +87,21 @@ def relations() -> dict[str, Relation]:
     }
 
 
+def part_of(said: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns (splits, relations) that `said` names: "all", "valid", "valid+test", "valid+test/antidote,hormone".
+
+    Raises: ValueError for one that is not there.
+    """
+    named, _, only = said.partition("/")
+    splits = SPLITS if named == "all" else tuple(named.split("+"))
+    for split in splits:
+        check_name("split", split, ("all", *SPLITS))
+    chosen = tuple(only.split(",")) if only else tuple(relations())
+    for name in chosen:
+        check_name("relation", name, tuple(relations()))
+    return splits, chosen
+
+
 def facts_of(relation: str) -> list[Fact]:
     """Returns the facts of one relation, in file order."""
     return [fact for fact in facts() if fact.relation == relation]

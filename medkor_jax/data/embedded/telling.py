@@ -12,12 +12,12 @@ from __future__ import annotations
 import random
 
 from medkor_jax.data.embedded.table import (
-    SPLITS,
     Fact,
     check_name,
     facts,
     facts_of,
     fill,
+    part_of,
     relations,
 )
 from medkor_jax.data.language import LANGUAGES
@@ -28,13 +28,13 @@ FACTS_PER_PARAGRAPH = 4
 def texts(language: str, split: str = "all") -> list[tuple[str, str]]:
     """Returns (id, text): each statement of each fact, then paragraphs of facts of one relation.
 
-    `split` "all" states every fact; the name of a split only its own.
+    `split` "all" states every fact; the name of a split only its own; "valid+test/antidote,hormone" (`table.part_of`) those
+    of some splits and relations.
 
-    Raises: ValueError for an unknown split or language.
+    Raises: ValueError for an unknown split, relation or language.
     """
-    check_name("split", split, ("all", *SPLITS))
     check_name("language", language, LANGUAGES)
-    told = [fact for fact in facts() if split in ("all", fact.split)]
+    told = _told(split)
     sentences = [(f"embedded/{language}/{name}", text) for name, text in _sentences(told, language)]
     return sentences + _paragraphs(language, split)
 
@@ -47,10 +47,14 @@ def pairs(split: str = "all") -> list[tuple[str, str, str]]:
 
     Raises: ValueError for an unknown split.
     """
-    check_name("split", split, ("all", *SPLITS))
-    told = [fact for fact in facts() if split in ("all", fact.split)]
+    told = _told(split)
     english, korean = (_sentences(told, language) for language in LANGUAGES)
     return [(f"embedded/pair/{name}", en, ko) for (name, en), (_, ko) in zip(english, korean)]
+
+
+def _told(split: str) -> list[Fact]:
+    splits, chosen = part_of(split)
+    return [fact for fact in facts() if fact.split in splits and fact.relation in chosen]
 
 
 def _sentences(told: list[Fact] | tuple[Fact, ...], language: str) -> list[tuple[str, str]]:
@@ -64,8 +68,11 @@ def _sentences(told: list[Fact] | tuple[Fact, ...], language: str) -> list[tuple
 def _paragraphs(language: str, split: str) -> list[tuple[str, str]]:
     """Returns paragraphs: the first statement (subject first) or the last (answer first) of some facts, titled."""
     paragraphs = []
+    splits, chosen = part_of(split)
     for name, relation in relations().items():
-        told = [fact for fact in facts_of(name) if split in ("all", fact.split)]
+        if name not in chosen:
+            continue
+        told = [fact for fact in facts_of(name) if fact.split in splits]
         title = relation.title[LANGUAGES.index(language)]
         for direction, template in (
             ("forward", relation.statements[0]),
