@@ -65,7 +65,7 @@ def set_run(config, last):
 def set_exams(config):
     judged = [name for name in config.run if name in ("phase3", *RUN[-2:])]
     config.exams = {
-        "english-choice": asked("en", phases=RUN[:2], source=dict(split=OTHERS)),
+        "english-choice": asked("en", phases=RUN[:2], source=dict(split=OTHERS, limit=48)),
         "english": asked("en", phases=config.run[1:]),
         "korean": asked("ko", phases=tuple(judged)),
         "korean-reasoned": asked(
@@ -123,10 +123,9 @@ def phase0(p):
 
 
 def phase1(p):
-    p.candidates, p.gate.rounds = ("phase0",), 1
-    p.gate.threshold = 0.22  # surely above guessing: its questions are about what nothing teaches
-    p.remedy.data, p.remedy.steps = text("en"), 16
-    shape(p.remedy)
+    # One candidate, and questions about what nothing teaches: its gate records, and LoRA_1 waits for phase 3.
+    p.candidates, p.gate.on_failure = ("phase0",), "continue"
+    p.remedy.data, p.remedy.steps = {}, 0
 
 
 def phase2(p):
