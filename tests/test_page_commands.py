@@ -71,6 +71,8 @@ BENCH = "minutes beside torch; tests/bench makes each of its measurements"
 CANNOT = {
     r"bash launch/quickstart.sh": "14 minutes",
     r"bash launch/test.sh": "these are the tests",
+    r"(\w+=.* )?(bash )?launch/study.sh": "data that no checkout has, and hours; tests/report/test_study.py, tests/bench/test_study_peer.py",
+    r"python -m medkor_jax.report.study": "the study's runs; tests/report/test_study.py",
     r"python -m medkor_jax.bench.startup": "a minute of processes; tests/bench/test_startup.py",
     r"medkor bench --device gpu": "a GPU; on this machine's device tests/bench/test_best.py",
     r"medkor bench( --cases \S+ --repeats \d+)?$": BENCH,
