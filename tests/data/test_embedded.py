@@ -356,3 +356,29 @@ def test_settling_particles_in_a_sentence():
     )
     assert settle_particles("다음 중 콜레라은/는?") == "다음 중 콜레라는?"
     assert final_consonant("") == 0
+
+
+CUT = "valid+test/deficiency,transmission,antidote,hormone"
+
+
+@pytest.mark.parametrize("language", embedded.LANGUAGES)
+def test_a_part_of_the_exam_offers_nothing_that_its_texts_do_not_state(language):
+    """To prefer what one has read gains nothing there: every option is a fact that the texts state, as often as the right one."""
+    questions = embedded.questions(CUT, language, "both")
+    told = {fact.id: fact for fact in embedded.facts() if fact.split != "train"}
+    taught = {q.fact for q in questions}
+    assert len(questions) == 96 and len(taught) == 24
+    names = {side for i in taught for side in getattr(told[i], language)}
+    assert {option for q in questions for option in q.options} <= names
+    texts = " ".join(text for _, text in embedded.texts(language, CUT)).casefold()
+    counts = {i: texts.count(getattr(told[i], language)[0].casefold()) for i in taught}
+    assert min(counts.values()) >= 7
+    others = embedded.questions("valid+test/pathogen,sign,nerve", language, "both")
+    assert not taught & {q.fact for q in others}
+
+
+def test_a_part_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="no relation 'hormones'"):
+        embedded.texts("ko", "valid/hormones")
+    with pytest.raises(ValueError, match="no split 'validation'"):
+        embedded.questions("valid+validation", "en")
