@@ -397,7 +397,7 @@ def test_data_check_prints_a_table_and_fails_on_a_leak(tiny_base_dir, capsys):
         "data",
         "check",
         "--config",
-        QUICKSTART,
+        f"{QUICKSTART}:phase5d_exam",
         f"--config.weights={tiny_base_dir}",
         "--config.phase5d_exam.seq_len=320",
     ]

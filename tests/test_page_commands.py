@@ -82,6 +82,7 @@ CANNOT = {
     r"medkor data check .*configs/pipeline": "the hub's data; tests/hub/test_sets.py reads a stand-in of each set",
     r"medkor run .*configs/measured": "data that no checkout has, and an hour",
     r"medkor run --config configs/(quickstart.py$|rewarded)": "the 270M's own tokenizer; 14 minutes, or one before it begins",
+    r"medkor (run|compare) .*korean.(tokens|vector)": "data that no checkout has; tests/run/test_new_tokens.py",
     r"medkor data fetch": "the public hub; tests/hub/test_fetch.py brings what stands in for it",
 }  # fmt: skip
 

@@ -40,14 +40,14 @@ class RolloutSettings:
     patience: Annotated[int, ">= 1"] = 3
     """After how many batches in a row that stayed empty through all refills the stage gives up; also
     over how many `one_letter` looks."""
-    one_letter: Annotated[float, ">= 0", "<= 1"] = 0.9
-    """Share of one letter among the answers of the last batches from which the stage stops: options
-    are shuffled for each visit, so such a model answers by place, and learns the form alone. 0:
-    never."""
     importance_cap: Annotated[float, ">= 0"] = 2.0
     """grpo: the most that a token counts whose sampler was less sure of it (`policy`, departure 8).
     0: all count 1.
     """
+    one_letter: Annotated[float, ">= 0", "<= 1"] = 0.9
+    """Share of one letter among the answers of the last batches from which the stage stops: options
+    are shuffled for each visit, so such a model answers by place, and learns the form alone. 0:
+    never."""
 
     def __post_init__(self) -> None:
         if (

@@ -153,7 +153,7 @@ class Rollouts:
             "next": self._next,
             "update": self._update,
             "in_hand": in_hand,
-            "letters": self._letters,
+            **({"letters": self._letters} if self._letters else {}),
             "settings": self._identity,
             "format": CURSOR_FORMAT,
         }

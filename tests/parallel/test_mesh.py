@@ -74,7 +74,7 @@ def _every_leaf():
 
 def test_every_leaf_has_exactly_one_rule_and_every_rule_a_leaf():
     leaves = {path: leaf for path, leaf in _every_leaf().items() if leaf.shape}
-    assert len(leaves) == 15 + 3 * (14 + 2 + 26)  # the base; what learns, and its two moments
+    assert len(leaves) == 15 + 3 * (14 + 4 + 26)  # the base; what learns, and its two moments
     in_int8 = leaf_paths({"base": abstract_base(preset("tiny"), jnp.int8)})
     assert len(in_int8) == 15 + 7  # of a matrix in int8 its values, and their scales
     leaves |= in_int8
@@ -86,7 +86,7 @@ def test_every_leaf_has_exactly_one_rule_and_every_rule_a_leaf():
 def test_moments_lie_where_their_parameters_lie():
     specs = {path: spec_of(path, leaf.shape, MESH) for path, leaf in _every_leaf().items()}
     moments = [path for path in specs if re.search(r"/(mu|nu)/", path)]
-    assert len(moments) == 2 * (14 + 2 + 26)
+    assert len(moments) == 2 * (14 + 4 + 26)
     for path in moments:
         assert specs[path] == specs["1/trainable/" + re.split(r"/(?:mu|nu)/", path)[1]]
 
