@@ -404,9 +404,9 @@ def test_data_check_prints_a_table_and_fails_on_a_leak(tiny_base_dir, capsys):
     assert cli.main(check) == 0
     table = capsys.readouterr().out
     assert "english" in table and "Apache-2.0" in table and table.rstrip().endswith("clean")
-    assert cli.main([*check, "--config.held_out.english.subset=train"]) == 1
+    assert cli.main([*check, "--config.held_out.korean.subset=valid"]) == 1
     table = capsys.readouterr().out
-    assert "LEAK: en-text-train:" in table and "NOT clean" in table
+    assert "LEAK: ko-text:" in table and "NOT clean" in table
 
 
 @pytest.mark.parametrize("arguments", [

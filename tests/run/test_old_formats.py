@@ -192,8 +192,7 @@ def test_what_one_reward_said_flat_is_what_it_says_in_parts():
     )
     expected = {"train.reward.algorithm": "grpo", "remedy.steps": 0}
     expected |= {
-        f"train.reward.rollout.{name}": value
-        for name, value in dataclasses.asdict(now.rollout).items()
+        f"train.reward.rollout.{name}": value for name, value in now.rollout.facts().items()
     }
     expected |= {
         "train.reward.policy.clip_low": 0.1,
