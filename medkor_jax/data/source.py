@@ -27,8 +27,16 @@ PARTS = ("", "train", "held_out")
 LOSSES = ("", "next_token", "each_layer")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_OPTIONAL = ("rationale", "held_share", "part", "part_by", "asked_as", "translated_to", "loss")
-_BY_DEFAULT = {"orders": 1}
+_OPTIONAL = (
+    "rationale",
+    "held_share",
+    "part",
+    "part_by",
+    "asked_as",
+    "translated_to",
+    "loss",
+    "orders",
+)
 _UNSAID = ("revision", "translator")  # digests of the rows tell more
 _OF_NAMES = ("fields", "rationale", "part_by")
 
@@ -194,12 +202,8 @@ class Source:
         """Returns the keys as plain data, without those of `_UNSAID` and without those of `_OPTIONAL` that are off: what was written
         before they existed still says the same."""
         said = dataclasses.asdict(self)
-        off = dict.fromkeys(_OPTIONAL) | _BY_DEFAULT
-        return {
-            k: v
-            for k, v in said.items()
-            if k not in _UNSAID and (k not in off or (v or None) != off[k])
-        }
+        off = {f.name: f.default for f in dataclasses.fields(self) if f.name in _OPTIONAL}
+        return {k: v for k, v in said.items() if k not in _UNSAID and (k not in off or v != off[k])}
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> Source:

@@ -239,24 +239,32 @@ def _loss(name: str, ends: Sequence[End], confidence: float) -> dict[str, Any]:
     return {"text": name, "runs": found}
 
 
+def moved_in_nats(first: dict[str, Any], other: dict[str, Any]) -> np.ndarray:
+    """Returns by how much each document's nats differ, over the mean tokens of one: their mean is the difference in nats a token.
+
+    first, other: a held-out loss as a phase's summary has it. Raises: ValueError if its documents were cut in another way.
+    """
+    theirs, mine = (np.array(one["pieces"], float) for one in (first, other))
+    if theirs.shape != mine.shape or (theirs[:, 1] != mine[:, 1]).any():
+        raise ValueError("the documents were cut in another way")
+    return (mine[:, 0] - theirs[:, 0]) / mine[:, 1].mean()
+
+
 def _beside_in_nats(
     first: dict[str, Any], other: dict[str, Any], confidence: float
 ) -> tuple[dict[str, Any] | None, str]:
     """Both read the same documents in the same shape: a document is a pair of sums."""
-    pieces = [loss.get("pieces") for loss in (first, other)]
     difference = {"nats": other["nats"] - first["nats"], "low": None, "high": None}
-    if not all(pieces):
+    if not all(loss.get("pieces") for loss in (first, other)):
         why = "no interval: one of them kept only its mean, as runs of before did"
         return difference | {"verdict": UNTOLD, "n": 0}, why
-    theirs, mine = (np.array(one, float) for one in pieces)
-    if theirs.shape != mine.shape or (theirs[:, 1] != mine[:, 1]).any():
-        return None, "the documents were cut in another way"
-    n = len(mine)
+    try:
+        moved = moved_in_nats(first, other)
+    except ValueError as error:
+        return None, str(error)
+    n = len(moved)
     if n < MIN_PIECES:
         return difference | {"verdict": UNTOLD, "n": n}, f"no interval: only {n} documents"
-    moved = (mine[:, 0] - theirs[:, 0]) / mine[
-        :, 1
-    ].mean()  # its mean: the difference in nats a token
     low, high = stats.bootstrap_mean(moved, confidence)
     verdict = "better" if high < 0 else "worse" if low > 0 else UNTOLD
     return difference | {"low": low, "high": high, "verdict": verdict, "n": n}, ""

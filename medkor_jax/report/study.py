@@ -18,7 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from medkor_jax.eval import stats
-from medkor_jax.eval.metric import outcomes
+from medkor_jax.eval.metric import outcomes, pairing
+from medkor_jax.report.comparing import moved_in_nats
 from medkor_jax.report.files import RunFiles, read_run
 from medkor_jax.report.pictures import draw_study
 
@@ -83,22 +84,21 @@ def _moved(of_seeds: list[np.ndarray]) -> Moved:
 
 
 def _by_document(run: RunFiles, name: str) -> np.ndarray:
-    """Returns by how much each document's nats moved, over the mean tokens of one: their mean is the nats a token."""
-    summaries = (run.chain[0].summary["before"], run.chain[-1].summary["after"])
-    before, after = (np.array(one["watch"][name]["pieces"], float) for one in summaries)
-    return (after[:, 0] - before[:, 0]) / after[:, 1].mean()
+    before, after = run.chain[0].summary["before"], run.chain[-1].summary["after"]
+    return moved_in_nats(before["watch"][name], after["watch"][name])
 
 
 def _by_question(run: RunFiles, name: str) -> np.ndarray:
     before, after = run.chain[0].report("before", name), run.chain[-1].report("after", name)
     if before is None or after is None:
         raise ValueError(f"{run.on_disk.directory}: the answers to {name} are not there")
-    return outcomes(after, "probability") - outcomes(before, "probability")
+    return outcomes(after, "probability") - outcomes(before, "probability")[pairing(after, before)]
 
 
 def _seconds(run: RunFiles) -> float:
     """Returns the seconds of all training steps; a peer's are in its own file."""
-    peer = run.on_disk.directory.with_name(run.name.replace("-", "-model-", 1)) / PEER_FILE
+    condition, _, seed = run.name.rpartition("-")
+    peer = run.on_disk.directory.with_name(f"{condition}-model-{seed}") / PEER_FILE
     if peer.exists():
         return json.loads(peer.read_text())["seconds"]
     stages = [stage.rows for phase in run.chain for stage in phase.stages]

@@ -83,6 +83,7 @@ def rollout_metrics(
     samples = [sample for group in groups for sample in group.samples]
     rewards = np.array([group.rewards for group in groups])
     lengths = [len(sample.tokens) for sample in samples]
+    letters = letter_counts(groups)
     n_dead = sum(next(taught(group, settings), None) is None for group in groups)
     values = {
         "reward": rewards.mean(),
@@ -94,7 +95,7 @@ def rollout_metrics(
         },
         "right": np.mean([one.is_right for one in earned]),
         "in_format": np.mean([one.has_format for one in earned]),
-        "one_letter": max(letter_counts(groups)) / max(sum(letter_counts(groups)), 1),
+        "one_letter": max(letters) / max(sum(letters), 1),
         "unparsed": np.mean([not one.is_parsed for one in earned]),
         "unfinished": np.mean([not sample.is_finished for sample in samples]),
         "dead_groups": n_dead / len(groups),
@@ -113,8 +114,14 @@ def letter_counts(groups: Sequence[Group]) -> list[int]:
     return np.bincount(chosen, minlength=len(LETTERS)).tolist()
 
 
-def check_letters(batches: Sequence[Sequence[int]], settings: RolloutSettings) -> None:
-    """batches: `letter_counts` of the last ones. Raises: NothingToLearn if they chose one letter nearly always."""
+def watch_letters(
+    earlier: Sequence[list[int]], groups: Sequence[Group], settings: RolloutSettings
+) -> list[list[int]]:
+    """Returns `letter_counts` of the last batches: of `earlier` ones and of this one's groups.
+
+    Raises: NothingToLearn if they chose one letter nearly always.
+    """
+    batches = [*earlier, letter_counts(groups)][-settings.patience :]
     chosen = np.sum(batches, axis=0)
     share = chosen.max() / max(chosen.sum(), 1)
     is_told = len(batches) == settings.patience and chosen.sum() >= FEWEST_ANSWERS
@@ -125,6 +132,7 @@ def check_letters(batches: Sequence[Sequence[int]], settings: RolloutSettings) -
             "the form alone. Bind the letter to its option first: train longer on supervised reasoning with its questions in "
             f"several orders (orders=4), or go on regardless (reward.rollout.one_letter, now {settings.one_letter:g}; 0: never stop)"
         )
+    return batches
 
 
 def explain(groups: Sequence[Group], settings: RewardSettings, form: ReasoningFormat) -> str:

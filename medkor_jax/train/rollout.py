@@ -37,11 +37,10 @@ from medkor_jax.train.actor import Actor, Sample
 from medkor_jax.train.groups import (
     Group,
     NothingToLearn,
-    check_letters,
     explain,
-    letter_counts,
     rollout_metrics,
     taught,
+    watch_letters,
 )
 from medkor_jax.train.importance import gap_alarm, importance
 from medkor_jax.train.reward_settings import RewardSettings
@@ -123,7 +122,7 @@ class Rollouts:
         The batch has what PackedRows.arrays has and, for grpo, advantages, behaviour_nats and (with a reference)
         reference_nats, [B, M] float32.
 
-        Raises: NothingToLearn, leaving this as it was, when groups are dead again and again.
+        Raises: NothingToLearn, leaving this as it was, when groups are dead again and again, or all answers are one letter.
         """
         if self._in_hand is None:
             self._in_hand = self._sample_batch(params, actor)
@@ -185,6 +184,7 @@ class Rollouts:
             )
         else:
             raise NothingToLearn(explain(seen, self._learning, self._reward.form))
+        letters = watch_letters(self._letters, seen, settings)
         if len(rows) * 2 < self.batch_size and not self._warned:
             self._warned = True
             few = f"only {len(rows)} of {self.batch_size} rows teach anything"
@@ -204,9 +204,8 @@ class Rollouts:
                 say(words)
             if actor.has_reference:
                 batch["reference_nats"] = actor.reference_nats(batch)
-        self._letters = [*self._letters, letter_counts(seen)][-settings.patience :]
-        check_letters(self._letters, settings)
         self._rollout, self._next = self._rollout + 1, self._next + len(seen)
+        self._letters = letters
         return batch, rollout_metrics(seen, self._learning, n_rows=len(rows), refills=refills) | gap
 
     def _fill(

@@ -155,6 +155,11 @@ class Stage:
                 f"{wrong[0].kind!r}; only questions can be answered: give sources of kind "
                 f"{' or '.join(OF_QUESTIONS)}"
             )
+        if wrong := [source for source in self.data if source.orders > 1]:
+            raise ValueError(
+                f"data source {wrong[0].name!r} has orders {wrong[0].orders}, and with a reward the options "
+                "of a question are shuffled at every visit; leave it out"
+            )
         if self.dropout and self.reward.has_policy_loss:
             raise ValueError(
                 f"dropout is {self.dropout} and reward.algorithm 'grpo'; what sampled must be what "

@@ -42,7 +42,7 @@ def test_english_is_compared_with_the_model_that_the_gates_compare_with(
     said = lines_of(run_dir)["English"]
     assert said.startswith("english ") and words in said
     assert "; mean probability of the right option " in said and "%, " in said.split("option ")[1]
-    assert ("Its gate, which wants" in said and said.endswith("opened.")) or "did not open." in said
+    assert "Its gate, which wants" in said and said.endswith((" opened.", " did not open."))
 
 
 def test_what_training_without_retention_did_is_the_look_before_the_remedy(run_dir):  # noqa: F811

@@ -238,6 +238,7 @@ def test_a_reward_becomes_rollouts_and_a_policy():
             dict(data={"exam": EXAM["exam"] | {"loss": "next_token"}}),
             r"has loss 'next_token' and its stage has a reward",
         ),
+        (dict(data={"exam": EXAM["exam"] | {"orders": 3}}), r"has orders 3, and with a reward"),
     ],
 )
 def test_a_reward_that_does_not_fit_its_stage_is_refused(changes, words):

@@ -93,9 +93,9 @@ def part_of(said: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     Raises: ValueError for one that is not there.
     """
     named, _, only = said.partition("/")
-    splits = SPLITS if named == "all" else tuple(named.split("+"))
+    splits = SPLITS if named == "all" else tuple(dict.fromkeys(named.split("+")))
     for split in splits:
-        check_name("split", split, ("all", *SPLITS))
+        check_name("split", split, SPLITS)
     chosen = tuple(only.split(",")) if only else tuple(relations())
     for name in chosen:
         check_name("relation", name, tuple(relations()))
