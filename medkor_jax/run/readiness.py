@@ -38,11 +38,13 @@ from medkor_jax.run.named_model import open_model
 from medkor_jax.run.new_tokens import check_new_tokens
 from medkor_jax.run.phases import ConfigError, Exam, Phase, Recipe
 from medkor_jax.run.stage_plans import stage_plan
+from medkor_jax.run.stated import stated_options
 from medkor_jax.run.translating import translate_all
 from medkor_jax.train.drawing import make_batches
 from medkor_jax.train.stage import Stage
 
 LEAKS, LICENCES, GATES, TRANSLATIONS = "leaks", "licences", "gates", "translations"
+OPTIONS = "options"
 
 
 def make_ready(
@@ -60,7 +62,12 @@ def make_ready(
     if pending:
         with jax.set_mesh(mesh):
             translate_all(recipe, corpora, pending, scorer_of)
-        by_rows = {LEAKS, GATES, *_stages_with(recipe, {source.name for source in pending})}
+        by_rows = {
+            LEAKS,
+            OPTIONS,
+            GATES,
+            *_stages_with(recipe, {source.name for source in pending}),
+        }
         again = checks(recipe, corpora, mesh)
         _ask({name: again[name] for name in again if name in by_rows})
 
@@ -116,6 +123,7 @@ def checks(
         LICENCES: partial(_told_licences, recipe),
         TRANSLATIONS: partial(translated.told, recipe, corpora),
         LEAKS: partial(corpora.refuse_leaks, recipe),
+        OPTIONS: partial(stated_options, recipe, corpora),
         GATES: partial(gate_outlook, recipe, corpora),
         "lengths": partial(_check_lengths, recipe, corpora),
     }
