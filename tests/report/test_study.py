@@ -3,13 +3,16 @@
 import pathlib
 import shutil
 
+import numpy as np
 import pytest
 
 from configs import study
 from medkor_jax.io.files import read_sealed, write_sealed
+from medkor_jax.io.models import open_model
 from medkor_jax.report.files import read_run
 from medkor_jax.report.study import as_table, main, rows_of
 from medkor_jax.run.config_file import load_recipe
+from medkor_jax.run.corpora import Corpora
 
 from ..run.conftest import finished  # noqa: F401
 
@@ -74,6 +77,22 @@ def test_all_conditions_read_as_many_tokens_in_as_many_steps(name, shared_data):
     assert {(s.batch_size, s.seq_len) for s in stages} == {(study.ROWS, study.LENGTH)}
     shares = [source.weight for source in phase.train.data]
     assert sum(shares) > 0 and (phase.train.retention.is_on or not name.startswith("each-layer"))
+
+
+@pytest.mark.parametrize("name", ["rehearsal-10", "both"])
+def test_a_share_of_english_is_a_share_of_the_tokens(name, shared_data):
+    """Documents are drawn by weight, and those of a source have their own length: as the 270M's tokenizer counts them."""
+    recipe = load_recipe(f"{CONFIG}:{shared_data},{name},0")
+    tokenizer, tokens = open_model("embedded").tokenizer, {}
+    data = recipe.phases[0].train.data
+    for source, examples in Corpora(recipe.drop_bad, say=False).examples(data):
+        some = [examples[i] for i in range(0, len(examples), len(examples) // 300)]
+        lengths = [
+            len(ids) + 2 for ids in tokenizer.encode_batch([one.parts[0][0] for one in some])
+        ]
+        tokens[source.language] = tokens.get(source.language, 0) + source.weight * np.mean(lengths)
+    share = tokens["en"] / sum(tokens.values())
+    assert share == pytest.approx(study.CONDITIONS[name].english, abs=0.03)
 
 
 def test_another_condition_is_refused_by_name():
