@@ -231,13 +231,19 @@ def test_some_documents_are_learnt_and_others_held(run, params, batch):
         )
         for name, (spec, weights) in alone.items()
     }
-    both = run(BOTH, of=batch | {"loss_weights": learnt, "held_weights": held})[0].trainable
-    for new, old, one, other in zip(
-        *map(jax.tree.leaves, (both, trees_of(params), moved["learnt"], moved["held"])), strict=True
+    mixed = batch | {"loss_weights": learnt, "held_weights": held}
+    for spec, shape, n_devices in (
+        (BOTH, MeshShape(), 1),
+        (changed_to(BOTH, microbatches=2), MeshShape(data=2, fsdp=2), 4),
     ):
-        largest = max(np.abs(one).max(), np.abs(other).max())
-        assert largest > 0
-        np.testing.assert_allclose(new - old, one + other, atol=1e-4 * largest)
+        both = run(spec, shape, n_devices, of=mixed)[0].trainable
+        for new, old, one, other in zip(
+            *map(jax.tree.leaves, (both, trees_of(params), moved["learnt"], moved["held"])),
+            strict=True,
+        ):
+            largest = max(np.abs(one).max(), np.abs(other).max())
+            assert largest > 0
+            np.testing.assert_allclose(new - old, one + other, atol=1e-4 * largest)
 
 
 def test_randomness_follows_the_step_and_nothing_else(run):
