@@ -30,6 +30,7 @@ ROWS = (
     "parts",
     "licences",
     "leaks",
+    "options",
     "gates",
     "lengths",
     "batches",
