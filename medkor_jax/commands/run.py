@@ -53,16 +53,16 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         return dry_run.show(recipe)
     if arguments.preflight and (code := preflight.run(arguments, overrides)):
         return code
-    with held(recipe.run_dir):
-        run_dir = pathlib.Path(recipe.run_dir)
-        hosts.first("what was not finished is gone", lambda: remove_unfinished(run_dir))
-        for aside in restart(recipe, arguments.restart):
-            say(f"earlier results are now in {aside}")
-        try:
+    run_dir = pathlib.Path(recipe.run_dir)
+    try:
+        with held(run_dir):
+            hosts.first("what was not finished is gone", lambda: remove_unfinished(run_dir))
+            for aside in restart(recipe, arguments.restart):
+                say(f"earlier results are now in {aside}")
             pipeline.Run(recipe, accept_changed=arguments.accept_changed).all()
-        except GateClosed:
-            write_at_the_end(recipe.run_dir)
-            raise
+    except GateClosed:
         write_at_the_end(recipe.run_dir)
-        say(closing_table(run_dir, [phase.name for phase in recipe.all_phases]))
+        raise
+    write_at_the_end(recipe.run_dir)  # behind the lock: what it finds is a run that has ended
+    say(closing_table(run_dir, [phase.name for phase in recipe.all_phases]))
     return 0

@@ -349,6 +349,7 @@ def test_a_run_ends_by_saying_where_its_report_is(ends_by, run_dir, capsys, monk
     at = said.index(f"report: {run_dir}/report/report.html")
     starts = [line.split(":")[0] for line in said[at - 4 : at]]
     assert starts == ["Korean", "English", "Without retention", "Reasoned answers"]
+    assert json.loads((run_dir / "report/report.json").read_text())["state"] != "running"
     # what it shows leads; the table of all phases follows
     assert ("no phase has finished" in "".join(said[at + 1 :])) == (ends_by == "its last phase")
     assert (run_dir / "report/report.json").stat().st_mtime >= (
