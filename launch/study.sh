@@ -8,7 +8,7 @@
 data=$(cd "$1" && pwd) || exit 2
 source "$(dirname "$0")/environment.sh" test
 mkdir -p runs/study
-cp "$data/parallel_ko_en/news-dev.en" runs/study/news-en.txt
+install -m 644 "$data/parallel_ko_en/news-dev.en" runs/study/news-en.txt
 all=$(python -c "from configs import study; print(*study.CONDITIONS, study.PEER)")
 runs=()
 for seed in ${SEEDS:-0}; do

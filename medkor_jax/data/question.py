@@ -74,7 +74,19 @@ def answer_text(question: Question) -> str:
     return f" {LETTERS[question.answer]}"
 
 
-def example(question: Question) -> Example:
-    """Returns the question as something to learn from: loss on the answer, and on the eos that ends it."""
-    parts = ((prompt(question), False), (answer_text(question), True))
+def option_text(option: str) -> str:
+    """Returns an option's text as it follows `cloze_prompt`."""
+    return f" {option}"
+
+
+def example(question: Question, answered_by: str = "letter") -> Example:
+    """Returns the question as something to learn from: loss on the answer, and on the eos that ends it.
+
+    answered_by: "letter", or "text", that of the right option behind the question alone.
+    """
+    if answered_by == "text":
+        asked, answer = cloze_prompt(question), option_text(question.options[question.answer])
+    else:
+        asked, answer = prompt(question), answer_text(question)
+    parts = ((asked, False), (answer, True))
     return Example(question.id, parts, question.language, splittable=False)

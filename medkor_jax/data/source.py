@@ -25,6 +25,7 @@ OF_QUESTIONS = ("exam", "reasoning")  # kinds whose rows are questions
 EMBEDDED = "embedded"  # the exam, texts and pairs that come with this package; the model of that name: `io.embedded_model`
 PARTS = ("", "train", "held_out")
 LOSSES = ("", "next_token", "each_layer")
+ANSWERED_BY = ("letter", "text")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _OPTIONAL = (
@@ -36,6 +37,7 @@ _OPTIONAL = (
     "translated_to",
     "loss",
     "orders",
+    "answered_by",
 )
 _UNSAID = ("revision", "translator")  # digests of the rows tell more
 _OF_NAMES = ("fields", "rationale", "part_by")
@@ -81,6 +83,9 @@ class Source:
     """How many orders of its options each question is taught in, the file's own the first: with one, a
     model can learn the letter of a question instead of what the letter stands for. A question whose
     options or reasoning speak of options by letter, number or place keeps the one."""
+    answered_by: str = "letter"
+    """What is learnt of an exam's question: "letter", behind its options, or "text", that of its right
+    option behind the question alone, as the exam modes "cloze" and "cloze_norm" ask."""
     rationale: tuple[str, ...] = ()
     """Columns that hold the reasoning of a question, joined by a line each. (): cot or rationale."""
     held_share: Annotated[float, ">= 0", "< 1"] = 0.0
@@ -148,6 +153,13 @@ class Source:
             return (
                 f"orders is {self.orders} of kind {self.kind!r}, expected 1, or more for questions"
             )
+        if self.answered_by not in ANSWERED_BY:
+            return f"answered_by is {self.answered_by!r}, expected 'letter' or 'text'"
+        if self.answered_by == "text" and (self.kind != "exam" or self.orders > 1):
+            return (
+                f"answered_by is 'text' of kind {self.kind!r} in {self.orders} orders; it is for kind 'exam', "
+                "whose options are then not shown: leave orders out"
+            )
         if self.loss not in LOSSES:
             return f"loss is {self.loss!r}, expected 'next_token', 'each_layer' or '' for all"
         if self.rationale and not is_of_questions:
@@ -194,6 +206,7 @@ class Source:
             language=self.translated_to,
             weight=self.weight,
             orders=self.orders,
+            answered_by=self.answered_by,
             loss=self.loss,
             licence=self.licence,
         )

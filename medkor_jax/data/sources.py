@@ -93,11 +93,11 @@ def load_examples(
 def question_example(
     question: Question, source: Source, form: ReasoningFormat = ReasoningFormat()
 ) -> Example:
-    """Returns what a question of this source teaches: its letter, or its reasoning and then its letter."""
+    """Returns what a question of this source teaches: its letter or its text, or its reasoning and then its letter."""
     return (
         reasoning.reasoned_example(question, form)
         if source.kind == "reasoning"
-        else example(question)
+        else example(question, source.answered_by)
     )
 
 

@@ -26,7 +26,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from medkor_jax.data.question import LETTERS, Question, answer_text, prompt
+from medkor_jax.data.question import LETTERS, Question, answer_text, option_text, prompt
 from medkor_jax.data.reasoning import ReasoningFormat
 from medkor_jax.data.style import Style
 from medkor_jax.data.thinking import check_thinking, switch
@@ -150,7 +150,7 @@ def _reader(
 
     def ask_cloze(prompts: list[list[int]], asked: list[Question]) -> list[Found]:
         options = [
-            [style.answer(f" {option}") for option in question.options] for question in asked
+            [style.answer(option_text(option)) for option in question.options] for question in asked
         ]
         nats = scorer.continuation_nats(prompts, options)
         return [read_cloze(row, question, mode) for question, row in zip(asked, nats, strict=True)]

@@ -111,6 +111,7 @@ ROLES: dict[str, dict[str, str]] = {
         part=ELSEWHERE,
         part_by=ELSEWHERE,
         orders=ELSEWHERE,
+        answered_by=ELSEWHERE,
         loss=ELSEWHERE,
         asked_as=ELSEWHERE,
         translated_to=ELSEWHERE,

@@ -129,6 +129,7 @@ TABLE = {
         "name": None, "kind": None, "path": None, "split": ("test", None), "subset": ("x", None), "language": ("ko", STALE), "weight": (2.0, STALE),
         "licence": ("CC BY 4.0", DONE), "fields": None, "limit": (20, STALE), "skip": None, "answers_from": None,
         "revision": ("abc", DONE), "rationale": None, "held_share": None, "part": None, "part_by": (("text",), DONE), "loss": ("next_token", STALE), "orders": None,
+        "answered_by": None,  # of questions: tests/data/test_answered_by.py
         "asked_as": None, "translated_to": None, "translator": None,  # of exams: `test_translated`, `test_named_exams`
     },
 }  # fmt: skip

@@ -239,6 +239,10 @@ def test_a_reward_becomes_rollouts_and_a_policy():
             r"has loss 'next_token' and its stage has a reward",
         ),
         (dict(data={"exam": EXAM["exam"] | {"orders": 3}}), r"has orders 3, and with a reward"),
+        (
+            dict(data={"exam": EXAM["exam"] | {"answered_by": "text"}}),
+            r"is answered_by 'text', and a reward reads a letter",
+        ),
     ],
 )
 def test_a_reward_that_does_not_fit_its_stage_is_refused(changes, words):
