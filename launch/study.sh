@@ -28,4 +28,5 @@ for seed in ${SEEDS:-0}; do
     runs+=("$run")
   done
 done
+python -m medkor_jax.bench.study_kl "$data" "${runs[@]}"
 python -m medkor_jax.report.study "${runs[@]}" --out runs/study

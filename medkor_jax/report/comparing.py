@@ -247,7 +247,13 @@ def moved_in_nats(first: dict[str, Any], other: dict[str, Any]) -> np.ndarray:
     theirs, mine = (np.array(one["pieces"], float) for one in (first, other))
     if theirs.shape != mine.shape or (theirs[:, 1] != mine[:, 1]).any():
         raise ValueError("the documents were cut in another way")
-    return (mine[:, 0] - theirs[:, 0]) / mine[:, 1].mean()
+    return nats_by_document(other) - nats_by_document(first)
+
+
+def nats_by_document(loss: dict[str, Any]) -> np.ndarray:
+    """Returns each document's nats over the mean tokens of one: their mean is the nats a token."""
+    nats, tokens = np.array(loss["pieces"], float).T
+    return nats / tokens.mean()
 
 
 def _beside_in_nats(

@@ -4,7 +4,7 @@
 
 A run is a condition and a seed, CONDITION-SEED. What is told of it is how the held-out losses moved from its start to its
 end, nats a token, with 95 % intervals paired by document (bootstrap); of several seeds the mean of each document is taken
-first. All conditions share their tokenizer, so a token is the same text for all. Seconds are those of the training steps.
+first. Where `medkor_jax.bench.study_kl` was run, KL(start || end) stands beside them. All conditions share their tokenizer, so a token is the same text for all. Seconds are those of the training steps.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 
 from medkor_jax.eval import stats
 from medkor_jax.eval.metric import outcomes, pairing
-from medkor_jax.report.comparing import moved_in_nats
+from medkor_jax.report.comparing import moved_in_nats, nats_by_document
 from medkor_jax.report.files import RunFiles, read_run
 from medkor_jax.report.pictures import draw_study
 
-PEER_FILE = "peer.json"
+PEER_FILE, KL_FILE = "peer.json", "kl.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +40,14 @@ class Moved:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A condition. losses: by text; probabilities: of the right option, by exam."""
+    """A condition. losses: by text; probabilities: of the right option, by exam; divergences: KL to the start, by text, where measured."""
 
     condition: str
     seeds: tuple[str, ...]
     losses: dict[str, Moved]
     probabilities: dict[str, Moved]
     seconds: float
+    divergences: dict[str, Moved]
 
 
 def rows_of(runs: Sequence[RunFiles]) -> list[Row]:
@@ -73,7 +74,17 @@ def _row(condition: str, of: list[tuple[str, RunFiles]]) -> Row:
         {name: _moved([_by_document(run, name) for run in runs]) for name in watched},
         {name: _moved([_by_question(run, name) for run in runs]) for name in exams},
         float(np.mean([_seconds(run) for run in runs])),
+        _divergences(runs),
     )
+
+
+def _divergences(runs: Sequence[RunFiles]) -> dict[str, Moved]:
+    """Returns what every one of the runs has a file of."""
+    files = [run.on_disk.directory / KL_FILE for run in runs]
+    if not all(file.exists() for file in files):
+        return {}
+    told = [json.loads(file.read_text()) for file in files]
+    return {name: _moved([nats_by_document(one[name]) for one in told]) for name in told[0]}
 
 
 def _moved(of_seeds: list[np.ndarray]) -> Moved:
@@ -108,13 +119,16 @@ def _seconds(run: RunFiles) -> float:
 
 
 def as_table(rows: Sequence[Row]) -> str:
-    """Returns the rows in Markdown: losses (lower is better), then exams (higher is better), then seconds."""
+    """Returns the rows in Markdown: losses and KL (lower is better), then exams (higher is better), then seconds."""
     texts, exams = list(rows[0].losses), list(rows[0].probabilities)
-    head = ["condition", *texts, *(f"{name} exam" for name in exams), "train s"]
+    told = list(dict.fromkeys(name for row in rows for name in row.divergences))
+    kl = [f"KL {name}" for name in told]
+    head = ["condition", *texts, *kl, *(f"{name} exam" for name in exams), "train s"]
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for row in rows:
         seeds = f" ({len(row.seeds)} seeds)" if len(row.seeds) > 1 else ""
         cells = [row.condition + seeds, *(str(row.losses[name]) for name in texts)]
+        cells += [str(row.divergences.get(name, "")) for name in told]
         cells += [
             f"{100 * m.mean:+.1f} [{100 * m.low:+.1f}, {100 * m.high:+.1f}]"
             for m in (row.probabilities[name] for name in exams)

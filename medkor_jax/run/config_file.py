@@ -75,8 +75,9 @@ def load_layers(path: str, overrides: Sequence[str] = ()) -> Layers:
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[])
         values(["medkor", f"--config={path}"])
         config = values.config
-        with config.unlocked():
-            complete(config)
+        _unlock(config)
+        complete(config)
+        config.lock()
         for parts in named:
             _check_is_there(config, parts)
         of_file, values = copy.deepcopy(config.to_dict()), flags.FlagValues()
@@ -87,6 +88,14 @@ def load_layers(path: str, overrides: Sequence[str] = ()) -> Layers:
                 f"not understood: {' '.join(left)}; overrides read --config.phase3.steps=100"
             )
     return Layers(path, of_file, values.config, frozenset(map(".".join, named)))
+
+
+def _unlock(config: Any) -> None:
+    """`ConfigDict.unlock` passes over what is locked below a part that is not."""
+    config.unlock()
+    for below in config.values():
+        if is_mapping(below) and hasattr(below, "unlock"):
+            _unlock(below)
 
 
 def _make_configs_importable(file: pathlib.Path) -> None:

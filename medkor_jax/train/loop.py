@@ -88,7 +88,7 @@ def run_stage(
 
             def validate(state: State) -> float:
                 now = dataclasses.replace(loaded, params=trainables.join(state.trainable, frozen))
-                shape = dict(batch_size=stage.batch_size, seq_len=stage.seq_len, max_tokens=0)
+                shape: Any = dict(batch_size=stage.batch_size, seq_len=stage.seq_len, max_tokens=0)
                 loss = text_loss(now, mesh, plan.validation, plan.compute, **shape)
                 return loss["nats"]
 

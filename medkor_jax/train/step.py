@@ -177,6 +177,25 @@ def make_evaluation(
     return evaluate
 
 
+def make_divergence(
+    config: ModelConfig, compute: ComputeSettings
+) -> Callable[[Params, Params, Batch], jax.Array]:
+    """Returns the jitted KL(reference || model), nats [B, M], at the positions of a batch; called with (params of the model, of the
+    reference, batch). Both have one head: that of the model.
+    """
+
+    @jax.jit
+    def diverge(params: Params, reference: Params, batch: Batch) -> jax.Array:
+        seen, kept = (_read(one, config, compute, batch) for one in (params, reference))
+        hidden, teacher = (
+            gather_positions(one.hidden, batch["loss_positions"]) for one in (seen, kept)
+        )
+        losses = token_losses(hidden, seen.table, teacher, chunk=compute.chunk)
+        return replicate(losses.nats - losses.entropy)
+
+    return diverge
+
+
 def make_scoring(config: ModelConfig, spec: StepSpec) -> Callable[[Params, Batch], jax.Array]:
     """Returns the jitted nats [B, M] of each target of a batch, computed as the step with
     `spec.policy` does.

@@ -14,17 +14,21 @@ It trains nothing and judges nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from medkor_jax.data.batches import one_pass
 from medkor_jax.io.loaded_model import LoadedModel
+from medkor_jax.model.params import Params
 from medkor_jax.parallel.mesh import place_batch
 from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.stage_plan import Corpus
-from medkor_jax.train.step import make_evaluation
+from medkor_jax.train.step import make_divergence, make_evaluation
+from medkor_jax.train.terms import Batch
 
 
 def text_loss(
@@ -36,13 +40,15 @@ def text_loss(
     batch_size: int,
     seq_len: int,
     max_tokens: int,
+    reference: Params | None = None,
 ) -> dict[str, Any]:
     """Returns {"nats": mean cross entropy a predicted token of the base, "tokens": how many, "pieces": [[nats, tokens], ...]}, over the
     head of `corpus`: a pair of sums a piece, in the order they are read.
 
-    Reads whole batches until `max_tokens` tokens were predicted (0: all of it).
+    Reads whole batches until `max_tokens` tokens were predicted (0: all of it). reference: what is measured is then
+    KL(reference || model) of each predicted token, in place of its cross entropy; a model with the same head and tokenizer.
     """
-    evaluate = make_evaluation(loaded.config, compute)
+    evaluate = _measure(loaded, compute, reference)
     pieces: list[list[float]] = []
     for batch in one_pass(
         cast("Any", corpus),  # documents: no stage with a reward validates
@@ -63,6 +69,16 @@ def text_loss(
         "tokens": float(tokens),
         "pieces": [[round(nats, 4), n] for nats, n in pieces],
     }
+
+
+def _measure(
+    loaded: LoadedModel, compute: ComputeSettings, reference: Params | None
+) -> Callable[[Params, Batch], jax.Array]:
+    """Returns what gives the nats [B, M] of a batch."""
+    if reference is None:
+        return make_evaluation(loaded.config, compute)
+    diverge = make_divergence(loaded.config, compute)
+    return lambda params, batch: diverge(params, reference, batch)
 
 
 def _pieces(

@@ -1,5 +1,6 @@
 """The study's table: a row a condition, what moved with its interval, seeds together."""
 
+import json
 import pathlib
 import shutil
 
@@ -53,6 +54,19 @@ def test_a_row_a_condition_and_the_mean_of_its_seeds(runs):
         assert row.seconds > 0 and set(row.probabilities) == {"english"}
     table = as_table([plain, held]).splitlines()
     assert len(table) == 4 and table[3].startswith("| held (2 seeds) | +0.200 [")
+
+
+def test_the_divergence_stands_beside_where_it_was_measured(runs):
+    """A file a run; of two seeds the mean of each document; no cell where a condition has none."""
+    for run_dir, by in zip(runs[1:], (0.1, 0.3), strict=True):
+        said = {"english-news": {"nats": by, "pieces": [[by * n, n] for n in (5.0, 9.0, 7.0)]}}
+        (run_dir / "kl.json").write_text(json.dumps(said))
+    plain, held = rows_of([read_run(run_dir) for run_dir in runs])
+    assert plain.divergences == {}
+    assert held.divergences["english-news"].mean == pytest.approx(0.2)
+    head, _, first, second = (line.split(" | ") for line in as_table([plain, held]).splitlines())
+    at = head.index("KL english-news")
+    assert first[at] == "" and second[at].startswith("+0.200 [")
 
 
 def test_the_picture_shows_each_condition(runs, tmp_path, capsys):

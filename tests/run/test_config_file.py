@@ -203,6 +203,16 @@ def test_a_file_that_builds_no_config_is_a_config_error(tmp_path, line, words):
         load_recipe(str(tmp_path / "broken.py"))
 
 
+def test_a_file_may_take_out_exams_of_another(tmp_path):
+    """What it keeps are ConfigDicts that are locked, in a mapping that is not."""
+    (tmp_path / "fewer.py").write_text(
+        "from configs import quickstart\ndef get_config():\n    c = quickstart.get_config()\n"
+        "    c.exams = {name: exam for name, exam in c.exams.items() if 'reasoned' not in name}\n    return c\n"
+    )
+    names = {exam.source.name for exam in load_recipe(str(tmp_path / "fewer.py")).exams}
+    assert names == {"english-choice", "english", "korean"}
+
+
 def test_a_key_that_a_file_leaves_out_can_be_overridden():
     """Sources, exams and conditions are written short; none of their keys is out of reach for it."""
     changes = (

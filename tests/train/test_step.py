@@ -15,7 +15,14 @@ from medkor_jax.parallel.mesh import MeshShape, make_mesh, place_batch, shard_tr
 from medkor_jax.train.compute import ComputeSettings
 from medkor_jax.train.retention import Retention
 from medkor_jax.train.stage import Stage
-from medkor_jax.train.step import StepSpec, make_evaluation, make_state, make_step, step_spec
+from medkor_jax.train.step import (
+    StepSpec,
+    make_divergence,
+    make_evaluation,
+    make_state,
+    make_step,
+    step_spec,
+)
 from medkor_jax.train.trainable import OptimizerRule, Schedule, make_optimizer, split
 
 C = preset("tiny")
@@ -190,6 +197,23 @@ def test_loss_is_the_sum_over_loss_tokens_by_their_number(whole, params, batch):
     each = np.asarray(make_evaluation(C, PLAIN)(params, batch))
     weights = batch["loss_weights"]
     np.testing.assert_allclose(each * weights, nll * weights, rtol=1e-4, atol=1e-5)
+
+
+def test_divergence_is_the_kl_of_whole_distributions(params, reference, batch):
+    found = np.asarray(make_divergence(C, PLAIN)(params, reference, batch))
+    positions, weights = batch["loss_positions"][..., None], batch["loss_weights"]
+
+    def log_p(model):
+        hidden = forward(model, C, Inputs.of(batch), dtype=jnp.float32)
+        every = jax.nn.log_softmax(project_logits(model.base, hidden))
+        return np.take_along_axis(np.asarray(every, np.float64), positions, axis=1)
+
+    kept, moved = log_p(reference), log_p(params)
+    expected = (np.exp(kept) * (kept - moved)).sum(-1)
+    assert (expected * weights).max() > 1e-3
+    np.testing.assert_allclose(found * weights, expected * weights, rtol=1e-3, atol=2e-6)
+    same = np.asarray(make_divergence(C, PLAIN)(params, params, batch))
+    np.testing.assert_allclose(same * weights, 0.0, atol=2e-6)
 
 
 def test_the_update_is_the_gradient_of_that_loss(run, params, batch):
