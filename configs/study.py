@@ -8,7 +8,7 @@ DATA holds kormedmcqa/, korean_text/, ... Every condition starts from the same w
 many steps by the same optimizer; they differ in what those tokens are and in what is asked of them (CONDITIONS). A
 share is of the tokens. Rates at which plain LoRA forgets: gentle ones forget nothing, and there would be nothing to
 hold. The peer (transformers with PEFT) trains on the very batches of "lora": `medkor_jax.bench.study_peer`; what it
-made is measured here as "peer". Gates record only, but for "remedy", whose gate closes as phase 3's does. Another
+made is measured here as "peer". Gates record only, but for "remedy" and "remedy-gentle", whose gate closes as phase 3's does. Another
 machine or model: set `weights`, `mesh` and the shape below. Results: docs/STUDY.md.
 """
 
@@ -25,20 +25,21 @@ RISE = 0.05  # nats of English that close the gate of "remedy"
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """english: share of the tokens that are English; loss: what they carry (`Source.loss`)."""
+    """english: share of the tokens that are English; loss: what they carry (`Source.loss`); remedy: the rate of one, 0 for none."""
 
     embeddings: bool = True
     english: float = 0.0
     loss: str = "next_token"
     retention: float = 0.0
     at: str = "each"
-    remedy: bool = False
+    remedy: float = 0.0
 
 
 CONDITIONS = {
     "lora": Condition(embeddings=False),
     "embeddings": Condition(),
-    "remedy": Condition(remedy=True),
+    "remedy": Condition(remedy=2e-3),
+    "remedy-gentle": Condition(remedy=2e-4),
     "rehearsal-10": Condition(english=0.1),
     "rehearsal-30": Condition(english=0.3),
     "each-layer": Condition(english=0.3, loss="each_layer", retention=1.0),
@@ -88,12 +89,12 @@ def set_phase(p, data, condition):
         p.gate.on_failure, p.gate.rounds = "retain", 1
         p.gate.requires = {"english-loss": dict(held_out="english-medical", rise_nats=RISE)}
         p.remedy.steps, p.remedy.data = REMEDY_STEPS, english(data, 1.0, "")
-        shape(p.remedy)
+        shape(p.remedy, condition.remedy)
 
 
-def shape(stage):
+def shape(stage, rate=2e-3):
     stage.batch_size, stage.seq_len, stage.warmup_steps, stage.save_every = ROWS, LENGTH, 4, 20
-    stage.rules.lora.learning_rate, stage.rules.lang.learning_rate = 2e-3, 1e-2
+    stage.rules.lora.learning_rate, stage.rules.lang.learning_rate = rate, 5 * rate
 
 
 def korean(data, share, loss):

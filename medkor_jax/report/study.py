@@ -53,7 +53,9 @@ class Row:
 def rows_of(runs: Sequence[RunFiles]) -> list[Row]:
     """Returns a row a condition, in the order in which they first come.
 
-    Raises: ValueError for a run that has not finished, or whose texts are not those of the others.
+    All start from one model. A peer's own run begins where its training has ended, so its start is read of another run.
+
+    Raises: ValueError for a run that has not finished, whose texts are not those of the others, or a peer alone.
     """
     found: dict[str, list[tuple[str, RunFiles]]] = {}
     for run in runs:
@@ -61,18 +63,22 @@ def rows_of(runs: Sequence[RunFiles]) -> list[Row]:
         if not condition or not run.chain:
             raise ValueError(f"{run.on_disk.directory} is no finished run named CONDITION-SEED")
         found.setdefault(condition, []).append((seed, run))
-    return [_row(condition, of) for condition, of in found.items()]
+    ours = [run for run in runs if not _peer_file(run).exists()]
+    if not ours:
+        raise ValueError("a peer's start is what another condition measured: name one too")
+    return [_row(condition, of, ours[0]) for condition, of in found.items()]
 
 
-def _row(condition: str, of: list[tuple[str, RunFiles]]) -> Row:
+def _row(condition: str, of: list[tuple[str, RunFiles]], first: RunFiles) -> Row:
     runs = [run for _, run in of]
+    begun = [(first if _peer_file(run).exists() else run, run) for run in runs]
     watched = runs[0].chain[-1].summary["after"]["watch"]
     exams = runs[0].chain[-1].exams("after")
     return Row(
         condition,
         tuple(seed for seed, _ in of),
-        {name: _moved([_by_document(run, name) for run in runs]) for name in watched},
-        {name: _moved([_by_question(run, name) for run in runs]) for name in exams},
+        {name: _moved([_by_document(*both, name) for both in begun]) for name in watched},
+        {name: _moved([_by_question(*both, name) for both in begun]) for name in exams},
         float(np.mean([_seconds(run) for run in runs])),
         _divergences(runs),
     )
@@ -94,13 +100,13 @@ def _moved(of_seeds: list[np.ndarray]) -> Moved:
     return Moved(float(mean.mean()), *stats.bootstrap_mean(mean, 0.95))
 
 
-def _by_document(run: RunFiles, name: str) -> np.ndarray:
-    before, after = run.chain[0].summary["before"], run.chain[-1].summary["after"]
+def _by_document(start: RunFiles, run: RunFiles, name: str) -> np.ndarray:
+    before, after = start.chain[0].summary["before"], run.chain[-1].summary["after"]
     return moved_in_nats(before["watch"][name], after["watch"][name])
 
 
-def _by_question(run: RunFiles, name: str) -> np.ndarray:
-    before, after = run.chain[0].report("before", name), run.chain[-1].report("after", name)
+def _by_question(start: RunFiles, run: RunFiles, name: str) -> np.ndarray:
+    before, after = start.chain[0].report("before", name), run.chain[-1].report("after", name)
     if before is None or after is None:
         raise ValueError(f"{run.on_disk.directory}: the answers to {name} are not there")
     return outcomes(after, "probability") - outcomes(before, "probability")[pairing(after, before)]
@@ -108,14 +114,19 @@ def _by_question(run: RunFiles, name: str) -> np.ndarray:
 
 def _seconds(run: RunFiles) -> float:
     """Returns the seconds of all training steps; a peer's are in its own file."""
-    condition, _, seed = run.name.rpartition("-")
-    peer = run.on_disk.directory.with_name(f"{condition}-model-{seed}") / PEER_FILE
+    peer = _peer_file(run)
     if peer.exists():
         return json.loads(peer.read_text())["seconds"]
     stages = [stage.rows for phase in run.chain for stage in phase.stages]
     timed = [[row["step_seconds"] for row in rows if "step_seconds" in row] for rows in stages]
     # a first step compiles, and is taken for one like the others
     return sum(float(np.mean(t)) * len(rows) for t, rows in zip(timed, stages) if t)
+
+
+def _peer_file(run: RunFiles) -> pathlib.Path:
+    """Returns where a peer's own figures are; of our runs there is none."""
+    condition, _, seed = run.name.rpartition("-")
+    return run.on_disk.directory.with_name(f"{condition}-model-{seed}") / PEER_FILE
 
 
 def as_table(rows: Sequence[Row]) -> str:

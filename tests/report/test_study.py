@@ -56,6 +56,23 @@ def test_a_row_a_condition_and_the_mean_of_its_seeds(runs):
     assert len(table) == 4 and table[3].startswith("| held (2 seeds) | +0.200 [")
 
 
+def test_a_peer_starts_where_the_others_did(runs):
+    """Its own run begins with what it trained: nothing would have moved."""
+    for run_dir in runs[:2]:
+        losses_moved(run_dir, 0.5)
+    (runs[1].with_name("held-model-0")).mkdir()
+    (runs[1].with_name("held-model-0") / "peer.json").write_text('{"seconds": 7.0}')
+    first, last = (runs[1] / phase / "summary.json" for phase in ("phase0", "phase3"))
+    begun = read_sealed(first)
+    begun["before"] = read_sealed(last)["after"]
+    write_sealed(first, begun)
+    plain, peer = rows_of([read_run(run_dir) for run_dir in runs[:2]])
+    assert peer.losses == plain.losses and peer.seconds == 7.0
+    assert all(moved.mean == pytest.approx(0.5) for moved in peer.losses.values())
+    with pytest.raises(ValueError, match="what another condition measured"):
+        rows_of([read_run(runs[1])])
+
+
 def test_the_divergence_stands_beside_where_it_was_measured(runs):
     """A file a run; of two seeds the mean of each document; no cell where a condition has none."""
     for run_dir, by in zip(runs[1:], (0.1, 0.3), strict=True):
