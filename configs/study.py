@@ -72,10 +72,10 @@ def set_phase(p, data, condition):
     p.after, p.gate.on_failure, p.gate.allow_chance = "", "continue", True
     p.gate.threshold = 0.5  # records only: 20 questions, at chance, decide nothing
     p.remedy.steps, p.remedy.data, p.gate.requires = 0, {}, {}
+    shape(p)  # held-out text is read in it: the same for all
     if condition is None:
         p.steps, p.data = 0, {}
         return
-    shape(p)
     learnt = korean(data, 1.0 - condition.english, "next_token" if condition.retention else "")
     held = english(data, condition.english, condition.loss) if condition.english else {}
     p.data = learnt | held

@@ -129,3 +129,13 @@ def test_a_share_of_english_is_a_share_of_the_tokens(name, shared_data):
 def test_another_condition_is_refused_by_name():
     with pytest.raises(Exception, match="'rest' is no condition; choose from lora, embeddings"):
         load_recipe(f"{CONFIG}:data,rest,0")
+
+
+def test_held_out_text_is_cut_the_same_way_for_all():
+    """A document is a row's part of it: rows of another length cannot be paired."""
+    shapes = set()
+    for name in (*study.CONDITIONS, study.PEER):
+        recipe = load_recipe(f"{CONFIG}:data,{name},0")
+        stage = recipe.phases[0].train  # `run.measurement` reads held-out text as it reads
+        shapes.add((stage.batch_size, stage.seq_len, recipe.held_out_tokens))
+    assert len(shapes) == 1
