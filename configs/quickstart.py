@@ -5,16 +5,18 @@
     medkor run --config configs/quickstart.py:phase5d_exam    # and two steps of the reward behind it
 
 Twenty-four facts are taught, first in English text and then in Korean text, and asked in both languages, four times
-each: few enough that a model that reads 120 tokens a second meets each some thirty times. What is asked is never read:
-texts state the facts, questions ask them. Every option of these questions is a fact that the texts state as often as the
-right one: to prefer what one has read gains nothing. The model is chosen by questions about facts that nothing teaches.
-Questions, solutions and rewards that are trained on are about facts of the training split.
+each: few enough that a model that reads 120 tokens a second meets each some thirty times. What is asked is never
+read: texts state the facts, questions ask them. How a question is answered is taught beside the texts by questions
+about other facts: without these the model learns the sentences by heart and not what to answer (Jiang et al. 2024,
+arXiv:2402.12847; measured in docs/RESULTS.md). Every option of these questions is a fact that the texts state as
+often as the right one: to prefer what one has read gains nothing. The model is chosen by questions about facts that
+nothing teaches. Questions, solutions and rewards that are trained on are about facts of the training split.
 
 Phase 3 goes as the mission has it: Korean alone until the English gate closes, then "each layer" training. Its remedy
-here keeps Korean beside the English that is held: each layer alone gives back what Korean had gained. The phases after
-it hold English from their first step. 4a, 5a and 5b, which repeat what 3 and 4b teach, are left out, and 5d runs where
-it is named: in a minute the reward teaches nothing that can be told (configs/rewarded.py has what it needs). Every
-gate that compares asks the same: nine tenths of the English that phase 1 left, surely.
+here keeps Korean beside the English that is held: each layer alone gives back what Korean had gained. The phases
+beside it hold English from their first step. 4a, 5a and 5b, which repeat what 3 and 4b teach, are left out, and 5d
+runs where it is named: in a minute the reward teaches nothing that can be told (configs/rewarded.py has what it
+needs). Every gate that compares asks the same: nine tenths of the English that phase 1 left, surely.
 """
 
 from configs import common, pipeline
@@ -31,6 +33,9 @@ RUN = (
 LAST = "phase5c_reasoning"
 OURS = dict(path="embedded", licence="Apache-2.0")
 TAUGHT = "valid+test/deficiency,transmission,antidote,hormone"  # what texts state and exams ask
+ANSWERED = (
+    "train/deficiency,transmission,antidote,hormone"  # other facts: how such questions are answered
+)
 OTHERS = "valid+test/pathogen,sign,nerve"  # what is in no text
 
 
@@ -88,18 +93,21 @@ def asked(language, source=None, **how):
     return common.exam("embedded", source, **(dict(mode="cloze", batch_size=32) | how))
 
 
-def text(language, **how):
+def taught(language, weight=1.0, loss=""):
+    """Texts that state the facts, and questions about others with the answer's text, as exams here ask."""
+    of = dict(language=language, weight=weight, loss=loss, **OURS)
     return {
-        f"{language}-text": dict(kind="text", language=language, subset=TAUGHT, **OURS, **how),
+        f"{language}-text": dict(kind="text", subset=TAUGHT, **of),
+        f"{language}-answered": dict(kind="exam", split=ANSWERED, answered_by="text", **of),
     }
 
 
 def held_english(weight):
-    """English text whose tokens are learnt and held to the reference, at every layer."""
-    return text("en", weight=weight)
+    """English whose tokens are learnt and held to the reference, at every layer."""
+    return taught("en", weight)
 
 
-def shape(stage, *, lora=1e-3, lang=2e-2, expand=1e-4, batch_size=4, seq_len=128):
+def shape(stage, *, lora=1.7e-3, lang=2e-2, expand=1e-4, batch_size=4, seq_len=128):
     """Small batches, few steps; short runs want high rates."""
     stage.batch_size, stage.seq_len = batch_size, seq_len
     stage.warmup_steps, stage.save_every = 3, 50
@@ -108,17 +116,17 @@ def shape(stage, *, lora=1e-3, lang=2e-2, expand=1e-4, batch_size=4, seq_len=128
     stage.rules.expand.learning_rate = expand
 
 
-def hold(p, *, steps, lora=1e-3):
+def hold(p, *, steps, lora=1.7e-3):
     """One gate for all phases, and its remedy: English held at each layer, Korean kept beside it."""
     p.gate.reading, p.gate.threshold, p.gate.rounds, p.gate.requires = "relative", 0.9, 1, {}
     p.gate.confidence = 0.9  # 96 questions: at 95 % an equal model would open it 42 times in 100
-    p.remedy.data = held_english(1.5) | text("ko", loss="next_token")
+    p.remedy.data = held_english(1.5) | taught("ko", loss="next_token")
     p.remedy.steps, p.remedy.next_token_weight, p.remedy.retention.positions = steps, 1.0, 16
     shape(p.remedy, lora=lora)
 
 
 def phase0(p):
-    p.data, p.steps = text("en"), 12
+    p.data, p.steps = taught("en"), 16
     shape(p)
 
 
@@ -129,32 +137,34 @@ def phase1(p):
 
 
 def phase2(p):
-    p.data, p.steps = text("ko"), 6
+    p.data, p.steps = taught("ko", loss="next_token") | held_english(0.5), 8
+    p.retention.weight, p.retention.positions = 1.0, 8
     shape(p)
-    hold(p, steps=6)
+    hold(p, steps=8)
 
 
 def phase3(p):
-    p.data, p.steps = text("ko"), 18
+    p.data, p.steps = taught("ko"), 32
     shape(p)
-    hold(p, steps=22)
+    hold(p, steps=24)
 
 
 def phase4b_translation(p):
-    pairs = dict(kind="translation", subset="train", loss="next_token", **OURS)
-    p.data, p.steps = {"pairs-train": pairs} | held_english(0.5), 8
+    pairs = dict(kind="translation", subset=TAUGHT, loss="next_token", **OURS)
+    texts = held_english(0.5) | taught("ko", 0.5, loss="next_token")
+    p.data, p.steps = {"pairs": pairs} | texts, 12
     p.retention.weight, p.retention.positions, p.translations = 1.0, 8, {}
-    shape(p, lora=3e-4, lang=2e-3)
-    hold(p, steps=8, lora=3e-4)
+    shape(p, lora=5e-4, lang=2e-3)
+    hold(p, steps=8, lora=5e-4)
 
 
 def phase5c_reasoning(p):
-    solutions = dict(kind="reasoning", language="ko", loss="next_token", weight=3.0, **OURS)
-    texts = held_english(1.0) | text("ko", loss="next_token")
+    solutions = dict(kind="reasoning", language="ko", loss="next_token", **OURS)
+    texts = held_english(1.0) | taught("ko", 4.0, loss="next_token")
     p.data, p.steps = {"solutions-train": solutions} | texts, 8
     p.retention.weight, p.retention.positions, p.loss_positions = 1.0, 8, 288
     shape(p, lora=5e-4, lang=2e-3, batch_size=2, seq_len=384)
-    hold(p, steps=8, lora=3e-4)
+    hold(p, steps=8, lora=5e-4)
 
 
 def phase5d_exam(p):
@@ -162,7 +172,7 @@ def phase5d_exam(p):
     shape(p, lora=1e-4, lang=1e-4, batch_size=8, seq_len=256)
     p.reward.rollout.group_size, p.reward.rollout.max_new_tokens = 4, 144
     p.reward.rollout.max_refills = 0  # a refill of fewer rows compiles again
-    hold(p, steps=8, lora=3e-4)
+    hold(p, steps=8, lora=5e-4)
 
 
 SET = {

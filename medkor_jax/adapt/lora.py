@@ -64,18 +64,18 @@ def check_targets(targets: Iterable[str], rank: int) -> tuple[str, ...]:
 def make_lora(
     base: Tree, key: jax.Array, *, rank: int, targets: Iterable[str], dtype: Any = jnp.float32
 ) -> Tree:
-    """Returns {name: {"a": [L, in, R] ~ N(0, 1/in), "b": [L, R, out] = 0}} for each target.
+    """Returns {name: {"a": [L, in, R] ~ U(-1/sqrt(in), 1/sqrt(in)), "b": [L, R, out] = 0}} for each target.
 
-    `base` may hold ShapeDtypeStructs: only shapes are read.
-    Source: Hu et al. 2021 (arXiv:2106.09685), section 4.1.
+    `base` may hold ShapeDtypeStructs: only shapes are read. A is drawn as PEFT and microsoft/LoRA draw it, so that a learning
+    rate means here what it means there (docs/STUDY.md: a wider draw learnt less and forgot more).
+    Source: Hu et al. 2021 (arXiv:2106.09685), section 4.1; peft 0.21, LoraLayer.reset_lora_parameters (kaiming_uniform, a=sqrt(5)).
     """
     tree = {}
     for name in check_targets(targets, rank):
         depth, d_in, d_out = base["layers"][name].shape
-        a = jax.random.normal(
-            jax.random.fold_in(key, ADAPTABLE.index(name)), (depth, d_in, rank), dtype
-        )
-        tree[name] = {"a": a * d_in**-0.5, "b": jnp.zeros((depth, rank, d_out), dtype)}
+        key_of_name, bound = jax.random.fold_in(key, ADAPTABLE.index(name)), d_in**-0.5
+        a = jax.random.uniform(key_of_name, (depth, d_in, rank), dtype, -bound, bound)
+        tree[name] = {"a": a, "b": jnp.zeros((depth, rank, d_out), dtype)}
     return tree
 
 

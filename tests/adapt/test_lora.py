@@ -24,9 +24,26 @@ def test_fresh_adapters_have_a_random_and_b_zero():
     for ab in lora.values():
         assert ab["a"].dtype == ab["b"].dtype == jnp.float32
         assert not ab["b"].any()
-        n_in = ab["a"].shape[1]
-        assert float(ab["a"].std()) == pytest.approx(n_in**-0.5, rel=0.1)
+        bound = ab["a"].shape[1] ** -0.5
+        assert float(ab["a"].std()) == pytest.approx(bound / 3**0.5, rel=0.1)
+        assert 0.95 * bound < np.abs(ab["a"]).max() <= bound
     assert np.abs(lora["o"]["a"] - lora["down"]["a"]).max() > 0.1  # same shape, not the same draw
+
+
+def test_a_is_drawn_as_peft_draws_it():
+    """A rate that was found there forgets more here where A is wider: docs/STUDY.md."""
+    peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+    torch.manual_seed(0)
+    base = abstract_base(C, jnp.float32)
+    ours = make_lora(base, jax.random.key(0), rank=5, targets=("down",))["down"]["a"]
+    model = torch.nn.Sequential(*[torch.nn.Linear(ours.shape[1], 8) for _ in range(len(ours))])
+    theirs = peft.get_peft_model(
+        model, peft.LoraConfig(r=5, target_modules=[str(i) for i in range(len(ours))])
+    )
+    drawn = [w.detach().numpy() for name, w in theirs.named_parameters() if "lora_A" in name]
+    assert np.stack(drawn).shape == np.swapaxes(ours, 1, 2).shape
+    assert np.std(ours) == pytest.approx(np.std(drawn), rel=0.05)
+    assert np.abs(ours).max() == pytest.approx(np.abs(drawn).max(), rel=0.02)
 
 
 @pytest.mark.parametrize(
