@@ -107,7 +107,7 @@ def held_english(weight):
     return taught("en", weight)
 
 
-def shape(stage, *, lora=1.3e-3, lang=2e-2, expand=1e-4, batch_size=4, seq_len=128):
+def shape(stage, *, lora=1.7e-3, lang=2e-2, expand=1e-4, batch_size=4, seq_len=128):
     """Small batches, few steps; short runs want high rates."""
     stage.batch_size, stage.seq_len = batch_size, seq_len
     stage.warmup_steps, stage.save_every = 3, 50
@@ -116,7 +116,7 @@ def shape(stage, *, lora=1.3e-3, lang=2e-2, expand=1e-4, batch_size=4, seq_len=1
     stage.rules.expand.learning_rate = expand
 
 
-def hold(p, *, steps, lora=1.3e-3):
+def hold(p, *, steps, lora=1.7e-3):
     """One gate for all phases, and its remedy: English held at each layer, Korean kept beside it."""
     p.gate.reading, p.gate.threshold, p.gate.rounds, p.gate.requires = "relative", 0.9, 1, {}
     p.gate.confidence = 0.9  # 96 questions: at 95 % an equal model would open it 42 times in 100
@@ -126,7 +126,7 @@ def hold(p, *, steps, lora=1.3e-3):
 
 
 def phase0(p):
-    p.data, p.steps = taught("en"), 14
+    p.data, p.steps = taught("en"), 16
     shape(p)
 
 
@@ -144,9 +144,9 @@ def phase2(p):
 
 
 def phase3(p):
-    p.data, p.steps = taught("ko"), 28
+    p.data, p.steps = taught("ko"), 32
     shape(p)
-    hold(p, steps=20)
+    hold(p, steps=24)
 
 
 def phase4b_translation(p):
@@ -161,7 +161,7 @@ def phase4b_translation(p):
 def phase5c_reasoning(p):
     solutions = dict(kind="reasoning", language="ko", loss="next_token", **OURS)
     texts = held_english(1.0) | taught("ko", 4.0, loss="next_token")
-    p.data, p.steps = {"solutions-train": solutions} | texts, 6
+    p.data, p.steps = {"solutions-train": solutions} | texts, 8
     p.retention.weight, p.retention.positions, p.loss_positions = 1.0, 8, 288
     shape(p, lora=5e-4, lang=2e-3, batch_size=2, seq_len=384)
     hold(p, steps=8, lora=5e-4)

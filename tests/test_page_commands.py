@@ -73,6 +73,7 @@ CANNOT = {
     r"bash launch/test.sh": "these are the tests",
     r"(\w+=.* )?(bash )?launch/study.sh": "data that no checkout has, and hours; tests/report/test_study.py, tests/bench/test_study_peer.py",
     r"python -m medkor_jax.report.study": "the study's runs; tests/report/test_study.py",
+    r"python -m medkor_jax.bench.study_kl": "the study's runs; the measure: tests/train/test_step.py",
     r"python -m medkor_jax.bench.startup": "a minute of processes; tests/bench/test_startup.py",
     r"medkor bench --device gpu": "a GPU; on this machine's device tests/bench/test_best.py",
     r"medkor bench( --cases \S+ --repeats \d+)?$": BENCH,
