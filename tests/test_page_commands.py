@@ -81,7 +81,6 @@ CANNOT = {
     r"medkor plan .*configs/(medgemma_\w+_v5e|pipeline)": THEIR_HARDWARE,
     r"medkor profile .*configs/phase3": "MedGemma's weights, a run up to phase 2 and the hub's data; tests/profiling profiles a tiny run",
     r"medkor data check .*configs/pipeline": "the hub's data; tests/hub/test_sets.py reads a stand-in of each set",
-    r"medkor run .*configs/study": "data that no checkout has; tests/report/test_study.py",
     r"medkor run .*configs/measured": "data that no checkout has, and an hour",
     r"medkor run --config configs/(quickstart.py$|rewarded)": "the 270M's own tokenizer; 14 minutes, or one before it begins",
     r"medkor (run|compare) .*korean.(tokens|vector)": "data that no checkout has; tests/run/test_new_tokens.py",

@@ -15,15 +15,15 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
+from medkor_jax.data.rows import EMBEDDED
 from medkor_jax.io.loaded_model import load
 from medkor_jax.io.models import open_model
 from medkor_jax.parallel.mesh import one_device
-from medkor_jax.report.study import KL_FILE
 from medkor_jax.run.config_file import load_recipe
 from medkor_jax.run.corpora import Corpora
 from medkor_jax.train.text_loss import text_loss
 
-START = "embedded"
+KL_FILE = "kl.json"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -44,10 +44,10 @@ def measure(data: str, run: pathlib.Path) -> None:
     (phase,), corpora, mesh = recipe.phases, Corpora(recipe.drop_bad), one_device()
     texts = [source for source in recipe.held_out if source.language == "en"]
     with jax.set_mesh(mesh):
-        start = load(open_model(START), jnp.float32, mesh)
+        start = load(open_model(EMBEDDED), jnp.float32, mesh)
         end = load(open_model(run / phase.name), jnp.float32, mesh)
         if not jnp.array_equal(start.params.base["embed"], end.params.base["embed"]):
-            raise ValueError(f"{run}: its head is not that of {START}")
+            raise ValueError(f"{run}: its head is not that of {EMBEDDED}")
         found = {
             text.name: text_loss(
                 end,

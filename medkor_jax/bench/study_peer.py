@@ -27,7 +27,6 @@ from medkor_jax.bench.stopwatch import n_cpus, peak_memory_bytes
 from medkor_jax.io.export import export_hf
 from medkor_jax.io.loaded_model import style_of
 from medkor_jax.io.models import open_model
-from medkor_jax.report.study import PEER_FILE
 from medkor_jax.run.config_file import load_recipe
 from medkor_jax.run.corpora import Corpora
 from medkor_jax.run.stage_plans import stage_plan
@@ -35,7 +34,7 @@ from medkor_jax.train.drawing import make_batches
 from medkor_jax.train.stage_plan import StagePlan
 from medkor_jax.train.trainable import learning_rate
 
-DONE = PEER_FILE
+DONE = "peer.json"
 
 
 def segments(batch: dict[str, np.ndarray]) -> list[Document]:

@@ -147,7 +147,7 @@ def test_two_configs_are_compared_key_by_key(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [f"--- {PIPELINE}", f"+++ {QUICKSTART}"]
     assert (
-        "config.phase0.steps: 2000 -> 12" in lines
+        "config.phase0.steps: 2000 -> 16" in lines
         and 'config.weights: "google/medgemma-4b-it" -> "embedded"' in lines
     )
     assert (

@@ -23,9 +23,8 @@ def make_config(run_dir, weights):
         code: {"text": dict(kind="text", path="embedded", language=code, subset="train", limit=40)}
         for code in ("en", "ko")
     }
-    rates = dict(
-        lora=1e-3, lang=5e-2, expand=1e-3
-    )  # two steps of less would leave language vectors below a unit of bfloat16
+    # two steps of less would leave language vectors and the merged LoRA within the rounding of bfloat16
+    rates = dict(lora=2e-3, lang=5e-2, expand=1e-3)
     rules = {tree: dict(pattern=f"{tree}/.*", learning_rate=rate) for tree, rate in rates.items()}
     stage = dict(steps=2, batch_size=4, seq_len=64, warmup_steps=0, rules=rules)
     gate = dict(reading="absolute", threshold=1.0, on_failure="continue", allow_chance=True)
