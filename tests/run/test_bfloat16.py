@@ -99,9 +99,9 @@ def test_all_phases_in_bfloat16_end_in_an_export_that_keeps_them(
 @pytest.mark.slow
 def test_the_quick_starts_phase_0_merges_on_the_real_model_in_bfloat16(tmp_path):
     changes = [
-        "dtype='bfloat16'",
-        "param_dtype='bfloat16'",
-        f"run_dir='{tmp_path / 'run'}'",
+        "dtype=bfloat16",
+        "param_dtype=bfloat16",
+        f"run_dir={tmp_path / 'run'}",
         "phase0.steps=2",
     ]
     recipe = load_recipe(
