@@ -7,7 +7,7 @@
 Twenty-four facts are taught, first in English text and then in Korean text, and asked in both languages, four times
 each: few enough that a model that reads 120 tokens a second meets each some thirty times. What is asked is never
 read: texts state the facts, questions ask them. How a question is answered is taught beside the texts by questions
-about other facts: without these the model learns the sentences by heart and not what to answer (Jiang et al. 2024,
+about other facts: without these the model learnt the sentences and not what to answer (Jiang et al. 2024,
 arXiv:2402.12847; measured in docs/RESULTS.md). Every option of these questions is a fact that the texts state as
 often as the right one: to prefer what one has read gains nothing. The model is chosen by questions about facts that
 nothing teaches. Questions, solutions and rewards that are trained on are about facts of the training split.
@@ -32,10 +32,9 @@ RUN = (
 )
 LAST = "phase5c_reasoning"
 OURS = dict(path="embedded", licence="Apache-2.0")
-TAUGHT = "valid+test/deficiency,transmission,antidote,hormone"  # what texts state and exams ask
-ANSWERED = (
-    "train/deficiency,transmission,antidote,hormone"  # other facts: how such questions are answered
-)
+RELATIONS = "deficiency,transmission,antidote,hormone"
+TAUGHT = f"valid+test/{RELATIONS}"  # what texts state and exams ask
+ANSWERED = f"train/{RELATIONS}"  # other facts: how such questions are answered
 OTHERS = "valid+test/pathogen,sign,nerve"  # what is in no text
 
 

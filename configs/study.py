@@ -8,8 +8,8 @@ DATA holds kormedmcqa/, korean_text/, ... Every condition starts from the same w
 many steps by the same optimizer; they differ in what those tokens are and in what is asked of them (CONDITIONS). A
 share is of the tokens. Rates at which plain LoRA forgets: gentle ones forget nothing, and there would be nothing to
 hold. The peer (transformers with PEFT) trains on the very batches of "lora": `medkor_jax.bench.study_peer`; what it
-made is measured here as "peer". Gates record only, but for "remedy" and "remedy-gentle", whose gate closes as phase 3's does. Another
-machine or model: set `weights`, `mesh` and the shape below. Results: docs/STUDY.md.
+made is measured here as "peer". Gates record only, but for "remedy" and "remedy-gentle", whose gate closes as phase
+3's does. Another machine or model: set `weights`, `mesh` and the shape below. Results: docs/STUDY.md.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ RISE = 0.05  # nats of English that close the gate of "remedy"
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """english: share of the tokens that are English; loss: what they carry (`Source.loss`); remedy: the rate of one, 0 for none."""
+    """english: share of the tokens that are English; loss: what they carry (`Source.loss`); remedy: its rate, 0 for none."""
 
     embeddings: bool = True
     english: float = 0.0

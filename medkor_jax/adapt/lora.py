@@ -74,8 +74,9 @@ def make_lora(
     for name in check_targets(targets, rank):
         depth, d_in, d_out = base["layers"][name].shape
         key_of_name, bound = jax.random.fold_in(key, ADAPTABLE.index(name)), d_in**-0.5
-        a = jax.random.uniform(key_of_name, (depth, d_in, rank), dtype, -bound, bound)
-        tree[name] = {"a": a, "b": jnp.zeros((depth, rank, d_out), dtype)}
+        # in float32 whatever it is kept in: a draw in bfloat16 has 128 steps, and a mean below zero
+        a = jax.random.uniform(key_of_name, (depth, d_in, rank), jnp.float32, -bound, bound)
+        tree[name] = {"a": a.astype(dtype), "b": jnp.zeros((depth, rank, d_out), dtype)}
     return tree
 
 

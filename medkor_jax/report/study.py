@@ -85,11 +85,16 @@ def _row(condition: str, of: list[tuple[str, RunFiles]], first: RunFiles) -> Row
 
 
 def _divergences(runs: Sequence[RunFiles]) -> dict[str, Moved]:
-    """Returns what every one of the runs has a file of."""
-    files = [run.on_disk.directory / KL_FILE for run in runs]
-    if not all(file.exists() for file in files):
-        return {}
-    told = [json.loads(file.read_text()) for file in files]
+    """Returns what was measured of the model that each of the runs ended in; nothing if one is missing."""
+    told = []
+    for run in runs:
+        file, model = run.on_disk.directory / KL_FILE, run.chain[-1].summary["after"]["digest"]
+        kept = json.loads(file.read_text()) if file.exists() else {}
+        if (
+            kept.get("digest") != model
+        ):  # a file of a model that was trained again since is of no use
+            return {}
+        told.append(kept["texts"])
     return {name: _moved([nats_by_document(one[name]) for one in told]) for name in told[0]}
 
 

@@ -94,7 +94,7 @@ def _unlock(config: Any) -> None:
     """`ConfigDict.unlock` passes over what is locked below a part that is not."""
     config.unlock()
     for below in config.values():
-        if is_mapping(below) and hasattr(below, "unlock"):
+        if hasattr(below, "unlock"):
             _unlock(below)
 
 

@@ -30,6 +30,14 @@ def test_fresh_adapters_have_a_random_and_b_zero():
     assert np.abs(lora["o"]["a"] - lora["down"]["a"]).max() > 0.1  # same shape, not the same draw
 
 
+def test_a_that_is_kept_in_bfloat16_is_drawn_as_finely():
+    base = abstract_base(C, jnp.float32)
+    a = make_lora(base, jax.random.key(0), rank=64, targets=("down",), dtype=jnp.bfloat16)["down"][
+        "a"
+    ]
+    assert a.dtype == jnp.bfloat16 and len(np.unique(np.abs(np.asarray(a, np.float32)))) > 500
+
+
 def test_a_is_drawn_as_peft_draws_it():
     """A rate that was found there forgets more here where A is wider: docs/STUDY.md."""
     peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")

@@ -2,10 +2,13 @@
 
 import pytest
 
+from medkor_jax.data.chat import ChatTemplate
 from medkor_jax.data.question import cloze_prompt, option_text
 from medkor_jax.data.source import Source
 from medkor_jax.data.sources import load_examples, load_questions
 from medkor_jax.data.style import Plain
+
+from .test_chat import GEMMA3, both  # noqa: F401
 
 OURS = dict(kind="exam", path="embedded", split="train", licence="Apache-2.0")
 
@@ -23,6 +26,20 @@ def test_what_is_taught_is_token_for_token_what_a_cloze_exam_scores(byte_tokeniz
         scored = style.answer(option_text(question.options[question.answer]))
         assert ids == [*asked, *scored, byte_tokenizer.eos_id]
         assert loss == [False] * len(asked) + [True] * (len(scored) + 1)
+
+
+@pytest.mark.parametrize("language", ["ko", "en"])
+def test_so_it_is_in_chat(both, language):  # noqa: F811
+    """A turn of the model, that begins as a cloze exam's option does."""
+    chat = ChatTemplate(GEMMA3, both[0])
+    source = Source("q", language=language, answered_by="text", **OURS)
+    questions = load_questions(source, drop_bad=False).rows[:30]
+    for question, example in zip(questions, load_examples(source, drop_bad=False).rows):
+        ids, loss = chat.dialogue(example.parts)
+        asked = chat.prompt(cloze_prompt(question))[1:]
+        scored = chat.answer(option_text(question.options[question.answer]))
+        assert ids[: len(asked) + len(scored)] == [*asked, *scored]
+        assert loss[: len(asked)] == [False] * len(asked) and all(loss[len(asked) :][: len(scored)])
 
 
 def test_the_other_options_are_not_shown():

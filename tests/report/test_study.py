@@ -77,13 +77,18 @@ def test_the_divergence_stands_beside_where_it_was_measured(runs):
     """A file a run; of two seeds the mean of each document; no cell where a condition has none."""
     for run_dir, by in zip(runs[1:], (0.1, 0.3), strict=True):
         said = {"english-news": {"nats": by, "pieces": [[by * n, n] for n in (5.0, 9.0, 7.0)]}}
-        (run_dir / "kl.json").write_text(json.dumps(said))
+        model = read_sealed(run_dir / "phase3/summary.json")["after"]["digest"]
+        (run_dir / "kl.json").write_text(json.dumps({"digest": model, "texts": said}))
     plain, held = rows_of([read_run(run_dir) for run_dir in runs])
     assert plain.divergences == {}
     assert held.divergences["english-news"].mean == pytest.approx(0.2)
     head, _, first, second = (line.split(" | ") for line in as_table([plain, held]).splitlines())
     at = head.index("KL english-news")
     assert first[at] == "" and second[at].startswith("+0.200 [")
+    kept = json.loads((runs[2] / "kl.json").read_text())
+    (runs[2] / "kl.json").write_text(json.dumps(kept | {"digest": "of another model"}))
+    (again,) = rows_of([read_run(run_dir) for run_dir in runs[1:]])
+    assert again.divergences == {}
 
 
 def test_the_picture_shows_each_condition(runs, tmp_path, capsys):

@@ -241,6 +241,20 @@ def test_text_loss_is_a_mean_over_predicted_tokens_and_stops_at_its_bound(
         assert nats == pytest.approx(tokens * math.log(model.config.vocab_size), rel=1e-3)
 
 
+def test_text_loss_against_a_reference_is_its_divergence(params, model, mesh, corpus):
+    """KL(reference || model), over the pieces of the loss."""
+    shape = dict(batch_size=4, seq_len=64, max_tokens=0)
+    other = params.replace(base=params.base | {"final_norm": params.base["final_norm"] + 0.5})
+    with jax.set_mesh(mesh):
+        loaded = LoadedModel(params, model.base, model.config, model.tokenizer)
+        itself = text_loss(loaded, mesh, corpus, PLAIN, reference=params, **shape)
+        moved = text_loss(loaded, mesh, corpus, PLAIN, reference=other, **shape)
+        plain = text_loss(loaded, mesh, corpus, PLAIN, **shape)
+    assert itself["nats"] == pytest.approx(0.0, abs=1e-5)
+    assert moved["nats"] > 1e-3 and min(nats for nats, _ in moved["pieces"]) > 0
+    assert [n for _, n in moved["pieces"]] == [n for _, n in plain["pieces"]]
+
+
 def test_a_stage_that_changed_nothing_ends_in_an_alarm(run, plan, capsys):
     still = staged(plan, rules=(OptimizerRule("lora", "lora/.*", 0.0),))
     run(still)
