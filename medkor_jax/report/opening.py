@@ -198,7 +198,16 @@ def _gates(run: RunFiles) -> dict[str, Any]:
     n = sum(phase.state == "passed" for phase in judged)
     recorded = len(judged) - n
     also = f"; {recorded} {'was' if recorded == 1 else 'were'} recorded only" if recorded else ""
-    return _answer(question, GOOD, f"None did: {n} of {len(judged)} opened{also}.", lines)
+    mended = [
+        f"{p.name}'s after a remedy" for p in judged if p.state == "passed" and _was_mended(p)
+    ]
+    opened = ", ".join([f"{n} of {len(judged)} opened", *mended])
+    none = "None stayed closed" if mended else "None did"
+    return _answer(question, GOOD, f"{none}: {opened}{also}.", lines)
+
+
+def _was_mended(phase: PhaseFiles) -> bool:
+    return any(stage.name.startswith("remedy") for stage in phase.stages)
 
 
 def _waived(phase: PhaseFiles) -> str:

@@ -87,6 +87,17 @@ def test_a_closed_gate_and_a_doubt_come_first(run_dir):
     assert "phase0 most" in found["Which phase cost what?"]["answer"]
 
 
+def test_a_gate_that_a_remedy_opened_is_said(run_dir):
+    """It had closed: "none did" would hide what training alone did to English."""
+    verdict = read_verdict(run_dir / "phase3/verdict.json")
+    write_sealed(run_dir / "phase3/verdict.json", verdict | {"waiver": None, "passed": True})
+    said = said_of(run_dir)["Why did a gate close?"]["answer"]
+    assert said.startswith("None did: 1 of ")
+    shutil.copytree(run_dir / "phase3/train", run_dir / "phase3/remedy1")
+    said = said_of(run_dir)["Why did a gate close?"]["answer"]
+    assert said.startswith("None stayed closed: 1 of ") and "phase3's after a remedy" in said
+
+
 def test_every_section_is_filled_from_the_files(finished):  # noqa: F811
     found = make_sections(read_run(finished), price=3600.0)
     assert [one["name"] for one in found["phases"]] == found["planned"]
