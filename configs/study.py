@@ -5,8 +5,8 @@
     medkor compare runs/study/*-0                                    # which is better, and can one tell
 
 DATA holds kormedmcqa/, korean_text/, ... Every condition starts from the same weights and reads as many tokens in as
-many steps by the same optimizer; they differ in what those tokens are and in what is asked of them (CONDITIONS). A
-share is of the tokens. Rates at which plain LoRA forgets: gentle ones forget nothing, and there would be nothing to
+many steps by the same optimizer; they differ in what those tokens are and in what is asked of them, and one in its rate
+(CONDITIONS). A share is of the tokens. Rates at which plain LoRA forgets: gentle ones forget nothing, and there would be nothing to
 hold. The peer (transformers with PEFT) trains on the very batches of "lora": `medkor_jax.bench.study_peer`; what it
 made is measured here as "peer". Gates record only, but for "remedy" and "remedy-gentle", whose gate closes as phase
 3's does. Another machine or model: set `weights`, `mesh` and the shape below. Results: docs/STUDY.md.
@@ -20,26 +20,30 @@ from configs.measured import EXAM_TEXT, NON_COMMERCIAL
 STEPS, ROWS, LENGTH = 40, 4, 128
 REMEDY_STEPS = 10
 NEWS = "runs/study/news-en.txt"  # `launch/study.sh` puts DATA's there: general English, which nothing trains on
+RATE = 2e-3  # of LoRA, at which it forgets; the embeddings' is five times that
 RISE = 0.05  # nats of English that close the gate of "remedy"
 
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """english: share of the tokens that are English; loss: what they carry (`Source.loss`); remedy: its rate, 0 for none."""
+    """english: share of the tokens that are English; loss: what they carry (`Source.loss`); rate: LoRA's; remedy: its rate,
+    0 for none."""
 
     embeddings: bool = True
     english: float = 0.0
     loss: str = "next_token"
     retention: float = 0.0
     at: str = "each"
+    rate: float = RATE
     remedy: float = 0.0
 
 
 CONDITIONS = {
     "lora": Condition(embeddings=False),
+    "lora-half-rate": Condition(embeddings=False, rate=RATE / 2),
     "embeddings": Condition(),
-    "remedy": Condition(remedy=2e-3),
-    "remedy-gentle": Condition(remedy=2e-4),
+    "remedy": Condition(remedy=RATE),
+    "remedy-gentle": Condition(remedy=RATE / 10),
     "rehearsal-10": Condition(english=0.1),
     "rehearsal-30": Condition(english=0.3),
     "each-layer": Condition(english=0.3, loss="each_layer", retention=1.0),
@@ -80,6 +84,7 @@ def set_phase(p, data, condition):
     held = english(data, condition.english, condition.loss) if condition.english else {}
     p.data = learnt | held
     p.steps, p.retention.weight, p.retention.at = STEPS, condition.retention, condition.at
+    shape(p, condition.rate)
     if condition.embeddings:
         p.language.kind = "vector"
     else:
@@ -92,7 +97,7 @@ def set_phase(p, data, condition):
         shape(p.remedy, condition.remedy)
 
 
-def shape(stage, rate=2e-3):
+def shape(stage, rate=RATE):
     stage.batch_size, stage.seq_len, stage.warmup_steps, stage.save_every = ROWS, LENGTH, 4, 20
     stage.rules.lora.learning_rate, stage.rules.lang.learning_rate = rate, 5 * rate
 

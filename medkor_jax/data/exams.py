@@ -39,13 +39,7 @@ def load(source: Source, *, drop_bad: bool) -> Loaded[Question]:
     Raises: BadDataError for bad rows (unless `drop_bad`), for wrong column names and for an empty file.
     """
     if source.path == rows.EMBEDDED:
-        if not source.language:
-            raise ValueError(
-                f"source {source.name!r}: the embedded exam is in two languages: say which (--language ko or en; in a config, `language` of the source)"
-            )
-        told = embedded.reasonings if source.kind == "reasoning" else embedded.questions
-        questions = told(source.split, source.language, source.subset)
-        return Loaded(questions[: source.limit or None], [])
+        return Loaded(_embedded(source)[: source.limit or None], [])
     tally = Tally()
     # How keys count is decided over all rows, also where only the first, or a part, are wanted.
     whole = dataclasses.replace(source, limit=0, held_share=0.0, part="")
@@ -93,6 +87,18 @@ def load(source: Source, *, drop_bad: bool) -> Loaded[Question]:
         except BadRowReason as reason:
             read.append(BadRow(rows.file_label(source), number, str(reason)))
     return rows.settle(source, *rows.split_bad([*read, *tally.notes()]), drop_bad=drop_bad)
+
+
+def _embedded(source: Source) -> list[Question]:
+    """Raises: ValueError for what the embedded exam does not have."""
+    if not source.language:
+        raise ValueError(
+            f"source {source.name!r}: the embedded exam is in two languages: say which (--language ko or en; in a config, `language` of the source)"
+        )
+    asked = (source.split, source.language, source.subset)
+    if source.kind != "reasoning":
+        return embedded.questions(*asked)
+    return embedded.reasonings(*asked, "+".join(source.rationale) or "rationale")
 
 
 def question_from_row(row: Row, source: Source, number: int) -> Question:

@@ -20,6 +20,10 @@ from medkor_jax.data.thinking import LABEL, THOUGHT_CLOSES, THOUGHT_OPENS, holds
 
 _ASKED = {"ko": "풀이：", "en": "Reasoning:"}
 _ANSWERED = {"ko": "정답：", "en": "Answer:"}
+_JUDGED = {
+    "ko": ("아니다", "맞다"),
+    "en": ("no", "yes"),
+}  # an option that is wrong, and the right one
 _OWN = (THOUGHT_OPENS + LABEL.strip(), THOUGHT_CLOSES)
 
 
@@ -66,7 +70,7 @@ def load(
     """
     loaded = exams.load(source, drop_bad=drop_bad)
     reasoned = [question for question in loaded.rows if question.rationale.strip()]
-    usable = [question for question in reasoned if not _holds_tag(question, form)]
+    usable = [question for question in reasoned if not _holds_tag(question.rationale, form)]
     counts = {
         "without a rationale that leads to its key": len(loaded.rows) - len(reasoned),
         f"with {form.opening!r} or {form.closing!r} in the rationale": len(reasoned) - len(usable),
@@ -83,15 +87,33 @@ def reasoning_prompt(question: Question) -> str:
     return asked.removesuffix(_ANSWERED[question.language]) + _ASKED[question.language]
 
 
-def reasoned_text(question: Question, form: ReasoningFormat) -> str:
+def in_turn(question: Question) -> str:
+    """Returns its options one after another, each judged, up to the right one: "A. thiamine: no. B. vitamin K: yes."
+
+    Then the letter to be written is the last that was read. A small model that knows the answer's text does not find the
+    letter that stands before it in the question (docs/RESULTS.md, "The reward by itself").
+    """
+    no, yes = _JUDGED[question.language]
+    options = list(zip(LETTERS, question.options))[: question.answer + 1]
+    return " ".join(
+        f"{letter}. {option}: {no if i < question.answer else yes}."
+        for i, (letter, option) in enumerate(options)
+    )
+
+
+def reasoned_text(question: Question, form: ReasoningFormat, answered_by: str = "letter") -> str:
     """Returns what should follow the prompt: the question's own rationale between the tags, then its letter.
+
+    answered_by: "letter", or "in_turn": the options, judged one after another, end the rationale.
 
     Raises: ValueError if the question has no rationale, or one that holds a tag.
     """
     rationale = " ".join(question.rationale.split())
     if not rationale:
         raise ValueError(f"question {question.id!r} has no rationale to learn reasoning from")
-    if _holds_tag(question, form):
+    if answered_by == "in_turn":
+        rationale = f"{rationale} {in_turn(question)}"
+    if _holds_tag(rationale, form):
         raise ValueError(
             f"the rationale of {question.id!r} holds {form.opening!r} or {form.closing!r}; choose other tags"
         )
@@ -100,14 +122,16 @@ def reasoned_text(question: Question, form: ReasoningFormat) -> str:
     return f" {form.opening} {rationale} {form.closing} {LETTERS[question.answer]}"
 
 
-def reasoned_example(question: Question, form: ReasoningFormat) -> Example:
+def reasoned_example(
+    question: Question, form: ReasoningFormat, answered_by: str = "letter"
+) -> Example:
     """Returns the question as reasoning to learn: loss on tags, rationale, letter and the eos that ends it."""
-    parts = ((reasoning_prompt(question), False), (reasoned_text(question, form), True))
+    told = reasoned_text(question, form, answered_by)
+    parts = ((reasoning_prompt(question), False), (told, True))
     kind = MarkedExample if form.is_own else Example
     return kind(question.id, parts, question.language, splittable=False)
 
 
-def _holds_tag(question: Question, form: ReasoningFormat) -> bool:
+def _holds_tag(text: str, form: ReasoningFormat) -> bool:
     """The marks of a thought end or begin one whatever the tags are."""
-    text = question.rationale
     return form.opening in text or form.closing in text or (form.is_own and holds_mark(text))

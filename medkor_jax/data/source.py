@@ -25,7 +25,11 @@ OF_QUESTIONS = ("exam", "reasoning")  # kinds whose rows are questions
 EMBEDDED = "embedded"  # the exam, texts and pairs that come with this package; the model of that name: `io.embedded_model`
 PARTS = ("", "train", "held_out")
 LOSSES = ("", "next_token", "each_layer")
-ANSWERED_BY = ("letter", "text")
+ANSWERED_BY = {
+    "letter": "",
+    "text": "exam",
+    "in_turn": "reasoning",
+}  # and the one kind that it is for
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _OPTIONAL = (
@@ -84,10 +88,13 @@ class Source:
     model can learn the letter of a question instead of what the letter stands for. A question whose
     options or reasoning speak of options by letter, number or place keeps the one."""
     answered_by: str = "letter"
-    """What is learnt of an exam's question: "letter", behind its options, or "text", that of its right
-    option behind the question alone, as the exam modes "cloze" and "cloze_norm" ask."""
+    """How a question's answer is learnt. "letter": behind its options, or behind the reasoning. Of an
+    exam also "text": that of its right option behind the question alone, as the exam modes "cloze" and
+    "cloze_norm" ask. Of reasoning also "in_turn": it ends by naming the options one after another up to
+    the right one ("A. thiamine: no. B. vitamin K: yes."), from which a model reads its letter."""
     rationale: tuple[str, ...] = ()
-    """Columns that hold the reasoning of a question, joined by a line each. (): cot or rationale."""
+    """Columns that hold the reasoning of a question, joined by a line each. (): cot or rationale. The
+    embedded exam has "rationale", which places every option, and "right", which states one fact."""
     held_share: Annotated[float, ">= 0", "< 1"] = 0.0
     """Share of the rows that are held out, chosen by a hash of each row and never by its place."""
     part: str = ""
@@ -154,12 +161,14 @@ class Source:
                 f"orders is {self.orders} of kind {self.kind!r}, expected 1, or more for questions"
             )
         if self.answered_by not in ANSWERED_BY:
-            return f"answered_by is {self.answered_by!r}, expected 'letter' or 'text'"
-        if self.answered_by == "text" and (self.kind != "exam" or self.orders > 1):
+            return f"answered_by is {self.answered_by!r}, expected one of {', '.join(ANSWERED_BY)}"
+        if self.kind != (ANSWERED_BY[self.answered_by] or self.kind):
             return (
-                f"answered_by is 'text' of kind {self.kind!r} in {self.orders} orders; it is for kind 'exam', "
-                "whose options are then not shown: leave orders out"
+                f"answered_by is {self.answered_by!r} of kind {self.kind!r}; "
+                f"it is for kind {ANSWERED_BY[self.answered_by]!r}"
             )
+        if self.answered_by == "text" and self.orders > 1:
+            return f"answered_by is 'text' in {self.orders} orders; options are then not shown: leave orders out"
         if self.loss not in LOSSES:
             return f"loss is {self.loss!r}, expected 'next_token', 'each_layer' or '' for all"
         if self.rationale and not is_of_questions:

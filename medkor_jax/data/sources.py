@@ -95,7 +95,7 @@ def question_example(
 ) -> Example:
     """Returns what a question of this source teaches: its letter or its text, or its reasoning and then its letter."""
     return (
-        reasoning.reasoned_example(question, form)
+        reasoning.reasoned_example(question, form, source.answered_by)
         if source.kind == "reasoning"
         else example(question, source.answered_by)
     )

