@@ -40,7 +40,6 @@ class Condition:
 
 CONDITIONS = {
     "lora": Condition(embeddings=False),
-    "lora-half-rate": Condition(embeddings=False, rate=RATE / 2),
     "embeddings": Condition(),
     "remedy": Condition(remedy=RATE),
     "remedy-gentle": Condition(remedy=RATE / 10),
@@ -50,6 +49,14 @@ CONDITIONS = {
     "each-layer-4": Condition(english=0.3, loss="each_layer", retention=4.0),
     "last-layer": Condition(english=0.3, loss="each_layer", retention=1.0, at="last"),
     "both": Condition(english=0.3, loss="", retention=1.0),
+}
+CONDITIONS |= {
+    f"{name}-{part}-rate": dataclasses.replace(CONDITIONS[name], rate=RATE * share)
+    for part, share, names in (
+        ("half", 0.5, ("lora", "rehearsal-30", "each-layer", "last-layer")),
+        ("quarter", 0.25, ("lora",)),
+    )
+    for name in names
 }
 PEER = "peer"
 

@@ -92,14 +92,14 @@ TOOLS = {"transformers": by_transformers, "vllm": by_vllm, "llama.cpp": by_llama
 
 
 def _wait_for(port: int, server: subprocess.Popen) -> None:
-    for _ in range(300):
+    for _ in range(900):
         with socket.socket() as tried:
             if tried.connect_ex(("127.0.0.1", port)) == 0:
                 return
         if server.poll() is not None:
             raise ChildProcessError(f"the server ended with exit code {server.returncode}")
         time.sleep(1)
-    raise TimeoutError("the server did not come up in 300 s")
+    raise TimeoutError("the server did not come up in 900 s")
 
 
 def main(tool: str, export: str, *more: str) -> None:
