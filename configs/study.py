@@ -5,11 +5,12 @@
     medkor compare runs/study/*-0                                    # which is better, and can one tell
 
 DATA holds kormedmcqa/, korean_text/, ... Every condition starts from the same weights and reads as many tokens in as
-many steps by the same optimizer; they differ in what those tokens are and in what is asked of them, and one in its rate
-(CONDITIONS). A share is of the tokens. Rates at which plain LoRA forgets: gentle ones forget nothing, and there would be nothing to
-hold. The peer (transformers with PEFT) trains on the very batches of "lora": `medkor_jax.bench.study_peer`; what it
-made is measured here as "peer". Gates record only, but for "remedy" and "remedy-gentle", whose gate closes as phase
-3's does. Another machine or model: set `weights`, `mesh` and the shape below. Results: docs/STUDY.md.
+many steps by the same optimizer; they differ in what those tokens are and in what is asked of them (CONDITIONS). A
+share is of the tokens. RATE is one at which plain LoRA forgets: without it there would be nothing to hold; "-half-rate"
+and "-quarter-rate" are what a lower one does instead. The peer (transformers with PEFT) trains on the very batches of
+"lora": `medkor_jax.bench.study_peer`; what it made is measured here as "peer". Gates record only, but for "remedy" and
+"remedy-gentle", whose gate closes as phase 3's does. Another machine or model: set `weights`, `mesh` and the shape below.
+Results: docs/STUDY.md.
 """
 
 import dataclasses
@@ -83,7 +84,8 @@ def set_phase(p, data, condition):
     p.after, p.gate.on_failure, p.gate.allow_chance = "", "continue", True
     p.gate.threshold = 0.5  # records only: 20 questions, at chance, decide nothing
     p.remedy.steps, p.remedy.data, p.gate.requires = 0, {}, {}
-    shape(p)  # held-out text is read in it: the same for all
+    # Held-out text is read in this shape: the same for all.
+    shape(p, condition.rate if condition else RATE)
     if condition is None:
         p.steps, p.data = 0, {}
         return
@@ -91,7 +93,6 @@ def set_phase(p, data, condition):
     held = english(data, condition.english, condition.loss) if condition.english else {}
     p.data = learnt | held
     p.steps, p.retention.weight, p.retention.at = STEPS, condition.retention, condition.at
-    shape(p, condition.rate)
     if condition.embeddings:
         p.language.kind = "vector"
     else:
@@ -104,7 +105,7 @@ def set_phase(p, data, condition):
         shape(p.remedy, condition.remedy)
 
 
-def shape(stage, rate=RATE):
+def shape(stage, rate):
     stage.batch_size, stage.seq_len, stage.warmup_steps, stage.save_every = ROWS, LENGTH, 4, 20
     stage.rules.lora.learning_rate, stage.rules.lang.learning_rate = rate, 5 * rate
 

@@ -20,10 +20,7 @@ from medkor_jax.data.thinking import LABEL, THOUGHT_CLOSES, THOUGHT_OPENS, holds
 
 _ASKED = {"ko": "풀이：", "en": "Reasoning:"}
 _ANSWERED = {"ko": "정답：", "en": "Answer:"}
-_JUDGED = {
-    "ko": ("아니다", "맞다"),
-    "en": ("no", "yes"),
-}  # an option that is wrong, and the right one
+_JUDGED = {"ko": ("아니다", "맞다"), "en": ("no", "yes")}  # a wrong option, and the right one
 _OWN = (THOUGHT_OPENS + LABEL.strip(), THOUGHT_CLOSES)
 
 

@@ -25,11 +25,8 @@ OF_QUESTIONS = ("exam", "reasoning")  # kinds whose rows are questions
 EMBEDDED = "embedded"  # the exam, texts and pairs that come with this package; the model of that name: `io.embedded_model`
 PARTS = ("", "train", "held_out")
 LOSSES = ("", "next_token", "each_layer")
-ANSWERED_BY = {
-    "letter": "",
-    "text": "exam",
-    "in_turn": "reasoning",
-}  # and the one kind that it is for
+ANSWERED_BY = dict(letter=OF_QUESTIONS, text=("exam",), in_turn=("reasoning",))
+"""How an answer may be taught, and of which kinds."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _OPTIONAL = (
@@ -162,10 +159,10 @@ class Source:
             )
         if self.answered_by not in ANSWERED_BY:
             return f"answered_by is {self.answered_by!r}, expected one of {', '.join(ANSWERED_BY)}"
-        if self.kind != (ANSWERED_BY[self.answered_by] or self.kind):
+        if self.answered_by != "letter" and self.kind not in ANSWERED_BY[self.answered_by]:
             return (
                 f"answered_by is {self.answered_by!r} of kind {self.kind!r}; "
-                f"it is for kind {ANSWERED_BY[self.answered_by]!r}"
+                f"it is for kind {ANSWERED_BY[self.answered_by][0]!r}"
             )
         if self.answered_by == "text" and self.orders > 1:
             return f"answered_by is 'text' in {self.orders} orders; options are then not shown: leave orders out"

@@ -11,6 +11,7 @@ from medkor_jax.data.reasoning import ReasoningFormat, reasoned_text
 from medkor_jax.data.source import Source
 from medkor_jax.data.sources import load_examples, load_questions
 from medkor_jax.data.style import Plain
+from medkor_jax.data.thinking import THOUGHT_CLOSES, THOUGHT_OPENS
 from medkor_jax.eval.answers import parse_reasoned
 
 from .test_chat import GEMMA3, both  # noqa: F401
@@ -83,12 +84,15 @@ def test_it_is_of_exams_without_options(wrong, said):
 REASONED = dict(path="embedded", kind="reasoning", licence="Apache-2.0", answered_by="in_turn")
 
 
+@pytest.mark.parametrize(
+    "form", [ReasoningFormat(), ReasoningFormat(THOUGHT_OPENS + "thought", THOUGHT_CLOSES)]
+)
 @pytest.mark.parametrize("language, no, yes", [("ko", "아니다", "맞다"), ("en", "no", "yes")])
-def test_options_judged_in_turn_end_with_the_letter_to_be_written(language, no, yes):
-    """In every order of the options, and as reward and score read it."""
+def test_options_judged_in_turn_end_with_the_letter_to_be_written(language, no, yes, form):
+    """In every order of the options, as reward and score read it, also as the model's own thought."""
     source = Source("q", language=language, orders=3, **REASONED)
     questions = {q.id: q for q in load_questions(source, drop_bad=False).rows}
-    examples = load_examples(source, drop_bad=False).rows
+    examples = load_examples(source, drop_bad=False, form=form).rows
     assert len(examples) > 2 * len(questions)
     keys = set()
     for example in examples:
@@ -96,7 +100,7 @@ def test_options_judged_in_turn_end_with_the_letter_to_be_written(language, no, 
         question = questions[example.id.partition("/order")[0]]
         options = dict(re.findall(r"^([A-E])\. (.*)$", asked, re.MULTILINE))
         key = next(c for c, one in options.items() if one == question.options[question.answer])
-        read = parse_reasoned(told.strip(), len(options))
+        read = parse_reasoned(told.strip(), len(options), form)
         assert is_learnt and read.has_format and LETTERS[read.answer] == key
         judged = [f"{c}. {one}: {yes if c == key else no}." for c, one in options.items()]
         assert read.reasoning.endswith(" ".join(judged[: LETTERS.index(key) + 1]))

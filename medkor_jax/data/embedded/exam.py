@@ -37,13 +37,9 @@ from medkor_jax.data.language import LANGUAGES
 from medkor_jax.data.question import Question
 from medkor_jax.data.rows import EMBEDDED
 
-_BRIEF: Template = ("{right} The answer is {option}.", "{right} 정답은 {option}이다.")
-RATIONALES = (
-    "rationale",
-    "right",
-)  # what a reasoning states: every option's fact, or the right one's
 N_OPTIONS = 5  # of every question
 WORDINGS = ("", "other", "both")
+RATIONALES = ("rationale", "right")  # it states the fact of every option, or of the right one
 _WAYS = {"both": ("", "other")}
 _FRAMES: tuple[Template, ...] = (
     ("{others} {right} So the answer is {option}.", "{others} {right} 따라서 정답은 {option}이다."),
@@ -56,6 +52,7 @@ _FRAMES: tuple[Template, ...] = (
         "{right} 나머지 보기는 다른 것에 해당한다. {others} 정답은 {option}이다.",
     ),
 )
+_BRIEF: Template = ("{right} The answer is {option}.", "{right} 정답은 {option}이다.")
 
 
 @dataclasses.dataclass(frozen=True)
